@@ -1,0 +1,377 @@
+"""Hugging Face folder to our tree and back: one table, both directions, bit for bit.
+
+Tensors are read one by one from safetensors and placed straight onto their shardings, so that host
+memory holds one tensor and never one model. Unknown, missing and duplicate names and unknown config
+attributes are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tddpo_jax.model import Llama, LlamaConfig, RopeScaling
+from tddpo_jax.sharding import check_mesh, parameter_shardings, path_name
+
+# (Hugging Face name, our path); {} is the number of the layer, its place on our leading axis.
+NAMES: tuple[tuple[str, str], ...] = (
+    ("model.embed_tokens.weight", "embed"),
+    ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.weight"),
+    ("model.layers.{}.self_attn.q_proj.weight", "layers.q_proj.weight"),
+    ("model.layers.{}.self_attn.k_proj.weight", "layers.k_proj.weight"),
+    ("model.layers.{}.self_attn.v_proj.weight", "layers.v_proj.weight"),
+    ("model.layers.{}.self_attn.o_proj.weight", "layers.o_proj.weight"),
+    ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm.weight"),
+    ("model.layers.{}.mlp.gate_proj.weight", "layers.gate_proj.weight"),
+    ("model.layers.{}.mlp.up_proj.weight", "layers.up_proj.weight"),
+    ("model.layers.{}.mlp.down_proj.weight", "layers.down_proj.weight"),
+    ("model.norm.weight", "norm.weight"),
+    ("lm_head.weight", "head"),
+)
+# A buffer of older checkpoints; the frequencies follow from the config.
+DERIVED_SUFFIX = "self_attn.rotary_emb.inv_freq"
+SHARD_BYTES = 5_000_000_000
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+# Attributes of a config.json that change nothing here: names, token ids, training-time settings.
+IGNORED_ATTRIBUTES = (
+    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
+    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
+    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
+    *("model_max_length", "max_length", "max_sequence_length"),
+)
+# Attributes that would change the mathematics: only the value that means "absent" is understood.
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0, None),
+    "pretraining_tp": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+}
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """The shape of the checkpoint in a Hugging Face folder.
+
+    Raises:
+        ValueError: the file is missing, lacks an attribute, or has one this project does not know.
+    """
+    path = folder / "config.json"
+    attributes = _read_json(path)
+    for name, understood in REQUIRED_VALUES.items():
+        if name in attributes and attributes[name] not in understood:
+            raise ValueError(f"{path}: {name} = {attributes[name]!r} is not supported")
+    if "model_type" not in attributes:
+        raise ValueError(f"{path}: model_type is missing")
+    known = dict(attributes)
+    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
+        known.pop(name, None)
+
+    def take(name: str, *default: Any) -> Any:
+        if name not in known and not default:
+            raise ValueError(f"{path}: {name} is missing")
+        value = known.pop(name, None)
+        return default[0] if value is None and default else value
+
+    heads, width = take("num_attention_heads"), take("hidden_size")
+    theta, scaling = _rope(path, known)
+    config = LlamaConfig(
+        vocabulary=take("vocab_size"),
+        width=width,
+        layers=take("num_hidden_layers"),
+        heads=heads,
+        # Both defaults are transformers' own: no grouping, and the width shared by the heads.
+        key_value_heads=take("num_key_value_heads", heads),
+        head_size=take("head_dim", width // heads),
+        feed_forward=take("intermediate_size"),
+        context=take("max_position_embeddings"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_epsilon=take("rms_norm_eps"),
+        tied=take("tie_word_embeddings", False),
+    )
+    if known:
+        raise ValueError(f"{path}: {sorted(known)[0]} is not understood")
+    return config
+
+
+def _rope(path: Path, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, from `rope_parameters` (transformers 5) or the older two fields."""
+    scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
+    known.pop("rope_scaling", None)
+    # Llama-1 and Llama-2 configs leave rope_theta out; their code fixed it at 10,000.
+    theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
+    scaling.pop("rope_theta", None)
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
+    scaling.pop("type", None)
+    if kind == "default" and not scaling:
+        return float(theta), None
+    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3" or set(scaling) != set(fields):
+        raise ValueError(
+            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} unsupported"
+        )
+    return float(theta), RopeScaling(*(scaling[field] for field in fields))
+
+
+def hugging_face_tensors(config: LlamaConfig) -> dict[str, tuple[str, int | None]]:
+    """Every tensor name of the checkpoint -> (our path, layer or None)."""
+    names: dict[str, tuple[str, int | None]] = {}
+    for name, path in NAMES:
+        if path == "head" and config.tied:
+            continue
+        if "{}" not in name:
+            names[name] = (path, None)
+            continue
+        for layer in range(config.layers):
+            names[name.format(layer)] = (path, layer)
+    return names
+
+
+def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Llama:
+    """A model with the folder's weights, sharded over the mesh.
+
+    Args:
+        folder: Hugging Face folder with `config.json` and safetensors.
+        mesh: where to place the weights.
+        dtype: of the stored weights; default: the checkpoint's own.
+
+    Raises:
+        ValueError: anything about the folder that cannot be understood, naming file and tensor.
+    """
+    config = read_config(folder)
+    check_mesh(mesh, config)
+    files = _weight_files(folder)
+    expected = hugging_face_tensors(config)
+    _check_names(folder, files, expected)
+    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
+    graphdef, state = nnx.split(abstract, nnx.Param)
+    shapes = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    shardings = {
+        path_name(p): sharding
+        for p, sharding in jax.tree_util.tree_leaves_with_path(parameter_shardings(state, mesh))
+    }
+    arrays: dict[str, jax.Array] = {}
+    for name, tensor in _tensors(folder, files):
+        if name not in expected:
+            continue
+        path, layer = expected[name]
+        shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
+        if tensor.shape != shape:
+            found, wanted = list(tensor.shape), list(shape)
+            raise ValueError(f"{files[name]}: {name} has shape {found}, config.json says {wanted}")
+        tensor = tensor.astype(dtype) if dtype is not None else tensor
+        if layer is None:
+            arrays[path] = _placed(tensor, shardings[path])
+            continue
+        if path not in arrays:
+            arrays[path] = _zeros(shapes[path].shape, tensor.dtype, shardings[path])
+        one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
+        arrays[path] = _with_layer(arrays[path], _placed(tensor, one_layer), layer)
+    if config.tied:
+        _check_tied_head(folder, files)
+    filled = jax.tree_util.tree_map_with_path(lambda p, _: arrays[path_name(p)], state)
+    return nnx.merge(graphdef, filled)
+
+
+def _placed(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@jax.jit(donate_argnums=0)
+def _with_layer(stacked: jax.Array, layer: jax.Array, number: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path}: not JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object")
+    return value
+
+
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it."""
+    single, index = (folder / name for name in WEIGHT_FILES)
+    if index.exists():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: weight_map is missing")
+        files = {name: folder / file for name, file in weight_map.items()}
+    elif single.exists():
+        files = dict.fromkeys(_names_in(single), single)
+    else:
+        raise ValueError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
+    held = [name for file in sorted(set(files.values())) for name in _names_in(file)]
+    for name in held:
+        if held.count(name) > 1 and len(set(files.values())) > 1:
+            raise ValueError(f"{folder}: tensor {name} stands in more than one file")
+        if name not in files:
+            raise ValueError(f"{index}: tensor {name} is not in weight_map")
+    for name, file in files.items():
+        if name not in held:
+            raise ValueError(f"{file}: tensor {name} is missing")
+    return files
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file: {error}") from None
+
+
+def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any]) -> None:
+    for name in expected:
+        if name not in files:
+            raise ValueError(f"{folder}: tensor {name} is missing")
+    for name in files:
+        tied_head = name == "lm_head.weight"
+        if name not in expected and not name.endswith(DERIVED_SUFFIX) and not tied_head:
+            raise ValueError(f"{files[name]}: tensor {name} is unknown")
+
+
+def _tensors(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+    for file in sorted(set(files.values())):
+        with safe_open(file, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
+                yield name, tensors.get_tensor(name)
+
+
+def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
+    """A tied checkpoint may carry its head a second time, but not a different one."""
+    if "lm_head.weight" not in files:
+        return
+    pair = {}
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        with safe_open(files[name], "np") as tensors:
+            pair[name] = tensors.get_tensor(name)
+    if not np.array_equal(*pair.values()):
+        raise ValueError(
+            f"{folder}: tie_word_embeddings, but lm_head.weight differs from the embedding"
+        )
+
+
+def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | None = None) -> None:
+    """Writes a Hugging Face folder: our weights, and every other file of `source` bit for bit.
+
+    The folder appears whole or not at all. Files hold at most `SHARD_BYTES` of tensors each, with
+    transformers' names and index.
+
+    Args:
+        model: the weights.
+        source: the Hugging Face folder the model came from.
+        output: the folder to write; replaced if it exists.
+        dtype: of the stored tensors; default: the model's own.
+    """
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in companion_files(source):
+        shutil.copyfile(file, partial / file.name)
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
+    arrays = {path_name(path): leaf for path, leaf in leaves}
+    shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: _host(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
+        save_file(
+            tensors,
+            partial / (file if len(shards) > 1 else WEIGHT_FILES[0]),
+            metadata={"format": "pt"},
+        )
+    if len(shards) > 1:
+        _write_index(partial / WEIGHT_FILES[1], shards, arrays, dtype)
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)
+
+
+def companion_files(source: Path) -> list[Path]:
+    """The files of a Hugging Face folder that are not weights: config, tokenizer, template."""
+    kept = (".json", ".model", ".jinja", ".txt")
+    weights = (".safetensors.index.json", ".bin.index.json")
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file() and file.name.endswith(kept) and not file.name.endswith(weights)
+    ]
+
+
+def _host(array: jax.Array, layer: int | None, dtype: Any) -> np.ndarray:
+    host = np.asarray(array if layer is None else array[layer])
+    return np.ascontiguousarray(host.astype(dtype) if dtype is not None else host)
+
+
+def _bytes(array: jax.Array, layer: int | None, dtype: Any) -> int:
+    size = array.size if layer is None else array.size // array.shape[0]
+    return size * np.dtype(dtype if dtype is not None else array.dtype).itemsize
+
+
+def _shards(
+    arrays: dict[str, jax.Array], names: dict[str, tuple[str, int | None]], dtype: Any
+) -> list[dict[str, tuple[str, int | None]]]:
+    shards: list[dict[str, tuple[str, int | None]]] = [{}]
+    filled = 0
+    for name, (path, layer) in names.items():
+        size = _bytes(arrays[path], layer, dtype)
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = (path, layer)
+        filled += size
+    return shards
+
+
+def _write_index(path: Path, shards: list[dict], arrays: dict[str, jax.Array], dtype: Any) -> None:
+    count = len(shards)
+    weight_map = {
+        name: f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        for number, shard in enumerate(shards)
+        for name in shard
+    }
+    total = sum(_bytes(arrays[p], layer, dtype) for s in shards for p, layer in s.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 (hex) of the config and the weight files: what the model computes depends on."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(set(_weight_files(folder).values()))]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def checkpoint_dtype(folder: Path) -> np.dtype:
+    """The dtype of the stored embedding."""
+    files = _weight_files(folder)
+    with safe_open(files["model.embed_tokens.weight"], "np") as tensors:
+        name = tensors.get_slice("model.embed_tokens.weight").get_dtype()
+    return jnp.dtype({"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[name])

@@ -1,0 +1,118 @@
+"""Where arrays live: the mesh `data x fsdp x tensor` and one table from parameter to placement.
+
+`data` devices hold copies of the weights, `fsdp` devices share them by width, `tensor` devices
+share each layer's heads and features. Rows of a batch are spread over `data` and `fsdp` together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tddpo_jax.config import MeshConfig
+from tddpo_jax.model import LlamaConfig
+
+ROWS = ("data", "fsdp")
+
+# Every parameter of `model.Llama`, exactly once. Stacked layers have a leading axis, never sharded.
+_IN_PARALLEL = PartitionSpec(None, "tensor", "fsdp")  # outputs over tensor, width over fsdp
+_OUT_PARALLEL = PartitionSpec(None, "fsdp", "tensor")  # width over fsdp, inputs over tensor
+PARAMETER_SPECS: dict[str, PartitionSpec] = {
+    "embed": PartitionSpec("tensor", "fsdp"),
+    "head": PartitionSpec("tensor", "fsdp"),
+    "norm.weight": PartitionSpec(),
+    "layers.attention_norm.weight": PartitionSpec(),
+    "layers.mlp_norm.weight": PartitionSpec(),
+    "layers.q_proj.weight": _IN_PARALLEL,
+    "layers.k_proj.weight": _IN_PARALLEL,
+    "layers.v_proj.weight": _IN_PARALLEL,
+    "layers.o_proj.weight": _OUT_PARALLEL,
+    "layers.gate_proj.weight": _IN_PARALLEL,
+    "layers.up_proj.weight": _IN_PARALLEL,
+    "layers.down_proj.weight": _OUT_PARALLEL,
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The device mesh with axes `data`, `fsdp`, `tensor`.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) > 1:
+        raise ValueError(f"mesh.{open_axes[1]}: only one axis may be -1, mesh.{open_axes[0]} is")
+    if open_axes and len(devices) % fixed == 0:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        product = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"mesh: {product} does not divide {len(devices)} devices")
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+
+
+def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
+    """Refuses a mesh that cannot share this model evenly.
+
+    Raises:
+        ValueError: an axis of the mesh does not divide a dimension of the model.
+    """
+    divided = {
+        "fsdp": {"width": config.width},
+        "tensor": {
+            "heads": config.heads,
+            "key/value heads": config.key_value_heads,
+            "feed-forward": config.feed_forward,
+            "vocabulary": config.vocabulary,
+        },
+    }
+    for axis, dimensions in divided.items():
+        for name, size in dimensions.items():
+            if size % mesh.shape[axis]:
+                raise ValueError(
+                    f"mesh.{axis}: {mesh.shape[axis]} does not divide the model's {name}, {size}"
+                )
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """The sharding of every parameter, as a tree like `params` (nnx.State or pure mapping).
+
+    Raises:
+        KeyError: a parameter that the table does not know.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: NamedSharding(mesh, PARAMETER_SPECS[path_name(path)]), params
+    )
+
+
+def path_name(path: Any) -> str:
+    """`layers.q_proj.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
+    keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return ".".join(key for key in keys if key != "value")
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over all data-parallel devices, everything behind them whole."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Devices over which the rows of a batch are spread."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts a host array, the same on every host, onto its sharding; each device takes its part."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
