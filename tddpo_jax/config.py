@@ -1,9 +1,9 @@
 """The schema of a run: every setting with its type, default and bounds.
 
 A `Config` is one cell of a grid, fully resolved: scalars only. A YAML file or a command line may
-give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`): `expand` makes
-one mapping per cell of such a mapping, and `resolve` makes a `Config` of a mapping or raises a
-one-line `ValueError` that names the field.
+give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`): `expand`
+makes one mapping per cell of such a mapping, and `resolve` makes a `Config` of a mapping or raises
+a one-line `ValueError` that names the field.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 LossName = Literal[
     "td_dpo",
@@ -63,6 +63,14 @@ def _at_least_one(value: int) -> int:
     return value
 
 
+def _number_if_possible(value: Any) -> Any:
+    """A command line gives `0.1` as text; a file or a split may be any other text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -93,9 +101,9 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     path: str = Field("embedded", description="JSON, JSONL or Parquet file, hub id, or `embedded`")
-    validation: float | str | None = Field(
+    validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
-        description="file, split's name, fraction, or 0: none; default: the dataset's own split, else 0.1",
+        description="file, split's name, fraction or 0; default: the dataset's own, else 0.1",
     )
     split_seed: int = Field(0, description="of the split by fraction; never moved by --seed")
     template: str | None = Field(
@@ -137,6 +145,12 @@ class LossConfig(Section):
     )
     discopop_tau: Positive = Field(0.05, description="DiscoPOP's own temperature")
     simpo_gamma: NonNegative = Field(0.5, description="SimPO's target reward margin")
+
+    @pydantic.model_validator(mode="after")
+    def _beta_scales_something(self) -> Self:
+        if self.beta == 0 and self.name not in ("td_dpo", "sft"):
+            raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
+        return self
 
 
 class LoraConfig(Section):
@@ -252,7 +266,7 @@ def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per cell, in the order of the lists; one for the tau axis of a loss without tau."""
+    """One mapping per cell, in the order of the lists; a loss without tau has no tau axis."""
     axes = {
         name: value for name in GRID_AXES if isinstance(value := get(mapping, name), (list, tuple))
     }
@@ -288,6 +302,8 @@ def _problem(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"] if part not in ("float", "str"))
     if problem["type"] == "extra_forbidden":
         return f"{name}: no such setting"
+    if problem["type"] == "value_error" and "." in problem["msg"].partition(":")[0]:
+        return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         return f"{name or 'config'}: must be a group of settings, got {problem['input']!r}"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"

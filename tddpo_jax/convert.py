@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -361,9 +361,14 @@ def _write_index(path: Path, shards: list[dict], arrays: dict[str, jax.Array], d
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 (hex) of the config and the weight files: what the model computes depends on."""
+    """sha256 (hex) of the config and the weights: all that the model's outputs depend on."""
+    return files_hash([folder / "config.json", *sorted(set(_weight_files(folder).values()))])
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """sha256 (hex) of the files' contents, one after another."""
     digest = hashlib.sha256()
-    for file in [folder / "config.json", *sorted(set(_weight_files(folder).values()))]:
+    for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

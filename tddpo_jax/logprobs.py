@@ -76,11 +76,21 @@ def _chunks(scores: Int[Array, "B S"]) -> Int[Array, "N B C"]:
     return jnp.moveaxis(padded.reshape(rows, -1, size), 1, 0)
 
 
+# Values are split at 2^-8 nats: multiples of it add up exactly in float32 while sums stay below
+# 2^16 nats, and what is left of each value is too small for its rounding to matter.
+GRAIN = 1 / 256
+
+
 def _sum_by_branch(values: Float[Array, "N B C"], batch: Batch) -> Float[Array, "B P 2"]:
-    """A product with indicators: exact in float32, and in the same order on every device."""
+    """Sums that do not depend on where a pair stands: a product with indicators, in two parts.
+
+    Added one after another, 300 values of -4 nats would lose up to 1e-3 nats on the way.
+    """
     rows, scores = batch.score_branch.shape
     values = jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :scores]
     pairs = batch.weight.shape[-1]
     belongs = jax.nn.one_hot(batch.score_branch, 2 * pairs, dtype=jnp.float32)
+    coarse = jax.lax.stop_gradient(jnp.round(values / GRAIN) * GRAIN)
+    parts = jnp.stack([coarse, values - coarse])
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    return product("BS,BSN->BN", values, belongs).reshape(rows, pairs, 2)
+    return product("XBS,BSN->XBN", parts, belongs).sum(axis=0).reshape(rows, pairs, 2)

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
+from qwix import QArray
+from qwix import dequantize as qwix_dequantize
 
 from tddpo_jax.attention import attention
 
@@ -92,14 +94,65 @@ class RMSNorm(nnx.Module):
         return normed * self.weight[...].astype(x.dtype)
 
 
+class LoraParam(nnx.Param):
+    """A trainable factor of an adapter, told from the frozen base by its type."""
+
+
+class Adapter(nnx.Module):
+    """A low-rank addition to a linear layer, `scale * x A^T B^T` (Hu et al., "LoRA", 2021).
+
+    A starts random and B zero, so that a fresh adapter adds nothing.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, key: PRNGKeyArray
+    ) -> None:
+        # Uniform in +-1/sqrt(inputs), as PEFT starts it (Kaiming with a = sqrt(5)).
+        bound = inputs**-0.5
+        self.a = LoraParam(jax.random.uniform(key, (rank, inputs), minval=-bound, maxval=bound))
+        self.b = LoraParam(jnp.zeros((outputs, rank)))
+        self.scale = scale
+        self.dropout = dropout
+        # What each row of a batch makes of each rank, `[B, R]`, where rows have different adapters.
+        self.gate: nnx.Variable | None = None
+
+    def __call__(
+        self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None
+    ) -> Float[Array, "B T O"]:
+        if dropout_key is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+        down = jnp.einsum("BTI,RI->BTR", x, self.a[...].astype(x.dtype))
+        if self.gate is not None:
+            down = down * self.gate[...][:, None].astype(x.dtype)
+        return self.scale * jnp.einsum("BTR,OR->BTO", down, self.b[...].astype(x.dtype))
+
+
 class Linear(nnx.Module):
-    """`x W^T`, computed in the dtype of x."""
+    """`x W^T`, computed in the dtype of x, plus what its adapter adds.
+
+    A quantised weight is made whole here, layer by layer, and never kept.
+    """
 
     def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray) -> None:
         self.weight = nnx.Param(0.02 * jax.random.normal(key, (outputs, inputs)))
+        self.adapter: Adapter | None = None
 
-    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        return jnp.einsum("BTI,OI->BTO", x, self.weight[...].astype(x.dtype))
+    def __call__(
+        self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T O"]:
+        y = jnp.einsum("BTI,OI->BTO", x, dense(self.weight.get_value()).astype(x.dtype))
+        return y if self.adapter is None else y + self.adapter(x, dropout_key)
+
+
+def dense(weight: Array | QArray) -> Array:
+    """A weight as an ordinary array, whether it is stored quantised or not."""
+    return qwix_dequantize(weight) if isinstance(weight, QArray) else weight
+
+
+# One key per linear layer, in the order of LINEAR_NAMES.
+DropoutKeys = tuple[PRNGKeyArray | None, ...]
+NO_DROPOUT: DropoutKeys = (None,) * len(LINEAR_NAMES)
 
 
 class Block(nnx.Module):
@@ -120,28 +173,34 @@ class Block(nnx.Module):
         self.down_proj = Linear(config.feed_forward, config.width, keys[6])
 
     def queries_keys_values(
-        self, x: Float[Array, "B T D"], angle: Float[Array, "B T half"]
+        self,
+        x: Float[Array, "B T D"],
+        angle: Float[Array, "B T half"],
+        keys: DropoutKeys = NO_DROPOUT,
     ) -> tuple[Float[Array, "B T H size"], Float[Array, "B T K size"], Float[Array, "B T K size"]]:
         """The rotated queries and keys, and the values, of normed input."""
         heads = (*x.shape[:2], -1, self.config.head_size)
-        q = rotate(_product(self.q_proj(x)).reshape(heads), angle)
-        k = rotate(_product(self.k_proj(x)).reshape(heads), angle)
-        return q, k, _product(self.v_proj(x)).reshape(heads)
+        q = rotate(_product(self.q_proj(x, keys[0])).reshape(heads), angle)
+        k = rotate(_product(self.k_proj(x, keys[1])).reshape(heads), angle)
+        return q, k, _product(self.v_proj(x, keys[2])).reshape(heads)
 
-    def feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = _product(self.gate_proj(x)), _product(self.up_proj(x))
-        return self.down_proj(jax.nn.silu(gate) * up)
+    def feed_forward(
+        self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT
+    ) -> Float[Array, "B T D"]:
+        gate, up = _product(self.gate_proj(x, keys[4])), _product(self.up_proj(x, keys[5]))
+        return self.down_proj(jax.nn.silu(gate) * up, keys[6])
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         angle: Float[Array, "B T half"],
         attend: Callable[[Array, Array, Array], Array],
+        keys: DropoutKeys = NO_DROPOUT,
     ) -> Float[Array, "B T D"]:
-        q, k, v = self.queries_keys_values(self.attention_norm(x), angle)
+        q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)
         attended = attend(q, k, v).reshape(*x.shape[:2], -1)
-        x = _product(x + self.o_proj(attended))
-        return x + self.feed_forward(self.mlp_norm(x))
+        x = _product(x + self.o_proj(attended, keys[3]))
+        return x + self.feed_forward(self.mlp_norm(x), keys)
 
 
 def _product(x: Array) -> Array:
@@ -187,6 +246,7 @@ class Llama(nnx.Module):
         implementation: str = "xla",
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
+        dropout_key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B T D"]:
         """The hidden state of every stream position, after the last norm.
 
@@ -199,17 +259,23 @@ class Llama(nnx.Module):
             implementation: the attention back-end, see `attention`.
             remat: what the backward pass recomputes.
             constrain: applied to the stream between layers, to pin its sharding.
+            dropout_key: of the adapters' dropout; none: no dropout.
         """
         angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(self.config)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
             return attention(q, k, v, key_start, key_end, implementation=implementation)
 
-        def layer(x: Array, block: Block) -> tuple[Array, None]:
-            return constrain(block(x, angle, attend)), None
+        def layer(x: Array, block_and_key: tuple[Block, Array | None]) -> tuple[Array, None]:
+            block, key = block_and_key
+            keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
+            return constrain(block(x, angle, attend, keys)), None
 
         x = constrain(self.embed[...][tokens].astype(dtype))
-        x, _ = jax.lax.scan(_rematerialised(layer, remat), x, self.layers)
+        layer_keys = None
+        if dropout_key is not None:
+            layer_keys = jax.random.split(dropout_key, self.config.layers)
+        x, _ = jax.lax.scan(_rematerialised(layer, remat), x, (self.layers, layer_keys))
         return self.norm(x)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tddpo_jax.config import MeshConfig
-from tddpo_jax.model import LlamaConfig
+from tddpo_jax.model import LINEAR_NAMES, LlamaConfig
 
 ROWS = ("data", "fsdp")
 
@@ -34,6 +34,8 @@ PARAMETER_SPECS: dict[str, PartitionSpec] = {
     "layers.gate_proj.weight": _IN_PARALLEL,
     "layers.up_proj.weight": _IN_PARALLEL,
     "layers.down_proj.weight": _OUT_PARALLEL,
+    # Adapters are small: every device holds them whole.
+    **{f"layers.{name}.adapter.{f}": PartitionSpec() for name in LINEAR_NAMES for f in "ab"},
 }
 
 
@@ -91,6 +93,21 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: NamedSharding(mesh, PARAMETER_SPECS[path_name(path)]), params
     )
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree that mirrors parameters, as an optimiser's state does, and holds others.
+
+    A leaf whose path ends in a parameter's path is placed like that parameter, any other whole.
+    """
+
+    def sharding(path: Any, _: Any) -> NamedSharding:
+        keys = path_name(path).split(".")
+        suffixes = (".".join(keys[first:]) for first in range(len(keys)))
+        specs = (PARAMETER_SPECS[suffix] for suffix in suffixes if suffix in PARAMETER_SPECS)
+        return NamedSharding(mesh, next(specs, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def path_name(path: Any) -> str:

@@ -1,0 +1,71 @@
+"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: logps, export, generate, train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tddpo_jax.command_line import Parser, add_settings, run_command, settings_of
+
+
+def train_command(arguments: Sequence[str]) -> int:
+    """Trains one run or every cell of a grid; status 1 if a lone run diverged."""
+    parser = Parser(prog="run.py", description="Train on preference pairs; several values: a grid.")
+    add_settings(parser)
+    settings = settings_of(parser.parse_args(arguments))
+    # Imported late, so that a mistake in the options is told without starting JAX.
+    from tddpo_jax.console import Screen
+    from tddpo_jax.grid import run_experiment
+
+    summaries = run_experiment(settings, Screen())
+    return int(len(summaries) == 1 and summaries[0]["state"] == "diverged")
+
+
+def logps_command(arguments: Sequence[str]) -> int:
+    """Writes one JSON line per pair: index, log-probs of both responses, token counts."""
+    parser = Parser(prog="logps", description="Log-probs of both responses of every pair.")
+    parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
+    parser.add_argument("--data", required=True, help="JSON, JSONL or Parquet file")
+    parser.add_argument("--output", required=True, help="file to write")
+    parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    given = parser.parse_args(arguments)
+    from tddpo_jax.scoring import write_log_probs
+
+    write_log_probs(given.model, given.data, Path(given.output), given.template, given.dtype)
+    return 0
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """Writes the best policy of a run as a Hugging Face folder, or as a PEFT folder."""
+    parser = Parser(prog="export", description="Write a run's best policy as a folder.")
+    parser.add_argument("--run", required=True, help="run directory")
+    parser.add_argument("--output", required=True, help="folder to write; must not exist")
+    parser.add_argument("--adapter", action="store_true", help="PEFT folder, adapters not merged")
+    given = parser.parse_args(arguments)
+    from tddpo_jax.scoring import export_run
+
+    export_run(Path(given.run), Path(given.output), adapter=given.adapter)
+    print(json.dumps({"output": given.output}))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train_command,
+    "logps": logps_command,
+    "export": export_command,
+}
+
+
+def main() -> int:
+    """The console script."""
+    parser = Parser(prog="tddpo", description=__doc__)
+    parser.add_argument("verb", choices=COMMANDS)
+    given = parser.parse_args(sys.argv[1:2])
+    return run_command(COMMANDS[given.verb], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Every setting of the schema as an option, and what a user's mistake looks like.
+
+Options are made from `config.Config`: `train.learning_rate` is `--train.learning-rate`. A command
+line changes what a YAML file says, and both change the schema's defaults; the result is validated
+once. A mistake is one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tddpo_jax.config import GRID_AXES, Config, Section, read_yaml, with_value
+
+SHORT_NAMES = {
+    "loss.name": "--loss",
+    "loss.beta": "--beta",
+    "loss.tau": "--tau",
+    "model.path": "--model",
+    "data.path": "--data",
+}
+EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "embedded.yaml"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and an option for every setting of the schema."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    for name, field in _fields(Config):
+        option = "--" + name.replace("_", "-")
+        names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
+        several = name in GRID_AXES or name == "lora.targets"
+        parser.add_argument(
+            *names,
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=name.rpartition(".")[2].upper(),
+            nargs="+" if several else "?" if field.annotation is bool else None,
+            const=True if field.annotation is bool else None,
+            help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
+        )
+
+
+def _fields(section: type[Section], prefix: str = "") -> list[tuple[str, Any]]:
+    fields = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            fields += _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            fields.append((prefix + name, field))
+    return fields
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The mapping that a YAML file and the command line give, not yet validated.
+
+    With none of `--config`, `--model` and `--data`: the embedded default.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in _names()}
+    config = arguments.config
+    if config is None and not {"model.path", "data.path"} & set(given):
+        config = EMBEDDED_CONFIG
+    mapping = read_yaml(config) if config is not None else {}
+    for name, value in given.items():
+        alone = name in GRID_AXES and len(value) == 1
+        mapping = with_value(mapping, name, value[0] if alone else value)
+    return mapping
+
+
+def _names() -> set[str]:
+    return {name for name, _ in _fields(Config)}
+
+
+def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Runs a command; a `ValueError` that our own code raised is the user's mistake: status 2."""
+    warnings.showwarning = _one_line_warning
+    try:
+        return command(arguments)
+    except ValueError as error:
+        if not _raised_here(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _raised_here(error: ValueError) -> bool:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    root = Path(__file__).parents[1]
+    return Path(last.filename).parent in (root, root / "tddpo_jax", root / "eval") or (
+        root / "eval" in Path(last.filename).parents
+    )
+
+
+def _one_line_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,179 @@
+"""Validation, the choice and the export of the best policy, and what to say when a run diverges."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from tddpo_jax import convert
+from tddpo_jax.config import Config
+from tddpo_jax.console import Screen
+from tddpo_jax.layout import Pair
+from tddpo_jax.losses import PairLogps
+from tddpo_jax.metrics import best_record
+from tddpo_jax.order import Order
+from tddpo_jax.peft_files import export_adapter
+from tddpo_jax.preparation import Prepared
+from tddpo_jax.reference import Progress, log_probs
+from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.train_step import Knobs, TrainState, member
+from tddpo_jax.writers import Writer
+
+# Policy and reference are the same numbers through the same program; what is left is rounding.
+STEP_0_NATS = {"float32": 1e-3, "bfloat16": 0.5}
+
+
+@dataclasses.dataclass
+class Member:
+    """One run of the population that is being trained."""
+
+    config: Config
+    directory: RunDirectory
+    writer: Writer
+
+    @property
+    def diverged(self) -> bool:
+        return self.directory.divergence is not None
+
+
+def policy_log_probs(
+    prepared: Prepared,
+    state: TrainState,
+    pairs: Sequence[Pair],
+    progress: Progress | None = None,
+) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
+    """Log-probs and exact KLs (or zeros) of all pairs under every member's policy, in nats."""
+    return log_probs(
+        prepared.program.log_probs,
+        state.trainable,
+        prepared.frozen,
+        pairs,
+        prepared.shapes,
+        prepared.mesh,
+        progress,
+    )
+
+
+def check_step_0(prepared: Prepared, state: TrainState, order: Order, screen: Screen) -> None:
+    """Policy and reference are one model before the first step; says how far they are apart.
+
+    Raises:
+        ValueError: they differ by more than rounding.
+    """
+    numbers = order.numbers(0)
+    logps, _ = policy_log_probs(prepared, state, order.pairs_of(prepared.dataset.train, 0))
+    difference = float(np.max(np.abs(logps - prepared.reference[numbers])))
+    bound = STEP_0_NATS[str(prepared.dtype)]
+    text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"
+    screen.say(f"{text} (bound {bound:g})")
+    if not difference <= bound:
+        raise ValueError(f"model: policy and reference differ by {difference:.3g} nats at step 0")
+
+
+def evaluate(
+    prepared: Prepared,
+    state: TrainState,
+    knobs: Knobs,
+    members: Sequence[Member],
+    step: int,
+    order: Order,
+    screen: Screen,
+) -> None:
+    """Logs the metrics of the whole validation set, means over pairs, for every member."""
+    validation = prepared.dataset.validation
+    if not validation:
+        return
+    with screen.stage("validation") as update:
+        logps, kls = policy_log_probs(prepared, state, validation, update)
+    reference = prepared.validation_reference
+    lengths = np.array([[len(p.chosen), len(p.rejected)] for p in validation], np.float32)
+    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    pairs = PairLogps(*(x[..., branch] for x in whole for branch in (0, 1)))
+    values = jax.device_get(prepared.program.summary(knobs, pairs))
+    for number, run in enumerate(members):
+        if run.diverged:
+            continue
+        metrics = {f"eval_{name}": float(value[number]) for name, value in values.items()}
+        run.writer.log({"step": step, "epoch": order.epoch(step), **metrics})
+        run.directory.save_evaluation(step, logps[number])
+        if step == 0:
+            run.directory.save_evaluation("reference", reference)
+        screen.say(
+            f"{run.directory.path.name} step {step}: eval_loss {metrics['eval_loss']:.4f}  "
+            f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "
+            f"eval_kl {metrics['eval_kl']:.3g}"
+        )
+
+
+def export_best(
+    prepared: Prepared,
+    state: TrainState,
+    members: Sequence[Member],
+    step: int,
+    *,
+    last: bool,
+) -> None:
+    """Writes `best/` of every member whose newest validation is its best; without any, the last."""
+    for number, run in enumerate(members):
+        best = best_record(run.directory.records(), run.config.train.best_metric)
+        is_best = last if best is None else best["step"] == step
+        if run.diverged or not is_best:
+            continue
+        model = prepared.model(member(state.trainable, number, len(members)))
+        folder = run.directory.path / "best"
+        if run.config.train.mode == "full":
+            dtype = convert.checkpoint_dtype(prepared.files.base)
+            convert.export(model, prepared.files.base, folder, dtype)
+        else:
+            export_adapter(model, folder, str(prepared.files.base.absolute()))
+
+
+def record_divergence(
+    prepared: Prepared,
+    state: TrainState,
+    run: Member,
+    number: int,
+    step: int,
+    metrics: dict[str, float],
+    order: Order,
+) -> str:
+    """Notes that a step's loss or gradient was not finite; returns one line that names the rows.
+
+    The step changed nothing, so the policy that is left still tells which rows were behind it.
+    """
+    pairs = order.pairs_of(prepared.dataset.train, step)
+    logps, _ = policy_log_probs(prepared, state, pairs)
+    finite = np.isfinite(logps[number]).all(axis=-1)
+    rows = [pair.index for pair, good in zip(pairs, finite, strict=True) if not good]
+    rows = rows or [pair.index for pair in pairs]
+    what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
+    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
+    last_good = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    run.directory.diverge({"step": step, "reason": reason, "rows": rows, "metrics": last_good})
+    return f"{run.directory.path.name} diverged: {reason}"
+
+
+def summarise(run: Member, steps: int) -> dict[str, Any]:
+    """Writes and returns `summary.json`: how the run ended, its best validation, its export."""
+    metric = run.config.train.best_metric
+    tested = [record for record in run.directory.records() if "eval_loss" in record]
+    exported = (run.directory.path / "best").exists()
+    summary = {
+        "state": "diverged" if run.diverged else "finished",
+        "steps": steps,
+        "best_metric": metric,
+        "best": best_record(tested, metric),
+        "first": tested[0] if tested else None,
+        "last": tested[-1] if tested else None,
+        "divergence": run.directory.divergence,
+        "export": "best" if exported else None,
+    }
+    run.directory.finish(summary)
+    return summary

@@ -1,0 +1,207 @@
+"""Makes the embedded default from nothing: `python -m tddpo_jax.make_embedded --output DIR`.
+
+A tokenizer of the little world of `embedded_task`, a tiny Llama that the project's own SFT taught
+to speak it with neutral moods, and preference pairs by the exact rule. Everything follows from
+`SEED`; only the rounding of the weights is the machine's. The prompts of the lessons, of the
+training pairs and of the validation pairs are different ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from tddpo_jax import convert
+from tddpo_jax.command_line import run_command
+from tddpo_jax.console import Screen
+from tddpo_jax.embedded_task import Prompt, all_prompts, score, write_answer
+from tddpo_jax.grid import run_experiment
+from tddpo_jax.model import Llama
+
+SEED = 0
+PAIRS = {"train": 1000, "validation": 200}
+SPARE = 1.1  # prompts per pair: some get answers of one score and make none
+ANSWERS_PER_PROMPT = 4  # of which two become a pair
+CLOSE_EVERY = 5  # of so many pairs, one differs as little as possible, the others clearly
+LESSONS_PER_PROMPT = 3
+
+CONTEXT = 256
+MOST_PIECES = 512
+PAD, BOS, EOS = SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
+CHAT_TEMPLATE = (
+    "{{- bos_token -}}{%- for message in messages -%}"
+    "{{ message['content'] ~ (eos_token if message['role'] == 'assistant' else '\\n') }}"
+    "{%- endfor -%}"
+)
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": BOS,
+    "eos_token": EOS,
+    "pad_token": PAD,
+    "model_max_length": CONTEXT,
+    "clean_up_tokenization_spaces": False,
+    "chat_template": CHAT_TEMPLATE,
+}
+TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MODEL_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+    **TOKEN_IDS,
+}
+WEIGHTS = "model.safetensors"
+SFT = {
+    "loss": {"name": "sft"},
+    "train": {"learning_rate": 4.0e-3, "epochs": 3, "batch_pairs": 64, "weight_decay": 0.0},
+}
+
+
+def make(output: Path) -> None:
+    """Writes every file of the embedded default into a new directory.
+
+    Raises:
+        ValueError: the directory exists.
+    """
+    if output.exists():
+        raise ValueError(f"output: {output} exists")
+    output.mkdir(parents=True)
+    prompts = all_prompts()
+    random.Random(SEED).shuffle(prompts)
+    sides = {side: [prompts.pop() for _ in range(round(SPARE * PAIRS[side]))] for side in PAIRS}
+    lessons = make_lessons(prompts)
+    tokenizer = make_tokenizer(text for lesson in lessons for text in lesson)
+    tokenizer.save(str(output / "tokenizer.json"))
+    write_json(output / "tokenizer_config.json", TOKENIZER_CONFIG)
+    write_json(output / "generation_config.json", TOKEN_IDS)
+    write_json(output / "config.json", MODEL_CONFIG | {"vocab_size": tokenizer.get_vocab_size()})
+    teach(output, lessons)
+    for side, count in PAIRS.items():
+        write_lines(output / f"{side}.jsonl", make_pairs(sides[side])[:count])
+
+
+def make_lessons(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+    """Prompts and answers by the grammar, from which the base learns the language."""
+    rng = random.Random(SEED)
+    return [(p.text, write_answer(p, rng)) for p in prompts for _ in range(LESSONS_PER_PROMPT)]
+
+
+def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A byte-level BPE: a piece for every word of the texts, and bytes for everything else."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MOST_PIECES,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, TOKEN_IDS["bos_token_id"])]
+    )
+    return tokenizer
+
+
+def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
+    """Adds the weights to a folder that has all else: random ones, trained by the project's SFT."""
+    with tempfile.TemporaryDirectory() as name:
+        start, run, file = (Path(name) / part for part in ("start", "run", "lessons.jsonl"))
+        model = Llama(convert.read_config(folder), jax.random.key(SEED))
+        convert.export(model, folder, start)
+        write_lines(file, [lesson_row(*lesson) for lesson in lessons])
+        paths = {"model": {"path": str(start)}, "data": {"path": str(file), "validation": 0}}
+        run_experiment(paths | SFT | {"seed": SEED, "output": str(run)}, Screen())
+        shutil.copyfile(run / "best" / WEIGHTS, folder / WEIGHTS)
+
+
+def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
+    """A row for `--loss sft`, which learns from the chosen side alone; the other is a stopgap."""
+    return {"prompt": [message("user", prompt)], "chosen": answer, "rejected": "."}
+
+
+def sample_responses(prompts: Sequence[Prompt], seed: int) -> list[str]:
+    """One answer to each prompt."""
+    rng = random.Random(seed)
+    return [write_answer(prompt, rng) for prompt in prompts]
+
+
+def make_pairs(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt."""
+    draws = [sample_responses(prompts, SEED + 1 + draw) for draw in range(ANSWERS_PER_PROMPT)]
+    rows = []
+    for number, (prompt, *answers) in enumerate(zip(prompts, *draws, strict=True)):
+        pair = choose(answers, close=number % CLOSE_EVERY == 0)
+        if pair is not None:
+            rows.append(preference_row(prompt.text, *pair))
+    return rows
+
+
+def choose(answers: Sequence[str], *, close: bool) -> tuple[str, str] | None:
+    """The better and the worse of two answers: the best and the worst, or two as close as can be.
+
+    None if all have the same score.
+    """
+    pairs = [
+        (better, worse) for better in answers for worse in answers if score(better) > score(worse)
+    ]
+    pairs.sort(key=lambda pair: score(pair[0]) - score(pair[1]))
+    return pairs[0 if close else -1] if pairs else None
+
+
+def preference_row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    """A row whose ratings are the scores."""
+    user = message("user", prompt)
+    return {
+        "dataset": "embedded",
+        "chosen": [user, message("assistant", chosen)],
+        "rejected": [user, message("assistant", rejected)],
+        "chosen_rating": score(chosen),
+        "rejected_rating": score(rejected),
+    }
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+
+
+def command(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, type=Path, help="directory to write, a new one")
+    make(parser.parse_args(arguments).output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(command, sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""What `--model` means: which files a name stands for.
+
+A name is `embedded`, a Hugging Face folder, a PEFT folder, the directory of a finished run (meaning
+its `best/`), or a hub id `owner/name`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+
+EMBEDDED = Path(__file__).parent / "embedded"
+ADAPTER_CONFIG = "adapter_config.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelFiles(NamedTuple):
+    """The folders of a model: its weights, and the adapter beside them, if there is one."""
+
+    base: Path
+    adapter: Path | None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer: the adapter's own, if it brought one."""
+        if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
+            return self.adapter
+        return self.base
+
+
+def resolve(path: str) -> ModelFiles:
+    """The files that a user's `model.path` stands for, fetched from the hub if they must be.
+
+    Raises:
+        ValueError: it stands for nothing, or for a run or a grid that holds no model yet.
+    """
+    folder = _best(_folder(path))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return ModelFiles(_with_config(folder, path), None)
+    base = _base_folder(folder)
+    if (base / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"model.path: the base of the adapter {folder} is an adapter itself, {base}"
+        )
+    return ModelFiles(_with_config(base, path), folder)
+
+
+def _folder(path: str) -> Path:
+    if path == "embedded":
+        return EMBEDDED
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"model.path: {path} is a file, a folder is wanted")
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f"model.path: {path!r} is no folder and no hub id (owner/name)")
+    return _fetched(path)
+
+
+def _fetched(hub_id: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"model.path: {hub_id} is no local folder, and the hub did not give it: {reason}"
+        ) from error
+
+
+def _best(folder: Path) -> Path:
+    """The folder itself, or the best model of the run whose directory it is."""
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    if (folder / "grid.json").is_file():
+        raise ValueError(f"model.path: {folder} is a grid; name the directory of one of its runs")
+    is_run = (folder / "config.yaml").is_file() or (folder / "run.json").is_file()
+    if not is_run:
+        return folder
+    if not (folder / "best").is_dir():
+        raise ValueError(f"model.path: the run {folder} has no best/ yet")
+    return folder / "best"
+
+
+def _base_folder(adapter: Path) -> Path:
+    """The base that an adapter names; a relative path may start at the adapter or be a user's."""
+    file = adapter / ADAPTER_CONFIG
+    try:
+        name = json.loads(file.read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        raise ValueError(f"{file}: not a JSON object") from None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{file}: base_model_name_or_path is missing")
+    if name != "embedded" and (adapter / name).is_dir():
+        return _best(adapter / name)
+    try:
+        return _best(_folder(name))
+    except ValueError as error:
+        reason = str(error).removeprefix("model.path: ")
+        raise ValueError(f"{file}: base_model_name_or_path: {reason}") from error
+
+
+def _with_config(folder: Path, path: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.path: {path}: {folder} holds no config.json")
+    return folder

@@ -1,0 +1,213 @@
+"""Adapters as PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, both directions.
+
+PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, one pair a layer;
+ours are stacked on a leading axis. Whatever PEFT can say beyond plain LoRA on the linear layers of
+all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name.
+
+References:
+    Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
+    huggingface/peft, `LoraConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tddpo_jax.convert import NAMES
+from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+# Attributes that say nothing about the mathematics of a plain LoRA, or that the tensors say again.
+IGNORED_ATTRIBUTES = (
+    *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_pattern", "runtime_config", "megatron_core"),
+    *("qalora_group_size", "loftq_config"),
+)
+# Attributes that would change it: only these values are understood, beside those that are empty.
+UNDERSTOOD_VALUES: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    # Other starts (PiSSA, OLoRA, …) also change the base, which the folder does not hold.
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+}
+
+
+class PeftConfig(NamedTuple):
+    """The part of `adapter_config.json` that is read."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+def read_peft_config(folder: Path) -> PeftConfig:
+    """What the adapter in a PEFT folder is.
+
+    Raises:
+        ValueError: the file is missing, or asks for something other than plain LoRA.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        attributes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(attributes, dict):
+        raise ValueError(f"{path}: must hold a JSON object")
+    taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
+    for name, value in attributes.items():
+        empty = value is None or value is False or value in ({}, [])
+        if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
+            continue
+        raise ValueError(f"{path}: {name} = {value!r} is not supported")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(taken[name], (int, float)) or taken[name] <= 0:
+            raise ValueError(f"{path}: {name} must be a positive number, got {taken[name]!r}")
+    return PeftConfig(int(taken["r"]), float(taken["lora_alpha"]), taken["lora_dropout"] or 0.0)
+
+
+def load_adapter(model: Llama, folder: Path) -> None:
+    """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
+
+    Args:
+        model: without an adapter; its own norm tells on which devices the adapter is kept whole.
+        folder: as PEFT's `save_pretrained` writes it.
+
+    Raises:
+        ValueError: anything about the folder that cannot be understood, naming file and tensor.
+    """
+    config = read_peft_config(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    targets = _targets(tensors, path)
+    shapes = {
+        name: shape
+        for linear_name in targets
+        for name, shape in _expected(model, linear_name, config.rank).items()
+    }
+    _check_tensors(path, tensors, shapes)
+    place = model.norm.weight[...].sharding
+    for linear_name in targets:
+        linear: Linear = getattr(model.layers, linear_name)
+        outputs, inputs = linear.weight.shape[1:]
+        scale = config.alpha / config.rank
+        adapter = Adapter(inputs, outputs, config.rank, scale, config.dropout, jax.random.key(0))
+        for factor in ("a", "b"):
+            names = _names(linear_name, factor, model.config.layers)
+            stacked = np.stack([tensors[name].astype(np.float32) for name in names])
+            setattr(adapter, factor, LoraParam(jax.device_put(stacked, place)))
+        linear.adapter = adapter
+
+
+def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
+    """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
+
+    Args:
+        model: with one adapter on some or all of its linear layers, of one rank and scale.
+        folder: replaced if it exists.
+        base_name: hub id or path of the base, for `base_model_name_or_path`.
+
+    Raises:
+        ValueError: the model has no adapter.
+    """
+    adapters = {
+        name: linear.adapter
+        for name in LINEAR_NAMES
+        if (linear := getattr(model.layers, name)).adapter is not None
+    }
+    if not adapters:
+        raise ValueError(f"{folder}: the model has no adapter to write")
+    tensors = {
+        name: np.ascontiguousarray(stacked[layer])
+        for linear_name, adapter in adapters.items()
+        for factor in ("a", "b")
+        for stacked in [np.asarray(getattr(adapter, factor)[...], np.float32)]
+        for layer, name in enumerate(_names(linear_name, factor, model.config.layers))
+    }
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    attributes = _attributes(adapters, base_name)
+    (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
+    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
+    first = next(iter(adapters.values()))
+    rank = first.a.shape[1]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        # scale = alpha / rank was rounded; so is its way back.
+        "lora_alpha": float(f"{first.scale * rank:.12g}"),
+        "lora_dropout": first.dropout,
+        "target_modules": sorted(adapters),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _names(linear_name: str, factor: str, layers: int) -> list[str]:
+    """PEFT's tensor names of one factor of one linear layer, layer by layer."""
+    base = next(name for name, path in NAMES if path == f"layers.{linear_name}.weight")
+    name = base.removesuffix("weight") + f"lora_{factor.upper()}.weight"
+    return [f"base_model.model.{name.format(layer)}" for layer in range(layers)]
+
+
+def _targets(tensors: dict[str, np.ndarray], path: Path) -> list[str]:
+    """The linear layers that the tensors belong to."""
+    found = set()
+    for name in tensors:
+        match = re.search(r"\.(\w+)\.lora_[AB]\.weight$", name)
+        if match is None or match[1] not in LINEAR_NAMES:
+            raise ValueError(f"{path}: tensor {name} is unknown")
+        found.add(match[1])
+    if not found:
+        raise ValueError(f"{path}: holds no tensor")
+    return sorted(found)
+
+
+def _expected(model: Llama, linear_name: str, rank: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that an adapter of a linear layer consists of, and its shape."""
+    outputs, inputs = getattr(model.layers, linear_name).weight.shape[1:]
+    shapes = {"a": (rank, inputs), "b": (outputs, rank)}
+    return {
+        name: shape
+        for factor, shape in shapes.items()
+        for name in _names(linear_name, factor, model.config.layers)
+    }
+
+
+def _check_tensors(
+    path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise ValueError(f"{path}: tensor {name} is unknown")
+        if tensor.shape != shapes[name]:
+            found, wanted = list(tensor.shape), list(shapes[name])
+            raise ValueError(f"{path}: {name} has shape {found}, the base and r say {wanted}")
+    for name in shapes:
+        if name not in tensors:
+            raise ValueError(f"{path}: tensor {name} is missing")

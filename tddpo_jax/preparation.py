@@ -1,0 +1,285 @@
+"""Everything the cells of an experiment share, made once: weights, pairs, programs, reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
+from transformers import PreTrainedTokenizerBase
+
+from tddpo_jax import __version__, convert, lora
+from tddpo_jax.config import Config, ModelConfig, ignored_settings
+from tddpo_jax.console import Screen
+from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
+from tddpo_jax.flops import matmul_rate
+from tddpo_jax.layout import Pair, Shape
+from tddpo_jax.losses import LossSpec
+from tddpo_jax.metrics import check_best_metric
+from tddpo_jax.model import Llama, LlamaConfig, LoraParam, count_parameters
+from tddpo_jax.model_files import ModelFiles, resolve
+from tddpo_jax.optimizer import make_optimizer
+from tddpo_jax.packing import choose_shapes
+from tddpo_jax.peft_files import load_adapter
+from tddpo_jax.reference import log_probs, reference_log_probs
+from tddpo_jax.sharding import make_mesh, row_devices, row_sharding
+from tddpo_jax.train_step import Computation, Frozen, Program, make_program
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def cache_folder() -> Path:
+    """Where tokenised data, reference log-probs and compiled programs are kept."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tddpo_jax"
+    return Path(os.environ.get("TDDPO_CACHE", default))
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless the user already keeps them elsewhere."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
+def compute_dtype(name: str) -> Any:
+    """`auto` is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype(name)
+
+
+def attention_implementation(config: ModelConfig) -> str:
+    """`auto` is `xla`, which runs on every device; whatever else is asked for must be there."""
+    return "xla" if config.attention == "auto" else config.attention
+
+
+def computation(config: ModelConfig, mesh: Mesh) -> Computation:
+    """How the settings say that the model is computed on this mesh."""
+    attention = attention_implementation(config)
+    return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
+
+
+def load_tokenizer_if_any(files: ModelFiles) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; data of token ids needs none."""
+    folder = files.tokenizer
+    found = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return load_tokenizer(folder) if found else None
+
+
+def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
+    """The model of a folder; an adapter that lies on top of it is merged in."""
+    model = convert.load(files.base, mesh, dtype)
+    if files.adapter is None:
+        return model
+    load_adapter(model, files.adapter)
+    return lora.merged(model)
+
+
+def loss_spec(config: Config) -> LossSpec:
+    """The static part of a cell's loss."""
+    return LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """What every cell of an experiment uses; nothing here depends on loss, beta, tau or seed."""
+
+    config: Config  # of the first cell: the settings that all cells share
+    files: ModelFiles
+    model_config: LlamaConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    mesh: Mesh
+    dataset: Dataset
+    shapes: tuple[Shape, ...]
+    program: Program
+    graphdef: nnx.GraphDef
+    frozen: Frozen
+    reference: Float[np.ndarray, "train 2"]
+    validation_reference: Float[np.ndarray, "validation 2"]
+    dtype: Any  # of the computation
+    matmul_rate: float  # operations per second of one device
+    model_hash: str
+    loaded: nnx.State | None  # trainable parameters as loaded, until a run takes them
+
+    def fresh(self, seed: int) -> nnx.State:
+        """Trainable parameters as a run with this seed starts with them."""
+        if self.config.train.mode != "full":
+            return lora.fresh_adapters(self.model(self.loaded), self.config.lora, seed, self.mesh)
+        # The first run takes the weights that the reference pass used, and overwrites them.
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            return loaded
+        return nnx.split(load_model(self.files, self.mesh, jnp.float32), nnx.Param, ...)[1]
+
+    def model(self, trainable: nnx.State) -> Llama:
+        return nnx.merge(self.graphdef, trainable, self.frozen.base)
+
+
+def prepare(configs: Sequence[Config], screen: Screen, members: int = 1) -> Prepared:
+    """Loads the model and the data, builds the programs and makes the reference's log-probs.
+
+    Args:
+        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        screen: for progress.
+        members: size of the populations that will be trained.
+
+    Raises:
+        ValueError: the user's input is wrong; the message names the field or file.
+    """
+    config = configs[0]
+    check_best_metric(config.train.best_metric)
+    for name in sorted({name for cell in configs for name in ignored_settings(cell)}):
+        screen.say(f"warning: {name} is set, and nothing reads it here")
+    use_compilation_cache()
+    mesh = make_mesh(config.mesh)
+    files = resolve(config.model.path)
+    model_config = convert.read_config(files.base)
+    tokenizer = load_tokenizer_if_any(files)
+    with screen.stage("tokenising") as update:
+        dataset = load_dataset(
+            config.data,
+            tokenizer,
+            context=model_config.context,
+            cache=cache_folder(),
+            vocab_size=model_config.vocabulary,
+            progress=update,
+        )
+    shapes = _shapes(config, mesh, [*dataset.train, *dataset.validation])
+    dtype = compute_dtype(config.model.dtype)
+    graphdef, trainable, base = _split_model(config, files, mesh, dtype)
+    specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
+    full_kl = any(spec.kl == "full" for spec in specs)
+    # A copy, for full fine-tuning overwrites the original: the price of the exact KL.
+    frozen = Frozen(base, jax.tree.map(jnp.copy, trainable) if full_kl else None)
+    program = make_program(
+        graphdef,
+        trainable,
+        specs,
+        make_optimizer(config.train),
+        mesh,
+        computation(config.model, mesh),
+        members,
+    )
+    model_hash = convert.content_hash(files.base)
+
+    def reference(pairs: list[Pair], part: str) -> np.ndarray:
+        def compute() -> np.ndarray:
+            with screen.stage(f"reference, {part}") as update:
+                run = program.log_probs_of_one
+                return log_probs(run, trainable, frozen, pairs, shapes, mesh, update)[0][0]
+
+        return reference_log_probs(
+            compute,
+            cache_folder(),
+            model=model_hash,
+            adapter=files.adapter and convert.files_hash(sorted(files.adapter.glob("adapter_*"))),
+            data=dataset.content_hash,
+            part=part,
+            dtype=str(dtype),
+            quantised=config.train.mode == "qlora",
+        )
+
+    return Prepared(
+        config=config,
+        files=files,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        dataset=dataset,
+        shapes=shapes,
+        program=program,
+        graphdef=graphdef,
+        frozen=frozen,
+        reference=reference(dataset.train, "train"),
+        validation_reference=reference(dataset.validation, "validation"),
+        dtype=dtype,
+        matmul_rate=matmul_rate(dtype),
+        model_hash=model_hash,
+        loaded=trainable,
+    )
+
+
+def _shapes(config: Config, mesh: Mesh, pairs: list[Pair]) -> tuple[Shape, ...]:
+    devices = row_devices(mesh)
+    rows = config.data.rows or devices
+    if rows % devices:
+        raise ValueError(f"data.rows: {rows} is no multiple of the mesh's {devices} row devices")
+    return choose_shapes(
+        pairs,
+        config.train.batch_pairs,
+        rows=rows,
+        row_length=config.data.row_length,
+        plain=config.data.layout == "plain",
+    )
+
+
+def _split_model(
+    config: Config, files: ModelFiles, mesh: Mesh, dtype: Any
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model as (structure, trainable parameters, frozen parameters)."""
+    if config.train.mode == "full":
+        # float32 master weights, whatever the dtype of the computation.
+        return nnx.split(load_model(files, mesh, jnp.float32), nnx.Param, ...)
+    model = load_model(files, mesh, dtype)
+    if config.train.mode == "qlora":
+        lora.quantize(model)
+    lora.add_adapters(model, config.lora, config.seed, mesh)
+    return nnx.split(model, LoraParam, ...)
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What `run.json` records: versions, commit, devices, hashes, row counts."""
+    data = prepared.dataset
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "mesh": dict(prepared.mesh.shape),
+        "model": {
+            "path": prepared.config.model.path,
+            "sha256": prepared.model_hash,
+            "parameters": parameters_of(prepared.model_config),
+        },
+        "data": {
+            "path": prepared.config.data.path,
+            "sha256": data.content_hash,
+            "template": data.template,
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
+            "dropped_rows": data.dropped,
+            "cut_prompts": data.cut_prompts,
+            "cut_responses": data.cut_responses,
+        },
+        "micro_batches": [dataclasses.asdict(shape) for shape in prepared.shapes],
+    }
+
+
+def parameters_of(config: LlamaConfig) -> int:
+    """Number of weights of a model of this shape."""
+    return count_parameters(jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0)))
+
+
+def _git_commit() -> str | None:
+    """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,127 @@
+"""The files of a run, and what may be done with a directory that is already there.
+
+config.yaml     the run, fully resolved
+run.json        versions, commit, device, hashes, row counts
+metrics.jsonl   a line per step and per validation
+evaluations/    log-probs of every validation pair, per validation
+tensorboard/    the same metrics as event files
+checkpoints/    the last training state (Orbax)
+best/           the best policy: a Hugging Face folder, or a PEFT folder after LoRA
+summary.json    written last: the run is over
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tddpo_jax.config import Config
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class RunDirectory:
+    """One run's files. Nothing is written before `create`."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Looks at the directory.
+
+        Raises:
+            ValueError: it holds a run of another configuration, or something that is no run.
+        """
+        self.path = path
+        self.config = config
+        self._resolved = config.model_dump(mode="json", exclude={"output"})
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output: {path} is not a directory")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        stored = path / "config.yaml"
+        if not stored.exists():
+            raise ValueError(f"output: {path} exists and holds no run")
+        found = yaml.safe_load(stored.read_text())
+        if found != self._resolved:
+            raise ValueError(
+                f"output: {path} holds a run of another configuration: "
+                f"{', '.join(_differences(found, self._resolved))}"
+            )
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished run came to, or None."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def create(self, facts: dict[str, Any]) -> None:
+        """Makes the directory with its configuration and `run.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "evaluations").mkdir(exist_ok=True)
+        write_atomically(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        text = yaml.safe_dump(self._resolved, sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl`, on disk when this returns."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+
+    @property
+    def divergence(self) -> dict[str, Any] | None:
+        """Where and why the run diverged, or None."""
+        file = self.path / "divergence.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def diverge(self, facts: dict[str, Any]) -> None:
+        write_atomically(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forgets what came after `step` optimiser steps: training of it or later, later tests."""
+        kept = [
+            record
+            for record in self.records()
+            if record["step"] < step or (record["step"] == step and "eval_loss" in record)
+        ]
+        divergence = self.divergence
+        if divergence is not None and divergence["step"] >= step:
+            (self.path / "divergence.json").unlink()
+        if self.path.exists():
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            write_atomically(self.path / "metrics.jsonl", lines)
+
+    def save_evaluation(self, step: int | str, logps: np.ndarray) -> None:
+        """Log-probs `[pairs, 2]` of the validation pairs, in their order."""
+        name = step if isinstance(step, str) else f"{step:06d}"
+        np.save(self.path / "evaluations" / f"{name}.npy", logps, allow_pickle=False)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """`train.epochs is 3, asked for 1` for every setting that differs."""
+    if not isinstance(found, dict):
+        return [f"{prefix or 'config'} is no mapping"]
+    lines = []
+    for name in sorted({*found, *wanted}):
+        there, here = found.get(name), wanted.get(name)
+        if isinstance(here, dict):
+            lines += _differences(there, here, f"{prefix}{name}.")
+        elif there != here:
+            lines.append(f"{prefix}{name} is {there}, asked for {here}")
+    return lines

@@ -1,0 +1,105 @@
+"""Using a policy without training it: log-probs of pairs, and its export as a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tddpo_jax import convert
+from tddpo_jax.config import MeshConfig, ModelConfig
+from tddpo_jax.data import Unusable, load_uncut_pairs
+from tddpo_jax.layout import Batch, Pair
+from tddpo_jax.logprobs import branch_logps
+from tddpo_jax.model_files import resolve
+from tddpo_jax.packing import choose_shapes
+from tddpo_jax.preparation import (
+    computation,
+    load_model,
+    load_tokenizer_if_any,
+    use_compilation_cache,
+)
+from tddpo_jax.reference import log_probs
+from tddpo_jax.run_directory import write_atomically
+from tddpo_jax.sharding import make_mesh, row_devices
+from tddpo_jax.train_step import Frozen, hidden_states
+
+PAIRS_PACKED_TOGETHER = 128
+
+
+def write_log_probs(
+    model: str,
+    data: str,
+    output: Path,
+    template: str | None,
+    dtype: Literal["auto", "float32", "bfloat16"],
+) -> None:
+    """Writes a JSON line per row of the data: index, log-probs in nats, token counts.
+
+    Nothing is cut. A row that makes no pair gets a line with its `index` and `unusable`, the
+    reason.
+
+    Raises:
+        ValueError: the user's input is wrong; the message names the field or file.
+    """
+    use_compilation_cache()
+    mesh = make_mesh(MeshConfig())
+    files = resolve(model)
+    rows = load_uncut_pairs(data, load_tokenizer_if_any(files), template)
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
+    graphdef, weights = nnx.split(load_model(files, mesh, how.dtype))
+
+    @jax.jit
+    def run(weights: nnx.State, _: Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        policy = nnx.merge(graphdef, weights)
+        logps = branch_logps(hidden_states(policy, batch, how), policy.head_weight, batch)[None]
+        return logps, jnp.zeros_like(logps)
+
+    logps = np.zeros((0, 2))
+    if pairs:
+        shapes = choose_shapes(pairs, PAIRS_PACKED_TOGETHER, rows=row_devices(mesh))
+        frozen = Frozen(nnx.State({}), None)
+        logps = log_probs(run, weights, frozen, pairs, shapes, mesh)[0][0]
+    scored = iter(logps.tolist())
+    lines = [_line(row, next(scored) if isinstance(row, Pair) else None) for row in rows]
+    write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _line(row: Pair | Unusable, logps: list[float] | None) -> dict[str, Any]:
+    if isinstance(row, Unusable):
+        return {"index": row.row, "unusable": row.reason}
+    assert logps is not None
+    return {
+        "index": row.index,
+        "logp_chosen": logps[0],
+        "logp_rejected": logps[1],
+        "prompt_tokens": len(row.prompt),
+        "chosen_tokens": len(row.chosen),
+        "rejected_tokens": len(row.rejected),
+    }
+
+
+def export_run(run: Path, output: Path, *, adapter: bool) -> None:
+    """Writes a run's best policy as a Hugging Face folder, adapters merged, or as a PEFT folder.
+
+    Raises:
+        ValueError: the run has no policy yet, has no adapters, or the output exists.
+    """
+    if output.exists():
+        raise ValueError(f"--output: {output} exists")
+    files = resolve(str(run))
+    if adapter and files.adapter is None:
+        raise ValueError(f"--adapter: {run} trained no adapters")
+    if adapter or files.adapter is None:
+        shutil.copytree(files.adapter or files.base, output)
+        return
+    mesh = make_mesh(MeshConfig())
+    model = load_model(files, mesh, convert.checkpoint_dtype(files.base))
+    convert.export(model, files.base, output)

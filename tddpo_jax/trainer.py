@@ -1,0 +1,249 @@
+"""The loop: steps, validation, the best policy, the last state.
+
+One loop trains one run, or a population of LoRA runs that share a seed and so their batches. It
+does not wait for the device on its way: batches are packed in the background, two steps are in
+flight, and metrics are read a step late.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from tddpo_jax.checkpoint import Checkpoints
+from tddpo_jax.config import Config
+from tddpo_jax.console import Screen, Update
+from tddpo_jax.evaluation import (
+    Member,
+    check_step_0,
+    evaluate,
+    export_best,
+    record_divergence,
+    summarise,
+)
+from tddpo_jax.flops import useful_flops
+from tddpo_jax.layout import Batch, Pair, stream_length
+from tddpo_jax.losses import LossScalars
+from tddpo_jax.optimizer import learning_rate
+from tddpo_jax.order import Order, make_order
+from tddpo_jax.packing import pack
+from tddpo_jax.preparation import Prepared, facts, loss_spec
+from tddpo_jax.reference import place_batch
+from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.train_step import Knobs, Totals, TrainState, stacked
+from tddpo_jax.writers import Writer
+
+STEPS_IN_FLIGHT = 2
+STEPS_PACKED_AHEAD = 2
+
+
+def train(
+    prepared: Prepared,
+    configs: Sequence[Config],
+    directories: Sequence[RunDirectory],
+    screen: Screen,
+) -> list[dict[str, Any]]:
+    """Trains cells that share a seed, as one population, and returns the summary of each.
+
+    Every directory ends with `best/` and `summary.json`. A cell whose loss or gradient is no
+    longer finite is recorded as diverged and keeps its last good checkpoint; the others go on.
+
+    Raises:
+        ValueError: policy and reference differ before the first step.
+    """
+    program, frozen = prepared.program, prepared.frozen
+    order = make_order(configs[0], len(prepared.dataset.train))
+
+    #### Start, or resume
+    for directory in directories:
+        directory.create(facts(prepared))
+    # The state of a population is one tree of arrays; it lies with the first of its members.
+    checkpoints = Checkpoints(directories[0].path / "checkpoints")
+    state: TrainState = program.start(stacked([prepared.fresh(order.seed)] * len(configs)))
+    first_step = checkpoints.latest_step() or 0
+    if first_step:
+        state = checkpoints.restore(first_step, state)
+        screen.say(f"resuming after step {first_step}")
+    for directory in directories:
+        directory.rewind(first_step)
+    members = [
+        Member(config, directory, Writer(directory, config, first_step))
+        for config, directory in zip(configs, directories, strict=True)
+    ]
+    reader = _Reader(prepared, members, order, first_step, screen)
+    waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        for run in members:
+            stack.callback(run.writer.close)
+        if not first_step:
+            check_step_0(prepared, state, order, screen)
+            knobs = _knobs(program.specs, configs, 0, order)
+            evaluate(prepared, state, knobs, members, 0, order, screen)
+
+        #### Train
+        ahead = stack.enter_context(_packed_ahead(prepared, order, first_step))
+        update_bar = stack.enter_context(screen.stage("training"))
+        reader.start_clock()
+        for step in range(first_step, order.total_steps):
+            knobs = _knobs(program.specs, configs, step, order)
+            totals = _totals(order.pairs_of(prepared.dataset.train, step))
+            sums = program.zeros(state)
+            for number, batch in enumerate(next(ahead)):
+                key = _dropout_key(configs[0], step, number)
+                sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
+            state, metrics = program.update(state, sums, knobs, totals)
+            waiting.append((step, metrics))
+            due = evaluation_due(configs[0], step + 1, order)
+            while waiting and (due or len(waiting) >= STEPS_IN_FLIGHT):
+                reader.read(*waiting.popleft(), state, update_bar)
+            if all(run.diverged for run in members):
+                break
+
+            #### Validate, keep the best and the last
+            if due:
+                evaluate(prepared, state, knobs, members, step + 1, order, screen)
+                last = step + 1 == order.total_steps
+                export_best(prepared, state, members, step + 1, last=last)
+                checkpoints.save(step + 1, state)
+                reader.start_clock()
+
+    return [summarise(run, order.total_steps) for run in members]
+
+
+def evaluation_due(config: Config, step: int, order: Order) -> bool:
+    """After `step` steps: every `train.eval_every`, at the end of every epoch, and at the end."""
+    every = config.train.eval_every
+    due = every is not None and step % every == 0
+    return due or step == order.total_steps or order.ends_epoch(step)
+
+
+def _totals(pairs: Sequence[Pair]) -> Totals:
+    tokens = sum(len(pair.chosen) for pair in pairs)
+    return Totals(np.float32(len(pairs)), np.float32(tokens))
+
+
+def _knobs(specs: Sequence[Any], configs: Sequence[Config], step: int, order: Order) -> Knobs:
+    """Every number that the compiled step takes, `[M]` each."""
+    each = []
+    for config in configs:
+        loss = config.loss
+        scalars = LossScalars(
+            beta=np.float32(loss.beta),
+            tau=np.float32(loss.tau),
+            label_smoothing=np.float32(loss.label_smoothing),
+            discopop_tau=np.float32(loss.discopop_tau),
+            simpo_gamma=np.float32(loss.simpo_gamma),
+        )
+        rate = np.float32(learning_rate(config.train, step, order.total_steps))
+        each.append(Knobs(np.int32(specs.index(loss_spec(config))), scalars, rate))
+    return jax.tree.map(lambda *values: np.stack(values), *each)
+
+
+def _dropout_key(config: Config, step: int, number: int) -> Array | None:
+    if config.train.mode == "full" or config.lora.dropout == 0:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    return jax.random.fold_in(key, number)
+
+
+@contextlib.contextmanager
+def _packed_ahead(
+    prepared: Prepared, order: Order, first_step: int
+) -> Iterator[Iterator[list[Batch]]]:
+    """The micro-batches of every step from the first, packed and placed by a thread, in order."""
+
+    def batches(step: int) -> list[Batch]:
+        pairs = order.pairs_of(prepared.dataset.train, step)
+        packed = pack(pairs, prepared.shapes, prepared.reference[order.numbers(step)])
+        return [place_batch(batch, prepared.mesh) for batch in packed]
+
+    def ahead(pool: ThreadPoolExecutor) -> Iterator[list[Batch]]:
+        futures: collections.deque[Future[list[Batch]]] = collections.deque()
+        for step in range(first_step, order.total_steps):
+            futures.append(pool.submit(batches, step))
+            if len(futures) > STEPS_PACKED_AHEAD:
+                yield futures.popleft().result()
+        for future in futures:
+            yield future.result()
+
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield ahead(pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Reader:
+    """Reads a step's metrics off the device and logs them, with how fast the step was."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        members: Sequence[Member],
+        order: Order,
+        first_step: int,
+        screen: Screen,
+    ) -> None:
+        self.prepared, self.members = prepared, members
+        self.order, self.screen = order, screen
+        self.tokens = sum(self._tokens(step) for step in range(first_step))
+        self.clock = time.perf_counter()
+
+    def start_clock(self) -> None:
+        """Time before this call belongs to no step."""
+        self.clock = time.perf_counter()
+
+    def _tokens(self, step: int) -> int:
+        return sum(map(stream_length, self.order.pairs_of(self.prepared.dataset.train, step)))
+
+    def read(
+        self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
+    ) -> None:
+        """Waits for the step, logs it, and takes note of members that diverged in it."""
+        values = jax.device_get(on_device)
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        pairs = self.order.pairs_of(self.prepared.dataset.train, step)
+        self.tokens += self._tokens(step)
+        rate = len(pairs) / seconds
+        shared = {
+            "num_tokens": self.tokens,
+            "pairs_per_second": rate,
+            "mfu": self._mfu(pairs, seconds),
+        }
+        for number, run in enumerate(self.members):
+            if run.diverged:
+                continue
+            metrics = {name: float(value[number]) for name, value in values.items()}
+            if not metrics.pop("finite"):
+                line = record_divergence(
+                    self.prepared, state, run, number, step, metrics, self.order
+                )
+                self.screen.say(line)
+                continue
+            train_config = run.config.train
+            metrics["learning_rate"] = learning_rate(train_config, step, self.order.total_steps)
+            if step % train_config.log_every == 0:
+                epoch = self.order.epoch(step)
+                run.writer.log({"step": step, "epoch": epoch, **metrics, **shared})
+        loss, accuracy = (float(np.mean(values[n])) for n in ("loss", "rewards/accuracies"))
+        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
+        update_bar(step + 1, self.order.total_steps, text)
+
+    def _mfu(self, pairs: Sequence[Pair], seconds: float) -> float:
+        prepared = self.prepared
+        frozen = prepared.config.train.mode != "full"
+        useful = sum(
+            useful_flops(prepared.model_config, pair, frozen_base=frozen) for pair in pairs
+        )
+        return useful * len(self.members) / seconds / (prepared.matmul_rate * prepared.mesh.size)

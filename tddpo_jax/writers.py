@@ -1,0 +1,62 @@
+"""Where metrics go: `metrics.jsonl`, TensorBoard files and, if asked for, Weights & Biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from tddpo_jax.config import Config
+from tddpo_jax.run_directory import RunDirectory
+
+
+class Writer:
+    """Writes every record of one run to all its places."""
+
+    def __init__(self, directory: RunDirectory, config: Config, first_step: int) -> None:
+        """
+        Raises:
+            ValueError: Weights & Biases is asked for and not installed.
+        """
+        self.directory = directory
+        self._board = SummaryWriter(
+            str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
+        )
+        self._wandb = _wandb_run(directory, config) if config.train.wandb else None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Writes one line of metrics; `step` is its place on every chart."""
+        self.directory.log(record)
+        values = {name: value for name, value in record.items() if name != "step"}
+        for name, value in values.items():
+            self._board.add_scalar(name, value, record["step"])
+        if self._wandb is not None:
+            self._wandb.log(values, step=record["step"])
+
+    def close(self) -> None:
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def check_wandb(config: Config) -> None:
+    """Raises ValueError if Weights & Biases is asked for and not installed."""
+    if config.train.wandb:
+        _import_wandb()
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("train.wandb: the package wandb is not installed") from None
+    return wandb
+
+
+def _wandb_run(directory: RunDirectory, config: Config) -> Any:
+    return _import_wandb().init(
+        dir=directory.path,
+        id=directory.path.name,
+        resume="allow",
+        config=config.model_dump(mode="json"),
+    )
