@@ -1,7 +1,8 @@
-"""The last training state on disk, by Orbax, for resuming bit for bit."""
+"""The last training states on disk, by Orbax, for resuming bit for bit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,29 @@ from tddpo_jax.sharding import path_name
 
 
 class Checkpoints:
-    """The newest state of a run, saved in the background; the older goes when it is whole."""
+    """The two newest states of a run, saved in the background.
+
+    Two, because the members of a population save one after another: when they are interrupted in
+    between, the older state is the one that all of them have.
+    """
 
     def __init__(self, folder: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def latest_step(self) -> int | None:
-        """Number of optimiser steps in the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+    def steps(self) -> set[int]:
+        """Numbers of optimiser steps of the whole checkpoints."""
+        return set(self._manager.all_steps())
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the states after `step`, which another member of the population lacks."""
+        for later in sorted(self.steps()):
+            if later > step:
+                self._manager.delete(later)
 
     def save(self, step: int, state: Any) -> None:
         """Starts to save the state after `step` steps; its arrays may be donated at once."""
-        if step != self.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
+        self._manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
 
     def restore(self, step: int, like: Any) -> Any:
         """The saved state, with the structure, dtypes and shardings of `like`.
@@ -42,6 +52,14 @@ class Checkpoints:
         """Waits until the last save is whole."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def common_step(checkpoints: Sequence[Checkpoints]) -> int:
+    """The newest step that every member of a population has saved; 0 if there is none."""
+    step = max(set.intersection(*(member.steps() for member in checkpoints)), default=0)
+    for member in checkpoints:
+        member.forget_after(step)
+    return step
 
 
 def _by_name(state: Any) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -147,7 +147,7 @@ class LossConfig(Section):
     simpo_gamma: NonNegative = Field(0.5, description="SimPO's target reward margin")
 
     @pydantic.model_validator(mode="after")
-    def _beta_scales_something(self) -> Self:
+    def _beta_scales_something(self) -> LossConfig:
         if self.beta == 0 and self.name not in ("td_dpo", "sft"):
             raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
         return self
@@ -194,6 +194,12 @@ class TrainConfig(Section):
         False, description="train the LoRA cells of one seed of a grid in one program"
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
+
+    @pydantic.model_validator(mode="after")
+    def _population_of_adapters(self) -> TrainConfig:
+        if self.population and self.mode == "full":
+            raise ValueError("train.population: needs train.mode lora or qlora, not full")
+        return self
 
 
 class MeshConfig(Section):
@@ -247,12 +253,18 @@ def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
 
 
 def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """A copy of nested mappings with the value at a dotted name replaced."""
+    """A copy of nested mappings with the value at a dotted name replaced.
+
+    Raises:
+        ValueError: a part of the name stands for something that is no mapping.
+    """
     head, _, rest = name.partition(".")
-    inner = mapping.get(head)
     if not rest:
         return {**mapping, head: value}
-    return {**mapping, head: with_value(inner if isinstance(inner, Mapping) else {}, rest, value)}
+    inner = mapping.get(head, {})
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{head}: must be a group of settings, got {inner!r}")
+    return {**mapping, head: with_value(inner, rest, value)}
 
 
 def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -278,7 +290,7 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         cell = dict(mapping)
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
-        settings = LOSS_SETTINGS.get(get(cell, "loss.name", "td_dpo"), ("tau",))
+        settings = LOSS_SETTINGS.get(str(get(cell, "loss.name", "td_dpo")), ("tau",))
         if "loss.tau" in axes and "tau" not in settings:
             cell = without_value(cell, "loss.tau")
         if cell not in cells:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -199,7 +200,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.A
 
 
 @jax.jit(donate_argnums=0)
-def _with_layer(stacked: jax.Array, layer: jax.Array, number: int) -> jax.Array:
+def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
 
 
@@ -293,8 +294,8 @@ def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | N
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in companion_files(source):
-        shutil.copyfile(file, partial / file.name)
+    for companion in companion_files(source):
+        shutil.copyfile(companion, partial / companion.name)
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
     shards = _shards(arrays, hugging_face_tensors(model.config), dtype)

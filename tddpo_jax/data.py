@@ -143,7 +143,7 @@ def load_dataset(
         dataset = _build(sources, style, bos, limits, split, content_hash, progress)
         _write_cache(file, dataset)
     for source, pairs in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
-        _check_vocabulary(source.name, pairs, vocab_size)
+        check_vocabulary(source.name, pairs, vocab_size)
     return dataset
 
 
@@ -199,7 +199,7 @@ def cut(pair: Pair, limits: Limits, bos: int | None) -> Pair:
         tail = prompt[len(prompt) - limits.max_prompt_length + len(head) :]
         prompt = np.concatenate([head, tail])
     room = limits.max_length - len(prompt)
-    return Pair(pair.index, prompt, pair.chosen[:room], pair.rejected[:room])
+    return Pair(pair.row, prompt, pair.chosen[:room], pair.rejected[:room])
 
 
 def validation_prompts(prompts: Sequence[np.ndarray], split: Split) -> set[bytes]:
@@ -342,9 +342,9 @@ def _usable(
             continue
         pair = Fitted(row, cut(row, limits, bos))
         if np.array_equal(pair.whole.chosen, pair.whole.rejected):
-            dropped["identical branches"].append(row.index)
+            dropped["identical branches"].append(row.row)
         elif np.array_equal(pair.cut.chosen, pair.cut.rejected):
-            dropped["identical after truncation"].append(row.index)
+            dropped["identical after truncation"].append(row.row)
         else:
             kept.append(pair)
     if not kept:
@@ -412,13 +412,14 @@ def _written(row: Example | str, style: ChatFormat | None) -> PairText | Example
         return str(error)
 
 
-def _check_vocabulary(name: str, pairs: Sequence[Pair], vocab_size: int | None) -> None:
+def check_vocabulary(name: str, pairs: Sequence[Pair], vocab_size: int | None) -> None:
+    """Raises ValueError for a row of the source `name` with an id that the model does not have."""
     for pair in pairs:
         for column in ("prompt", "chosen", "rejected"):
             highest = int(getattr(pair, column).max())
             if vocab_size is not None and highest >= vocab_size:
                 raise ValueError(
-                    f"data {name} row {pair.index}: {column!r} holds the id {highest}, "
+                    f"data {name} row {pair.row}: {column!r} holds the id {highest}, "
                     f"but the model's vocabulary ends at {vocab_size - 1}"
                 )
 
@@ -444,7 +445,7 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
             out,
             ids=np.concatenate(parts),
             lengths=np.array([len(part) for part in parts]),
-            index=np.array([pair.index for pair in pairs]),
+            index=np.array([pair.row for pair in pairs]),
             facts=np.array(json.dumps(facts)),
         )
     unfinished.replace(file)

@@ -60,7 +60,7 @@ def describe_result(directory: RunDirectory, screen: Screen) -> None:
         screen.say(f"  {summary['divergence']['reason']}")
     first, best = summary["first"], summary["best"]
     if best:
-        names = [name for name in best if name.startswith("eval_") and name in first]
+        names = dict.fromkeys((summary["best_metric"], "eval_loss", "eval_kl"))
         changes = (f"{name} {first[name]:.4g} -> {best[name]:.4g}" for name in names)
         screen.say(f"  best step {best['step']} by {summary['best_metric']}: {', '.join(changes)}")
     if summary["export"]:

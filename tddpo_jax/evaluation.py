@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -45,12 +46,13 @@ class Member:
 def policy_log_probs(
     prepared: Prepared,
     state: TrainState,
+    members: int,
     pairs: Sequence[Pair],
     progress: Progress | None = None,
 ) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
     """Log-probs and exact KLs (or zeros) of all pairs under every member's policy, in nats."""
     return log_probs(
-        prepared.program.log_probs,
+        prepared.program(members).log_probs,
         state.trainable,
         prepared.frozen,
         pairs,
@@ -60,15 +62,21 @@ def policy_log_probs(
     )
 
 
-def check_step_0(prepared: Prepared, state: TrainState, order: Order, screen: Screen) -> None:
+def check_step_0(
+    prepared: Prepared, state: TrainState, members: int, order: Order, screen: Screen
+) -> None:
     """Policy and reference are one model before the first step; says how far they are apart.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
     numbers = order.numbers(0)
-    logps, _ = policy_log_probs(prepared, state, order.pairs_of(prepared.dataset.train, 0))
-    difference = float(np.max(np.abs(logps - prepared.reference[numbers])))
+    pairs = order.pairs_of(prepared.dataset.train, 0)
+    logps, _ = policy_log_probs(prepared, state, members, pairs)
+    reference = np.broadcast_to(prepared.reference[numbers], logps.shape)
+    # What neither can score is no difference; the first step will say so and name the rows.
+    scored = np.isfinite(logps) | np.isfinite(reference)
+    difference = float(np.max(np.abs(logps[scored] - reference[scored]), initial=0.0))
     bound = STEP_0_NATS[str(prepared.dtype)]
     text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"
     screen.say(f"{text} (bound {bound:g})")
@@ -90,12 +98,12 @@ def evaluate(
     if not validation:
         return
     with screen.stage("validation") as update:
-        logps, kls = policy_log_probs(prepared, state, validation, update)
+        logps, kls = policy_log_probs(prepared, state, len(members), validation, update)
     reference = prepared.validation_reference
     lengths = np.array([[len(p.chosen), len(p.rejected)] for p in validation], np.float32)
     whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
-    pairs = PairLogps(*(x[..., branch] for x in whole for branch in (0, 1)))
-    values = jax.device_get(prepared.program.summary(knobs, pairs))
+    pairs = PairLogps(*(jnp.asarray(x[..., branch]) for x in whole for branch in (0, 1)))
+    values = jax.device_get(prepared.program(len(members)).summary(knobs, pairs))
     for number, run in enumerate(members):
         if run.diverged:
             continue
@@ -137,7 +145,7 @@ def export_best(
 def record_divergence(
     prepared: Prepared,
     state: TrainState,
-    run: Member,
+    members: Sequence[Member],
     number: int,
     step: int,
     metrics: dict[str, float],
@@ -147,11 +155,12 @@ def record_divergence(
 
     The step changed nothing, so the policy that is left still tells which rows were behind it.
     """
+    run = members[number]
     pairs = order.pairs_of(prepared.dataset.train, step)
-    logps, _ = policy_log_probs(prepared, state, pairs)
+    logps, _ = policy_log_probs(prepared, state, len(members), pairs)
     finite = np.isfinite(logps[number]).all(axis=-1)
-    rows = [pair.index for pair, good in zip(pairs, finite, strict=True) if not good]
-    rows = rows or [pair.index for pair in pairs]
+    rows = [pair.row for pair, good in zip(pairs, finite, strict=True) if not good]
+    rows = rows or [pair.row for pair in pairs]
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
@@ -167,7 +176,7 @@ def summarise(run: Member, steps: int) -> dict[str, Any]:
     exported = (run.directory.path / "best").exists()
     summary = {
         "state": "diverged" if run.diverged else "finished",
-        "steps": steps,
+        "steps": run.directory.divergence["step"] if run.directory.divergence else steps,
         "best_metric": metric,
         "best": best_record(tested, metric),
         "first": tested[0] if tested else None,

@@ -11,8 +11,9 @@ from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, expand, get, reso
 from tddpo_jax.console import Screen
 from tddpo_jax.description import describe_plan, describe_result
 from tddpo_jax.preparation import prepare
-from tddpo_jax.run_directory import RunDirectory, write_atomically
+from tddpo_jax.run_directory import RunDirectory, check_output, differences, write_atomically
 from tddpo_jax.trainer import train
+from tddpo_jax.writers import check_wandb
 
 
 def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, Any]]:
@@ -21,7 +22,8 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     Raises:
         ValueError: a setting is wrong, or a directory holds a run of another configuration.
     """
-    configs = [resolve(cell) for cell in expand(settings)]
+    configs = list(dict.fromkeys(resolve(cell) for cell in expand(settings)))
+    check_wandb(configs[0])
     directories = _directories(configs)
     taus = get(settings, "loss.tau")
     for name in dict.fromkeys(config.loss.name for config in configs):
@@ -36,13 +38,27 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     if open_cells:
         prepared = prepare([config for config, _ in open_cells], screen)
         describe_plan(prepared, len(open_cells), screen)
-    for config, directory in open_cells:
+        if len(configs) > 1:
+            _record_grid(directories[0].path.parent, configs)
+    for population in _populations(open_cells):
         if len(open_cells) > 1:
-            screen.say(f"cell {directory.path.name}")
-        train(prepared, [config], [directory], screen)
+            screen.say(" + ".join(directory.path.name for _, directory in population))
+        configs_together, directories_together = zip(*population, strict=True)
+        train(prepared, configs_together, directories_together, screen)
     for directory in directories:
         describe_result(directory, screen)
     return [directory.summary or {} for directory in directories]
+
+
+Cell = tuple[Config, RunDirectory]
+
+
+def _populations(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """What trains together: with `train.population` the adapters of one seed, else single cells."""
+    if not cells or not cells[0][0].train.population:
+        return [[cell] for cell in cells]
+    seeds = dict.fromkeys(config.seed for config, _ in cells)
+    return [[cell for cell in cells if cell[0].seed == seed] for seed in seeds]
 
 
 def _directories(configs: Sequence[Config]) -> list[RunDirectory]:
@@ -51,10 +67,36 @@ def _directories(configs: Sequence[Config]) -> list[RunDirectory]:
         config = configs[0]
         return [RunDirectory(Path(config.output or f"runs/{cell_name(config)}"), config)]
     root = Path(configs[0].output or "runs/grid")
-    if root.exists() and any(root.iterdir()) and not (root / "grid.json").exists():
+    check_output(root)
+    if root.exists() and any(root.iterdir()):
+        _check_grid(root, configs[0])
+    return [RunDirectory(root / cell_name(config), config) for config in configs]
+
+
+def _check_grid(root: Path, config: Config) -> None:
+    """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
+    file = root / "grid.json"
+    if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
-    directories = [RunDirectory(root / cell_name(config), config) for config in configs]
+    found, wanted = json.loads(file.read_text())["settings"], _shared(config)
+    if found != wanted:
+        raise ValueError(
+            f"output: {root} holds a grid of another configuration: "
+            f"{', '.join(differences(found, wanted))}"
+        )
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What the cells of a grid have in common."""
+    axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+    return config.model_dump(mode="json", exclude=axes)
+
+
+def _record_grid(root: Path, configs: Sequence[Config]) -> None:
+    """Writes `grid.json`: what the cells share, and their names, those of earlier commands first."""
     root.mkdir(parents=True, exist_ok=True)
-    cells = [cell_name(config) for config in configs]
-    write_atomically(root / "grid.json", json.dumps({"cells": cells}, indent=2) + "\n")
-    return directories
+    file = root / "grid.json"
+    earlier = json.loads(file.read_text())["cells"] if file.exists() else []
+    cells = list(dict.fromkeys([*earlier, *map(cell_name, configs)]))
+    text = json.dumps({"cells": cells, "settings": _shared(configs[0])}, indent=2)
+    write_atomically(file, text + "\n")

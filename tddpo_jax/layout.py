@@ -29,14 +29,17 @@ from jaxtyping import Array, Float, Int
 class Pair(NamedTuple):
     """Token ids of one preference pair; responses include their end-of-turn."""
 
-    index: int
+    row: int  # number in its source
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
 
 
 class Batch(NamedTuple):
-    """A micro-batch of packed rows. Branch 2p of a row is pair p's chosen, 2p + 1 its rejected."""
+    """A micro-batch of packed rows, on the host (numpy) or on devices.
+
+    Branch 2p of a row is pair p's chosen, 2p + 1 its rejected.
+    """
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]

@@ -9,12 +9,13 @@ training pairs and of the validation pairs are different ones.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tddpo_jax.grid import run_experiment
 from tddpo_jax.model import Llama
 
 SEED = 0
-PAIRS = {"train": 1000, "validation": 200}
+PAIRS = {"train": 900, "validation": 200}
 SPARE = 1.1  # prompts per pair: some get answers of one score and make none
 ANSWERS_PER_PROMPT = 4  # of which two become a pair
 CLOSE_EVERY = 5  # of so many pairs, one differs as little as possible, the others clearly
@@ -57,7 +58,7 @@ MODEL_CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 64,
-    "intermediate_size": 176,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -80,26 +81,36 @@ SFT = {
 
 
 def make(output: Path) -> None:
-    """Writes every file of the embedded default into a new directory.
+    """Writes every file of the embedded default into a new directory, which appears whole.
 
     Raises:
         ValueError: the directory exists.
     """
     if output.exists():
         raise ValueError(f"output: {output} exists")
-    output.mkdir(parents=True)
+    prompts = divided_prompts()
+    lessons = make_lessons(prompts["lessons"])
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "embedded"
+        folder.mkdir()
+        tokenizer = make_tokenizer(lessons)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+        write_json(folder / "generation_config.json", TOKEN_IDS)
+        config = MODEL_CONFIG | {"vocab_size": tokenizer.get_vocab_size()}
+        write_json(folder / "config.json", config)
+        teach(folder, lessons)
+        for side, count in PAIRS.items():
+            write_lines(folder / f"{side}.jsonl", make_pairs(prompts[side])[:count])
+        shutil.copytree(folder, output)
+
+
+def divided_prompts() -> dict[str, list[Prompt]]:
+    """The prompts of the pairs of each side, and of the lessons: no prompt is in two of them."""
     prompts = all_prompts()
     random.Random(SEED).shuffle(prompts)
     sides = {side: [prompts.pop() for _ in range(round(SPARE * PAIRS[side]))] for side in PAIRS}
-    lessons = make_lessons(prompts)
-    tokenizer = make_tokenizer(text for lesson in lessons for text in lesson)
-    tokenizer.save(str(output / "tokenizer.json"))
-    write_json(output / "tokenizer_config.json", TOKENIZER_CONFIG)
-    write_json(output / "generation_config.json", TOKEN_IDS)
-    write_json(output / "config.json", MODEL_CONFIG | {"vocab_size": tokenizer.get_vocab_size()})
-    teach(output, lessons)
-    for side, count in PAIRS.items():
-        write_lines(output / f"{side}.jsonl", make_pairs(sides[side])[:count])
+    return {**sides, "lessons": prompts}
 
 
 def make_lessons(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -108,8 +119,8 @@ def make_lessons(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
     return [(p.text, write_answer(p, rng)) for p in prompts for _ in range(LESSONS_PER_PROMPT)]
 
 
-def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE: a piece for every word of the texts, and bytes for everything else."""
+def make_tokenizer(lessons: Sequence[tuple[str, str]]) -> Tokenizer:
+    """A byte-level BPE: a piece for every word of the lessons, and bytes for everything else."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +130,7 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(itertools.chain.from_iterable(lessons), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, TOKEN_IDS["bos_token_id"])]
     )

@@ -5,6 +5,8 @@ Names are TRL's, so that dashboards carry over; the validation set's have the pr
 
 from __future__ import annotations
 
+import math
+
 # Means over pairs, of the parameters before the step's update.
 PAIR_METRICS = (
     "loss",
@@ -31,7 +33,12 @@ def check_best_metric(name: str) -> None:
 
 def best_record(records: list[dict], metric: str) -> dict | None:
     """The validation record that is best by a metric: step 0 excluded, the earliest of equals."""
-    candidates = [record for record in records if metric in record and record["step"] > 0]
+    # A NaN would win every comparison that it comes first in.
+    candidates = [
+        record
+        for record in records
+        if record["step"] > 0 and math.isfinite(record.get(metric, math.nan))
+    ]
     if not candidates:
         return None
     sign = -1 if metric in LOWER_IS_BETTER else 1

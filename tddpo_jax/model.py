@@ -114,7 +114,7 @@ class Adapter(nnx.Module):
         self.scale = scale
         self.dropout = dropout
         # What each row of a batch makes of each rank, `[B, R]`, where rows have different adapters.
-        self.gate: nnx.Variable | None = None
+        self.gate: nnx.Variable | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None
@@ -136,7 +136,7 @@ class Linear(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray) -> None:
         self.weight = nnx.Param(0.02 * jax.random.normal(key, (outputs, inputs)))
-        self.adapter: Adapter | None = None
+        self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None = None

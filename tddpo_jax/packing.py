@@ -8,6 +8,7 @@ row of a small step, where rounding up to a whole long row would cost most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -75,7 +76,7 @@ def pack(
     for pair, length in zip(pairs, lengths, strict=True):
         if length > shapes[0].length:
             raise ValueError(
-                f"data.row_length: row {pair.index} of the data needs {length} positions, "
+                f"data.row_length: row {pair.row} of the data needs {length} positions, "
                 f"a row has {shapes[0].length}"
             )
     placed = _placed(lengths, scores, shapes)
@@ -106,7 +107,8 @@ def _batch(
     if ref_logps is not None:
         present = arrays["pair"] >= 0
         reference[present] = ref_logps[arrays["pair"][present]]
-    return Batch(ref_logps=reference, **arrays)
+    fields: dict[str, Any] = {**arrays, "ref_logps": reference}
+    return Batch(**fields)
 
 
 def unpack(
@@ -191,7 +193,8 @@ def _trial(
     if rows > 1:
         return sum(-(-len(step) // rows) * rows * length for step in bins), (shape,)
     half = Shape(1, _rounded(length // 2), _rounded(shape.scores // 2), shape.pairs)
-    shapes = (shape, half)
+    # The shortest row has no half, and a shape that stood there twice would be packed twice.
+    shapes = (shape, half) if half.length < length else (shape,)
     used = sum(row[1].length for s in steps for row in _placed(lengths[s], scores[s], shapes))
     return used, shapes
 

@@ -101,7 +101,7 @@ class Prepared:
     mesh: Mesh
     dataset: Dataset
     shapes: tuple[Shape, ...]
-    program: Program
+    specs: tuple[LossSpec, ...]  # of all cells
     graphdef: nnx.GraphDef
     frozen: Frozen
     reference: Float[np.ndarray, "train 2"]
@@ -110,11 +110,28 @@ class Prepared:
     matmul_rate: float  # operations per second of one device
     model_hash: str
     loaded: nnx.State | None  # trainable parameters as loaded, until a run takes them
+    trainable: nnx.State  # shapes of one member's parameters
+    programs: dict[int, Program]  # by size of population
+
+    def program(self, members: int) -> Program:
+        """The compiled functions for populations of this size, made once."""
+        if members not in self.programs:
+            self.programs[members] = make_program(
+                self.graphdef,
+                self.trainable,
+                self.specs,
+                make_optimizer(self.config.train),
+                self.mesh,
+                computation(self.config.model, self.mesh),
+                members,
+            )
+        return self.programs[members]
 
     def fresh(self, seed: int) -> nnx.State:
         """Trainable parameters as a run with this seed starts with them."""
         if self.config.train.mode != "full":
-            return lora.fresh_adapters(self.model(self.loaded), self.config.lora, seed, self.mesh)
+            model = self.model(self.trainable)
+            return lora.fresh_adapters(model, self.config.lora, seed, self.mesh)
         # The first run takes the weights that the reference pass used, and overwrites them.
         loaded, self.loaded = self.loaded, None
         if loaded is not None:
@@ -125,13 +142,12 @@ class Prepared:
         return nnx.merge(self.graphdef, trainable, self.frozen.base)
 
 
-def prepare(configs: Sequence[Config], screen: Screen, members: int = 1) -> Prepared:
-    """Loads the model and the data, builds the programs and makes the reference's log-probs.
+def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
+    """Loads the model and the data and makes the reference's log-probs.
 
     Args:
         configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
         screen: for progress.
-        members: size of the populations that will be trained.
 
     Raises:
         ValueError: the user's input is wrong; the message names the field or file.
@@ -161,35 +177,7 @@ def prepare(configs: Sequence[Config], screen: Screen, members: int = 1) -> Prep
     full_kl = any(spec.kl == "full" for spec in specs)
     # A copy, for full fine-tuning overwrites the original: the price of the exact KL.
     frozen = Frozen(base, jax.tree.map(jnp.copy, trainable) if full_kl else None)
-    program = make_program(
-        graphdef,
-        trainable,
-        specs,
-        make_optimizer(config.train),
-        mesh,
-        computation(config.model, mesh),
-        members,
-    )
-    model_hash = convert.content_hash(files.base)
-
-    def reference(pairs: list[Pair], part: str) -> np.ndarray:
-        def compute() -> np.ndarray:
-            with screen.stage(f"reference, {part}") as update:
-                run = program.log_probs_of_one
-                return log_probs(run, trainable, frozen, pairs, shapes, mesh, update)[0][0]
-
-        return reference_log_probs(
-            compute,
-            cache_folder(),
-            model=model_hash,
-            adapter=files.adapter and convert.files_hash(sorted(files.adapter.glob("adapter_*"))),
-            data=dataset.content_hash,
-            part=part,
-            dtype=str(dtype),
-            quantised=config.train.mode == "qlora",
-        )
-
-    return Prepared(
+    prepared = Prepared(
         config=config,
         files=files,
         model_config=model_config,
@@ -197,15 +185,44 @@ def prepare(configs: Sequence[Config], screen: Screen, members: int = 1) -> Prep
         mesh=mesh,
         dataset=dataset,
         shapes=shapes,
-        program=program,
+        specs=specs,
         graphdef=graphdef,
         frozen=frozen,
-        reference=reference(dataset.train, "train"),
-        validation_reference=reference(dataset.validation, "validation"),
+        reference=np.zeros((0, 2)),
+        validation_reference=np.zeros((0, 2)),
         dtype=dtype,
         matmul_rate=matmul_rate(dtype),
-        model_hash=model_hash,
+        model_hash=convert.content_hash(files.base),
         loaded=trainable,
+        trainable=jax.eval_shape(lambda: trainable),
+        programs={},
+    )
+    prepared.reference = _reference(prepared, dataset.train, "train", screen)
+    prepared.validation_reference = _reference(prepared, dataset.validation, "validation", screen)
+    return prepared
+
+
+def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen) -> np.ndarray:
+    """The reference's log-probs of pairs, `[pairs, 2]`: from the cache, or computed now."""
+    run = prepared.program(1).log_probs_of_one
+    trainable, frozen, shapes = prepared.loaded, prepared.frozen, prepared.shapes
+    assert trainable is not None
+
+    def compute() -> np.ndarray:
+        with screen.stage(f"reference, {part}") as update:
+            logps, _ = log_probs(run, trainable, frozen, pairs, shapes, prepared.mesh, update)
+        return logps[0]
+
+    adapter = prepared.files.adapter
+    return reference_log_probs(
+        compute,
+        cache_folder(),
+        model=prepared.model_hash,
+        adapter=adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))),
+        data=prepared.dataset.content_hash,
+        part=part,
+        dtype=str(prepared.dtype),
+        quantised=prepared.config.train.mode == "qlora",
     )
 
 
@@ -229,12 +246,16 @@ def _split_model(
     """The model as (structure, trainable parameters, frozen parameters)."""
     if config.train.mode == "full":
         # float32 master weights, whatever the dtype of the computation.
-        return nnx.split(load_model(files, mesh, jnp.float32), nnx.Param, ...)
+        graphdef, trainable, frozen = nnx.split(
+            load_model(files, mesh, jnp.float32), nnx.Param, ...
+        )
+        return graphdef, trainable, frozen
     model = load_model(files, mesh, dtype)
     if config.train.mode == "qlora":
         lora.quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)
-    return nnx.split(model, LoraParam, ...)
+    graphdef, trainable, frozen = nnx.split(model, LoraParam, ...)
+    return graphdef, trainable, frozen
 
 
 def facts(prepared: Prepared) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tddpo_jax.config import Config
+from tddpo_jax.config import Config, read_yaml
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -28,6 +28,13 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def check_output(path: Path) -> None:
+    """Raises ValueError unless the path is a directory to write to, or one can be made there."""
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"output: {path}: {nearest} is no directory that can be written to")
 
 
 class RunDirectory:
@@ -42,18 +49,17 @@ class RunDirectory:
         self.path = path
         self.config = config
         self._resolved = config.model_dump(mode="json", exclude={"output"})
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output: {path} is not a directory")
+        check_output(path)
         if not path.exists() or not any(path.iterdir()):
             return
         stored = path / "config.yaml"
         if not stored.exists():
             raise ValueError(f"output: {path} exists and holds no run")
-        found = yaml.safe_load(stored.read_text())
+        found = read_yaml(stored)
         if found != self._resolved:
             raise ValueError(
                 f"output: {path} holds a run of another configuration: "
-                f"{', '.join(_differences(found, self._resolved))}"
+                f"{', '.join(differences(found, self._resolved))}"
             )
 
     @property
@@ -63,12 +69,26 @@ class RunDirectory:
         return json.loads(file.read_text()) if file.exists() else None
 
     def create(self, facts: dict[str, Any]) -> None:
-        """Makes the directory with its configuration and `run.json`."""
+        """Makes the directory with its configuration and `run.json`.
+
+        Raises:
+            ValueError: the run began with other weights or data, under the same names.
+        """
+        self._check_contents(facts)
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "evaluations").mkdir(exist_ok=True)
-        write_atomically(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
         write_atomically(self.path / "config.yaml", text)
+        write_atomically(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        (self.path / "evaluations").mkdir(exist_ok=True)
+
+    def _check_contents(self, facts: dict[str, Any]) -> None:
+        stored = self.path / "run.json"
+        before = json.loads(stored.read_text()) if stored.exists() else facts
+        for part in ("model", "data"):
+            if before[part]["sha256"] != facts[part]["sha256"]:
+                raise ValueError(
+                    f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
+                )
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`, on disk when this returns."""
@@ -91,11 +111,14 @@ class RunDirectory:
         write_atomically(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forgets what came after `step` optimiser steps: training of it or later, later tests."""
+        """Forgets what came after `step` optimiser steps: training of it or later, later tests.
+
+        Nothing came before step 0: a run without a checkpoint begins anew.
+        """
         kept = [
             record
             for record in self.records()
-            if record["step"] < step or (record["step"] == step and "eval_loss" in record)
+            if record["step"] < step or (record["step"] == step > 0 and "eval_loss" in record)
         ]
         divergence = self.divergence
         if divergence is not None and divergence["step"] >= step:
@@ -113,7 +136,7 @@ class RunDirectory:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:
     """`train.epochs is 3, asked for 1` for every setting that differs."""
     if not isinstance(found, dict):
         return [f"{prefix or 'config'} is no mapping"]
@@ -121,7 +144,7 @@ def _differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[s
     for name in sorted({*found, *wanted}):
         there, here = found.get(name), wanted.get(name)
         if isinstance(here, dict):
-            lines += _differences(there, here, f"{prefix}{name}.")
+            lines += differences(there, here, f"{prefix}{name}.")
         elif there != here:
             lines.append(f"{prefix}{name} is {there}, asked for {here}")
     return lines

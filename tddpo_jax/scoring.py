@@ -14,7 +14,7 @@ from flax import nnx
 
 from tddpo_jax import convert
 from tddpo_jax.config import MeshConfig, ModelConfig
-from tddpo_jax.data import Unusable, load_uncut_pairs
+from tddpo_jax.data import Unusable, check_vocabulary, load_uncut_pairs
 from tddpo_jax.layout import Batch, Pair
 from tddpo_jax.logprobs import branch_logps
 from tddpo_jax.model_files import resolve
@@ -26,7 +26,7 @@ from tddpo_jax.preparation import (
     use_compilation_cache,
 )
 from tddpo_jax.reference import log_probs
-from tddpo_jax.run_directory import write_atomically
+from tddpo_jax.run_directory import check_output, write_atomically
 from tddpo_jax.sharding import make_mesh, row_devices
 from tddpo_jax.train_step import Frozen, hidden_states
 
@@ -48,13 +48,18 @@ def write_log_probs(
     Raises:
         ValueError: the user's input is wrong; the message names the field or file.
     """
+    check_output(output.parent)
+    if output.is_dir():
+        raise ValueError(f"output: {output} is a directory, a file is wanted")
     use_compilation_cache()
     mesh = make_mesh(MeshConfig())
     files = resolve(model)
     rows = load_uncut_pairs(data, load_tokenizer_if_any(files), template)
     pairs = [row for row in rows if isinstance(row, Pair)]
     how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
-    graphdef, weights = nnx.split(load_model(files, mesh, how.dtype))
+    policy = load_model(files, mesh, how.dtype)
+    check_vocabulary(data, pairs, policy.config.vocabulary)
+    graphdef, weights = nnx.split(policy)
 
     @jax.jit
     def run(weights: nnx.State, _: Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -69,6 +74,7 @@ def write_log_probs(
         logps = log_probs(run, weights, frozen, pairs, shapes, mesh)[0][0]
     scored = iter(logps.tolist())
     lines = [_line(row, next(scored) if isinstance(row, Pair) else None) for row in rows]
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -77,7 +83,7 @@ def _line(row: Pair | Unusable, logps: list[float] | None) -> dict[str, Any]:
         return {"index": row.row, "unusable": row.reason}
     assert logps is not None
     return {
-        "index": row.index,
+        "index": row.row,
         "logp_chosen": logps[0],
         "logp_rejected": logps[1],
         "prompt_tokens": len(row.prompt),
@@ -92,11 +98,14 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
     Raises:
         ValueError: the run has no policy yet, has no adapters, or the output exists.
     """
+    check_output(output.parent)
     if output.exists():
-        raise ValueError(f"--output: {output} exists")
+        raise ValueError(f"output: {output} exists")
+    if not run.is_dir():
+        raise ValueError(f"run: {run}: no such directory")
     files = resolve(str(run))
     if adapter and files.adapter is None:
-        raise ValueError(f"--adapter: {run} trained no adapters")
+        raise ValueError(f"adapter: {run} trained no adapters")
     if adapter or files.adapter is None:
         shutil.copytree(files.adapter or files.base, output)
         return

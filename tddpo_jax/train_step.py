@@ -29,7 +29,8 @@ from tddpo_jax.metrics import PAIR_METRICS
 from tddpo_jax.model import Llama, Remat
 from tddpo_jax.sharding import replicated, tree_shardings
 
-# A difference of rewards that is rounding: both sequences were scored, and neither was preferred.
+# A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
+# spacing of the two sums where that is wider (two sums of together more than 840 nats).
 TIE_NATS = 1e-4
 
 
@@ -50,9 +51,9 @@ class TrainState(NamedTuple):
 class Knobs(NamedTuple):
     """What may change from cell to cell and from step to step without compiling again."""
 
-    which: Int[Array, ""]  # the loss, as its place in `specs`
+    which: Int[Array, "*M"] | int  # the loss, as its place in `specs`
     scalars: LossScalars
-    learning_rate: Float[Array, ""]
+    learning_rate: Float[Array, "*M"] | float
 
 
 class Sums(NamedTuple):
@@ -250,8 +251,8 @@ def make_program(
 class Totals(NamedTuple):
     """What a step's sums are divided by, known on the host before its first micro-batch."""
 
-    pairs: Float[Array, ""]
-    chosen_tokens: Float[Array, ""]
+    pairs: Float[Array, ""] | float
+    chosen_tokens: Float[Array, ""] | float
 
 
 def stacked(trees: Sequence[Any]) -> Any:
@@ -280,7 +281,9 @@ def _metric_sums(
 ) -> dict[str, Float[Array, ""]]:
     s_w, s_l = log_ratios(pairs)
     chosen, rejected = rewards(specs, knobs.which, pairs, knobs.scalars)
-    better = jnp.where(jnp.abs(s_w - s_l) <= TIE_NATS, 0.5, s_w > s_l)
+    spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
+    tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
+    better = jnp.where(tie, 0.5, s_w > s_l)
     values = {
         "loss": losses,
         "rewards/chosen": chosen,
@@ -295,7 +298,7 @@ def _metric_sums(
     return {name: jnp.sum(value * weight) for name, value in values.items()}
 
 
-def _denominator(specs: tuple[LossSpec, ...], which: Array, totals: Totals) -> Array:
+def _denominator(specs: tuple[LossSpec, ...], which: Array | int, totals: Totals) -> Array:
     """Pairs, or the tokens of the chosen responses for `sft`, which is a mean over tokens."""
     over_tokens = jnp.array([spec.name == "sft" for spec in specs])[which]
     return jnp.where(over_tokens, totals.chosen_tokens, totals.pairs)

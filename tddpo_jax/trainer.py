@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.checkpoint import Checkpoints
+from tddpo_jax.checkpoint import Checkpoints, common_step
 from tddpo_jax.config import Config
 from tddpo_jax.console import Screen, Update
 from tddpo_jax.evaluation import (
@@ -31,14 +31,14 @@ from tddpo_jax.evaluation import (
 )
 from tddpo_jax.flops import useful_flops
 from tddpo_jax.layout import Batch, Pair, stream_length
-from tddpo_jax.losses import LossScalars
+from tddpo_jax.losses import LossScalars, LossSpec
 from tddpo_jax.optimizer import learning_rate
 from tddpo_jax.order import Order, make_order
 from tddpo_jax.packing import pack
 from tddpo_jax.preparation import Prepared, facts, loss_spec
 from tddpo_jax.reference import place_batch
 from tddpo_jax.run_directory import RunDirectory
-from tddpo_jax.train_step import Knobs, Totals, TrainState, stacked
+from tddpo_jax.train_step import Knobs, Totals, TrainState, member, stacked
 from tddpo_jax.writers import Writer
 
 STEPS_IN_FLIGHT = 2
@@ -59,18 +59,21 @@ def train(
     Raises:
         ValueError: policy and reference differ before the first step.
     """
-    program, frozen = prepared.program, prepared.frozen
+    program, frozen = prepared.program(len(configs)), prepared.frozen
     order = make_order(configs[0], len(prepared.dataset.train))
 
     #### Start, or resume
     for directory in directories:
         directory.create(facts(prepared))
-    # The state of a population is one tree of arrays; it lies with the first of its members.
-    checkpoints = Checkpoints(directories[0].path / "checkpoints")
+    checkpoints = [Checkpoints(directory.path / "checkpoints") for directory in directories]
     state: TrainState = program.start(stacked([prepared.fresh(order.seed)] * len(configs)))
-    first_step = checkpoints.latest_step() or 0
+    first_step = common_step(checkpoints)
     if first_step:
-        state = checkpoints.restore(first_step, state)
+        saved = [
+            checkpoint.restore(first_step, member(state, number, len(configs)))
+            for number, checkpoint in enumerate(checkpoints)
+        ]
+        state = stacked(saved)
         screen.say(f"resuming after step {first_step}")
     for directory in directories:
         directory.rewind(first_step)
@@ -82,11 +85,11 @@ def train(
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
 
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)
-        for run in members:
+        for checkpoint, run in zip(checkpoints, members, strict=True):
+            stack.callback(checkpoint.close)
             stack.callback(run.writer.close)
         if not first_step:
-            check_step_0(prepared, state, order, screen)
+            check_step_0(prepared, state, len(members), order, screen)
             knobs = _knobs(program.specs, configs, 0, order)
             evaluate(prepared, state, knobs, members, 0, order, screen)
 
@@ -114,7 +117,8 @@ def train(
                 evaluate(prepared, state, knobs, members, step + 1, order, screen)
                 last = step + 1 == order.total_steps
                 export_best(prepared, state, members, step + 1, last=last)
-                checkpoints.save(step + 1, state)
+                for number, checkpoint in enumerate(checkpoints):
+                    checkpoint.save(step + 1, member(state, number, len(members)))
                 reader.start_clock()
 
     return [summarise(run, order.total_steps) for run in members]
@@ -128,25 +132,28 @@ def evaluation_due(config: Config, step: int, order: Order) -> bool:
 
 
 def _totals(pairs: Sequence[Pair]) -> Totals:
-    tokens = sum(len(pair.chosen) for pair in pairs)
-    return Totals(np.float32(len(pairs)), np.float32(tokens))
+    return Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
 
 
-def _knobs(specs: Sequence[Any], configs: Sequence[Config], step: int, order: Order) -> Knobs:
+def _knobs(specs: Sequence[LossSpec], configs: Sequence[Config], step: int, order: Order) -> Knobs:
     """Every number that the compiled step takes, `[M]` each."""
-    each = []
+    members = []
     for config in configs:
         loss = config.loss
         scalars = LossScalars(
-            beta=np.float32(loss.beta),
-            tau=np.float32(loss.tau),
-            label_smoothing=np.float32(loss.label_smoothing),
-            discopop_tau=np.float32(loss.discopop_tau),
-            simpo_gamma=np.float32(loss.simpo_gamma),
+            beta=loss.beta,
+            tau=loss.tau,
+            label_smoothing=loss.label_smoothing,
+            discopop_tau=loss.discopop_tau,
+            simpo_gamma=loss.simpo_gamma,
         )
-        rate = np.float32(learning_rate(config.train, step, order.total_steps))
-        each.append(Knobs(np.int32(specs.index(loss_spec(config))), scalars, rate))
-    return jax.tree.map(lambda *values: np.stack(values), *each)
+        rate = learning_rate(config.train, step, order.total_steps)
+        members.append(Knobs(specs.index(loss_spec(config)), scalars, rate))
+    # Arrays of a fixed dtype: a Python number would compile again as a weakly typed one.
+    return jax.tree.map(
+        lambda *values: np.array(values, np.int32 if isinstance(values[0], int) else np.float32),
+        *members,
+    )
 
 
 def _dropout_key(config: Config, step: int, number: int) -> Array | None:
@@ -227,7 +234,7 @@ class _Reader:
             metrics = {name: float(value[number]) for name, value in values.items()}
             if not metrics.pop("finite"):
                 line = record_divergence(
-                    self.prepared, state, run, number, step, metrics, self.order
+                    self.prepared, state, self.members, number, step, metrics, self.order
                 )
                 self.screen.say(line)
                 continue

@@ -22,21 +22,31 @@ class Writer:
         self._board = SummaryWriter(
             str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
         )
+        # TensorBoard hides what an interrupted run wrote of `purge_step`, its validation included.
+        for record in directory.records():
+            if record["step"] >= first_step:
+                self._chart(record)
         self._wandb = _wandb_run(directory, config) if config.train.wandb else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one line of metrics; `step` is its place on every chart."""
         self.directory.log(record)
-        values = {name: value for name, value in record.items() if name != "step"}
-        for name, value in values.items():
-            self._board.add_scalar(name, value, record["step"])
+        self._chart(record)
         if self._wandb is not None:
-            self._wandb.log(values, step=record["step"])
+            self._wandb.log(_values(record), step=record["step"])
+
+    def _chart(self, record: dict[str, Any]) -> None:
+        for name, value in _values(record).items():
+            self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _values(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "step"}
 
 
 def check_wandb(config: Config) -> None:

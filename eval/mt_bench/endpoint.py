@@ -1,0 +1,253 @@
+"""A judge's endpoint: the client, the parameters it accepts, and what its errors mean.
+
+What can go wrong falls into three kinds. The user must act (a refused key, an unknown model):
+`ValueError`. Nothing more can be had for now (the quota is spent): `JudgeStopped`. This request
+failed, another may succeed: `RequestFailed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import urllib.parse
+from typing import Any
+
+import openai
+import pydantic
+
+Parameters = dict[str, int | float]
+
+# The limit on new tokens has two names and some endpoints know neither.
+NEXT_TOKEN_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": None}
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+REFUSAL = re.compile(
+    r"unsupported|not support|not permitted|not allowed|unrecogni[sz]ed|unknown|deprecated", re.I
+)
+
+
+class JudgeStopped(RuntimeError):
+    """No further request can succeed now; what was judged is stored."""
+
+
+class RequestFailed(RuntimeError):
+    """One request got no answer of the judge; the same one may, later."""
+
+
+class RequestRefused(RequestFailed):
+    """The endpoint will not answer this request: its text is too long, say, or not to its taste."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Whom to ask and how.
+
+    Attributes:
+        model: the judge's name at its endpoint.
+        base_url: of an OpenAI-compatible endpoint; None: OpenAI's own.
+        key_name: the environment variable that holds the key, for messages.
+        attempts: answers asked for before a request without a rating is given up as invalid.
+        max_retries: repeats by the client after 408, 409, 429, 5xx and broken connections; it waits
+            as a `Retry-After` of up to 120 s says.
+        timeout: seconds.
+    """
+
+    model: str
+    base_url: str | None = None
+    key_name: str = "OPENAI_API_KEY"
+    temperature: float = 0.0
+    max_tokens: int = 2048
+    attempts: int = 3
+    concurrency: int = 8
+    max_retries: int = 5
+    timeout: float = 600.0
+
+    @property
+    def requested(self) -> Parameters:
+        return {"temperature": self.temperature, "max_tokens": self.max_tokens}
+
+    @property
+    def where(self) -> str | None:
+        """The base URL as it may be written down: no user, password or query, where keys hide."""
+        if self.base_url is None:
+            return None
+        url = urllib.parse.urlsplit(self.base_url)
+        return urllib.parse.urlunsplit(
+            (url.scheme, url.netloc.rpartition("@")[2], url.path, "", "")
+        )
+
+
+@dataclasses.dataclass
+class Session:
+    """An open client and what one run has learnt of the endpoint.
+
+    Attributes:
+        parameters: the sampling the endpoint is known to accept; replaced, never changed in place.
+    """
+
+    client: openai.AsyncOpenAI
+    judge: Judge
+    key: str = dataclasses.field(repr=False)
+    parameters: Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What a judge said.
+
+    Attributes:
+        retries: requests the client repeated before it came.
+        parameters: the sampling it was asked with.
+    """
+
+    text: str
+    finish_reason: str | None
+    model: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    retries: int
+    parameters: Parameters
+
+
+class Message(pydantic.BaseModel):
+    content: str | None = None
+
+
+class Choice(pydantic.BaseModel):
+    message: Message
+    finish_reason: str | None = None
+
+
+class Usage(pydantic.BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Completion(pydantic.BaseModel):
+    """The parts of a chat completion that are used; validated, which the client does not do."""
+
+    model: str | None = None
+    choices: list[Choice] = pydantic.Field(min_length=1)
+    usage: Usage | None = None
+
+
+def client(judge: Judge, key: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        api_key=key,
+        base_url=judge.base_url,
+        max_retries=judge.max_retries,
+        timeout=judge.timeout,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_no_retry_of_quota]}),
+    )
+
+
+async def _no_retry_of_quota(response: Any) -> None:
+    """A response hook: the client repeats every 429, but a spent quota does not come back."""
+    if response.status_code != 429:
+        return
+    body = await response.aread()
+    if any(code.encode() in body for code in QUOTA_CODES):
+        response.headers["x-should-retry"] = "false"
+
+
+async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | None:
+    """One chat completion, or None if what came back is not one.
+
+    Parameters that the endpoint refuses are replaced or dropped in `session.parameters`, for all
+    later requests.
+
+    Raises:
+        ValueError, JudgeStopped, RequestFailed: as the head of this file says.
+    """
+    while True:
+        sent = session.parameters
+        try:
+            create: Any = session.client.chat.completions.with_raw_response.create
+            response = await create(
+                model=session.judge.model,
+                messages=messages,
+                **sent,
+            )
+        except openai.APIError as error:
+            accepted = without_refused(sent, error, session.judge.max_tokens)
+            if accepted is None:
+                raise explained(error, session) from None
+            # Requests under way at the same time are refused for the same reason: the first one's
+            # finding stays.
+            if session.parameters is sent:
+                session.parameters = accepted
+            continue
+        return _reply(_hidden(response.http_response.text, session.key), response, sent)
+
+
+def _reply(body: str, response: Any, parameters: Parameters) -> Reply | None:
+    try:
+        completion = Completion.model_validate_json(body)
+    except pydantic.ValidationError:
+        return None
+    choice = completion.choices[0]
+    usage = completion.usage or Usage()
+    return Reply(
+        text=choice.message.content or "",
+        finish_reason=choice.finish_reason,
+        model=completion.model,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        retries=response.retries_taken,
+        parameters=parameters,
+    )
+
+
+def without_refused(
+    parameters: Parameters, error: openai.APIError, max_tokens: int
+) -> Parameters | None:
+    """The parameters without those an error refuses; None if the error is about something else.
+
+    A token limit is not dropped at first, but tried under its other name.
+    """
+    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        return None
+    refused = [name for name in parameters if _refuses(error, name)]
+    if not refused:
+        return None
+    accepted = {name: value for name, value in parameters.items() if name not in refused}
+    other_names = [NEXT_TOKEN_LIMIT.get(name) for name in refused]
+    return accepted | {name: max_tokens for name in other_names if name is not None}
+
+
+def _refuses(error: openai.APIError, name: str) -> bool:
+    if error.code in ("unsupported_parameter", "unsupported_value") and error.param is not None:
+        return error.param == name
+    # Some endpoints say it in words only. A limit that is too large names the parameter too, hence
+    # the second pattern.
+    said = str(error.message)
+    return bool(re.search(rf"\b{name}\b", said) and REFUSAL.search(said))
+
+
+def explained(error: openai.APIError, session: Session) -> Exception:
+    """The exception, with one line that says what happened, to raise instead of the client's."""
+    judge = session.judge
+    where = judge.where or "the OpenAI API"
+    if isinstance(error, openai.APITimeoutError):
+        return RequestFailed(f"no answer within {judge.timeout:g} s")
+    if not isinstance(error, openai.APIStatusError):
+        return RequestFailed(f"no connection to {where}")
+    status = error.status_code
+    body = error.body if isinstance(error.body, dict) else {}
+    said = " ".join(_hidden(str(body.get("message") or error.message), session.key).split())[:300]
+    if status in (401, 403):
+        return ValueError(f"{judge.key_name}: {where} refuses the key ({status}): {said}")
+    if (
+        status == 404
+        or error.code == "model_not_found"
+        or (status == 400 and error.param == "model")
+    ):
+        return ValueError(f"--judge-model {judge.model}: not found at {where} ({status}): {said}")
+    if status == 402 or QUOTA_CODES & {error.code, error.type}:
+        return JudgeStopped(f"the quota at {where} is spent ({status}): {said}")
+    passing = status in (408, 409, 429) or status >= 500
+    return (RequestFailed if passing else RequestRefused)(f"status {status}: {said}")
+
+
+def _hidden(text: str, key: str) -> str:
+    """The text without the key, should an endpoint repeat it; a short placeholder is no secret."""
+    return text.replace(key, "[key]") if len(key) >= 8 else text

@@ -1,0 +1,60 @@
+"""What judging will cost, before anything is sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from eval.mt_bench.endpoint import Judge
+from eval.mt_bench.judgments import Judgment
+from eval.mt_bench.requests import Request
+
+# English text in the tokenizers of current judges; chat markup adds a few tokens a message.
+BYTES_PER_TOKEN = 4
+TOKENS_PER_MESSAGE = 4
+# A judgment's length where no row of this judge tells it; a judge that reasons first writes far
+# more.
+TOKENS_PER_JUDGMENT = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Requests, tokens, and the tokens of judgments if every one of them ran to the limit."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    most_tokens_out: int
+
+    def cost(self, price_in: float, price_out: float) -> tuple[float, float]:
+        """The expected and the highest cost, at prices per million tokens."""
+        paid_in = self.tokens_in * price_in
+        return (
+            (paid_in + self.tokens_out * price_out) / 1e6,
+            (paid_in + self.most_tokens_out * price_out) / 1e6,
+        )
+
+
+def estimate(requests: Sequence[Request], rows: Sequence[Judgment], judge: Judge) -> Estimate:
+    """Sizes up a run in which every request is answered once.
+
+    Args:
+        rows: earlier judgments; the mean length of this judge's is used where there are any.
+    """
+    lengths = [
+        row.usage["completion_tokens"] / row.attempts
+        for row in rows
+        if row.judge[0] == judge.model and row.usage and row.usage.get("completion_tokens")
+    ]
+    length = sum(lengths) / len(lengths) if lengths else TOKENS_PER_JUDGMENT
+    return Estimate(
+        requests=len(requests),
+        tokens_in=sum(_tokens(message["content"]) for r in requests for message in r.messages),
+        tokens_out=round(min(length, judge.max_tokens) * len(requests)),
+        most_tokens_out=judge.max_tokens * len(requests),
+    )
+
+
+def _tokens(text: str) -> int:
+    return TOKENS_PER_MESSAGE + math.ceil(len(text.encode()) / BYTES_PER_TOKEN)

@@ -1,0 +1,225 @@
+"""Has answers judged: what is asked, how many at a time, and when a run gives up.
+
+An answer of the judge that is truncated or holds no rating is asked for again a few times; then an
+invalid row is written that no mean ever counts. A request that fails is counted and not written:
+the next run asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from eval.mt_bench.endpoint import (
+    Judge,
+    JudgeStopped,
+    Parameters,
+    Reply,
+    RequestFailed,
+    RequestRefused,
+    Session,
+    client,
+    complete,
+)
+from eval.mt_bench.judgments import Judgment, Key, by_key, latest_keys
+from eval.mt_bench.requests import Request, parse_rating, request_hash
+
+# Requests that fail one after another, none succeeding between, before the run stops. One that is
+# refused for its own sake says little about the next.
+FAILURES_IN_A_ROW = 5
+REFUSALS_IN_A_ROW = 20
+
+
+@dataclasses.dataclass
+class Tally:
+    """How a run goes: requests judged, failed since the last success, and why they failed."""
+
+    judged: int = 0
+    in_a_row: int = 0
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def succeeded(self) -> None:
+        self.judged += 1
+        self.in_a_row = 0
+
+    def failed(self, failure: RequestFailed) -> None:
+        """
+        Raises:
+            JudgeStopped: too many failed one after another; for an endpoint never heard of, one.
+        """
+        self.reasons[str(failure)] += 1
+        self.in_a_row += 1
+        if isinstance(failure, RequestRefused):
+            limit = REFUSALS_IN_A_ROW
+        else:
+            limit = FAILURES_IN_A_ROW if self.judged else 1
+        if self.in_a_row >= limit:
+            raise JudgeStopped(f"{self.in_a_row} requests failed one after another: {failure}")
+
+
+def key_of(request: Request, judge: Judge) -> Key:
+    """What a judgment of this request is found by."""
+    slot = request.model, judge.model, request.question_id, request.turn
+    return slot, request.prompt, request_hash(judge.model, request, judge.requested)
+
+
+def pending(
+    requests: Sequence[Request],
+    rows: Sequence[Judgment],
+    judge: Judge,
+    *,
+    retry_invalid: bool = False,
+) -> list[Request]:
+    """The requests that no row answers: another text, prompt or sampling is another request."""
+    known = by_key(rows)
+    done = {key for key, row in known.items() if row.rating is not None or not retry_invalid}
+    return [request for request in requests if key_of(request, judge) not in done]
+
+
+def carried_over(
+    requests: Sequence[Request], rows: Sequence[Judgment], judge: Judge
+) -> list[Judgment]:
+    """Rows to write again, because an answer was changed, judged, and changed back.
+
+    Nothing is asked for them: the copy makes the current row the last one of its slot, which is how
+    `judgments.current` knows it where there are no answer files.
+    """
+    known = by_key(rows)
+    latest = latest_keys(rows)
+    keys = [key_of(request, judge) for request in requests]
+    return [known[key] for key in keys if key in known and latest[key[0]] != key]
+
+
+def accepted_before(rows: Sequence[Judgment], judge: Judge) -> Parameters:
+    """The parameters that the same judge accepted in an earlier run, else the ones wanted."""
+    for row in reversed(rows):
+        same = row.judge[0] == judge.model and row.base_url == judge.where
+        if same and row.requested == judge.requested and row.parameters is not None:
+            return row.parameters
+    return judge.requested
+
+
+def run(
+    requests: Sequence[Request],
+    judge: Judge,
+    key: str,
+    *,
+    parameters: Parameters,
+    data: Mapping[str, str | int],
+    append: Callable[[Mapping[str, Any]], None],
+    update: Callable[[int, int], None],
+) -> Counter[str]:
+    """Judges every request; each judgment is appended as soon as it comes.
+
+    Args:
+        key: for the endpoint; it is in no row and no message.
+        parameters: sampling to start with, as `accepted_before` says.
+        data: `Data.record`, written into every row.
+        update: called with the number of requests done, judged or failed, and of all.
+
+    Returns:
+        The reasons why requests failed, counted: empty when all were judged.
+
+    Raises:
+        ValueError: the key or the model is refused.
+        JudgeStopped: the quota is spent, the endpoint cannot be reached, or request after request
+            fails.
+    """
+    tally = Tally()
+    done = 0
+
+    async def judge_next(session: Session, queue: Iterator[Request]) -> bool:
+        nonlocal done
+        request = next(queue, None)
+        if request is None:
+            return False
+        try:
+            row = await judged(session, request)
+        except RequestFailed as failure:
+            tally.failed(failure)
+        else:
+            tally.succeeded()
+            append({**row.model_dump(), "data": dict(data)})
+        done += 1
+        update(done, len(requests))
+        return True
+
+    async def work(session: Session, queue: Iterator[Request]) -> None:
+        while await judge_next(session, queue):
+            pass
+
+    async def judge_all() -> None:
+        queue = iter(requests)
+        async with client(judge, key) as opened:
+            session = Session(client=opened, judge=judge, key=key, parameters=parameters)
+            # One at a time until one is judged: it finds out what the endpoint accepts, and whether
+            # it is there at all.
+            while not tally.judged and await judge_next(session, queue):
+                pass
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(judge.concurrency):
+                    workers.create_task(work(session, queue))
+
+    try:
+        asyncio.run(judge_all())
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return tally.reasons
+
+
+async def judged(session: Session, request: Request) -> Judgment:
+    """Asks until there is a rating, at most `judge.attempts` times.
+
+    Raises:
+        RequestFailed: the endpoint failed, or sent something that is no chat completion.
+    """
+    judge = session.judge
+    replies: list[Reply] = []
+    attempts = 0
+    while attempts < judge.attempts and not (replies and why_invalid(replies[-1]) is None):
+        attempts += 1
+        reply = await complete(session, request.messages)
+        replies += [] if reply is None else [reply]
+    if not replies:
+        raise RequestFailed("what came back is no chat completion")
+    reply = replies[-1]
+    invalid = why_invalid(reply)
+    rating = parse_rating(reply.text)
+    return Judgment(
+        question_id=request.question_id,
+        model=request.model,
+        judge=(judge.model, request.prompt),
+        user_prompt=request.user,
+        judgment=reply.text,
+        score=-1 if invalid or rating is None else rating,
+        turn=request.turn,
+        tstamp=time.time(),
+        model_id=request.model_id,
+        seed=request.seed,
+        category=request.category,
+        request_hash=request_hash(judge.model, request, judge.requested),
+        invalid=invalid,
+        attempts=attempts,
+        retries=sum(reply.retries for reply in replies),
+        finish_reason=reply.finish_reason,
+        response_model=reply.model,
+        usage={
+            "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+            "completion_tokens": sum(reply.completion_tokens for reply in replies),
+        },
+        requested=judge.requested,
+        parameters=reply.parameters,
+        base_url=judge.where,
+        generation=request.generation,
+    )
+
+
+def why_invalid(reply: Reply) -> str | None:
+    """None for a rating that counts; one in a judgment that was cut off does not."""
+    if reply.finish_reason in ("length", "content_filter"):
+        return f"stopped by {reply.finish_reason}"
+    return "no rating" if parse_rating(reply.text) is None else None

@@ -1,0 +1,101 @@
+"""A judgment: FastChat's row, the keys we add, and which rows of a file count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
+from eval.mt_bench.rows import Row
+
+# What a row answers, but for the text: the model's file, the judge, the question, the turn.
+Slot = tuple[str, str, int, int]
+# A slot, the prompt's name and the request's hash: what a resumed run does not ask again.
+Key = tuple[Slot, str, str | None]
+
+
+class Judgment(Row):
+    """A row of `model_judgment/<judge>_single.jsonl`; from `model_id` on the keys are ours.
+
+    Attributes:
+        score: the rating; -1 where `invalid` says why there is none, as FastChat would drop it.
+        attempts, retries: answers that were asked for, and requests the client repeated below them.
+        usage: tokens over all attempts.
+        requested, parameters: the sampling that was wanted, and what the endpoint accepted of it.
+        data: SHA-256 of questions, prompts and references, as `Data.record`.
+        generation: how the answer was generated, as its own file says.
+    """
+
+    question_id: int
+    model: str
+    judge: tuple[str, str]
+    user_prompt: str = ""
+    judgment: str = ""
+    score: int | float
+    turn: Turn
+    tstamp: float = 0.0
+    model_id: str | None = None
+    seed: int | None = None
+    category: str | None = None
+    request_hash: str | None = None
+    invalid: str | None = None
+    attempts: int = 1
+    retries: int = 0
+    finish_reason: str | None = None
+    response_model: str | None = None
+    usage: dict[str, int] | None = None
+    requested: dict[str, int | float] | None = None
+    parameters: dict[str, int | float] | None = None
+    base_url: str | None = None
+    data: dict[str, str | int] | None = None
+    generation: dict[str, Any] | None = None
+
+    @property
+    def slot(self) -> Slot:
+        return self.model, self.judge[0], self.question_id, self.turn
+
+    @property
+    def key(self) -> Key:
+        return self.slot, self.judge[1], self.request_hash
+
+    @property
+    def rating(self) -> float | None:
+        """The score if it counts: within 1 to 10, and not of FastChat's single-bracket fallback."""
+        if self.invalid is not None or not 1 <= self.score <= 10:
+            return None
+        if parse_rating(self.judgment) is None and fastchat_rating(self.judgment) == self.score:
+            return None
+        return float(self.score)
+
+    @property
+    def fastchat_score(self) -> int | float:
+        """The score FastChat would have stored; its parser is laxer than ours."""
+        return self.score if self.invalid is None else fastchat_rating(self.judgment)
+
+
+def by_key(rows: Iterable[Judgment]) -> dict[Key, Judgment]:
+    """The one row that counts for each request: the first that has a rating, else the first."""
+    chosen: dict[Key, Judgment] = {}
+    for row in rows:
+        known = chosen.get(row.key)
+        if known is None or (known.rating is None and row.rating is not None):
+            chosen[row.key] = row
+    return chosen
+
+
+def latest_keys(rows: Iterable[Judgment]) -> dict[Slot, Key]:
+    """What was last asked for each slot; `judge.carried_over` keeps that the current request."""
+    return {row.slot: row.key for row in rows}
+
+
+def current(rows: Iterable[Judgment], keys: Mapping[Slot, Key] | None = None) -> list[Judgment]:
+    """The rows that count: one per slot, of its current request; no duplicates, no older answers.
+
+    Args:
+        keys: the current request of each slot, made from the answer files; without, the one asked
+            last.
+    """
+    rows = list(rows)
+    chosen = by_key(rows)
+    keys = latest_keys(rows) if keys is None else keys
+    return [chosen[key] for key in keys.values() if key in chosen]

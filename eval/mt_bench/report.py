@@ -1,0 +1,147 @@
+"""The scores of several models as one mapping, each with what it was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.mt_bench.data import AnswerFile, Data
+from eval.mt_bench.endpoint import Judge
+from eval.mt_bench.judge import key_of
+from eval.mt_bench.judgments import Judgment, Key, Slot, current
+from eval.mt_bench.requests import requests_for
+from eval.mt_bench.rows import read_rows
+from eval.mt_bench.score import Scores, mean, scores_of, sd_over_seeds
+from eval.mt_bench.uncertainty import difference, holm, interval
+
+# What two models should share for their difference to be one of their answers alone.
+JUDGED_WITH = ("response_models", "base_url", "sampling", "data")
+
+
+def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) -> list[Judgment]:
+    """The rows of judgment files, of one judge.
+
+    Raises:
+        ValueError: a row is wrong; the files hold no rows, several judges and none is chosen, or
+            not the chosen one.
+    """
+    rows = [row for path in paths for row in read_rows(path, Judgment)]
+    judges = sorted({row.judge[0] for row in rows})
+    if not judges:
+        raise ValueError("--judgments: the files hold no judgments")
+    if judge_model is None and len(judges) > 1:
+        raise ValueError(f"--judge-model: the files hold several judges: {', '.join(judges)}")
+    if judge_model is not None and judge_model not in judges:
+        raise ValueError(f"--judge-model {judge_model}: the files hold only {', '.join(judges)}")
+    return [row for row in rows if judge_model in (None, row.judge[0])]
+
+
+def asked_now(rows: Sequence[Judgment], files: Iterable[AnswerFile], data: Data) -> dict[Slot, Key]:
+    """The current request of each slot, from the answers and the last row's judge and sampling."""
+    last = rows[-1]
+    requested = last.requested or Judge(model=last.judge[0]).requested
+    judge = Judge(
+        model=last.judge[0],
+        temperature=float(requested["temperature"]),
+        max_tokens=int(requested["max_tokens"]),
+    )
+    keys = [key_of(request, judge) for file in files for request in requests_for(data, file)]
+    return {key[0]: key for key in keys}
+
+
+def report(
+    rows: Sequence[Judgment],
+    *,
+    baseline: str | None = None,
+    allow_missing: bool = False,
+    keys: Mapping[Slot, Key] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Everything there is to say about each model, ready for JSON.
+
+    Args:
+        rows: of one judge, older requests and duplicates included.
+        baseline: the model the others are compared with.
+        allow_missing: give scores though rows are missing or invalid; without, they are None.
+        keys: from `asked_now`; without, the request that was judged last is the current one.
+
+    Raises:
+        ValueError: there is no such baseline; or as `scores_of`.
+    """
+    counted = current(rows, keys)
+    models = scores_of(counted)
+    if baseline is not None and baseline not in models:
+        raise ValueError(f"--baseline {baseline}: judged were {', '.join(models) or 'none'}")
+    made = {model: _made_with(counted, model) for model in models}
+    result = {
+        model: _score(scores, allow_missing) | {"made_with": made[model]}
+        for model, scores in models.items()
+    }
+    if baseline is None:
+        return result
+    scored = [model for model, entry in result.items() if entry["average"] is not None]
+    for model in scored if baseline in scored else []:
+        if model == baseline:
+            continue
+        found = difference(models[model], models[baseline])
+        result[model]["difference"] = found and dataclasses.asdict(found)
+        result[model]["judged_differently"] = [
+            name for name in JUDGED_WITH if made[model][name] != made[baseline][name]
+        ]
+    _correct_p_values(result)
+    return result
+
+
+def _score(scores: Scores, allow_missing: bool) -> dict[str, Any]:
+    shown = scores.complete or (allow_missing and mean(scores.ratings) is not None)
+    categories = dict.fromkeys(scores.categories)
+    return {
+        "average": mean(scores.ratings) if shown else None,
+        "interval": interval(scores) if shown else None,
+        "sd_over_seeds": sd_over_seeds(scores) if shown else None,
+        "turn_1": mean(scores.ratings[..., :1]) if shown else None,
+        "turn_2": mean(scores.ratings[..., 1:]) if shown else None,
+        "categories": {name: _category(scores, name) for name in categories} if shown else None,
+        "seeds": len(scores.seeds),
+        "valid": scores.valid,
+        "invalid": scores.invalid,
+        "expected": scores.expected,
+    }
+
+
+def _category(scores: Scores, name: str) -> float | None:
+    members = [place for place, category in enumerate(scores.categories) if category == name]
+    return mean(scores.ratings[:, members])
+
+
+def _made_with(rows: Iterable[Judgment], model: str) -> dict[str, Any]:
+    """The distinct values of everything a score depends on; one of each is as it should be."""
+    own = [row for row in rows if (row.model_id or row.model) == model]
+    return {
+        "judge": own[0].judge[0],
+        "response_models": _distinct(row.response_model for row in own),
+        "base_url": _distinct(row.base_url for row in own),
+        "sampling": _distinct(
+            {"requested": row.requested, "accepted": row.parameters} for row in own
+        ),
+        "data": _distinct(row.data for row in own),
+        "generation": _distinct(row.generation for row in own),
+    }
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    distinct: list[Any] = []
+    for value in values:
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
+
+
+def _correct_p_values(result: dict[str, dict[str, Any]]) -> None:
+    found = {
+        model: entry["difference"] for model, entry in result.items() if entry.get("difference")
+    }
+    corrected = holm({model: entry["p_value"] for model, entry in found.items()})
+    for model, entry in found.items():
+        entry["p_value_holm"] = corrected[model]

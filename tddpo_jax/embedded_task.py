@@ -1,0 +1,118 @@
+"""The little world of the embedded default: stories about animals, and an exact rule.
+
+A prompt asks for a few sentences about an animal, a place and a time. An answer is that many
+sentences of the grammar below, each with one mood word. The rule pays for glad moods, and only
+inside the language: a policy that leaves the language, or repeats itself, on its way to gladness
+loses what it gained.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MOODS = {  # what a sentence earns: the mood words that earn it
+    1.0: ("happy", "merry", "cheerful", "jolly", "bright", "lucky"),
+    0.5: ("calm", "quiet", "busy", "sleepy", "slow", "common"),
+    0.0: ("sad", "lonely", "gloomy", "weary", "bitter", "dreary"),
+}
+EARNS = {word: worth for worth, words in MOODS.items() for word in words}
+
+ADJECTIVES = ("old", "young", "little", "brown", "clever", "shy", "brave", "hungry")
+ANIMALS = ("dog", "cat", "fox", "hen", "goat", "mouse", "duck", "pony")
+SLOTS = {
+    "who": tuple(f"the {adjective} {animal}" for adjective in ADJECTIVES for animal in ANIMALS),
+    "place": (
+        *("by the river", "in the garden", "on the hill", "near the barn"),
+        *("under the oak", "at the market", "behind the mill", "along the road"),
+    ),
+    "time": ("in the morning", "at noon", "in the evening", "at night"),
+    "thing": ("song", "story", "dream", "game", "friend", "letter"),
+    "span": ("day", "hour", "walk", "visit"),
+    "mood": tuple(EARNS),
+}
+SENTENCES = (  # without the capital and the full stop
+    "{who} was {mood} {place}",
+    "{time} {who} felt {mood}",
+    "{who} found a {mood} {thing}",
+    "it was a {mood} {span} {place}",
+    "{time} there came a {mood} {thing}",
+    "what a {mood} {span} {who} had",
+)
+COUNTS = {3: "three", 4: "four", 5: "five"}  # sentences a prompt may ask for
+PROMPTS = (
+    "Write {count} sentences about {who} {place} {time}.",
+    "Tell of {who} {time} {place} in {count} sentences.",
+)
+FULL_LENGTH = min(COUNTS)  # an answer with fewer sentences is scored as if it had this many
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user asks for, in words and in parts."""
+
+    text: str
+    sentences: int
+    scene: Mapping[str, str]  # words of the slots `who`, `place` and `time`
+
+
+def all_prompts() -> list[Prompt]:
+    """Every prompt of the world, in a fixed order."""
+    scenes = [
+        dict(zip(("who", "place", "time"), words, strict=True))
+        for words in itertools.product(SLOTS["who"], SLOTS["place"], SLOTS["time"])
+    ]
+    return [
+        Prompt(form.format(count=word, **scene), count, scene)
+        for form, (count, word), scene in itertools.product(PROMPTS, COUNTS.items(), scenes)
+    ]
+
+
+def write_answer(prompt: Prompt, rng: random.Random) -> str:
+    """An answer by the grammar, neutral on average: no form of sentence and no mood word twice."""
+    forms = rng.sample(SENTENCES, prompt.sentences)
+    moods = rng.sample(SLOTS["mood"], prompt.sentences)
+    sentences = []
+    for form, mood in zip(forms, moods, strict=True):
+        others = {name: rng.choice(SLOTS[name]) for name in ("thing", "span")}
+        words = form.format(mood=mood, **others, **prompt.scene)
+        sentences.append(f"{words[0].upper()}{words[1:]}.")
+    return " ".join(sentences)
+
+
+def _grammar() -> re.Pattern[str]:
+    slots = {name: f"(?:{'|'.join(words)})" for name, words in SLOTS.items()}
+    slots["mood"] = f"({'|'.join(EARNS)})"  # the one group of a form
+    forms = "|".join(form.format(**slots) for form in SENTENCES)
+    return re.compile(rf"(?:{forms})\.")
+
+
+_GRAMMAR = _grammar()
+
+
+def mood_of(sentence: str) -> str | None:
+    """The mood word of a sentence of the language, None for any other text."""
+    match = _GRAMMAR.fullmatch(sentence[:1].lower() + sentence[1:])
+    if match is None or match.lastindex is None or not sentence[0].isupper():
+        return None
+    return match[match.lastindex]
+
+
+def sentences_of(response: str) -> list[str]:
+    """The text cut after every full stop that white space follows."""
+    return re.split(r"(?<=\.)\s+", response.strip())
+
+
+def score(response: str) -> float:
+    """How good an answer is, in [0, 1]: a function of its text alone.
+
+    A sentence of the language earns 1 for a glad mood word, 1/2 for a plain one and 0 for a gloomy
+    one, unless the answer has used that word before; any other sentence earns 0. The score is what
+    the sentences earn over their number, or over `FULL_LENGTH` if they are fewer.
+    """
+    sentences = sentences_of(response)
+    moods = {mood for sentence in sentences if (mood := mood_of(sentence))}
+    return sum(EARNS[mood] for mood in moods) / max(len(sentences), FULL_LENGTH)

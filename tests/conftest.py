@@ -1,0 +1,32 @@
+"""Every test run: eight virtual CPU devices, programs kept between runs, a cache of its own."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import settings
+
+XLA_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tddpo_jax" / "xla"
+
+# Compilation is most of the time of the tests, so its results outlive the run. The environment is
+# for the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# Before anything asks for a device: what is tested on several is never skipped.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+# A first call compiles, so time says nothing; the same examples every time.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def empty_cache(tmp_path_factory):
+    """Tokenised data and reference log-probs of earlier runs must not answer for this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TDDPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

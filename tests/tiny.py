@@ -1,0 +1,148 @@
+"""Tiny random Llamas, Hugging Face folders and preference pairs, made on the spot.
+
+Sizes are odd or have few divisors, weights are large and norms are not ones, so that swapped axes,
+a forgotten weight or a default in place of a setting cannot pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.sharding import Mesh
+from transformers import LlamaConfig as HuggingFaceConfig
+from transformers import LlamaForCausalLM
+
+from tddpo_jax import convert
+from tddpo_jax.config import MeshConfig
+from tddpo_jax.layout import Batch, Pair
+from tddpo_jax.model import Llama, LlamaConfig
+from tddpo_jax.sharding import make_mesh
+
+CONFIG = LlamaConfig(
+    vocabulary=61,
+    width=24,
+    layers=3,
+    heads=6,
+    key_value_heads=2,
+    head_size=10,
+    feed_forward=37,
+    context=256,
+    rope_theta=12345.6,
+    rope_scaling=None,
+    norm_epsilon=3e-4,
+    tied=False,
+)
+HUGGING_FACE = {
+    "vocab_size": CONFIG.vocabulary,
+    "hidden_size": CONFIG.width,
+    "num_hidden_layers": CONFIG.layers,
+    "num_attention_heads": CONFIG.heads,
+    "num_key_value_heads": CONFIG.key_value_heads,
+    "head_dim": CONFIG.head_size,
+    "intermediate_size": CONFIG.feed_forward,
+    "max_position_embeddings": CONFIG.context,
+    "rope_parameters": {"rope_type": "default", "rope_theta": CONFIG.rope_theta},
+    "rms_norm_eps": CONFIG.norm_epsilon,
+    "tie_word_embeddings": CONFIG.tied,
+}
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
+    """Normal weights under which a stream neither dies nor explodes; norms around one."""
+    noise = rng.normal(size=shape).astype(np.float32)
+    return 1 + 0.2 * noise if is_norm else 1.5 * noise / np.sqrt(shape[-1])
+
+
+def llama(seed: int = 0, **changes) -> Llama:
+    """A model of `CONFIG`, changed, with random weights."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        return jnp.asarray(random_weight(rng, leaf.shape, "norm" in jax.tree_util.keystr(path)))
+
+    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(fill, abstract)
+
+
+def hugging_face(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LlamaForCausalLM:
+    """transformers' model of the same shape, changed in transformers' words."""
+    model = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.from_numpy(random_weight(rng, tuple(weight.shape), "norm" in name)))
+    return model.to(dtype).eval()
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> Path:
+    """Writes the Hugging Face folder of a model; `settings` are those of `save_pretrained`."""
+    model.save_pretrained(folder, **settings)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, dtype=None) -> Llama:
+    """The folder's model on one device."""
+    return convert.load(folder, one_device(), dtype)
+
+
+def one_device() -> Mesh:
+    return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    devices = jax.devices()[: data * fsdp * tensor]
+    return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+
+
+def reading_order(rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Positions and key ranges of plain sequences, one a row."""
+    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    return positions, jnp.zeros_like(positions), positions + 1
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "remat"))
+def hidden_states(model: Llama, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
+    """Hidden states of plain sequences."""
+    return model(tokens, *reading_order(*tokens.shape), dtype=dtype, remat=remat)
+
+
+def run(model: Llama, batch: Batch, **settings) -> jax.Array:
+    """Hidden states of packed rows."""
+    ranges = (batch.tokens, batch.positions, batch.key_start, batch.key_end)
+    return model(*ranges, **{"dtype": jnp.float32, **settings})
+
+
+def dense_attention(q, k, v, key_start, key_end) -> jax.Array:
+    """Attention with a mask of every query and key, written out; zeros where no key is seen."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / q.shape[-1] ** 0.5
+    key = jnp.arange(k.shape[1])
+    seen = ((key_start[..., None] <= key) & (key < key_end[..., None]))[:, None]
+    largest = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e30)
+    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - largest, 0)), 0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.einsum("BHQK,BKHS->BQHS", weights / jnp.where(total > 0, total, 1), v)
+
+
+def random_pairs(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Pair]:
+    """Pairs of random token ids.
+
+    Args:
+        lengths: of prompt, chosen and rejected of each pair.
+        seed: of the ids.
+        vocabulary: ids are below it.
+    """
+    rng = np.random.default_rng(seed)
+    return [
+        Pair(number, *(rng.integers(0, vocabulary, length).astype(np.int32) for length in three))
+        for number, three in enumerate(lengths)
+    ]
