@@ -15,11 +15,15 @@ References:
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+from tddpo_jax.attention_cudnn import causal_rows_attention
+from tddpo_jax.causal_rows import CausalRows
 
 BLOCK = 64
 # Finite, so that the difference of two masked scores is 0 and never nan.
@@ -34,6 +38,7 @@ def attention(
     key_end: Int[Array, "B T"],
     *,
     implementation: str = "xla",
+    causal_rows: Sequence[CausalRows] = (),
 ) -> Float[Array, "B T H size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
@@ -46,11 +51,14 @@ def attention(
         v: values.
         key_start: first key each query sees.
         key_end: one past the last key each query sees.
-        implementation: `xla`; others are refused, never replaced.
+        implementation: `xla` or `cudnn`; others are refused, never replaced.
+        causal_rows: the same ranges as causal rows, which `cudnn` reads in their place.
 
     Raises:
-        ValueError: the implementation is unknown.
+        ValueError: the implementation is unknown, or cannot compute this.
     """
+    if implementation == "cudnn":
+        return causal_rows_attention(q, k, v, causal_rows)
     if implementation != "xla":
         raise ValueError(f"model.attention: {implementation!r} is not available")
     rows, length, heads, size = q.shape

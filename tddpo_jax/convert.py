@@ -128,7 +128,8 @@ def _rope(path: Path, known: dict[str, Any]) -> tuple[float, RopeScaling | None]
         raise ValueError(
             f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} unsupported"
         )
-    return float(theta), RopeScaling(*(scaling[field] for field in fields))
+    factor, low, high, original_context = (scaling[field] for field in fields)
+    return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)
 
 
 def hugging_face_tensors(config: LlamaConfig) -> dict[str, tuple[str, int | None]]:
@@ -183,6 +184,10 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Lla
             continue
         if path not in arrays:
             arrays[path] = _zeros(shapes[path].shape, tensor.dtype, shardings[path])
+        if tensor.dtype != arrays[path].dtype:
+            raise ValueError(
+                f"{files[name]}: {name} is {tensor.dtype}, other layers are {arrays[path].dtype}"
+            )
         one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
         arrays[path] = _with_layer(arrays[path], _placed(tensor, one_layer), layer)
     if config.tied:
@@ -219,13 +224,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
     single, index = (folder / name for name in WEIGHT_FILES)
-    if index.exists():
+    # Where both are there, transformers reads the single file.
+    if single.exists():
+        files = dict.fromkeys(_names_in(single), single)
+    elif index.exists():
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index}: weight_map is missing")
         files = {name: folder / file for name, file in weight_map.items()}
-    elif single.exists():
-        files = dict.fromkeys(_names_in(single), single)
     else:
         raise ValueError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
     held = [name for file in sorted(set(files.values())) for name in _names_in(file)]

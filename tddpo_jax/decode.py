@@ -44,7 +44,7 @@ class State(NamedTuple):
     """What the loop carries."""
 
     number: Int[Array, ""]  # of new tokens so far
-    token: Int[Array, " B"]  # the newest
+    logits: Float[Array, "B V"]  # of the next
     tokens: Int[Array, "B N"]
     counts: Int[Array, " B"]  # of each row's own new tokens, its end of turn included
     done: Bool[Array, " B"]
@@ -94,29 +94,28 @@ def generate_rows(
         cache, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
     )
 
-    def chosen(state: State, logits: Array, cache: Cache) -> State:
-        token = next_token(constrain(logits), sampler, state.number).astype(jnp.int32)
-        place = (0, state.number)
+    def step(state: State) -> State:
+        token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
+        slot = length + state.number
+        logits, cache = _decode(model, token, slot, start, state.cache, dtype, constrain)
         return State(
             number=state.number + 1,
-            token=token,
-            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], place),
+            logits=constrain(logits),
+            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.number)),
             counts=state.counts + ~state.done,
             done=state.done | jnp.isin(token, stops) | (state.number + 1 >= limits),
             cache=cache,
         )
 
-    def step(state: State) -> State:
-        slot = length + state.number - 1
-        return chosen(state, *_decode(model, state, slot, start, dtype, constrain))
-
-    nothing = jnp.zeros((rows, new), jnp.int32)
     state = State(
-        jnp.int32(0), nothing[:, 0], nothing, jnp.zeros(rows, jnp.int32), limits <= 0, cache
+        number=jnp.int32(0),
+        logits=constrain(logits),
+        tokens=jnp.zeros((rows, new), jnp.int32),
+        counts=jnp.zeros(rows, jnp.int32),
+        done=limits <= 0,
+        cache=cache,
     )
-    state = jax.lax.while_loop(
-        lambda state: ~jnp.all(state.done), step, chosen(state, logits, cache)
-    )
+    state = jax.lax.while_loop(lambda state: ~jnp.all(state.done), step, state)
     return jax.lax.with_sharding_constraint((state.tokens, state.counts), replicated(mesh))
 
 
@@ -162,24 +161,25 @@ def _prefill(
 
 def _decode(
     model: Llama,
-    state: State,
+    token: Int[Array, " B"],
     slot: Int[Array, ""],
     start: Int[Array, " B"],
+    cache: Cache,
     dtype: Any,
     constrain: Callable[[Array], Array],
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """The logits after the newest token, which goes into `slot` of the cache."""
+    """The logits after a new token, which goes into `slot` of the cache."""
 
     def attend(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, Cache]:
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        return _attend_cached(q, k, v, state.cache, layer, start, slot), Cache(k, v)
+        return _attend_cached(q, k, v, cache, layer, start, slot), Cache(k, v)
 
     new, logits = _through_layers(
-        model, state.token[:, None], (slot - start)[:, None], attend, dtype, constrain
+        model, token[:, None], (slot - start)[:, None], attend, dtype, constrain
     )
     # One write behind all reads, so that the loop needs one cache and copies nothing.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
-    return logits, jax.tree.map(write, state.cache, new)
+    return logits, jax.tree.map(write, cache, new)
 
 
 def _through_layers(

@@ -74,8 +74,8 @@ def check_step_0(
     pairs = order.pairs_of(prepared.dataset.train, 0)
     logps, _ = policy_log_probs(prepared, state, members, pairs)
     reference = np.broadcast_to(prepared.reference[numbers], logps.shape)
-    # What neither can score is no difference; the first step will say so and name the rows.
-    scored = np.isfinite(logps) | np.isfinite(reference)
+    # A log-prob that is not finite is left to the first step, which names its rows.
+    scored = np.isfinite(logps) & np.isfinite(reference)
     difference = float(np.max(np.abs(logps[scored] - reference[scored]), initial=0.0))
     bound = STEP_0_NATS[str(prepared.dtype)]
     text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"

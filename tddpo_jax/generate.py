@@ -167,17 +167,23 @@ def generate_text(
     raw: bool = False,
     template: str | None = None,
     system: str | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - immutable
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     dtype: str = "auto",
 ) -> Completion:
-    """Answers one prompt.
+    """Answers one prompt; the settings are those of `Sampling`.
 
     Args:
         model: what `model_files.resolve` understands.
         prompt: what the user says; or with `raw` the beginning of a text, without a template.
         template: a named chat template; default: the tokenizer's own.
         system: a system message before the prompt.
+        max_new_tokens: default 256, or half the model's context if that is less.
+        seed: makes the random key.
+        dtype: as for `Generator.from_path`.
 
     Raises:
         ValueError: the user's input is wrong.
@@ -185,6 +191,9 @@ def generate_text(
     generator = Generator.from_path(model, dtype, template=template)
     start = prompt if raw else [{"role": "user", "content": prompt}]
     ids = encode_prompt(generator.tokenizer, start, template, system=system)
+    if max_new_tokens is None:
+        max_new_tokens = min(Sampling().max_new_tokens, generator.context // 2)
+    sampling = Sampling(temperature, top_k, top_p, max_new_tokens)
     [completion] = generator.generate([ids], [sampling], [(seed,)])
     return completion
 

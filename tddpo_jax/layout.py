@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tddpo_jax.causal_rows import CausalRows, Widths
+
 
 class Pair(NamedTuple):
     """Token ids of one preference pair; responses include their end-of-turn."""
@@ -52,6 +54,7 @@ class Batch(NamedTuple):
     weight: Float[Array, "B P"]  # 1 for a pair, 0 for an empty place
     ref_logps: Float[Array, "B P 2"]
     pair: Int[Array, "B P"]  # number of the pair in the list that was packed, -1 for none
+    causal_rows: tuple[CausalRows, ...]  # the same branches for attention, where it needs them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Shape:
     scores: int
     pairs: int
     plain: bool = False
+    causal_rows: Widths = ()  # widths and counts, for attention that needs them
 
 
 def stream_length(pair: Pair) -> int:
@@ -90,6 +94,8 @@ class Row:
         self.lengths = np.ones((shape.pairs, 2), np.float32)
         self.weight = np.zeros(shape.pairs, np.float32)
         self.pair = np.full(shape.pairs, -1, np.int32)
+        # Stream positions of every branch in reading order.
+        self.branches: list[np.ndarray] = []
         self.used = self.scored = self.count = 0
 
     def add(self, number: int, pair: Pair) -> None:
@@ -113,6 +119,7 @@ class Row:
         self.positions[chosen_at] = len(pair.prompt) + np.arange(len(chosen_at))
         self.key_start[chosen_at], self.key_end[chosen_at] = chosen_at, prompt_end
         self._score(np.append(prompt_end - 1, chosen_at), pair.chosen, 2 * self.count)
+        self.branches.append(np.concatenate([np.arange(prompt_start, prompt_end), chosen_at]))
         rejected_at = self._branch(pair.prompt, pair.rejected, 2 * self.count + 1, prompt_start)
         self.used = rejected_at
 
@@ -124,6 +131,7 @@ class Row:
         self.positions[at] = at - start
         self.key_start[at], self.key_end[at] = start, at + 1
         self._score(at[len(prompt) - 1 :], response, branch)
+        self.branches.append(at)
         return end
 
     def _score(self, at: np.ndarray, targets: np.ndarray, branch: int) -> None:

@@ -8,12 +8,14 @@ References:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PRNGKeyArray
 
 from tddpo_jax.config import LoraConfig
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam, dense
@@ -31,7 +33,18 @@ def add_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> Non
         seed: of the random factor A.
         mesh: adapters are whole on every device.
     """
-    key = jax.random.key(seed)
+    place = functools.partial(jax.jit, out_shardings=replicated(mesh))
+    attach(model, config, jax.random.key(seed), place)
+    check_fresh(model)
+
+
+def attach(
+    model: Llama,
+    config: LoraConfig,
+    key: PRNGKeyArray,
+    place: Callable[[Callable], Callable] = lambda make: make,
+) -> None:
+    """Puts fresh adapters into the model, each made by a function that went through `place`."""
     for number, name in enumerate(LINEAR_NAMES):
         if name not in config.targets:
             continue
@@ -41,8 +54,7 @@ def add_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> Non
         fresh = functools.partial(
             Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
         )
-        linear.adapter = jax.jit(jax.vmap(fresh), out_shardings=replicated(mesh))(keys)
-    check_fresh(model)
+        linear.adapter = place(jax.vmap(fresh))(keys)
 
 
 def check_fresh(model: Llama) -> None:
@@ -78,9 +90,25 @@ def quantize(model: Llama) -> None:
         linear.weight = nnx.Param(_nf4(linear.weight.get_value()))
 
 
-@jax.jit
-def _nf4(weight: jax.Array) -> qwix.QArray:
-    return qwix.quantize(weight, "nf4", channelwise_axes=(0, 1), tiled_axes={2: NF4_BLOCK})
+def _nf4(weight: Array) -> qwix.QArray:
+    """The weight in four bits; values and scales lie where the weight lies.
+
+    Left to itself the compiler would hold them whole on every device.
+    """
+    quantized = functools.partial(
+        qwix.quantize, qtype="nf4", channelwise_axes=(0, 1), tiled_axes={2: NF4_BLOCK}
+    )
+    place = getattr(weight, "sharding", None)
+    if not isinstance(place, NamedSharding):
+        return jax.jit(quantized)(weight)
+    # Blocks that do not divide among the devices that share the inputs are whole on each of them.
+    sharing_inputs = weight.shape[2] // place.shard_shape(weight.shape)[2]
+    whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:2]))
+    places = jax.tree.map(
+        lambda part: whole if part.shape[2] % sharing_inputs else place,
+        jax.eval_shape(quantized, weight),
+    )
+    return jax.jit(quantized, out_shardings=places)(weight)
 
 
 def merged(model: Llama) -> Llama:

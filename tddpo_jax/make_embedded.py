@@ -155,14 +155,13 @@ def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
 
 
 def sample_responses(prompts: Sequence[Prompt], seed: int) -> list[str]:
-    """One answer to each prompt."""
-    rng = random.Random(seed)
-    return [write_answer(prompt, rng) for prompt in prompts]
+    """One answer to each prompt, which depends on the seed and on that prompt alone."""
+    return [write_answer(p, random.Random(f"{seed} {p.text}")) for p in prompts]
 
 
 def make_pairs(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt."""
-    draws = [sample_responses(prompts, SEED + 1 + draw) for draw in range(ANSWERS_PER_PROMPT)]
+    draws = [sample_responses(prompts, SEED + draw) for draw in range(ANSWERS_PER_PROMPT)]
     rows = []
     for number, (prompt, *answers) in enumerate(zip(prompts, *draws, strict=True)):
         pair = choose(answers, close=number % CLOSE_EVERY == 0)

@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -26,6 +26,7 @@ from qwix import QArray
 from qwix import dequantize as qwix_dequantize
 
 from tddpo_jax.attention import attention
+from tddpo_jax.causal_rows import CausalRows
 
 Remat = Literal["none", "full", "dots"]
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -244,6 +245,7 @@ class Llama(nnx.Module):
         *,
         dtype: jnp.dtype | type,
         implementation: str = "xla",
+        causal_rows: Sequence[CausalRows] = (),
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -257,6 +259,7 @@ class Llama(nnx.Module):
             key_end: one past the last stream position each token sees.
             dtype: of the computation; weights are cast at use.
             implementation: the attention back-end, see `attention`.
+            causal_rows: what the back-end `cudnn` reads in place of the key ranges.
             remat: what the backward pass recomputes.
             constrain: applied to the stream between layers, to pin its sharding.
             dropout_key: of the adapters' dropout; none: no dropout.
@@ -264,7 +267,10 @@ class Llama(nnx.Module):
         angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(self.config)
 
         def attend(q: Array, k: Array, v: Array) -> Array:
-            return attention(q, k, v, key_start, key_end, implementation=implementation)
+            ranges = key_start, key_end
+            return attention(
+                q, k, v, *ranges, implementation=implementation, causal_rows=causal_rows
+            )
 
         def layer(x: Array, block_and_key: tuple[Block, Array | None]) -> tuple[Array, None]:
             block, key = block_and_key

@@ -8,11 +8,13 @@ row of a small step, where rounding up to a whole long row would cost most.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from tddpo_jax.causal_rows import Widths, assign, branch_counts, halved_widths
 from tddpo_jax.layout import Batch, Pair, Row, Shape, score_count, stream_length
 
 ROW_MULTIPLE = 64
@@ -20,38 +22,65 @@ LONGEST_DEFAULT_ROW = 8192
 SAMPLE_PAIRS = 1024
 
 
-def _bins(lengths: np.ndarray, scores: np.ndarray, shape: Shape) -> list[list[int]]:
-    """Best-fit decreasing: the numbers of the pairs of each row, within all three capacities."""
+class _Sizes(NamedTuple):
+    """What pairs need of a row."""
+
+    lengths: Int[np.ndarray, " pairs"]  # stream positions
+    scores: Int[np.ndarray, " pairs"]
+    branches: Int[np.ndarray, "pairs 2"]  # tokens of each branch with its prompt
+
+    def of(self, numbers: Any) -> _Sizes:
+        return _Sizes(*(size[numbers] for size in self))
+
+    def needs(self, shape: Shape) -> Int[np.ndarray, "pairs capacities"]:
+        """What each pair takes of each of `_capacities`."""
+        columns = np.stack([self.lengths, self.scores, np.ones_like(self.lengths)], axis=1)
+        widths = [width for width, _ in shape.causal_rows]
+        return np.hstack([columns, branch_counts(self.branches, widths)])
+
+
+def _sizes(pairs: Sequence[Pair], plain: bool) -> _Sizes:
+    prompts = np.array([len(pair.prompt) for pair in pairs], int)
+    responses = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], int)
+    return _Sizes(
+        np.array([needed_length(pair, plain) for pair in pairs], int),
+        np.array([score_count(pair) for pair in pairs], int),
+        prompts[:, None] + responses.reshape(-1, 2) - 1,
+    )
+
+
+def _capacities(shape: Shape) -> Int[np.ndarray, " capacities"]:
+    """Positions, scores and pairs of a row, and for each width its causal rows and all wider."""
+    counts = np.cumsum([count for _, count in shape.causal_rows], dtype=int)
+    return np.array([shape.length, shape.scores, shape.pairs, *counts])
+
+
+def _bins(sizes: _Sizes, shape: Shape) -> list[list[int]]:
+    """Best-fit decreasing: the numbers of the pairs of each row, within all capacities."""
+    lengths, needs = sizes.lengths, sizes.needs(shape)
     if shape.plain:
         return [[number] for number in range(len(lengths))]
     bins: list[list[int]] = []
-    length_left = np.full(len(lengths), shape.length)
-    scores_left = np.full(len(lengths), shape.scores)
-    places_left = np.full(len(lengths), shape.pairs)
+    left = np.tile(_capacities(shape), (len(lengths), 1))
     for number in np.lexsort((np.arange(len(lengths)), -lengths)):
         used = len(bins)
-        fits = length_left[:used] >= lengths[number]
-        fits &= (scores_left[:used] >= scores[number]) & (places_left[:used] > 0)
+        fits = (left[:used] >= needs[number]).all(axis=1)
         if fits.any():
-            best = int(np.argmin(np.where(fits, length_left[:used], shape.length + 1)))
+            best = int(np.argmin(np.where(fits, left[:used, 0], shape.length + 1)))
         else:
             best = used
             bins.append([])
         bins[best].append(int(number))
-        length_left[best] -= lengths[number]
-        scores_left[best] -= scores[number]
-        places_left[best] -= 1
+        left[best] -= needs[number]
     return bins
 
 
-def _placed(
-    lengths: np.ndarray, scores: np.ndarray, shapes: Sequence[Shape]
-) -> list[tuple[list[int], Shape]]:
+def _placed(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[list[int], Shape]]:
     """The rows of a step, each in the shortest shape that holds it, longest rows first."""
     placed = []
-    for numbers in _bins(lengths, scores, shapes[0]):
-        need = lengths[numbers].sum(), scores[numbers].sum(), len(numbers)
-        fitting = [s for s in shapes if all(np.less_equal(need, (s.length, s.scores, s.pairs)))]
+    for numbers in _bins(sizes, shapes[0]):
+        row = sizes.of(numbers)
+        fitting = [s for s in shapes if (row.needs(s).sum(axis=0) <= _capacities(s)).all()]
         placed.append((numbers, min(fitting, key=lambda shape: shape.length)))
     return sorted(placed, key=lambda row: -row[1].length)
 
@@ -71,15 +100,14 @@ def pack(
     Raises:
         ValueError: a pair does not fit a row of the first shape.
     """
-    lengths = np.array([needed_length(pair, shapes[0].plain) for pair in pairs])
-    scores = np.array([score_count(pair) for pair in pairs])
-    for pair, length in zip(pairs, lengths, strict=True):
+    sizes = _sizes(pairs, shapes[0].plain)
+    for pair, length in zip(pairs, sizes.lengths, strict=True):
         if length > shapes[0].length:
             raise ValueError(
                 f"data.row_length: row {pair.row} of the data needs {length} positions, "
                 f"a row has {shapes[0].length}"
             )
-    placed = _placed(lengths, scores, shapes)
+    placed = _placed(sizes, shapes)
     batches = []
     for shape in shapes:
         rows = [numbers for numbers, its_shape in placed if its_shape == shape]
@@ -101,13 +129,15 @@ def _batch(
     arrays = {
         name: np.stack([getattr(row, name) for row in filled])
         for name in Batch._fields
-        if name != "ref_logps"
+        if name not in ("ref_logps", "causal_rows")
     }
+    rows_of = [assign(row.branches, shape.length, shape.causal_rows) for row in filled]
+    causal_rows = jax.tree.map(lambda *arrays: np.stack(arrays), *rows_of)
     reference = np.zeros((shape.rows, shape.pairs, 2), np.float32)
     if ref_logps is not None:
         present = arrays["pair"] >= 0
         reference[present] = ref_logps[arrays["pair"][present]]
-    fields: dict[str, Any] = {**arrays, "ref_logps": reference}
+    fields: dict[str, Any] = {**arrays, "ref_logps": reference, "causal_rows": causal_rows}
     return Batch(**fields)
 
 
@@ -136,6 +166,7 @@ def choose_shapes(
     rows: int = 1,
     row_length: int | None = None,
     plain: bool = False,
+    causal_rows: bool = False,
 ) -> tuple[Shape, ...]:
     """The shapes of micro-batches with the least padding over a sample of the data.
 
@@ -145,25 +176,27 @@ def choose_shapes(
         rows: rows of a micro-batch, a multiple of the data-parallel devices.
         row_length: stream positions of a row; default: chosen.
         plain: the unshared, unpacked layout.
+        causal_rows: whether the attention back-end needs every branch in a causal row.
 
     Raises:
         ValueError: `row_length` is too short for the longest pair.
     """
-    lengths = np.array([needed_length(pair, plain) for pair in pairs])
-    scores = np.array([score_count(pair) for pair in pairs])
-    longest = int(lengths.max())
+    sizes = _sizes(pairs, plain)
+    longest = int(sizes.lengths.max())
     if row_length is not None and row_length < longest:
         raise ValueError(f"data.row_length: {row_length} is less than the longest pair, {longest}")
     shortest = _rounded(longest)
+    widths = halved_widths(int(sizes.branches.max())) if causal_rows else []
     if plain:
-        return (Shape(rows, row_length or shortest, int(scores.max()), 1, plain=True),)
+        most_scores, two = int(sizes.scores.max()), tuple((width, 2) for width in widths[:1])
+        return (Shape(rows, row_length or shortest, most_scores, 1, True, two),)
     order = np.random.default_rng(0).permutation(len(pairs))[: max(SAMPLE_PAIRS, batch_pairs)]
     steps = [order[first : first + batch_pairs] for first in range(0, len(order), batch_pairs)]
     # A step smaller than the row would only pad it.
-    largest_step = _rounded(max(int(lengths[step].sum()) for step in steps))
+    largest_step = _rounded(max(int(sizes.lengths[step].sum()) for step in steps))
     limit = max(shortest, min(LONGEST_DEFAULT_ROW, -(-largest_step // rows)))
     lengths_tried = [row_length] if row_length else _ladder(shortest, limit)
-    choices = [_trial(lengths, scores, steps, rows, length) for length in lengths_tried]
+    choices = [_trial(sizes, steps, rows, length, widths) for length in lengths_tried]
     return min(choices, key=lambda choice: (choice[0], -choice[1][0].length))[1]
 
 
@@ -176,27 +209,52 @@ def _ladder(shortest: int, limit: int) -> list[int]:
 
 
 def _trial(
-    lengths: np.ndarray, scores: np.ndarray, steps: list[np.ndarray], rows: int, length: int
+    sizes: _Sizes, steps: list[np.ndarray], rows: int, length: int, widths: list[int]
 ) -> tuple[int, tuple[Shape, ...]]:
     """Stream positions computed over the sample with this row length, and the shapes to do it."""
-    unlimited = Shape(rows, length, int(scores.sum()) + 1, len(lengths))
-    bins = [[step[b] for b in _bins(lengths[step], scores[step], unlimited)] for step in steps]
-    most_scores = max(scores[b].sum() for step in bins for b in step)
+    unlimited = Shape(rows, length, int(sizes.scores.sum()) + 1, len(sizes.lengths))
+    bins = [[step[b] for b in _bins(sizes.of(step), unlimited)] for step in steps]
+    most_scores = max(sizes.scores[b].sum() for step in bins for b in step)
     most_pairs = max(len(b) for step in bins for b in step)
     # Room for rows of other orders of the data; the longest single pair must fit in any case.
     shape = Shape(
         rows,
         length,
-        _rounded(max(int(most_scores), int(scores.max()))),
+        _rounded(max(int(most_scores), int(sizes.scores.max()))),
         most_pairs + most_pairs // 4,
+        causal_rows=_causal_rows(sizes, length, widths),
     )
-    if rows > 1:
-        return sum(-(-len(step) // rows) * rows * length for step in bins), (shape,)
-    half = Shape(1, _rounded(length // 2), _rounded(shape.scores // 2), shape.pairs)
+    shapes = (shape, *([_half(shape, sizes, widths)] if rows == 1 else []))
     # The shortest row has no half, and a shape that stood there twice would be packed twice.
-    shapes = (shape, half) if half.length < length else (shape,)
-    used = sum(row[1].length for s in steps for row in _placed(lengths[s], scores[s], shapes))
+    shapes = tuple(dict.fromkeys(shapes))
+    used = 0
+    for step in steps:
+        placed = [its_shape for _, its_shape in _placed(sizes.of(step), shapes)]
+        used += sum(
+            -(-placed.count(each) // each.rows) * each.rows * each.length for each in shapes
+        )
     return used, shapes
+
+
+def _half(shape: Shape, sizes: _Sizes, widths: list[int]) -> Shape:
+    length = _rounded(shape.length // 2)
+    if length == shape.length:
+        return shape
+    causal_rows = _causal_rows(sizes, length, widths)
+    return Shape(1, length, _rounded(shape.scores // 2), shape.pairs, causal_rows=causal_rows)
+
+
+def _causal_rows(sizes: _Sizes, length: int, widths: list[int]) -> Widths:
+    """A quarter more causal rows than a packed row of average pairs needs, and one of each width.
+
+    A row of longer or shorter pairs than that is not packed: the best fit then mixes lengths.
+    """
+    if not widths:
+        return ()
+    needed = branch_counts(sizes.branches, widths).sum(axis=0) * length / sizes.lengths.sum()
+    at_least = np.maximum(np.ceil(1.25 * needed).astype(int), 1 + np.arange(1, len(widths) + 1))
+    counts = np.diff(np.maximum.accumulate(at_least), prepend=0)
+    return tuple((width, int(count)) for width, count in zip(widths, counts, strict=True) if count)
 
 
 def padding_share(batches: Sequence[Batch]) -> float:

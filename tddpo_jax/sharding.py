@@ -121,6 +121,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def head_sharding(mesh: Mesh) -> NamedSharding:
+    """The head where it is used: its vocabulary over tensor, its width whole."""
+    return NamedSharding(mesh, PartitionSpec("tensor"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

@@ -27,7 +27,7 @@ from tddpo_jax.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses import LossScalars, LossSpec, PairLogps, log_ratios, per_pair_loss, rewards
 from tddpo_jax.metrics import PAIR_METRICS
 from tddpo_jax.model import Llama, Remat
-from tddpo_jax.sharding import replicated, tree_shardings
+from tddpo_jax.sharding import head_sharding, replicated, tree_shardings
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
@@ -102,6 +102,7 @@ def hidden_states(
         batch.key_end,
         dtype=how.dtype,
         implementation=how.attention,
+        causal_rows=batch.causal_rows,
         remat=how.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,
@@ -136,12 +137,17 @@ def make_program(
         """Log-probs of the branches and, if a loss needs it, their exact KL to the reference."""
         model = nnx.merge(graphdef, trainable, frozen.base)
         states = hidden_states(model, batch, how, key)
-        logps = branch_logps(states, model.head_weight, batch)
+        head = gathered_head(model)
+        logps = branch_logps(states, head, batch)
         if not full_kl:
             return logps, jnp.zeros_like(logps)
         reference = nnx.merge(graphdef, frozen.reference, frozen.base)
         ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, how))
-        return logps, branch_kl(states, model.head_weight, ref_states, reference.head_weight, batch)
+        return logps, branch_kl(states, head, ref_states, gathered_head(reference), batch)
+
+    def gathered_head(model: Llama) -> Float[Array, "V D"]:
+        """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
+        return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(mesh))
 
     def loss_and_metrics(
         trainable: nnx.State,
@@ -153,8 +159,7 @@ def make_program(
     ) -> tuple[Array, dict[str, Array]]:
         logps, kl = log_probs(trainable, frozen, batch, key)
         pairs = _pair_logps(logps, kl, batch)
-        losses = per_pair_loss(specs, knobs.which, pairs, knobs.scalars)
-        sums = _metric_sums(specs, knobs, pairs, losses, batch.weight.reshape(-1))
+        sums = _metric_sums(specs, knobs, pairs, batch.weight.reshape(-1))
         loss = sums["loss"] / _denominator(specs, knobs.which, totals)
         return loss, {**sums, "loss": loss}
 
@@ -182,7 +187,7 @@ def make_program(
         state: TrainState, sums: Sums, knobs: Knobs, totals: Totals
     ) -> tuple[TrainState, dict[str, Array]]:
         """One AdamW step, left out where a number is not finite, so that the state stays good."""
-        grad_norm = optax.global_norm(sums.gradients)
+        grad_norm = optax.tree.norm(sums.gradients)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.metrics["loss"])
         changes, new_optimizer = optimizer.update(sums.gradients, state.optimizer, state.trainable)
         new_trainable = jax.tree.map(
@@ -198,9 +203,8 @@ def make_program(
 
     def summary(knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
         """Every pair metric, as means over all given pairs (for `sft`, the loss over tokens)."""
-        losses = per_pair_loss(specs, knobs.which, pairs, knobs.scalars)
-        count = jnp.float32(losses.shape[0])
-        sums = _metric_sums(specs, knobs, pairs, losses, jnp.ones_like(losses))
+        count = jnp.float32(pairs.logp_chosen.shape[0])
+        sums = _metric_sums(specs, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
         totals = Totals(count, jnp.sum(pairs.length_chosen))
         means = {name: value / count for name, value in sums.items()}
         return {**means, "loss": sums["loss"] / _denominator(specs, knobs.which, totals)}
@@ -272,20 +276,20 @@ def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: 
     return PairLogps(*(column[..., branch].reshape(-1) for column in columns for branch in (0, 1)))
 
 
-def _metric_sums(
+def pair_metrics(
     specs: tuple[LossSpec, ...],
-    knobs: Knobs,
+    which: Int[Array, ""] | int,
     pairs: PairLogps,
-    losses: Float[Array, " P"],
-    weight: Float[Array, " P"],
-) -> dict[str, Float[Array, ""]]:
+    scalars: LossScalars,
+) -> dict[str, Float[Array, " P"]]:
+    """Every one of `PAIR_METRICS` for each pair; arguments as for `losses.per_pair_loss`."""
     s_w, s_l = log_ratios(pairs)
-    chosen, rejected = rewards(specs, knobs.which, pairs, knobs.scalars)
+    chosen, rejected = rewards(specs, which, pairs, scalars)
     spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
     tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
     better = jnp.where(tie, 0.5, s_w > s_l)
-    values = {
-        "loss": losses,
+    return {
+        "loss": per_pair_loss(specs, which, pairs, scalars),
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
@@ -295,6 +299,12 @@ def _metric_sums(
         "logps/accuracies": (pairs.logp_chosen > pairs.logp_rejected).astype(jnp.float32),
         "kl": 0.5 * (s_w**2 + s_l**2),
     }
+
+
+def _metric_sums(
+    specs: tuple[LossSpec, ...], knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
+) -> dict[str, Float[Array, ""]]:
+    values = pair_metrics(specs, knobs.which, pairs, knobs.scalars)
     return {name: jnp.sum(value * weight) for name, value in values.items()}
 
 

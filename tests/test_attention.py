@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tddpo_jax.attention import BLOCK, attention
 
 SIZE = 10
-# (rows, length, query heads, key/value heads); lengths below, at and above a block, and no multiple.
+# Rows, length, query heads, key/value heads; lengths below, at and above a block, no multiple.
 SHAPES = {
     "grouped, three blocks": (2, 2 * BLOCK + 22, 6, 2),
     "ungrouped, part of a block": (3, 37, 3, 3),
@@ -87,7 +87,7 @@ def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():
 
 
 def test_a_key_outside_every_range_changes_nothing():
-    """The last keys are seen by no query: whatever stands there, the outputs are bit for bit equal."""
+    """The last keys are seen by no query: whatever stands there, no bit of the output changes."""
     q, k, v, _ = heads(SHAPES["ungrouped, part of a block"])
     at = jnp.broadcast_to(jnp.arange(37), (3, 37))
     start, end = jnp.zeros_like(at), jnp.minimum(at + 1, 30)
@@ -99,17 +99,16 @@ def test_a_key_outside_every_range_changes_nothing():
 def test_under_vmap():
     """Expected: one member after another, each with ranges of its own."""
     shape, members = SHAPES["ungrouped, part of a block"], 2
-    arrays = [jnp.stack(x) for x in zip(*(heads(shape, seed) for seed in range(members)))]
-    bounds = [jnp.stack(x) for x in zip(*(ranges(*shape[:2], seed) for seed in range(members)))]
-    mapped = jax.vmap(functools.partial(value_and_gradients, attention))(*arrays, *bounds)
-    for number in range(members):
-        one = [x[number] for x in (*arrays, *bounds)]
+    each = [(*heads(shape, seed), *ranges(*shape[:2], seed)) for seed in range(members)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    mapped = jax.vmap(functools.partial(value_and_gradients, attention))(*stacked)
+    for number, one in enumerate(each):
         for got, wanted in zip(mapped, value_and_gradients(attention, *one), strict=True):
             np.testing.assert_allclose(got[number], wanted, atol=2e-5)
 
 
 def test_bfloat16_is_near_float32():
-    """Inputs, weights and outputs are rounded to 2^-9 relative; statistics and sums stay float32."""
+    """Inputs, weights and outputs are rounded to 2^-9 relative; sums stay float32."""
     shape = SHAPES["ungrouped, part of a block"]
     q, k, v, cotangent = heads(shape)
     bounds = ranges(*shape[:2], seed=1)

@@ -14,21 +14,25 @@ import tiny_tokenizers
 import torch
 from tiny_adapters import adapted
 
-from tddpo_jax import convert, lora
-from tddpo_jax.config import MeshConfig
+from tddpo_jax import convert
 from tddpo_jax.decode import Prompts, generate_rows
 from tddpo_jax.generate import Generator, continue_prompts, generate_text
+from tddpo_jax.lora import merged
 from tddpo_jax.peft_files import export_adapter
 from tddpo_jax.row_adapters import adapter_set
 from tddpo_jax.sampling import Sampler, Sampling, row_keys
+from tddpo_jax.sharding import replicated
 
+# Tests share shapes where they can, for a program takes seconds to compile.
+EVEN = {"vocab_size": 62, "intermediate_size": 38}
 SHAPES = {
-    "grouped heads": {},
-    "as many key/value heads, odd head": {"num_key_value_heads": 6, "head_dim": 14},
+    "grouped heads": EVEN,
+    "as many key/value heads": {"num_key_value_heads": 6, "head_dim": 14},
     "one key/value head, tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
 }
+LENGTHS = (1, 2, 7, 31, 32, 33, 90, 129)
 STOPS = (3, 17, 40)
-# Each of them settles something that the others leave open.
+# One kind of sampling each.
 SETTINGS = (
     Sampling(max_new_tokens=20),
     Sampling(temperature=0.9, max_new_tokens=17),
@@ -37,19 +41,30 @@ SETTINGS = (
 )
 
 
-def prompts_of(lengths, seed: int = 0, vocabulary: int = tiny.CONFIG.vocabulary):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocabulary, length).astype(np.int32) for length in lengths]
+def prompts_of(lengths) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, tiny.CONFIG.vocabulary, length).astype(np.int32) for length in lengths]
 
 
-def continued(models, prompts, sampling, keys, adapters=None, **changes):
-    settings = {"stop_ids": STOPS, "bos": 1, "mesh": tiny.one_device(), "dtype": jnp.float32}
-    return continue_prompts(models, prompts, sampling, keys, adapters, **{**settings, **changes})
+def llama(**changes):
+    return tiny.llama(vocabulary=62, feed_forward=38, **changes)
+
+
+def on_one_device(model):
+    return jax.device_put(model, replicated(tiny.one_device()))
 
 
 @functools.cache
 def plain():
-    return adapter_set([tiny.llama()])
+    return adapter_set([on_one_device(llama())])
+
+
+def continued(models, prompts, sampling=None, keys=None, adapters=None, **changes):
+    """Greedy, 40 new tokens, unless said otherwise."""
+    sampling = sampling or [Sampling(max_new_tokens=40)] * len(prompts)
+    keys = keys or [(0,)] * len(prompts)
+    settings = {"stop_ids": STOPS, "bos": 1, "mesh": tiny.one_device(), "dtype": jnp.float32}
+    return continue_prompts(models, prompts, sampling, keys, adapters, **{**settings, **changes})
 
 
 # ---- against transformers ------------------------------------------------------------------------
@@ -58,22 +73,25 @@ def plain():
 @pytest.mark.parametrize("name", SHAPES)
 def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
     """Mixed lengths in one batch, rows that end early and rows that do not; the longest prompt and
-    its answer take two blocks of the cache. Expected: transformers, one prompt at a time."""
+    its answer take two blocks of the cache. Expected: transformers, padded on the left."""
     theirs = tiny.hugging_face(**SHAPES[name])
     ours = adapter_set([tiny.load(tiny.save(tmp_path / "model", theirs))])
-    prompts = prompts_of([1, 2, 7, 31, 32, 33, 90, 129])
-    found = continued(ours, prompts, [Sampling(max_new_tokens=40)] * 8, [(0,)] * 8)
-    for prompt, answer in zip(prompts, found, strict=True):
-        ids = torch.from_numpy(prompt[None].astype(np.int64))
-        expected = theirs.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=40,
-            eos_token_id=list(STOPS),
-            pad_token_id=0,
-        )
-        assert answer.token_ids == expected[0, len(prompt) :].tolist()
+    prompts = prompts_of(LENGTHS)
+    found = continued(ours, prompts)
+    padded = [np.pad(prompt, (129 - len(prompt), 0)) for prompt in prompts]
+    mask = [np.pad(np.ones_like(prompt), (129 - len(prompt), 0)) for prompt in prompts]
+    expected = theirs.generate(
+        torch.from_numpy(np.stack(padded)),
+        attention_mask=torch.from_numpy(np.stack(mask)),
+        do_sample=False,
+        max_new_tokens=40,
+        eos_token_id=list(STOPS),
+        pad_token_id=0,
+    )
+    for answer, row in zip(found, expected[:, 129:].tolist(), strict=True):
+        assert answer.token_ids == row[: len(answer.token_ids)]
+        # Behind an end of turn they go on with padding.
+        assert not any(row[len(answer.token_ids) :])
     assert {answer.finish_reason for answer in found} == {"stop", "length"}
     assert len({token for answer in found for token in answer.token_ids}) > 20
 
@@ -83,7 +101,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
 
 def test_a_batch_of_80_mixed_prompts_is_what_they_are_one_by_one():
     """Also in another order: a row depends on its prompt, its settings and its key alone."""
-    prompts = prompts_of(np.random.default_rng(1).integers(1, 60, 80))
+    prompts = prompts_of(np.random.default_rng(1).integers(1, 48, 80))
     sampling = [SETTINGS[number % 4] for number in range(80)]
     keys = [(5, number, 1) for number in range(80)]
     together = continued(plain(), prompts, sampling, keys)
@@ -97,13 +115,224 @@ def test_a_batch_of_80_mixed_prompts_is_what_they_are_one_by_one():
     assert {answer.finish_reason for answer in together} == {"stop", "length"}
 
 
+def test_batches_that_the_memory_forces_change_nothing(monkeypatch):
+    whole = continued(plain(), prompts_of(LENGTHS))
+    # 3 layers x 2 heads x 10 features x 240 slots x (keys, values) x 4 bytes = 115,200 bytes a row.
+    monkeypatch.setattr("tddpo_jax.generate.CPU_CACHE_BYTES", 6 * 115_200)
+    sizes = []
+
+    def counted(model, prompts, *rest, **named):
+        sizes.append(prompts.tokens.shape)
+        return generate_rows(model, prompts, *rest, **named)
+
+    monkeypatch.setattr("tddpo_jax.generate.generate_rows", counted)
+    assert continued(plain(), prompts_of(LENGTHS)) == whole
+    assert sizes == [(4, 32), (4, 192)]
+
+
+def test_more_padding_changes_nothing():
+    """Up to 191 empty slots before a prompt, a whole block of the cache that is not visited."""
+    prompts = prompts_of(LENGTHS[:5] * 2)[:8]
+    expected = continued(plain(), prompts)
+    padded = np.stack([np.pad(prompt, (192 - len(prompt), 0)) for prompt in prompts])
+    tokens, counts = generate_rows(
+        plain().model,
+        Prompts(jnp.asarray(padded), jnp.asarray([len(prompt) for prompt in prompts])),
+        Sampler(
+            jnp.zeros(8), jnp.zeros(8, int), jnp.ones(8), row_keys(jnp.zeros((8, 1), "uint32"))
+        ),
+        jnp.full(8, 40),
+        np.asarray(STOPS, np.int32),
+        new=48,
+        dtype=jnp.float32,
+        mesh=tiny.one_device(),
+    )
+    for answer, row, count in zip(expected, np.asarray(tokens), counts, strict=True):
+        assert answer.token_ids == row[:count].tolist()
+
+
 def test_the_devices_change_nothing(tmp_path):
-    folder = tiny.save(tmp_path / "model", tiny.hugging_face(head_dim=12, vocab_size=62))
-    prompts = prompts_of([1, 5, 40, 11, 2, 3, 20, 33, 9, 4, 7], vocabulary=62)
-    sampling = [SETTINGS[number % 4] for number in range(11)]
-    keys = [(0, number) for number in range(11)]
-    alone = continued(adapter_set([tiny.load(folder)]), prompts, sampling, keys)
+    folder = tiny.save(tmp_path / "model", tiny.hugging_face(**EVEN))
+    sampling = [settings._replace(max_new_tokens=40) for settings in SETTINGS * 2]
+    keys = [(0, number) for number in range(8)]
+    ask = functools.partial(continued, prompts=prompts_of(LENGTHS), sampling=sampling, keys=keys)
     mesh = tiny.mesh_of(2, 2, 2)
-    model = adapter_set([convert.load(folder, mesh)])
-    # Feed-forward 37 would not divide.
-    assert continued(model, prompts, sampling, keys, mesh=mesh) == alone
+    eight = ask(adapter_set([convert.load(folder, mesh)]), mesh=mesh)
+    assert eight == ask(adapter_set([tiny.load(folder)]))
+
+
+def test_settings_compile_nothing():
+    """Temperature, top-k, top-p, limits, keys and adapters are arguments of one program."""
+    prompts = prompts_of(LENGTHS)
+    continued(plain(), prompts)
+    programs = generate_rows._cache_size()
+    varied = [settings._replace(max_new_tokens=33 + n) for n, settings in enumerate(SETTINGS * 2)]
+    continued(plain(), prompts[::-1], varied, [(9, n) for n in range(8)])
+    assert generate_rows._cache_size() == programs
+
+
+def test_keys_settle_the_randomness():
+    prompts = [prompts_of([7])[0]] * 8
+    sampling = [Sampling(temperature=1.0, max_new_tokens=40)] * 8
+    keys = [(0, 81, 1), (0, 81, 1), (1, 81, 1), (0, 82, 1), (0, 81, 2), (1, 81, 0), (81, 0, 1)]
+    found = continued(plain(), prompts, sampling, [*keys, (0, 1, 81)])
+    assert found[0] == found[1]
+    assert len({tuple(answer.token_ids) for answer in found}) == 7
+
+
+# ---- what does not fit, and mistakes -------------------------------------------------------------
+
+
+def test_a_prompt_that_does_not_fit_keeps_its_beginning_of_sequence_and_its_end():
+    """Context 256 and 40 new tokens leave room for 216."""
+    long = prompts_of([300])[0]
+    with_bos = np.concatenate([[1], long]).astype(np.int32)
+    fitting = prompts_of([216])[0]
+    answers = continued(plain(), [long, with_bos, fitting])
+    assert [answer.prompt_cut for answer in answers] == [True, True, False]
+    ends = [long[-216:], np.concatenate([[1], long[-215:]]).astype(np.int32), fitting]
+    assert [a._replace(prompt_cut=False) for a in answers] == continued(plain(), ends)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "adapter", "message"),
+    [
+        ([], {}, 0, "prompt 1 is empty"),
+        ([62], {}, 0, "prompt 1 holds a token id"),
+        ([5], {"max_new_tokens": 256}, 0, "max_new_tokens: 256 leaves no room .* context of 256"),
+        ([5], {"max_new_tokens": 0}, 0, "max_new_tokens: 0"),
+        ([5], {"temperature": -0.1}, 0, "temperature: -0.1"),
+        ([5], {"temperature": float("nan")}, 0, "temperature: nan"),
+        ([5], {"top_k": -1}, 0, "top_k: -1"),
+        ([5], {"top_p": 0.0}, 0, "top_p: 0"),
+        ([5], {"top_p": 1.1}, 0, "top_p: 1.1"),
+        ([5], {}, 1, "prompt 1: there is no adapter 1"),
+    ],
+)
+def test_mistakes_are_named(prompt, sampling, adapter, message):
+    prompts = [np.array([5]), np.array(prompt, int)]
+    settings = [Sampling(max_new_tokens=9), Sampling(**{"max_new_tokens": 9, **sampling})]
+    with pytest.raises(ValueError, match=message):
+        continued(plain(), prompts, settings, adapters=[0, adapter])
+
+
+@pytest.mark.parametrize("keys", [[(1,), (1, 2)], [(1,), (-1,)], [(1,), (2**32,)]])
+def test_keys_that_cannot_be_are_refused(keys):
+    with pytest.raises(ValueError, match="keys: "):
+        continued(plain(), prompts_of([1, 1]), keys=keys)
+
+
+def test_nothing_asked_is_nothing_answered():
+    assert continued(plain(), []) == []
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+
+def test_several_adapters_in_one_batch_are_each_merged_alone():
+    """Different ranks, scales and targets; -1 is the base."""
+    base = on_one_device(llama())
+    models = [
+        adapted(base, 1, rank=3, alpha=5.0),
+        adapted(base, 2, rank=2, alpha=7.0, targets=("q_proj", "down_proj")),
+        adapted(base, 3, rank=5, alpha=2.0, targets=("v_proj", "o_proj", "up_proj")),
+    ]
+    index = [0, 1, 2, -1, 2, 0, -1, 1]
+    found = continued(adapter_set(models), prompts_of(LENGTHS), adapters=index)
+    answers = [continued(adapter_set([merged(m)]), prompts_of(LENGTHS)) for m in [*models, base]]
+    assert found == [answers[number][row] for row, number in enumerate(index)]
+    assert len({str(rows) for rows in answers}) == 4
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_the_loop_works_on_one_cache():
+    """Beside the cache, 8 rows x 4,096 slots x 480 bytes, the program takes less than one more of
+    its two halves: no step copies it."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+        (
+            Prompts(np.zeros((8, 32), np.int32), np.zeros(8, np.int32)),
+            Sampler(np.zeros(8, np.float32), np.zeros(8, np.int32), np.zeros(8, np.float32), None),
+        ),
+    )
+    prompts, sampler = shapes
+    sampler = sampler._replace(key=jax.eval_shape(row_keys, np.zeros((8, 1), np.uint32)))
+    program = generate_rows.lower(
+        plain().model,
+        prompts,
+        sampler,
+        np.zeros(8, np.int32),
+        np.asarray(STOPS, np.int32),
+        new=4064,
+        dtype=jnp.float32,
+        mesh=tiny.one_device(),
+    ).compile()
+    cache = 8 * 4096 * 3 * 2 * 10 * 2 * 4
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * cache
+
+
+# ---- from files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tokenizer = tiny_tokenizers.sentencepiece()
+    model = tiny.hugging_face(vocab_size=len(tokenizer), tie_word_embeddings=True)
+    return tiny.save(tmp_path_factory.mktemp("files") / "model", model, tokenizer)
+
+
+def test_text_continues_the_prompt_and_has_no_end_of_turn(folder):
+    ask = functools.partial(generate_text, str(folder), "the red ball", raw=True)
+    whole = ask(max_new_tokens=20)
+    assert (len(whole.token_ids), whole.finish_reason) == (20, "length")
+    generator = Generator.from_path(str(folder))
+    assert generator.context == 256
+    prompt = generator.tokenizer("the red ball")["input_ids"]
+    decode = functools.partial(generator.tokenizer.decode, skip_special_tokens=True)
+    assert decode(prompt) + whole.text == decode(prompt + whole.token_ids)
+
+    # The checkpoint now names a later token as an end, beside the tokenizer's </s>.
+    place = next(n for n in range(3, 20) if whole.token_ids[n] not in whole.token_ids[:n])
+    file = folder / "generation_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "eos_token_id": [2, whole.token_ids[place]]}))
+    stopped = ask(max_new_tokens=20)
+    file.write_text(before)
+    assert (stopped.token_ids, stopped.finish_reason) == (whole.token_ids[: place + 1], "stop")
+    assert decode(prompt) + stopped.text == decode(prompt + whole.token_ids[:place])
+
+
+def test_chat_goes_through_the_template(folder):
+    chat = generate_text(str(folder), "hello", template="llama-2", system="red", max_new_tokens=20)
+    text = "[INST] <<SYS>>\nred\n<</SYS>>\n\nhello [/INST]"
+    assert chat == generate_text(str(folder), text, raw=True, max_new_tokens=20)
+
+
+def test_by_default_at_most_256_new_tokens_and_half_the_context(folder):
+    assert len(generate_text(str(folder), "the", raw=True).token_ids) <= 128
+
+
+def test_adapter_folders_and_run_directories_are_models(folder, tmp_path):
+    """Two PEFT folders over one base in one generator, one of them the best/ of a run."""
+    base = tiny.load(folder)
+    models = [adapted(base, seed, rank=2, targets=("q_proj", "up_proj")) for seed in (1, 2)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    export_adapter(models[0], tmp_path / "run" / "best", str(folder))
+    export_adapter(models[1], tmp_path / "other", str(folder))
+    paths = [str(tmp_path / "run"), str(tmp_path / "other"), str(folder)]
+    generator = Generator.from_path(paths)
+    prompt = prompts_of([9])[0]
+    ask = functools.partial(generator.generate, [prompt] * 3, [Sampling(max_new_tokens=20)] * 3)
+    found = ask([(0,)] * 3, [0, 1, 2])
+    for model, answer in zip([*map(merged, models), base], found, strict=True):
+        [expected] = continued(adapter_set([model]), [prompt], [Sampling(max_new_tokens=20)])
+        assert answer.token_ids == expected.token_ids
+
+
+def test_adapters_of_different_bases_are_refused(folder, tmp_path):
+    tiny.save(tmp_path / "second", tiny.hugging_face())
+    with pytest.raises(ValueError, match=r"model\.path: .*second has another base than"):
+        Generator.from_path([str(folder), str(tmp_path / "second")])

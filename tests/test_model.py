@@ -135,10 +135,10 @@ def remat_results():
     weight = np.random.default_rng(3).normal(size=(*TOKENS.shape, tiny.CONFIG.width))
 
     def value(model, remat):
-        hidden = tiny.hidden_states(model, TOKENS, remat=remat)
+        hidden = tiny.plain_states(model, jnp.asarray(TOKENS), remat=remat)
         return jnp.sum(hidden * weight.astype(np.float32))
 
-    both = jax.jit(jax.value_and_grad(value), static_argnums=1)
+    both = tiny.quick_jit(jax.value_and_grad(value), static_argnums=1)
     return {remat: both(tiny.llama(), remat) for remat in ("none", "full", "dots")}
 
 

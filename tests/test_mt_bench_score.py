@@ -11,15 +11,8 @@ from mt_bench_files import judgment
 
 from eval.mt_bench.judgments import Judgment, current
 from eval.mt_bench.score import CATEGORIES, Scores, fastchat_scores, mean, scores_of, sd_over_seeds
-from eval.mt_bench.uncertainty import (
-    DRAWS,
-    difference,
-    holm,
-    interval,
-    resampled,
-    sign_flip,
-    stratified_error,
-)
+from eval.mt_bench.uncertainty import difference, holm, interval, sign_flip, stratified_error
+from eval.uncertainty import DRAWS, resampled
 
 
 def row(model: str, question: int, turn: int, score: float, **ours: object) -> Judgment:

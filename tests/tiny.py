@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 
 import jax
@@ -52,6 +53,9 @@ HUGGING_FACE = {
     "tie_word_embeddings": CONFIG.tied,
 }
 
+# For what compiles for seconds and runs for milliseconds.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
     """Normal weights under which a stream neither dies nor explodes; norms around one."""
@@ -94,6 +98,12 @@ def load(folder: Path, dtype=None) -> Llama:
     return convert.load(folder, one_device(), dtype)
 
 
+def load_from(model: LlamaForCausalLM) -> Llama:
+    """The weights of a transformers model as ours, by way of a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load(save(Path(folder), model))
+
+
 def one_device() -> Mesh:
     return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
 
@@ -109,10 +119,12 @@ def reading_order(rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return positions, jnp.zeros_like(positions), positions + 1
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "remat"))
-def hidden_states(model: Llama, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
+def plain_states(model: Llama, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
     """Hidden states of plain sequences."""
     return model(tokens, *reading_order(*tokens.shape), dtype=dtype, remat=remat)
+
+
+hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
 
 
 def run(model: Llama, batch: Batch, **settings) -> jax.Array:

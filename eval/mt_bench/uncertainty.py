@@ -1,4 +1,4 @@
-"""How sure one can be of a score, and of the difference between two models. numpy only.
+"""How sure one can be of a score, and of the difference between two models.
 
 Both turns of a question, and its answers under all seeds, rise and fall together, so what is
 resampled or flipped is a whole question. Drawing stays within categories, because there are ten
@@ -16,9 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.mt_bench.score import Scores, mean, weighted_means
+from eval.uncertainty import DRAWS, LEVEL, quantiles, resampled
 
-DRAWS = 10_000
-LEVEL = 0.95
 POWER = 0.8
 
 
@@ -27,26 +26,7 @@ def interval(scores: Scores) -> tuple[float, float] | None:
     if mean(scores.ratings) is None:
         return None
     weights = resampled(scores.categories)
-    return _quantiles(weighted_means(scores.ratings, weights).mean(axis=1))
-
-
-def resampled(
-    categories: Sequence[str], *, draws: int = DRAWS, seed: int = 0
-) -> Float[np.ndarray, "D Q"]:
-    """How often each question is drawn with replacement; categories keep their sizes."""
-    generator = np.random.default_rng(seed)
-    names = np.asarray(categories)
-    weights = np.empty((draws, len(names)))
-    for name in dict.fromkeys(categories):
-        members = np.flatnonzero(names == name)
-        share = np.full(len(members), 1 / len(members))
-        weights[:, members] = generator.multinomial(len(members), share, size=draws)
-    return weights
-
-
-def _quantiles(draws: Float[np.ndarray, " D"]) -> tuple[float, float]:
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return quantiles(weighted_means(scores.ratings, weights).mean(axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +68,7 @@ def difference(scores: Scores, baseline: Scores) -> Difference | None:
     return Difference(
         baseline=baseline.model_id,
         mean=float(deltas.mean()),
-        interval=_quantiles(draws),
+        interval=quantiles(draws),
         standard_error=error,
         p_value=sign_flip(deltas),
         smallest_detectable=(normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)) * error,

@@ -1,0 +1,255 @@
+"""Reading a grid or run directory. Nothing here needs a model, or a run that is over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from tddpo_jax.config import LOSS_SETTINGS, Config, read_yaml, resolve
+
+State = Literal["finished", "diverged", "unfinished", "missing"]
+Record = dict[str, Any]
+
+# The losses of the experiment come first, in this order; others follow by name.
+LOSS_ORDER = ("td_dpo", "dpo", "discopop")
+_NAME = re.compile(r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?-seed(?P<seed>\d+)")
+
+
+class Point(NamedTuple):
+    """A setting, or what is made of several: with the best beta or the best tau of them."""
+
+    loss: str
+    beta: float | Literal["best"]
+    tau: float | Literal["best"] | None
+
+    @property
+    def text(self) -> str:
+        """For people: `td_dpo, beta 0.01, tau 0.5`."""
+        parts = [("beta", self.beta), ("tau", self.tau)]
+        shown = [_value(name, value) for name, value in parts if value is not None]
+        return ", ".join([self.loss, *shown])
+
+    @property
+    def series(self) -> str:
+        """What a line over beta is called: `td_dpo, tau 0.5`, `dpo`."""
+        return self.loss if self.tau is None else f"{self.loss}, {_value('tau', self.tau)}"
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Sorts by loss, beta, tau, in the order in which people look for them."""
+        known = self.loss in LOSS_ORDER
+        order = LOSS_ORDER.index(self.loss) if known else len(LOSS_ORDER)
+        numbers = (_last_if_best(self.beta), _last_if_best(self.tau))
+        return order, self.loss, *numbers
+
+
+def _value(name: str, value: float | str) -> str:
+    return f"best {name}" if isinstance(value, str) else f"{name} {value:g}"
+
+
+def _last_if_best(value: float | str | None) -> float:
+    return float("inf") if isinstance(value, str) else -1.0 if value is None else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        config: None if the run has not begun.
+        facts: `run.json`.
+        records: the lines of `metrics.jsonl`.
+        divergence: where and why it diverged.
+        steps: of the validations whose log-probs are finite, for a run that is over.
+        logps: `[T, P, 2]`, of the chosen and the rejected response of every validation pair, nats.
+        reference: `[P, 2]`, the same under the reference.
+    """
+
+    name: str
+    folder: Path
+    point: Point
+    seed: int
+    state: State
+    config: Config | None
+    facts: dict[str, Any]
+    records: tuple[Record, ...]
+    divergence: dict[str, Any] | None
+    steps: tuple[int, ...]
+    logps: Float[np.ndarray, "T P 2"]
+    reference: Float[np.ndarray, "P 2"]
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("finished", "diverged")
+
+    @property
+    def training(self) -> list[Record]:
+        return [record for record in self.records if "loss" in record]
+
+    @property
+    def validations(self) -> list[Record]:
+        return [record for record in self.records if "eval_loss" in record]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a directory holds.
+
+    Attributes:
+        is_grid: False for a directory that is one run.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    is_grid: bool
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({cell.seed for cell in self.cells}))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return tuple(sorted({cell.point for cell in self.cells}, key=lambda point: point.place))
+
+    def count(self, state: State) -> int:
+        return sum(cell.state == state for cell in self.cells)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The cells of a grid directory, of a folder of run directories, or of one run directory.
+
+    Raises:
+        ValueError: the folder holds no run, a file is damaged, or the cells do not belong together.
+    """
+    if (folder / "config.yaml").exists():
+        return Experiment(folder, (_read_cell(folder),), is_grid=False)
+    cells = sorted(map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed))
+    _check_distinct(cells)
+    _check_same_pairs(cells)
+    return Experiment(folder, tuple(cells), is_grid=True)
+
+
+def _folders(folder: Path) -> list[Path]:
+    if (folder / "grid.json").exists():
+        return [folder / name for name in _json(folder / "grid.json")["cells"]]
+    found = sorted(file.parent for file in folder.glob("*/config.yaml"))
+    if not found:
+        raise ValueError(f"{folder}: is no grid or run directory: no grid.json, no config.yaml")
+    return found
+
+
+def _read_cell(folder: Path) -> Cell:
+    if not (folder / "config.yaml").exists():
+        return _missing_cell(folder)
+    config = resolve(read_yaml(folder / "config.yaml"))
+    records = _records(folder / "metrics.jsonl")
+    divergence = _json(folder / "divergence.json")
+    summary = _json(folder / "summary.json")
+    state: State = "diverged" if divergence else "finished" if summary else "unfinished"
+    steps, logps, reference = _evaluations(folder, records) if state != "unfinished" else _NOTHING
+    has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
+    return Cell(
+        name=folder.resolve().name,
+        folder=folder,
+        point=Point(config.loss.name, config.loss.beta, config.loss.tau if has_tau else None),
+        seed=config.seed,
+        state=state,
+        config=config,
+        facts=_json(folder / "run.json"),
+        records=tuple(records),
+        divergence=divergence or None,
+        steps=steps,
+        logps=logps,
+        reference=reference,
+    )
+
+
+def _missing_cell(folder: Path) -> Cell:
+    found = _NAME.fullmatch(folder.name)
+    if found is None:
+        raise ValueError(f"{folder.parent / 'grid.json'}: {folder.name!r} is no name of a cell")
+    tau = None if found["tau"] is None else float(found["tau"])
+    return Cell(
+        name=folder.name,
+        folder=folder,
+        point=Point(found["loss"], float(found["beta"]), tau),
+        seed=int(found["seed"]),
+        state="missing",
+        config=None,
+        facts={},
+        records=(),
+        divergence=None,
+        steps=(),
+        logps=_NOTHING[1],
+        reference=_NOTHING[2],
+    )
+
+
+_NOTHING: tuple[tuple[int, ...], np.ndarray, np.ndarray] = (
+    (),
+    np.zeros((0, 0, 2), np.float32),
+    np.zeros((0, 2), np.float32),
+)
+
+
+def _evaluations(
+    folder: Path, records: list[Record]
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Steps, log-probs and the reference's log-probs of the validations that are all finite."""
+    steps, logps = [], []
+    for record in records:
+        file = folder / "evaluations" / f"{record['step']:06d}.npy"
+        if "eval_loss" not in record or not file.exists():
+            continue
+        values = np.load(file, allow_pickle=False)
+        if np.isfinite(values).all():
+            steps.append(record["step"])
+            logps.append(values)
+    if not steps:
+        return _NOTHING
+    reference = np.load(folder / "evaluations" / "reference.npy", allow_pickle=False)
+    return tuple(steps), np.stack(logps), reference
+
+
+def _records(file: Path) -> list[Record]:
+    """The lines of a file that may still be growing: its last line may be cut."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON mapping; an empty one if there is no such file."""
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
+
+
+def _check_distinct(cells: list[Cell]) -> None:
+    seen: dict[tuple[Point, int], Cell] = {}
+    for cell in cells:
+        first = seen.setdefault((cell.point, cell.seed), cell)
+        if first is not cell:
+            raise ValueError(f"{cell.folder} and {first.folder} are both {cell.point.text}")
+
+
+def _check_same_pairs(cells: list[Cell]) -> None:
+    """Pair by pair comparisons need the same pairs in the same order, and one reference."""
+    scored = [cell for cell in cells if cell.steps]
+    for cell in scored[1:]:
+        first = scored[0]
+        if cell.reference.shape != first.reference.shape or not np.allclose(
+            cell.reference, first.reference, rtol=1e-3, atol=0.1
+        ):
+            raise ValueError(
+                f"{cell.folder}: its validation pairs or reference are not those of {first.folder}"
+            )

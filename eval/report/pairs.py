@@ -1,0 +1,84 @@
+"""Metrics of every validation pair from stored log-probs, and checkpoints chosen on half of them.
+
+T validations of a run, P validation pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from eval.report.cells import Cell
+from tddpo_jax.losses import LossScalars, LossSpec, PairLogps
+from tddpo_jax.metrics import best_record
+from tddpo_jax.train_step import pair_metrics
+
+PairValues = Mapping[str, Float[np.ndarray, "T P"]]
+
+
+def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
+    """The training loop's metrics for each pair at each validation; NaN where they need lengths.
+
+    Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
+    """
+    assert cell.config is not None
+    loss = cell.config.loss
+    times, count, _ = cell.logps.shape
+    unknown = np.full(times * count, np.nan, np.float32)
+    reference = np.broadcast_to(cell.reference, cell.logps.shape)
+    columns = [x[..., branch].reshape(-1) for x in (cell.logps, reference) for branch in (0, 1)]
+    pairs = PairLogps(*columns, *[unknown] * 4)
+    scalars = LossScalars(
+        beta=loss.beta,
+        tau=loss.tau,
+        label_smoothing=loss.label_smoothing,
+        discopop_tau=loss.discopop_tau,
+        simpo_gamma=loss.simpo_gamma,
+    )
+    specs = (LossSpec(loss.name, loss.margin, loss.kl),)
+    values = dict(pair_metrics(specs, 0, pairs, scalars))
+    ratios = cell.logps - cell.reference
+    values["log_ratio_margin"] = ratios[..., 0] - ratios[..., 1]
+    return {
+        name: np.asarray(value, np.float64).reshape(times, count) for name, value in values.items()
+    }
+
+
+def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
+    """Splits items in two at random, every stratum in two; True is the second half."""
+    generator = np.random.default_rng(seed)
+    names = np.asarray(strata)
+    second = np.zeros(len(names), bool)
+    for name in dict.fromkeys(strata):
+        members = generator.permutation(np.flatnonzero(names == name))
+        second[members[(len(members) + 1) // 2 :]] = True
+    return second
+
+
+def chosen_checkpoints(
+    cell: Cell, values: PairValues, second: Bool[np.ndarray, " P"]
+) -> tuple[int, int]:
+    """Which validations the first and the second half of the pairs choose, as places in `steps`.
+
+    By the run's own `train.best_metric`, as training chooses `best/`. A diverged run has no choice:
+    it counts with its last finite validation. Nor has a run whose metric cannot be computed pair by
+    pair.
+    """
+    assert cell.config is not None
+    last = len(cell.steps) - 1
+    metric = cell.config.train.best_metric
+    per_pair = values[metric.removeprefix("eval_")]
+    if cell.state == "diverged" or not np.isfinite(per_pair).all():
+        return last, last
+    first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
+    return first, other
+
+
+def _best(steps: Sequence[int], per_pair: Float[np.ndarray, "T h"], metric: str) -> int:
+    means = per_pair.mean(axis=1)
+    best = best_record(
+        [{"step": step, metric: mean} for step, mean in zip(steps, means, strict=True)], metric
+    )
+    return steps.index(best["step"]) if best else len(steps) - 1

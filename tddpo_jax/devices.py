@@ -1,0 +1,99 @@
+"""Accelerators that a plan can be made for: what their data sheets say.
+
+The numbers are those of NVIDIA's data sheets and of the device descriptions in OpenXLA's source
+(`xla/backends/gpu/target_config/specs`), from which XLA compiles for a GPU that is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One accelerator; its matmul rate stands in `flops.PEAK_RATES` under its kind."""
+
+    kind: str  # as JAX's `device_kind` begins
+    memory: int  # bytes
+    bandwidth: float  # of its memory, bytes per second
+    link: float  # to the others of its machine, bytes per second each way
+    capability: tuple[int, int]  # CUDA compute capability
+    cores: int  # streaming multiprocessors
+    lanes: int  # float32 units of a core
+    clock: float  # GHz
+    shared_memory: int  # bytes of a core
+    cache: int  # bytes of level 2
+
+
+_A100 = {
+    "kind": "NVIDIA A100",
+    "link": 300e9,
+    "capability": (8, 0),
+    "cores": 108,
+    "lanes": 64,
+    "clock": 1.41,
+    "shared_memory": 167_936,
+    "cache": 41_943_040,
+}
+_HOPPER = {
+    "link": 450e9,
+    "capability": (9, 0),
+    "cores": 132,
+    "lanes": 128,
+    "clock": 1.98,
+    "shared_memory": 233_472,
+    "cache": 52_428_800,
+}
+DEVICES = {
+    "a100-40": Device(memory=42_297_786_368, bandwidth=1.555e12, **_A100),
+    "a100-80": Device(memory=85_100_068_864, bandwidth=2.039e12, **_A100),
+    "h100-80": Device("NVIDIA H100", memory=84_942_979_072, bandwidth=3.352e12, **_HOPPER),
+    "h200-141": Device("NVIDIA H200", memory=151_397_597_184, bandwidth=4.8e12, **_HOPPER),
+    "b200-180": Device(
+        "NVIDIA B200",
+        memory=191_514_411_008,
+        bandwidth=7.672e12,
+        link=900e9,
+        capability=(10, 0),
+        cores=148,
+        lanes=128,
+        clock=1.965,
+        shared_memory=233_472,
+        cache=132_644_864,
+    ),
+}
+
+
+def target_config(device: Device) -> str:
+    """The description that XLA compiles for, as the text of a `GpuTargetConfigProto`."""
+    major, minor = device.capability
+    return f"""
+    platform_name: "CUDA"
+    device_description_str: "{device.kind}"
+    dnn_version_info {{ major: 9 minor: 10 }}
+    gpu_device_info {{
+      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      core_count: {device.cores}
+      fpus_per_core: {device.lanes}
+      clock_rate_ghz: {device.clock}
+      device_memory_size: {device.memory}
+      memory_bandwidth: {int(device.bandwidth)}
+      l2_cache_size: {device.cache}
+      shared_memory_per_core: {device.shared_memory}
+      shared_memory_per_block: 49152
+      shared_memory_per_block_optin: {device.shared_memory - 1024}
+      threads_per_warp: 32
+      threads_per_block_limit: 1024
+      threads_per_core_limit: 2048
+      registers_per_core_limit: 65536
+      registers_per_block_limit: 65536
+      block_dim_limit_x: 2147483647
+      block_dim_limit_y: 65535
+      block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024
+      thread_dim_limit_y: 1024
+      thread_dim_limit_z: 64
+    }}
+    """

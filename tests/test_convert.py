@@ -1,0 +1,449 @@
+"""Hugging Face folder to our tree and back, bit for bit, and what is refused by name."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaConfig as HuggingFaceConfig
+
+from tddpo_jax import convert
+from tddpo_jax.model import Llama, LlamaConfig, RopeScaling, count_parameters
+from tddpo_jax.sharding import path_name
+
+SINGLE, INDEX = convert.WEIGHT_FILES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in one file, float32, embeddings not tied; tests change copies of it."""
+    return tiny.save(tmp_path_factory.mktemp("convert") / "model", tiny.hugging_face())
+
+
+@pytest.fixture(scope="module")
+def tied_folder(tmp_path_factory):
+    model = tiny.hugging_face(tie_word_embeddings=True)
+    return tiny.save(tmp_path_factory.mktemp("convert") / "tied", model)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def tensors_of(folder):
+    """Every tensor of every safetensors file of a folder."""
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def assert_same_tensors(actual, expected):
+    """The same names, shapes, dtypes and bits."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (actual[name].dtype, actual[name].shape) == (tensor.dtype, tensor.shape), name
+        assert actual[name].tobytes() == tensor.tobytes(), name
+
+
+def change_config(folder, **changes):
+    """Sets attributes of config.json, or removes those that are None."""
+    path = folder / "config.json"
+    attributes = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
+
+
+def change_tensors(folder, **changes):
+    """Sets tensors of the single file, dots written as double underscores; None removes one."""
+    changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    tensors = {**tensors_of(folder), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / SINGLE)
+
+
+# ---- config.json ---------------------------------------------------------------------------------
+
+
+def test_the_config_is_read(folder):
+    """Expected: the attributes that `tiny.hugging_face` wrote."""
+    assert convert.read_config(folder) == tiny.CONFIG
+
+
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # As transformers 4 wrote it; Llama-1 and Llama-2 left theta out, which meant 10,000.
+        ({"rope_parameters": None, "rope_theta": 777.5}, {"rope_theta": 777.5}),
+        ({"rope_parameters": None, "rope_scaling": None}, {"rope_theta": 10000.0}),
+        (
+            {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA_3},
+            {"rope_theta": 5e5, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        ),
+        (
+            {"rope_parameters": {**LLAMA_3, "rope_theta": 5e5}},
+            {"rope_theta": 5e5, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        ),
+        ({"head_dim": None}, {"head_size": 4}),
+        ({"num_key_value_heads": None}, {"key_value_heads": 6}),
+        ({"tie_word_embeddings": None}, {"tied": False}),
+        ({"attention_bias": False, "pretraining_tp": 1, "hidden_act": "silu"}, {}),
+        ({"torch_dtype": "bfloat16", "max_sequence_length": 4096, "bos_token_id": 7}, {}),
+    ],
+)
+def test_older_and_shorter_configs_are_understood(changes, expected, copy):
+    """Expected: what transformers takes for an absent attribute."""
+    change_config(copy, **changes)
+    assert convert.read_config(copy) == dataclasses.replace(tiny.CONFIG, **expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"logit_soft_cap": 30}, "logit_soft_cap is not understood"),
+        ({"attention_bias": True}, "attention_bias = True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+        ({"model_type": "mistral"}, "model_type = 'mistral' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
+        ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+        ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config = \{'bits': 4\}"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3'"),
+        *(
+            ({name: None}, f"{name} is missing")
+            for name in (
+                "model_type",
+                "hidden_size",
+                "rms_norm_eps",
+                "vocab_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+            )
+        ),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(changes, problem, copy):
+    change_config(copy, **changes)
+    with pytest.raises(ValueError, match=rf"copy/config\.json: .*{problem}"):
+        convert.read_config(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("{", "not JSON"), ("[]", "must hold a JSON object"), (None, "No such")]
+)
+def test_a_config_that_is_no_object_is_refused(text, problem, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json: {problem}"):
+        convert.read_config(tmp_path)
+
+
+# ---- there and back ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_there_and_back_bit_for_bit(dtype, sharded, tmp_path, monkeypatch):
+    """Expected: the tensors as transformers wrote them; our shards have its names and index."""
+    settings = {"max_shard_size": "6KB"} if sharded else {}
+    if sharded:
+        monkeypatch.setattr(convert, "SHARD_BYTES", 6000)
+    theirs = tiny.hugging_face(dtype=getattr(torch, dtype))
+    source = tiny.save(tmp_path / "source", theirs, **settings)
+    model = tiny.load(source)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(dtype)}
+    assert convert.checkpoint_dtype(source) == jnp.dtype(dtype)
+    convert.export(model, source, tmp_path / "output")
+    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(source))
+    assert_transformers_agrees(tmp_path / "output", source)
+    files = sorted(file.name for file in (tmp_path / "output").glob("*.safetensors"))
+    if not sharded:
+        assert files == [SINGLE]
+        return
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "output" / INDEX).read_text())
+    total = sum(tensor.nbytes for tensor in tensors_of(source).values())
+    assert index["metadata"]["total_size"] == total
+    for file in files:
+        held = load_file(tmp_path / "output" / file)
+        assert sum(tensor.nbytes for tensor in held.values()) <= 6000
+        assert {index["weight_map"][name] for name in held} == {file}
+
+
+def assert_transformers_agrees(folder, source):
+    """transformers loads both folders and computes the very same logits."""
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (folder, source)]
+    assert models[0].dtype == models[1].dtype
+    with torch.no_grad():
+        logits = [model(torch.arange(1, 20)[None]).logits for model in models]
+    assert torch.equal(*logits)
+
+
+def test_tied_embeddings_there_and_back(tied_folder, tmp_path):
+    """No head is made, none is written."""
+    model = tiny.load(tied_folder)
+    assert not hasattr(model, "head")
+    convert.export(model, tied_folder, tmp_path / "output")
+    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(tied_folder))
+    assert "lm_head.weight" not in tensors_of(tmp_path / "output")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "output").config.tie_word_embeddings
+
+
+def test_another_dtype_is_rounded_once(folder, tmp_path):
+    """Expected: numpy's rounding of the float32 tensors, on the way in and on the way out."""
+    expected = {name: t.astype(jnp.bfloat16) for name, t in tensors_of(folder).items()}
+    model = tiny.load(folder, jnp.bfloat16)
+    convert.export(model, folder, tmp_path / "in")
+    assert_same_tensors(tensors_of(tmp_path / "in"), expected)
+    convert.export(tiny.load(folder), folder, tmp_path / "out", jnp.bfloat16)
+    assert_same_tensors(tensors_of(tmp_path / "out"), expected)
+
+
+def test_sharded_and_single_files_are_the_same_model(folder, tmp_path):
+    sharded = tiny.save(tmp_path / "sharded", tiny.hugging_face(), max_shard_size="6KB")
+    jax.tree.map(np.testing.assert_array_equal, tiny.load(folder), tiny.load(sharded))
+
+
+def test_weights_go_straight_to_their_places(tmp_path):
+    """On a mesh every device holds its part: half of the outputs, a quarter of the width."""
+    even = {"vocab_size": 62, "intermediate_size": 38}
+    folder = tiny.save(tmp_path / "model", tiny.hugging_face(**even))
+    mesh = tiny.mesh_of(1, 4, 2)
+    model = convert.load(folder, mesh)
+    shards = model.layers.q_proj.weight.get_value().addressable_shards
+    assert {shard.data.shape for shard in shards} == {(3, 30, 6)}
+    assert len({str(shard.index) for shard in shards}) == 8
+    convert.export(model, folder, tmp_path / "output")
+    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(folder))
+
+
+def test_other_files_are_kept_bit_for_bit(copy, tmp_path):
+    """Config, generation settings, tokenizer and template; not weights, nor their index."""
+    kept = {
+        "generation_config.json": '{"eos_token_id":  [2, 7]}',
+        "tokenizer.model": "\x00pieces",
+        "chat_template.jinja": "{{ messages }}\n",
+        "merges.txt": "a b\n",
+    }
+    for name, text in kept.items():
+        (copy / name).write_text(text)
+    (copy / "pytorch_model.bin.index.json").write_text("{}")
+    kept["config.json"] = (copy / "config.json").read_text()
+    convert.export(tiny.load(copy), copy, tmp_path / "output")
+    written = {file.name for file in (tmp_path / "output").iterdir()}
+    assert written == {*kept, SINGLE}
+    for name, text in kept.items():
+        assert (tmp_path / "output" / name).read_text() == text
+
+
+def test_an_interrupted_export_leaves_the_old_folder(folder, tmp_path, monkeypatch):
+    """The folder appears whole or not at all, and the next export works."""
+    model, output = tiny.load(folder), tmp_path / "output"
+    monkeypatch.setattr(convert, "SHARD_BYTES", 6000)
+    written = []
+
+    def save_two_files(tensors, path, **settings):
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        written.append(path)
+        save_file(tensors, path, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "save_file", save_two_files)
+        with pytest.raises(OSError, match="No space"):
+            convert.export(model, folder, output)
+        assert not output.exists()
+        shutil.copytree(folder, output)
+        written.clear()
+        with pytest.raises(OSError, match="No space"):
+            convert.export(model, folder, output)
+    assert_same_tensors(tensors_of(output), tensors_of(folder))
+    assert not (output / INDEX).exists()
+    convert.export(model, folder, output)
+    assert (output / INDEX).exists()
+    assert_same_tensors(tensors_of(output), tensors_of(folder))
+
+
+# ---- weights that are refused --------------------------------------------------------------------
+
+Q_PROJ = "model__layers__1__self_attn__q_proj__weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({Q_PROJ: None}, r"copy: tensor model\.layers\.1\.self_attn\.q_proj\.weight is missing"),
+        ({"lm_head__weight": None}, r"copy: tensor lm_head\.weight is missing"),
+        (
+            {"model__layers__3__mlp__up_proj__weight": np.zeros((37, 24), np.float32)},
+            r"model\.safetensors: tensor model\.layers\.3\.mlp\.up_proj\.weight is unknown",
+        ),
+        (
+            {"model__layers__0__self_attn__q_proj__bias": np.zeros(60, np.float32)},
+            r"tensor model\.layers\.0\.self_attn\.q_proj\.bias is unknown",
+        ),
+        (
+            {Q_PROJ: np.zeros((24, 60), np.float32)},
+            r"layers\.1\.self_attn\.q_proj\.weight has shape \[24, 60\].* says \[60, 24\]",
+        ),
+        (
+            {"model__norm__weight": np.zeros(23, np.float32)},
+            r"model\.norm\.weight has shape \[23\], config\.json says \[24\]",
+        ),
+        (
+            {Q_PROJ: np.zeros((60, 24), np.float16)},
+            r"layers\.1\.self_attn\.q_proj\.weight is float16, other layers are float32",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(changes, problem, copy):
+    change_tensors(copy, **changes)
+    with pytest.raises(ValueError, match=problem):
+        tiny.load(copy)
+
+
+def test_buffers_of_rotary_frequencies_are_passed_over(copy):
+    """Checkpoints of Llama-1 and early Llama-2 hold one per layer; the config says the same."""
+    buffer = np.ones(5, np.float32)
+    change_tensors(copy, model__layers__0__self_attn__rotary_emb__inv_freq=buffer)
+    assert count_parameters(tiny.load(copy)) == count_parameters(tiny.llama())
+
+
+def test_a_tied_checkpoint_may_repeat_its_head(tied_folder, tmp_path):
+    copy = shutil.copytree(tied_folder, tmp_path / "copy")
+    embedding = tensors_of(copy)["model.embed_tokens.weight"]
+    change_tensors(copy, lm_head__weight=embedding.copy())
+    jax.tree.map(np.testing.assert_array_equal, tiny.load(copy), tiny.load(tied_folder))
+    change_tensors(copy, lm_head__weight=embedding + 1)
+    with pytest.raises(ValueError, match=r"copy: tie_word_embeddings, but lm_head\.weight differs"):
+        tiny.load(copy)
+
+
+def test_a_truncated_file_is_refused(copy):
+    weights = (copy / SINGLE).read_bytes()
+    for size in (5, 300, len(weights) - 4):
+        (copy / SINGLE).write_bytes(weights[:size])
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+            tiny.load(copy)
+
+
+def test_a_folder_without_weights_is_refused(copy):
+    (copy / SINGLE).unlink()
+    with pytest.raises(ValueError, match=r"copy: holds neither model\.safetensors nor"):
+        tiny.load(copy)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A sharded folder, its index, and the files of the embedding and the head."""
+    folder = tiny.save(tmp_path / "shards", tiny.hugging_face(), max_shard_size="6KB")
+    index = json.loads((folder / INDEX).read_text())
+    first, last = (index["weight_map"][n] for n in ("model.embed_tokens.weight", "lm_head.weight"))
+    assert first != last
+    return folder, index, first, last
+
+
+def test_a_tensor_in_two_files_is_refused(shards):
+    folder, _, first, last = shards
+    again = load_file(folder / first) | load_file(folder / last)
+    save_file(again, folder / last)
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight stands in more than one file"):
+        tiny.load(folder)
+
+
+def test_an_index_that_does_not_tell_the_truth_is_refused(shards):
+    folder, index, first, last = shards
+
+    def assert_refused(changes, problem):
+        changed = {**index["weight_map"], **changes}
+        weight_map = {name: file for name, file in changed.items() if file is not None}
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(ValueError, match=problem):
+            tiny.load(folder)
+
+    assert_refused({"lm_head.weight": first}, rf"{first}: tensor lm_head\.weight is missing")
+    assert_refused({"lm_head.weight": "gone.safetensors"}, r"gone\.safetensors: not a whole")
+    norm = {"model.norm.weight": None}
+    assert_refused(norm, r"index\.json: tensor model\.norm\.weight is not in weight_map")
+    assert_refused({"extra.weight": last}, rf"{last}: tensor extra\.weight is missing")
+    (folder / INDEX).write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json: weight_map is missing"):
+        tiny.load(folder)
+
+
+def test_the_single_file_goes_before_an_index(shards, folder):
+    """transformers reads model.safetensors where both are there; so do we."""
+    sharded, *_ = shards
+    changed = {name: tensor + 1 for name, tensor in tensors_of(folder).items()}
+    save_file(changed, sharded / SINGLE)
+    np.testing.assert_array_equal(tiny.load(sharded).norm.weight[...], changed["model.norm.weight"])
+    theirs = AutoModelForCausalLM.from_pretrained(sharded).model.norm.weight
+    np.testing.assert_array_equal(theirs.detach(), changed["model.norm.weight"])
+
+
+# ---- hashes --------------------------------------------------------------------------------------
+
+
+def test_the_hash_says_what_the_outputs_depend_on(copy):
+    """Config and weights change it, other files do not."""
+    before = convert.content_hash(copy)
+    (copy / "tokenizer_config.json").write_text("{}")
+    assert convert.content_hash(copy) == before
+    change_tensors(copy, model__norm__weight=np.ones(24, np.float32))
+    changed = convert.content_hash(copy)
+    change_config(copy, rms_norm_eps=1e-6)
+    assert len({before, changed, convert.content_hash(copy)}) == 3
+
+
+# ---- Llama-2-7B ----------------------------------------------------------------------------------
+
+LLAMA_2_7B = LlamaConfig(
+    vocabulary=32000,
+    width=4096,
+    layers=32,
+    heads=32,
+    key_value_heads=32,
+    head_size=128,
+    feed_forward=11008,
+    context=4096,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    norm_epsilon=1e-5,
+    tied=False,
+)
+
+
+def test_llama_2_7b_has_exactly_the_tensors_of_transformers():
+    """Expected: transformers' own model of that size, on the meta device, and the published count:
+
+    2 x 32,000 x 4,096 + 32 x (4 x 4,096^2 + 3 x 4,096 x 11,008 + 2 x 4,096) + 4,096."""
+    abstract = jax.eval_shape(lambda key: Llama(LLAMA_2_7B, key), jax.random.key(0))
+    assert count_parameters(abstract) == 6_738_415_616
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(abstract, nnx.Param))
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+    ours = {
+        name: shapes[path] if layer is None else shapes[path][1:]
+        for name, (path, layer) in convert.hugging_face_tensors(LLAMA_2_7B).items()
+    }
+    with torch.device("meta"):
+        theirs = LlamaForCausalLM(HuggingFaceConfig())
+    assert ours == {name: tuple(weight.shape) for name, weight in theirs.named_parameters()}

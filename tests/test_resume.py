@@ -1,0 +1,286 @@
+"""Stop and go on: bit for bit what an uninterrupted run gives, and nothing that is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_runs
+import yaml
+
+from tddpo_jax import trainer
+from tddpo_jax.checkpoint import Checkpoints
+from tddpo_jax.config import resolve
+from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.writers import Writer
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    tiny_runs.use_devices(monkeypatch, 1)
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """The directory of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_runs.use_devices(patch, 1)
+        tiny_runs.run(inputs, directory)
+    return directory
+
+
+def assert_same_run(directory, expected):
+    """The same metrics, validations, summary, export and last state, to the last bit."""
+    found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (directory, expected))
+    assert found == wanted
+    assert tiny_runs.untimed_board(directory) == tiny_runs.untimed_board(expected)
+    for name in ("config.yaml", "run.json"):
+        assert (directory / name).read_text() == (expected / name).read_text()
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (directory, expected)]
+    assert summaries[0] == summaries[1]
+    for folder in ("best", "evaluations"):
+        assert contents(directory / folder) == contents(expected / folder)
+    states = [tiny_runs.last_state(run) for run in (directory, expected)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def killed_run(inputs, directory, monkeypatch, where, changes=None):
+    """A run that ends where `where`, a patch of the trainer, raises `Killed`."""
+    with monkeypatch.context() as patch:
+        where(patch)
+        with pytest.raises(Killed):
+            tiny_runs.run(inputs, directory, changes)
+    assert not (directory / "summary.json").exists()
+
+
+# ---- where a run may end -------------------------------------------------------------------------
+
+
+def _on_line(matches):
+    def where(patch):
+        log = Writer.log
+
+        def dying_log(self, record):
+            log(self, record)
+            if matches(record):
+                raise Killed
+
+        patch.setattr(Writer, "log", dying_log)
+
+    return where
+
+
+def _before_save(step):
+    def where(patch):
+        save = Checkpoints.save
+
+        def dying_save(self, at, state):
+            if at == step:
+                raise Killed
+            save(self, at, state)
+
+        patch.setattr(Checkpoints, "save", dying_save)
+
+    return where
+
+
+def _before_summary(patch):
+    def dying(*_):
+        raise Killed
+
+    patch.setattr(trainer, "summarise", dying)
+
+
+BEFORE_ANY_CHECKPOINT = _on_line(lambda line: line["step"] == 1 and "loss" in line)
+IN_THE_SECOND_EPOCH = _on_line(lambda line: line["step"] == 5 and "loss" in line)
+PLACES = {
+    "in the first validation": [_on_line(lambda line: "eval_loss" in line)],
+    "before any checkpoint, with a torn line": [BEFORE_ANY_CHECKPOINT],
+    "in the second epoch, with a torn line": [IN_THE_SECOND_EPOCH],
+    "after a validation and its export": [_before_save(6)],
+    "in the last validation, then before the summary": [
+        _on_line(lambda line: line["step"] == 8),
+        _before_summary,
+    ],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path, monkeypatch):
+    for where in PLACES[place]:
+        killed_run(inputs, tmp_path / "run", monkeypatch, where)
+    if "torn" in place:
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "epo')
+    tiny_runs.run(inputs, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_adapters_and_their_dropout_resume_too(inputs, tmp_path, monkeypatch):
+    changes = {"train.mode": "lora", "lora.rank": 2, "lora.dropout": 0.3}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH, changes)
+    tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_grid_goes_on_where_it_ended(inputs, tmp_path, monkeypatch):
+    changes = {"loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    killed_run(inputs, tmp_path / "grid", monkeypatch, _on_second_cell, changes)
+    first, second = (f"td_dpo-beta{beta}-tau1.0-seed0" for beta in (0.05, 0.5))
+    before = tiny_runs.times(tmp_path / "grid" / first)
+    tiny_runs.run(inputs, tmp_path / "grid", changes)
+    assert tiny_runs.times(tmp_path / "grid" / first) == before
+    for cell in (first, second):
+        assert_same_run(tmp_path / "grid" / cell, tmp_path / "whole" / cell)
+
+
+def _on_second_cell(patch):
+    log = Writer.log
+
+    def dying_log(self, record):
+        log(self, record)
+        if "beta0.5" in self.directory.path.name and record["step"] == 2:
+            raise Killed
+
+    patch.setattr(Writer, "log", dying_log)
+
+
+def test_a_killed_process_resumes(inputs, tmp_path):
+    """Two processes of the same command, one of them killed by SIGKILL on its way."""
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+
+    def start(output):
+        settings = tiny_runs.settings(inputs, tmp_path / output, {"train.epochs": 6})
+        (tmp_path / f"{output}.yaml").write_text(yaml.safe_dump(settings))
+        return subprocess.Popen(
+            [sys.executable, "run.py", "--config", str(tmp_path / f"{output}.yaml")],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with start("whole") as whole, start("run") as killed:
+        while killed.poll() is None and not _has_lines(metrics, 9):
+            time.sleep(0.002)
+        killed.kill()
+        assert killed.wait(timeout=60) == -signal.SIGKILL
+        with start("run") as resumed:
+            output, _ = resumed.communicate(timeout=300)
+        whole.communicate(timeout=300)
+    assert "resuming after step" in output
+    assert (whole.returncode, resumed.returncode) == (0, 0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def _has_lines(file, count):
+    return file.exists() and file.read_text().count("\n") >= count
+
+
+# ---- what is left alone --------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone(finished, inputs):
+    before = tiny_runs.times(finished)
+    (summary,) = tiny_runs.run(inputs, finished)
+    assert summary == json.loads((finished / "summary.json").read_text())
+    assert tiny_runs.times(finished) == before
+
+
+def test_another_configuration_is_refused_and_named(finished, inputs):
+    before = tiny_runs.times(finished)
+    changes = {"loss.beta": 0.7, "train.epochs": 5}
+    with pytest.raises(ValueError, match="another configuration") as error:
+        tiny_runs.run(inputs, finished, changes)
+    assert "loss.beta is 0.05, asked for 0.7" in str(error.value)
+    assert "train.epochs is 2, asked for 5" in str(error.value)
+    assert tiny_runs.times(finished) == before
+
+
+def test_an_unfinished_run_of_another_configuration_is_refused(inputs, tmp_path, monkeypatch):
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT)
+    before = tiny_runs.times(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"seed is 0, asked for 1"):
+        tiny_runs.run(inputs, tmp_path / "run", {"seed": 1})
+    assert tiny_runs.times(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("beta", [0.1, [0.1, 0.2]], ids=["run", "grid"])
+def test_a_directory_that_holds_no_run_is_refused_and_untouched(beta, inputs, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    before = tiny_runs.times(tmp_path)
+    with pytest.raises(ValueError, match=r"output: .* exists and holds no"):
+        tiny_runs.run(inputs, tmp_path, {"loss.beta": beta})
+    assert tiny_runs.times(tmp_path) == before
+
+
+def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
+    train = tmp_path / "train.jsonl"
+    train.write_text(inputs.train.read_text())
+    changes = {"data.path": str(train)}
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, changes)
+    rows = [json.loads(line) for line in inputs.train.read_text().splitlines()]
+    tiny_runs.write_rows(
+        train, [{**row, "prompt_ids": [7, *row["prompt_ids"][1:]]} for row in rows]
+    )
+    before = tiny_runs.times(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.path: .*train\.jsonl has changed since"):
+        tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert tiny_runs.times(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("content", ["a: [", "just a text", ""])
+def test_a_damaged_configuration_is_told(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config .*config\.yaml"):
+        RunDirectory(tmp_path, resolve({}))
+
+
+def test_an_empty_directory_may_be_used(tmp_path):
+    directory = RunDirectory(tmp_path, resolve({}))
+    assert directory.summary is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"output: .* is no directory"):
+            RunDirectory(path, resolve({}))
+
+
+def test_the_same_settings_in_other_words_are_the_same(tmp_path):
+    """A setting that is given its default, and a number that is written as text."""
+    stored = resolve({"train": {"learning_rate": "2e-4"}})
+    text = yaml.safe_dump(stored.model_dump(mode="json", exclude={"output"}))
+    (tmp_path / "config.yaml").write_text(text)
+    same = {"train": {"learning_rate": 0.0002, "epochs": 3}, "output": str(tmp_path)}
+    assert RunDirectory(tmp_path, resolve(same)).summary is None

@@ -1,0 +1,164 @@
+"""Whole runs of a tiny Llama over a few pairs: what they start from, and how to read them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tiny
+from safetensors.numpy import load_file
+from tensorboardX.proto.event_pb2 import Event
+from tiny_tokenizers import sentencepiece
+
+from tddpo_jax import preparation, scoring
+from tddpo_jax.config import with_value
+from tddpo_jax.console import Screen
+from tddpo_jax.grid import run_experiment
+from tddpo_jax.metrics import TIMING_METRICS
+from tddpo_jax.sharding import make_mesh
+
+# Every dimension is shared evenly by two tensor-parallel and by eight data-parallel devices, and
+# the inputs of every linear layer are blocks of 64, which QLoRA needs.
+SHAPE = {
+    "vocab_size": 448,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+}
+
+
+class Inputs(NamedTuple):
+    """A model's folder with its tokenizer, training pairs and validation pairs of token ids."""
+
+    model: Path
+    train: Path
+    validation: Path
+
+
+def make_inputs(folder: Path) -> Inputs:
+    """18 training pairs, so that steps of 5 leave 3 for the last of an epoch, and 7 others."""
+    model = tiny.save(folder / "model", tiny.hugging_face(**SHAPE), sentencepiece())
+    inputs = Inputs(model, folder / "train.jsonl", folder / "validation.jsonl")
+    write_rows(inputs.train, random_rows(18, seed=1))
+    write_rows(inputs.validation, random_rows(7, seed=2))
+    return inputs
+
+
+def random_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
+    """Rows of random token ids, prompts and responses of 2 to 11 tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 12, (count, 3))
+    pairs = tiny.random_pairs(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [dict(zip(columns, (ids.tolist() for ids in pair[1:]), strict=True)) for pair in pairs]
+
+
+def write_rows(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def settings(inputs: Inputs, output: Path, changes: dict | None = None) -> dict:
+    """Eight steps in two epochs, validated after 3, 4, 6 and 8 of them; `changes` by dotted name.
+
+    One shape of micro-batch, since every shape compiles. Adam's epsilon is large, so that rounding in a gradient near zero stays rounding in the weight.
+    """
+    mapping = {
+        "model": {"path": str(inputs.model), "remat": "none"},
+        "data": {
+            "path": str(inputs.train),
+            "validation": str(inputs.validation),
+            "row_length": 64,
+        },
+        "train": {
+            "learning_rate": 1e-3,
+            "adam_eps": 1e-2,
+            "batch_pairs": 5,
+            "epochs": 2,
+            "eval_every": 3,
+        },
+        "output": str(output),
+    }
+    for name, value in (changes or {}).items():
+        mapping = with_value(mapping, name, value)
+    return mapping
+
+
+def run(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]:
+    """Trains, silently, and returns the summaries."""
+    return run_experiment(settings(inputs, output, changes), Screen(quiet=True))
+
+
+def use_devices(patch, count: int) -> None:
+    """Runs see the first `count` of the eight devices."""
+    for module in (preparation, scoring):
+        patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
+
+
+def lines(directory: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_lines(directory: Path) -> list[dict]:
+    return [line for line in lines(directory) if "loss" in line]
+
+
+def validation_lines(directory: Path) -> list[dict]:
+    return [line for line in lines(directory) if "eval_loss" in line]
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    """Records without what depends on the clock."""
+    return [{k: v for k, v in record.items() if k not in TIMING_METRICS} for record in records]
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of `best/`."""
+    (file,) = (directory / "best").glob("*.safetensors")
+    return load_file(file)
+
+
+def last_state(directory: Path) -> dict[str, np.ndarray]:
+    """The newest training state by name: parameters, both moments, count."""
+    with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
+        saved = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    return {name: np.asarray(value) for name, value in saved.items()}
+
+
+def board(directory: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of every number that TensorBoard shows, in the order of writing.
+
+    An event file is a sequence of records, each a length, its checksum, an event and its checksum.
+    A session that starts at a step hides what was written of it and of later steps before.
+    """
+    shown: list[tuple[int, str, float]] = []
+    for file in sorted((directory / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            if event.HasField("session_log"):
+                shown = [value for value in shown if value[0] < event.step]
+            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return shown
+
+
+def untimed_board(directory: Path) -> list[tuple[int, str, float]]:
+    """What TensorBoard shows at each step, without what depends on the clock."""
+    return sorted(value for value in board(directory) if value[1] not in TIMING_METRICS)
+
+
+def times(directory: Path) -> dict[str, int]:
+    """When each file was last written, in nanoseconds."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in files}
