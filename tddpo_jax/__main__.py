@@ -1,4 +1,4 @@
-"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: logps, export, generate, train."""
+"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: train, logps, export, generate."""
 
 from __future__ import annotations
 
@@ -52,10 +52,37 @@ def export_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def generate_command(arguments: Sequence[str]) -> int:
+    """Prints what the model answers, and nothing else."""
+    parser = Parser(prog="generate", description="Answer a prompt; only the new text on stdout.")
+    parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
+    parser.add_argument("--prompt", required=True, help="what the user says")
+    parser.add_argument("--raw", action="store_true", help="BOS and the text, no template")
+    parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
+    parser.add_argument("--system", help="a system message before the prompt")
+    parser.add_argument("--max-new-tokens", type=int, help="default: 256, within half the context")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="0: all tokens")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    given = parser.parse_args(arguments)
+    from tddpo_jax.generate import generate_text
+    from tddpo_jax.preparation import use_compilation_cache
+
+    use_compilation_cache()
+    settings = {
+        name: value for name, value in vars(given).items() if name not in ("model", "prompt")
+    }
+    print(generate_text(given.model, given.prompt, **settings).text)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "logps": logps_command,
     "export": export_command,
+    "generate": generate_command,
 }
 
 

@@ -201,7 +201,7 @@ def _placed(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    return jnp.zeros(shape, dtype, device=sharding)
 
 
 @jax.jit(donate_argnums=0)

@@ -27,42 +27,50 @@ class Device:
     cache: int  # bytes of level 2
 
 
-_A100 = {
-    "kind": "NVIDIA A100",
-    "link": 300e9,
-    "capability": (8, 0),
-    "cores": 108,
-    "lanes": 64,
-    "clock": 1.41,
-    "shared_memory": 167_936,
-    "cache": 41_943_040,
-}
-_HOPPER = {
-    "link": 450e9,
-    "capability": (9, 0),
-    "cores": 132,
-    "lanes": 128,
-    "clock": 1.98,
-    "shared_memory": 233_472,
-    "cache": 52_428_800,
-}
+_A100 = Device(
+    kind="NVIDIA A100",
+    memory=85_100_068_864,
+    bandwidth=2.039e12,
+    link=300e9,
+    capability=(8, 0),
+    cores=108,
+    lanes=64,
+    clock=1.41,
+    shared_memory=167_936,
+    cache=41_943_040,
+)
+_H100 = Device(
+    kind="NVIDIA H100",
+    memory=84_942_979_072,
+    bandwidth=3.352e12,
+    link=450e9,
+    capability=(9, 0),
+    cores=132,
+    lanes=128,
+    clock=1.98,
+    shared_memory=233_472,
+    cache=52_428_800,
+)
+_B200 = Device(
+    kind="NVIDIA B200",
+    memory=191_514_411_008,
+    bandwidth=7.672e12,
+    link=900e9,
+    capability=(10, 0),
+    cores=148,
+    lanes=128,
+    clock=1.965,
+    shared_memory=233_472,
+    cache=132_644_864,
+)
 DEVICES = {
-    "a100-40": Device(memory=42_297_786_368, bandwidth=1.555e12, **_A100),
-    "a100-80": Device(memory=85_100_068_864, bandwidth=2.039e12, **_A100),
-    "h100-80": Device("NVIDIA H100", memory=84_942_979_072, bandwidth=3.352e12, **_HOPPER),
-    "h200-141": Device("NVIDIA H200", memory=151_397_597_184, bandwidth=4.8e12, **_HOPPER),
-    "b200-180": Device(
-        "NVIDIA B200",
-        memory=191_514_411_008,
-        bandwidth=7.672e12,
-        link=900e9,
-        capability=(10, 0),
-        cores=148,
-        lanes=128,
-        clock=1.965,
-        shared_memory=233_472,
-        cache=132_644_864,
+    "a100-40": dataclasses.replace(_A100, memory=42_331_013_120, bandwidth=1.555e12),
+    "a100-80": _A100,
+    "h100-80": _H100,
+    "h200-141": dataclasses.replace(
+        _H100, kind="NVIDIA H200", memory=151_397_597_184, bandwidth=4.8e12
     ),
+    "b200-180": _B200,
 }
 
 

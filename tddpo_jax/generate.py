@@ -344,7 +344,8 @@ def _continue(
             key=row_keys(put([row.key for row in rows], np.uint32)),
         ),
         put([row.sampling.max_new_tokens for row in rows], np.int32),
-        np.asarray(stop_ids, np.int32),
+        # Padded with what is no token, so that few counts of stops are ever compiled for.
+        np.pad(np.asarray(stop_ids, np.int32), (0, -len(stop_ids) % 8), constant_values=-1),
         new=new,
         dtype=dtype,
         mesh=mesh,

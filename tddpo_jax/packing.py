@@ -141,6 +141,11 @@ def _batch(
     return Batch(**fields)
 
 
+def empty_batch(shape: Shape) -> Batch:
+    """A micro-batch of this shape that holds no pair."""
+    return _batch([], [[] for _ in range(shape.rows)], shape, None)
+
+
 def unpack(
     batches: Sequence[Batch], values: Sequence[Float[np.ndarray, "*members B P 2"]], count: int
 ) -> Float[np.ndarray, "*members pairs 2"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
 
 from tddpo_jax import convert
 from tddpo_jax.config import MeshConfig, ModelConfig
 from tddpo_jax.data import Unusable, check_vocabulary, load_uncut_pairs
 from tddpo_jax.layout import Batch, Pair
 from tddpo_jax.logprobs import branch_logps
+from tddpo_jax.model import Llama
 from tddpo_jax.model_files import resolve
 from tddpo_jax.packing import choose_shapes
 from tddpo_jax.preparation import (
@@ -28,7 +32,7 @@ from tddpo_jax.preparation import (
 from tddpo_jax.reference import log_probs
 from tddpo_jax.run_directory import check_output, write_atomically
 from tddpo_jax.sharding import make_mesh, row_devices
-from tddpo_jax.train_step import Frozen, hidden_states
+from tddpo_jax.train_step import Computation, Frozen, hidden_states
 
 PAIRS_PACKED_TOGETHER = 128
 
@@ -59,6 +63,18 @@ def write_log_probs(
     how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
     policy = load_model(files, mesh, how.dtype)
     check_vocabulary(data, pairs, policy.config.vocabulary)
+    scored = iter(pair_log_probs(policy, pairs, how, mesh).tolist())
+    lines = [_line(row, next(scored) if isinstance(row, Pair) else None) for row in rows]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def pair_log_probs(
+    policy: Llama, pairs: Sequence[Pair], how: Computation, mesh: Mesh
+) -> Float[np.ndarray, "pairs 2"]:
+    """log pi(y | x) of both responses of every pair, in nats."""
+    if not pairs:
+        return np.zeros((0, 2), np.float32)
     graphdef, weights = nnx.split(policy)
 
     @jax.jit
@@ -67,15 +83,13 @@ def write_log_probs(
         logps = branch_logps(hidden_states(policy, batch, how), policy.head_weight, batch)[None]
         return logps, jnp.zeros_like(logps)
 
-    logps = np.zeros((0, 2))
-    if pairs:
-        shapes = choose_shapes(pairs, PAIRS_PACKED_TOGETHER, rows=row_devices(mesh))
-        frozen = Frozen(nnx.State({}), None)
-        logps = log_probs(run, weights, frozen, pairs, shapes, mesh)[0][0]
-    scored = iter(logps.tolist())
-    lines = [_line(row, next(scored) if isinstance(row, Pair) else None) for row in rows]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
+    shapes = choose_shapes(
+        pairs,
+        PAIRS_PACKED_TOGETHER,
+        rows=row_devices(mesh),
+        causal_rows=how.attention == "cudnn",
+    )
+    return log_probs(run, weights, Frozen(nnx.State({}), None), pairs, shapes, mesh)[0][0]
 
 
 def _line(row: Pair | Unusable, logps: list[float] | None) -> dict[str, Any]:

@@ -215,9 +215,12 @@ def make_program(
     def each(function: Callable, axes: tuple) -> Callable:
         if members > 1:
             return jax.vmap(function, in_axes=axes)
-        return lambda *arguments: function(
-            *(member(x, 0, 2) if isinstance(x, Knobs) else x for x in arguments)
-        )
+
+        @functools.wraps(function)  # a compiled function is known by its name
+        def alone(*arguments: Any) -> Any:
+            return function(*(member(x, 0, 2) if isinstance(x, Knobs) else x for x in arguments))
+
+        return alone
 
     def log_probs_of_one(
         trainable: nnx.State, frozen: Frozen, batch: Batch

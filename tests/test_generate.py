@@ -101,7 +101,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tmp_path):
 
 def test_a_batch_of_80_mixed_prompts_is_what_they_are_one_by_one():
     """Also in another order: a row depends on its prompt, its settings and its key alone."""
-    prompts = prompts_of(np.random.default_rng(1).integers(1, 48, 80))
+    prompts = prompts_of(np.random.default_rng(1).integers(1, 33, 80))
     sampling = [SETTINGS[number % 4] for number in range(80)]
     keys = [(5, number, 1) for number in range(80)]
     together = continued(plain(), prompts, sampling, keys)
@@ -116,39 +116,27 @@ def test_a_batch_of_80_mixed_prompts_is_what_they_are_one_by_one():
 
 
 def test_batches_that_the_memory_forces_change_nothing(monkeypatch):
-    whole = continued(plain(), prompts_of(LENGTHS))
-    # 3 layers x 2 heads x 10 features x 240 slots x (keys, values) x 4 bytes = 115,200 bytes a row.
-    monkeypatch.setattr("tddpo_jax.generate.CPU_CACHE_BYTES", 6 * 115_200)
-    sizes = []
+    """Prompts are batched by length and answered in the order they were asked."""
+    short, long = prompts_of(range(129, 137)), prompts_of(range(137, 145))
+    expected = [*continued(plain(), long), *continued(plain(), short)]
+    # 3 layers x 2 heads x 10 features x (192 + 48) slots x (keys, values) x 4 bytes a row.
+    monkeypatch.setattr("tddpo_jax.generate.CPU_CACHE_BYTES", 9 * 115_200)
+    shapes = []
 
-    def counted(model, prompts, *rest, **named):
-        sizes.append(prompts.tokens.shape)
+    def watched(model, prompts, *rest, **named):
+        shapes.append(prompts.tokens.shape)
         return generate_rows(model, prompts, *rest, **named)
 
-    monkeypatch.setattr("tddpo_jax.generate.generate_rows", counted)
-    assert continued(plain(), prompts_of(LENGTHS)) == whole
-    assert sizes == [(4, 32), (4, 192)]
+    monkeypatch.setattr("tddpo_jax.generate.generate_rows", watched)
+    assert continued(plain(), [*long, *short]) == expected
+    assert shapes == [(8, 192), (8, 192)]
 
 
-def test_more_padding_changes_nothing():
-    """Up to 191 empty slots before a prompt, a whole block of the cache that is not visited."""
-    prompts = prompts_of(LENGTHS[:5] * 2)[:8]
-    expected = continued(plain(), prompts)
-    padded = np.stack([np.pad(prompt, (192 - len(prompt), 0)) for prompt in prompts])
-    tokens, counts = generate_rows(
-        plain().model,
-        Prompts(jnp.asarray(padded), jnp.asarray([len(prompt) for prompt in prompts])),
-        Sampler(
-            jnp.zeros(8), jnp.zeros(8, int), jnp.ones(8), row_keys(jnp.zeros((8, 1), "uint32"))
-        ),
-        jnp.full(8, 40),
-        np.asarray(STOPS, np.int32),
-        new=48,
-        dtype=jnp.float32,
-        mesh=tiny.one_device(),
-    )
-    for answer, row, count in zip(expected, np.asarray(tokens), counts, strict=True):
-        assert answer.token_ids == row[:count].tolist()
+def test_more_padding_changes_nothing(monkeypatch):
+    """At least 161 empty slots before each prompt, so that a whole block of 128 is not visited."""
+    expected = continued(plain(), prompts_of(LENGTHS))[:4]
+    monkeypatch.setattr("tddpo_jax.generate._shape", lambda batch: (192, 48))
+    assert continued(plain(), prompts_of(LENGTHS)[:4] * 2) == expected * 2
 
 
 def test_the_devices_change_nothing(tmp_path):
@@ -284,52 +272,64 @@ def folder(tmp_path_factory):
 
 
 def test_text_continues_the_prompt_and_has_no_end_of_turn(folder):
-    ask = functools.partial(generate_text, str(folder), "the red ball", raw=True)
-    whole = ask(max_new_tokens=20)
+    ask = functools.partial(generate_text, str(folder), "the red ball", raw=True, max_new_tokens=20)
+    whole = ask()
     assert (len(whole.token_ids), whole.finish_reason) == (20, "length")
-    generator = Generator.from_path(str(folder))
-    assert generator.context == 256
-    prompt = generator.tokenizer("the red ball")["input_ids"]
-    decode = functools.partial(generator.tokenizer.decode, skip_special_tokens=True)
+    tokenizer = Generator.from_path(str(folder)).tokenizer
+    prompt = tokenizer("the red ball")["input_ids"]
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
     assert decode(prompt) + whole.text == decode(prompt + whole.token_ids)
 
     # The checkpoint now names a later token as an end, beside the tokenizer's </s>.
     place = next(n for n in range(3, 20) if whole.token_ids[n] not in whole.token_ids[:n])
     file = folder / "generation_config.json"
     before = file.read_text()
-    file.write_text(json.dumps({**json.loads(before), "eos_token_id": [2, whole.token_ids[place]]}))
-    stopped = ask(max_new_tokens=20)
+    file.write_text(json.dumps({"eos_token_id": [2, whole.token_ids[place]]}))
+    stopped = ask()
     file.write_text(before)
     assert (stopped.token_ids, stopped.finish_reason) == (whole.token_ids[: place + 1], "stop")
     assert decode(prompt) + stopped.text == decode(prompt + whole.token_ids[:place])
 
 
-def test_chat_goes_through_the_template(folder):
-    chat = generate_text(str(folder), "hello", template="llama-2", system="red", max_new_tokens=20)
-    text = "[INST] <<SYS>>\nred\n<</SYS>>\n\nhello [/INST]"
-    assert chat == generate_text(str(folder), text, raw=True, max_new_tokens=20)
+def test_one_prompt_goes_through_the_template_with_its_settings(folder, monkeypatch):
+    asked = []
 
+    def generate(self, prompts, sampling, keys):
+        asked.append((self.tokenizer.decode(prompts[0]), sampling, keys))
+        return [None]
 
-def test_by_default_at_most_256_new_tokens_and_half_the_context(folder):
-    assert len(generate_text(str(folder), "the", raw=True).token_ids) <= 128
+    monkeypatch.setattr(Generator, "generate", generate)
+    generate_text(str(folder), "hello", template="llama-2", temperature=0.5, top_k=3, seed=7)
+    generate_text(str(folder), "hello", raw=True, top_p=0.9, max_new_tokens=20)
+    (chat, chat_sampling, keys), (raw, raw_sampling, _) = asked
+    assert chat == "<s> [INST] hello [/INST]"
+    # No limit given: 256, or half the context of 256 if that is less.
+    assert chat_sampling == [Sampling(0.5, 3, 1.0, 128)]
+    assert keys == [(7,)]
+    assert raw == "<s> hello"
+    assert raw_sampling == [Sampling(0.0, 0, 0.9, 20)]
 
 
 def test_adapter_folders_and_run_directories_are_models(folder, tmp_path):
-    """Two PEFT folders over one base in one generator, one of them the best/ of a run."""
+    """In one generator, unmerged: the best/ of a LoRA run, a PEFT folder and the base of both.
+    Expected: each merged into a folder of its own."""
     base = tiny.load(folder)
     models = [adapted(base, seed, rank=2, targets=("q_proj", "up_proj")) for seed in (1, 2)]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
-    export_adapter(models[0], tmp_path / "run" / "best", str(folder))
-    export_adapter(models[1], tmp_path / "other", str(folder))
-    paths = [str(tmp_path / "run"), str(tmp_path / "other"), str(folder)]
-    generator = Generator.from_path(paths)
-    prompt = prompts_of([9])[0]
-    ask = functools.partial(generator.generate, [prompt] * 3, [Sampling(max_new_tokens=20)] * 3)
-    found = ask([(0,)] * 3, [0, 1, 2])
-    for model, answer in zip([*map(merged, models), base], found, strict=True):
-        [expected] = continued(adapter_set([model]), [prompt], [Sampling(max_new_tokens=20)])
-        assert answer.token_ids == expected.token_ids
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0\n")
+    export_adapter(models[0], run / "best", str(folder))
+    export_adapter(models[1], other, str(folder))
+    prompt, settings = prompts_of([9])[0], Sampling(max_new_tokens=20)
+    generator = Generator.from_path([str(run), str(other), str(folder)])
+    found = generator.generate([prompt] * 3, [settings] * 3, [(0,)] * 3, [0, 1, 2])
+    for number, model in enumerate(models):
+        convert.export(merged(model), folder, tmp_path / f"merged{number}")
+    for path, answer in zip(
+        [tmp_path / "merged0", tmp_path / "merged1", folder], found, strict=True
+    ):
+        assert Generator.from_path(str(path)).generate([prompt], [settings], [(0,)]) == [answer]
+    assert len({answer.text for answer in found}) == 3
 
 
 def test_adapters_of_different_bases_are_refused(folder, tmp_path):

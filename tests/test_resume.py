@@ -188,13 +188,13 @@ def test_a_killed_process_resumes(inputs, tmp_path):
         )
 
     metrics = tmp_path / "run" / "metrics.jsonl"
-    with start("whole") as whole, start("run") as killed:
+    with start("run") as killed:
         while killed.poll() is None and not _has_lines(metrics, 9):
             time.sleep(0.002)
         killed.kill()
-        assert killed.wait(timeout=60) == -signal.SIGKILL
-        with start("run") as resumed:
-            output, _ = resumed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    with start("run") as resumed, start("whole") as whole:
+        output, _ = resumed.communicate(timeout=300)
         whole.communicate(timeout=300)
     assert "resuming after step" in output
     assert (whole.returncode, resumed.returncode) == (0, 0)
@@ -247,10 +247,9 @@ def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
     train.write_text(inputs.train.read_text())
     changes = {"data.path": str(train)}
     killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, changes)
-    rows = [json.loads(line) for line in inputs.train.read_text().splitlines()]
-    tiny_runs.write_rows(
-        train, [{**row, "prompt_ids": [7, *row["prompt_ids"][1:]]} for row in rows]
-    )
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    rows[3]["prompt_ids"][0] = 7
+    tiny_runs.write_rows(train, rows)
     before = tiny_runs.times(tmp_path / "run")
     with pytest.raises(ValueError, match=r"data\.path: .*train\.jsonl has changed since"):
         tiny_runs.run(inputs, tmp_path / "run", changes)

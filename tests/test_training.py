@@ -1,4 +1,4 @@
-"""Training end to end: the files of a run, its metrics, its best policy, and what may not matter."""
+"""Training end to end: the files of a run, its metrics and its best policy; what may not matter."""
 
 from __future__ import annotations
 

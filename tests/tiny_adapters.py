@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import tiny
 
-from tddpo_jax.config import LoraConfig
-from tddpo_jax.lora import add_adapters
-from tddpo_jax.model import LINEAR_NAMES, Llama, LoraParam
+from tddpo_jax.model import LINEAR_NAMES, Adapter, Llama, LoraParam
 from tddpo_jax.row_adapters import copied
 
 
-def adapted(base: Llama, seed: int, **settings) -> Llama:
-    """The base with an adapter of `LoraConfig(**settings)`, none of whose factors is zero."""
+def adapted(
+    base: Llama,
+    seed: int,
+    *,
+    rank: int,
+    alpha: float = 8.0,
+    dropout: float = 0.0,
+    targets: tuple[str, ...] = LINEAR_NAMES,
+) -> Llama:
+    """The base with an adapter of which no factor is zero."""
     model = copied(base)
-    add_adapters(model, LoraConfig(**settings), seed, tiny.one_device())
     rng = np.random.default_rng(seed)
-    for name in LINEAR_NAMES:
-        adapter = getattr(model.layers, name).adapter
-        if adapter is not None:
-            noise = rng.normal(size=adapter.b.shape).astype(np.float32)
-            adapter.b = LoraParam(jax.device_put(0.1 * noise, adapter.b[...].sharding))
+    place = model.norm.weight[...].sharding
+    for name in targets:
+        linear = getattr(model.layers, name)
+        layers, outputs, inputs = linear.weight.shape
+        sizes = inputs, outputs, rank, alpha / rank, dropout
+        adapter = jax.eval_shape(lambda key, sizes=sizes: Adapter(*sizes, key), jax.random.key(0))
+        for factor, shape in {"a": (rank, inputs), "b": (outputs, rank)}.items():
+            values = (rng.normal(size=(layers, *shape)) * 0.3).astype(np.float32)
+            setattr(adapter, factor, LoraParam(jax.device_put(values, place)))
+        linear.adapter = adapter
     return model

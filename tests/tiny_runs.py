@@ -69,7 +69,8 @@ def write_rows(file: Path, rows: list[dict]) -> Path:
 def settings(inputs: Inputs, output: Path, changes: dict | None = None) -> dict:
     """Eight steps in two epochs, validated after 3, 4, 6 and 8 of them; `changes` by dotted name.
 
-    One shape of micro-batch, since every shape compiles. Adam's epsilon is large, so that rounding in a gradient near zero stays rounding in the weight.
+    Micro-batches have one shape, since every shape compiles. Adam's epsilon is large, so that
+    rounding in a gradient near zero stays rounding in the weight.
     """
     mapping = {
         "model": {"path": str(inputs.model), "remat": "none"},

@@ -18,7 +18,9 @@ Record = dict[str, Any]
 
 # The losses of the experiment come first, in this order; others follow by name.
 LOSS_ORDER = ("td_dpo", "dpo", "discopop")
-_NAME = re.compile(r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?-seed(?P<seed>\d+)")
+_NAME = re.compile(
+    r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?-seed(?P<seed>\d+)"
+)
 
 
 class Point(NamedTuple):
@@ -129,7 +131,9 @@ def read_experiment(folder: Path) -> Experiment:
     """
     if (folder / "config.yaml").exists():
         return Experiment(folder, (_read_cell(folder),), is_grid=False)
-    cells = sorted(map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed))
+    cells = sorted(
+        map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed)
+    )
     _check_distinct(cells)
     _check_same_pairs(cells)
     return Experiment(folder, tuple(cells), is_grid=True)

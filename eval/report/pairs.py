@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.report.cells import Cell
 from tddpo_jax.losses import LossScalars, LossSpec, PairLogps
-from tddpo_jax.metrics import best_record
+from tddpo_jax.metrics import PAIR_METRICS, best_record
 from tddpo_jax.train_step import pair_metrics
 
 PairValues = Mapping[str, Float[np.ndarray, "T P"]]
@@ -25,11 +27,6 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     """
     assert cell.config is not None
     loss = cell.config.loss
-    times, count, _ = cell.logps.shape
-    unknown = np.full(times * count, np.nan, np.float32)
-    reference = np.broadcast_to(cell.reference, cell.logps.shape)
-    columns = [x[..., branch].reshape(-1) for x in (cell.logps, reference) for branch in (0, 1)]
-    pairs = PairLogps(*columns, *[unknown] * 4)
     scalars = LossScalars(
         beta=loss.beta,
         tau=loss.tau,
@@ -37,13 +34,21 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
         discopop_tau=loss.discopop_tau,
         simpo_gamma=loss.simpo_gamma,
     )
-    specs = (LossSpec(loss.name, loss.margin, loss.kl),)
-    values = dict(pair_metrics(specs, 0, pairs, scalars))
+    spec = LossSpec(loss.name, loss.margin, loss.kl)
+    unknown = np.full(len(cell.reference), np.nan, np.float32)
+    found = []
+    for logps in cell.logps:
+        columns = [x[:, branch] for x in (logps, cell.reference) for branch in (0, 1)]
+        pairs = PairLogps(*map(jnp.asarray, [*columns, *[unknown] * 4]))
+        found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
+    values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
     values["log_ratio_margin"] = ratios[..., 0] - ratios[..., 1]
-    return {
-        name: np.asarray(value, np.float64).reshape(times, count) for name, value in values.items()
-    }
+    return {name: value.astype(np.float64) for name, value in values.items()}
+
+
+# Compiled once per loss: the numbers of a loss are arguments.
+_metrics = jax.jit(pair_metrics, static_argnums=(0, 1))
 
 
 def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:

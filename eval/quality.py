@@ -1,0 +1,208 @@
+"""Held-out quality without a judge: `python -m eval.quality RUN_OR_GRID_OR_MODEL`.
+
+Samples one answer per prompt from the policy and from its base, on fixed prompts, and measures what
+catches a broken policy before money is spent on a judge: the embedded rule's score and win rate,
+length, distinct n-grams, repetition, answers that never end, and the KL to the base per token.
+
+The KL is a Monte Carlo estimate on the policy's own samples, the mean of log pi(y | x) - log
+pi_base(y | x) over answers, divided by their tokens. Written as `quality.json` into each run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tddpo_jax.command_line import Parser, run_command
+from tddpo_jax.config import MeshConfig, ModelConfig
+from tddpo_jax.console import Screen
+from tddpo_jax.embedded_task import score
+from tddpo_jax.generate import Completion, Generator
+from tddpo_jax.layout import Pair
+from tddpo_jax.model import Llama
+from tddpo_jax.model_files import EMBEDDED, resolve
+from tddpo_jax.preparation import computation, load_model, use_compilation_cache
+from tddpo_jax.rows import read_rows
+from tddpo_jax.run_directory import write_atomically
+from tddpo_jax.sampling import Sampling
+from tddpo_jax.scoring import pair_log_probs
+from tddpo_jax.sharding import make_mesh
+from tddpo_jax.templates import encode_prompt
+
+FILE = "quality.json"
+
+
+class Asked(NamedTuple):
+    """The fixed prompts and how they are sampled."""
+
+    prompts: list[list[dict[str, str]]]
+    sampling: Sampling
+    seed: int
+
+
+class Policy(NamedTuple):
+    """A model twice: to sample from, and (adapters merged) to score with."""
+
+    generator: Generator
+    model: Llama
+
+
+def load_policy(path: str, mesh: Mesh) -> Policy:
+    """The policy of a run, a folder or a hub id, in float32.
+
+    Raises:
+        ValueError: `path` stands for no model.
+    """
+    generator = Generator.from_path(path, "float32")
+    return Policy(generator, load_model(resolve(path), mesh, jnp.float32))
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words over all n-grams of words, in [0, 1]; 0 if there are none."""
+    grams = [gram for text in texts for gram in _grams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of a text's n-grams of words that stand in it before."""
+    grams = _grams(text, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def answers(generator: Generator, asked: Asked) -> list[Completion]:
+    """One sampled answer per prompt; prompt i has the key (seed, i), whatever the model."""
+    ids = [encode_prompt(generator.tokenizer, prompt, None) for prompt in asked.prompts]
+    keys = [(asked.seed, number) for number in range(len(ids))]
+    return generator.generate(ids, [asked.sampling] * len(ids), keys)
+
+
+def measure(policy: Policy, base: Policy, asked: Asked, mesh: Mesh) -> dict[str, Any]:
+    """All figures of one policy; `scores` are per prompt, the rest are means over prompts."""
+    ours, theirs = answers(policy.generator, asked), answers(base.generator, asked)
+    texts = [answer.text for answer in ours]
+    scores, base_scores = (
+        np.array([score(answer.text) for answer in each]) for each in (ours, theirs)
+    )
+    wins = (scores > base_scores) + 0.5 * (scores == base_scores)
+    return {
+        "prompts": len(texts),
+        "sampling": asked.sampling._asdict(),
+        "seed": asked.seed,
+        "score": float(scores.mean()),
+        "base_score": float(base_scores.mean()),
+        "win_rate": float(wins.mean()),
+        "tokens": float(np.mean([len(answer.token_ids) for answer in ours])),
+        "unfinished": float(np.mean([answer.finish_reason == "length" for answer in ours])),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "repetition": float(np.mean([repetition(text) for text in texts])),
+        "kl_per_token": _kl_per_token(policy, base, asked, ours, mesh),
+        "scores": scores.tolist(),
+    }
+
+
+def _kl_per_token(
+    policy: Policy, base: Policy, asked: Asked, ours: Sequence[Completion], mesh: Mesh
+) -> float:
+    """Nats per token, on the policy's samples; an answer of no token says nothing."""
+    pairs = []
+    for number, (prompt, answer) in enumerate(zip(asked.prompts, ours, strict=True)):
+        ids = np.array(answer.token_ids, np.int32)
+        if len(ids):
+            prompt_ids = encode_prompt(policy.generator.tokenizer, prompt, None)
+            # Scored as the chosen response; a pair needs a second one, and this costs nothing.
+            pairs.append(Pair(number, prompt_ids, ids, ids[:1]))
+    how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
+    logps, base_logps = (
+        pair_log_probs(model, pairs, how, mesh)[:, 0] for model in (policy.model, base.model)
+    )
+    return float(np.sum(logps - base_logps) / sum(len(pair.chosen) for pair in pairs))
+
+
+def read_prompts(path: str | None, most: int) -> list[list[dict[str, str]]]:
+    """The prompts of a preference file, each once, as conversations; default the embedded ones.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no conversations.
+    """
+    rows = read_rows(path or EMBEDDED / "validation.jsonl")
+    prompts = []
+    for number, row in enumerate(rows):
+        given = row.get("prompt", row.get("chosen"))
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        if not isinstance(messages, list):
+            raise ValueError(f"--prompts: {path} row {number} has neither prompt nor chosen")
+        if messages and messages[-1].get("role") == "assistant":
+            messages = messages[:-1]
+        if messages not in prompts:
+            prompts.append(messages)
+    return prompts[:most]
+
+
+def _runs(path: Path) -> list[Path]:
+    """A grid's runs that have a policy, or the run or model itself."""
+    if not (path / "grid.json").is_file():
+        return [path]
+    runs = sorted(best.parent for best in path.glob("*/best"))
+    if not runs:
+        raise ValueError(f"{path}: no cell of the grid has a policy yet")
+    return runs
+
+
+def _base_path(run: Path, given: str | None) -> str:
+    facts = run / "run.json"
+    if given is not None:
+        return given
+    if not facts.is_file():
+        raise ValueError(f"--base: {run} is no run directory; name the model to compare with")
+    return json.loads(facts.read_text())["model"]["path"]
+
+
+def _command(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="eval.quality", description="Quality of sampled answers, without a judge.")
+    parser.add_argument("path", help="run, grid or model directory")
+    parser.add_argument("--base", help="model to compare with (default: what the run started from)")
+    parser.add_argument(
+        "--prompts", help="preference file whose prompts to ask (default: embedded)"
+    )
+    parser.add_argument("--most", type=int, default=200, help="prompts to ask")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--max-new-tokens", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    use_compilation_cache()
+    sampling = Sampling(given.temperature, max_new_tokens=given.max_new_tokens)
+    asked = Asked(read_prompts(given.prompts, given.most), sampling, given.seed)
+    screen = Screen()
+    mesh = make_mesh(MeshConfig())
+    bases: dict[str, Policy] = {}
+    for run in _runs(Path(given.path)):
+        base = _base_path(run, given.base)
+        if base not in bases:
+            bases[base] = load_policy(base, mesh)
+        figures = measure(load_policy(str(run), mesh), bases[base], asked, mesh)
+        write_atomically(run / FILE, json.dumps(figures, indent=2) + "\n")
+        shown = {n: round(v, 4) for n, v in figures.items() if isinstance(v, float)}
+        screen.say(f"{run.name}: {json.dumps(shown)}")
+    return 0
+
+
+def main() -> int:
+    """The command line."""
+    return run_command(_command, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The four results that the experiment expected, each held against its numbers.
+
+What is compared is the better-is-higher difference of two arms; its interval is the wider of two
+(see `intervals`). Differences are not corrected for their number: each claim stands for itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from eval.report.arms import Arm
+from eval.report.cells import Experiment, Point
+from eval.report.intervals import Estimate, difference
+from eval.report.scores import Margins
+from eval.report.sensitivity import Ratio
+from eval.report.study import Study
+from eval.report.words import RATIO
+from eval.uncertainty import Interval
+
+Verdict = Literal["supported", "not supported", "undecided"]
+
+# "About 40 % smaller" is a ratio of variances of about 0.6: at most 0.75 still counts.
+CLAIMED_RATIO = 0.6
+LARGEST_RATIO = 0.75
+
+RULES = {
+    "matches": "supported if the whole interval of the difference lies above -{margin:g}, "
+    "not supported if it lies below",
+    "within": "supported if the whole interval of the difference lies within ±{margin:g}, "
+    "not supported if it lies outside",
+    "beats": "supported if the whole interval of the difference lies above +{margin:g}, "
+    "not supported if it lies below",
+    "converges": "supported if no seed diverged",
+    "steadier": f"supported if the whole interval of the ratio of variances lies below "
+    f"{LARGEST_RATIO} (claimed: about {CLAIMED_RATIO}), not supported if it lies above",
+}
+Comparison = Literal["matches", "within", "beats"]
+Rule = Literal[Comparison, "converges", "steadier"]
+ONE_SEED = "one seed says nothing about the spread between seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One comparison of a claim.
+
+    Attributes:
+        numbers: what was found, or what there is no number for, in words.
+        estimate: the difference, better is higher, where the rule compares two arms.
+        ratio: of the variances, where the rule compares these.
+    """
+
+    text: str
+    rule: Rule
+    verdict: Verdict
+    numbers: str
+    estimate: Estimate | None = None
+    ratio: Ratio | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim holds if all its parts do, and fails if one does."""
+
+    number: int
+    text: str
+    parts: tuple[Part, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        verdicts = {part.verdict for part in self.parts}
+        if "not supported" in verdicts:
+            return "not supported"
+        return "undecided" if "undecided" in verdicts else "supported"
+
+
+def rule_of(part: Part, margins: Margins) -> str:
+    """The rule of a part, with the margin of its score."""
+    return RULES[part.rule].format(margin=_margin(part.rule, margins))
+
+
+def _margin(rule: Rule, margins: Margins) -> float:
+    return margins.beats if rule == "beats" else margins.matches
+
+
+def examine(experiment: Experiment, study: Study) -> list[Claim]:
+    """The four claims on one score, which must have margins."""
+    margins = study.score.margins
+    assert margins is not None
+    low, middle, high = (
+        Point("td_dpo", beta, tau) for beta, tau in ((0.01, 0.5), (0.05, 1.0), (2.5, 2.0))
+    )
+    return [
+        Claim(
+            1,
+            "At beta 0.01, TD-DPO with tau 0.5 matches DPO at beta 0.05, and DPO at its best beta.",
+            (
+                _compare(study, "matches", low, Point("dpo", 0.05, None)),
+                _compare(study, "matches", low, Point("dpo", "best", None)),
+            ),
+        ),
+        Claim(
+            2,
+            "At beta 2.5, TD-DPO with tau 2 does not diverge and beats DiscoPOP, at the same beta "
+            f"and at its best reported 0.05, by {margins.beats:g}.",
+            (
+                _converges(experiment, high),
+                _compare(study, "beats", high, Point("discopop", 2.5, None)),
+                _compare(study, "beats", high, Point("discopop", 0.05, None)),
+            ),
+        ),
+        Claim(
+            3,
+            f"At beta 0.05, TD-DPO with tau 1 is within {margins.matches:g} of DPO.",
+            (_compare(study, "within", middle, Point("dpo", 0.05, None)),),
+        ),
+        Claim(
+            4,
+            "Across beta, the variance of TD-DPO's score, with the best tau for each beta, is "
+            "about 40 % smaller.",
+            tuple(_steadier(study, baseline) for baseline in ("dpo", "discopop")),
+        ),
+    ]
+
+
+def _compare(study: Study, rule: Comparison, of: Point, against: Point) -> Part:
+    text = f"{of.text}, against {against.text}"
+    arm, baseline = study.arms.get(of), study.arms.get(against)
+    if arm is None or baseline is None:
+        lacking = against if baseline is None else of
+        return Part(text, rule, "undecided", f"{lacking.text} has no score")
+    found = difference(arm, baseline, study.resampling)
+    if found is None:
+        return Part(text, rule, "undecided", "the two have no seed in common")
+    better = found if study.score.higher else found.negative
+    numbers = _numbers(study, arm, baseline, better)
+    if better.seeds < 2:
+        return Part(text, rule, "undecided", f"{numbers}; {ONE_SEED}", better)
+    margins = study.score.margins
+    assert margins is not None
+    return Part(text, rule, judge(rule, better.span, _margin(rule, margins)), numbers, better)
+
+
+def _numbers(study: Study, arm: Arm, baseline: Arm, better: Estimate) -> str:
+    show = study.show
+    names = dict.fromkeys(point.text for point in baseline.chosen)
+    which = f" ({' and '.join(names)})" if baseline.point.beta == "best" else ""
+    line = (
+        f"{show.number(arm.mean)} against {show.number(baseline.mean)}{which}: better by "
+        f"{show.number(better.mean)}, 95 % {show.interval(better.interval)}"
+    )
+    if better.over_seeds is None:
+        return line
+    return f"{line}, t over {better.seeds} seeds {show.interval(better.over_seeds)}"
+
+
+def judge(rule: Comparison, interval: Interval, margin: float) -> Verdict:
+    """Holds the interval of a difference, better is higher, against a margin.
+
+    >>> judge("matches", (-0.01, 0.05), 0.02), judge("within", (-0.01, 0.05), 0.02)
+    ('supported', 'undecided')
+    """
+    low, high = interval
+    floor = margin if rule == "beats" else -margin
+    ceiling = margin if rule == "within" else float("inf")
+    if floor <= low and high <= ceiling:
+        return "supported"
+    return "not supported" if high < floor or low > ceiling else "undecided"
+
+
+def _converges(experiment: Experiment, point: Point) -> Part:
+    text = f"{point.text} does not diverge"
+    own = [cell for cell in experiment.cells if cell.point == point]
+    diverged = [cell for cell in own if cell.state == "diverged"]
+    over = sum(cell.over for cell in own)
+    numbers = f"{len(diverged)} of {over} seeds diverged"
+    if diverged:
+        steps = ", ".join(
+            f"seed {cell.seed} at step {cell.divergence['step']}"
+            for cell in diverged
+            if cell.divergence
+        )
+        return Part(text, "converges", "not supported", f"{numbers}: {steps}")
+    if over < len(own) or not own:
+        numbers = f"{numbers}, {len(own) - over} are not over" if own else "there is no such cell"
+        return Part(text, "converges", "undecided", numbers)
+    return Part(text, "converges", "supported", numbers)
+
+
+def _steadier(study: Study, baseline: str) -> Part:
+    text = f"td_dpo, best tau, against {baseline}"
+    found = study.ratios.get((("td_dpo", "best"), (baseline, None)))
+    if found is None:
+        numbers = "the two have fewer than two betas in common"
+        return Part(text, "steadier", "undecided", numbers)
+    numbers = (
+        f"ratio of variances {RATIO.number(found.value)}, "
+        f"95 % {RATIO.interval(found.interval)}, over {len(found.betas)} betas"
+    )
+    if found.seeds < 2:
+        return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
+    return Part(text, "steadier", judge_ratio(found.interval), numbers, ratio=found)
+
+
+def judge_ratio(interval: Interval) -> Verdict:
+    """Holds the interval of a ratio of variances against the largest that counts."""
+    low, high = interval
+    if high <= LARGEST_RATIO:
+        return "supported"
+    return "not supported" if low > LARGEST_RATIO else "undecided"
+
+
+def count(claims: Sequence[Claim]) -> dict[Verdict, int]:
+    """How many claims have each verdict."""
+    verdicts: tuple[Verdict, ...] = ("supported", "not supported", "undecided")
+    return {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in verdicts}

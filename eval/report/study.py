@@ -1,0 +1,86 @@
+"""One score of an experiment, with or without its diverged cells: arms and their statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from eval.report.arms import Arm, arms_of
+from eval.report.cells import Experiment, Point
+from eval.report.intervals import (
+    Draws,
+    Estimate,
+    Resampling,
+    draws_of,
+    estimate,
+    resampling,
+)
+from eval.report.scores import Score
+from eval.report.sensitivity import Ratio, Sensitivity, Series, ratio, sensitivity, series_of
+from eval.report.words import Format
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The statistics of one score.
+
+    Attributes:
+        with_diverged: whether diverged cells count, with their last finite validation.
+        ratios: of the sensitivity of a loss with tau to that of one without.
+        show: how its numbers are written.
+    """
+
+    score: Score
+    with_diverged: bool
+    resampling: Resampling
+    arms: Mapping[Point, Arm]
+    draws: Draws
+    estimates: Mapping[Point, Estimate]
+    sensitivities: Mapping[Series, Sensitivity]
+    ratios: Mapping[tuple[Series, Series], Ratio]
+    show: Format
+
+
+def make_study(
+    experiment: Experiment, score: Score, drawn: Resampling, *, with_diverged: bool
+) -> Study:
+    """Computes everything there is to know about a score; `drawn` is of its items and the seeds."""
+    arms = arms_of(experiment, score, with_diverged=with_diverged)
+    draws = draws_of(arms, drawn)
+    series = series_of(arms)
+    found = {name: sensitivity(group, draws) for name, group in series.items()}
+    ratios = {pair: ratio(series[pair[0]], series[pair[1]], draws) for pair in _pairs(series)}
+    return Study(
+        score=score,
+        with_diverged=with_diverged,
+        resampling=drawn,
+        arms=arms,
+        draws=draws,
+        estimates={point: estimate(arm, draws) for point, arm in arms.items()},
+        sensitivities={name: value for name, value in found.items() if value is not None},
+        ratios={pair: value for pair, value in ratios.items() if value is not None},
+        show=Format(score.decimals),
+    )
+
+
+def _pairs(series: Mapping[Series, list[Arm]]) -> list[tuple[Series, Series]]:
+    """Every series of a loss with tau beside every series of a loss without."""
+    with_tau = [name for name in series if name[1] is not None]
+    without = [name for name in series if name[1] is None]
+    return [(over, under) for over in with_tau for under in without]
+
+
+def study_both_ways(
+    experiment: Experiment, score: Score, drawn: Resampling | None = None
+) -> tuple[Study, Study | None]:
+    """With the diverged cells, and without them if there are any among those that have a score."""
+    drawn = drawn or resampling(score.strata, len(experiment.seeds))
+    diverged = [
+        number
+        for number, cell in enumerate(experiment.cells)
+        if cell.state == "diverged" and score.has(number)
+    ]
+    whole = make_study(experiment, score, drawn, with_diverged=True)
+    if not diverged:
+        return whole, None
+    return whole, make_study(experiment, score, drawn, with_diverged=False)

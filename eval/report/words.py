@@ -1,0 +1,54 @@
+"""How numbers are written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from eval.uncertainty import Interval
+
+NONE = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """Numbers with so many digits after the point; intervals in brackets.
+
+    >>> Format(2).number(-0.125), Format(1).interval((0.0, float("inf"))), Format(2).number(None)
+    ('−0.12', '[0.0, ∞]', '–')
+    """
+
+    decimals: int
+
+    def number(self, value: float | None) -> str:
+        if value is None or math.isnan(value):
+            return NONE
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        # No minus sign before what rounds to nothing.
+        rounded = round(value, self.decimals) + 0.0
+        return f"{rounded:.{self.decimals}f}".replace("-", "−")
+
+    def interval(self, interval: Interval | None) -> str:
+        if interval is None:
+            return NONE
+        return f"[{self.number(interval[0])}, {self.number(interval[1])}]"
+
+
+RATIO = Format(2)
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, for what may be of any size.
+
+    >>> significant(0.0012345), significant(123456.0), significant(float("nan"))
+    ('0.00123', '1.23e+05', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:.3g}".replace("-", "−")
+
+
+def plural(count: int, name: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

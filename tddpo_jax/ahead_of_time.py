@@ -1,0 +1,288 @@
+"""The real training step, compiled for devices that are not here, on weights that are only shapes.
+
+XLA's own account of such a program says what a run will need: how much memory on every device, and
+which collectives and kernels it will call. Virtual CPU devices stand in for any accelerator; for
+NVIDIA GPUs the CUDA plug-in compiles the program itself, with no GPU in the machine. It models no
+autotuning and no workspace of cuDNN.
+
+Run as a program, because JAX settles on its devices once in a process: a JSON job as the argument, a
+JSON report as the last line of stdout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from tddpo_jax import lora
+from tddpo_jax.config import Config, resolve
+from tddpo_jax.convert import read_config
+from tddpo_jax.devices import DEVICES, Device, target_config
+from tddpo_jax.layout import Batch, Shape
+from tddpo_jax.losses import LossScalars, LossSpec
+from tddpo_jax.model import Llama, LlamaConfig, LoraParam
+from tddpo_jax.optimizer import make_optimizer
+from tddpo_jax.packing import empty_batch
+from tddpo_jax.sharding import (
+    PARAMETER_SPECS,
+    check_mesh,
+    make_mesh,
+    path_name,
+    row_sharding,
+    tree_shardings,
+)
+from tddpo_jax.train_step import (
+    Computation,
+    Frozen,
+    Knobs,
+    Program,
+    Sums,
+    Totals,
+    TrainState,
+    make_program,
+)
+
+DEVICES_OF_A_HOST = 8
+
+
+class Step(NamedTuple):
+    """A program and all that its step is called with, as shapes on their shardings."""
+
+    program: Program
+    sums: Sums
+    state: TrainState
+    frozen: Frozen
+    knobs: Knobs
+    batch: Batch
+    totals: Totals
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of one step, in bytes of each device."""
+
+    resident: int  # weights, optimiser, sums of gradients, a micro-batch: there all the time
+    gradients: int  # beside them while a micro-batch is computed
+    update: int  # beside them while the optimiser updates
+    seconds: float  # of lowering and compiling both
+
+    @property
+    def peak(self) -> int:
+        return self.resident + max(self.gradients, self.update)
+
+
+# ---- shapes on shardings -------------------------------------------------------------------------
+
+
+def abstract_weights(
+    config: Config, model_config: LlamaConfig, dtype: Any
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model as (structure, trainable parameters, frozen parameters), all shapes."""
+
+    def build() -> Llama:
+        model = Llama(model_config, jax.random.key(0))
+        if config.train.mode == "full":
+            return model
+        model = jax.tree.map(lambda weight: weight.astype(dtype), model)
+        if config.train.mode == "qlora":
+            lora.quantize(model)
+        lora.attach(model, config.lora, jax.random.key(0))
+        return model
+
+    trained = nnx.Param if config.train.mode == "full" else LoraParam
+    return nnx.split(jax.eval_shape(build), trained, ...)
+
+
+def placed(weights: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
+    """Parameters, quantised ones too, on the shardings of the table."""
+
+    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
+        spec = PARAMETER_SPECS[name]
+        # Scales of blocks may be too few to share; `lora.quantize` keeps those whole as well.
+        fitting = [axis for axis, size in zip(spec, leaf.shape) if not size % _devices(mesh, axis)]
+        kept = spec if len(fitting) == len(spec) else PartitionSpec(*spec[:-1])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, kept))
+
+    return jax.tree_util.tree_map_with_path(place, weights)
+
+
+def _devices(mesh: Mesh | AbstractMesh, axis: str | None) -> int:
+    return 1 if axis is None else mesh.shape[axis]
+
+
+def on(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings,
+    )
+
+
+def bytes_of_device(tree: Any) -> int:
+    """Bytes that each device holds of a tree of placed shapes; four bits count as four bits."""
+
+    def size(leaf: jax.ShapeDtypeStruct) -> float:
+        assert leaf.sharding is not None
+        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
+
+    return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+# ---- the step ------------------------------------------------------------------------------------
+
+
+def abstract_step(
+    config: Config, model_config: LlamaConfig, mesh: Mesh, shape: Shape, attention: str, dtype: Any
+) -> Step:
+    """The step of a run, ready to be lowered.
+
+    Args:
+        config: of the run.
+        model_config: the model's shape.
+        mesh: of devices that need not be there.
+        shape: of a micro-batch.
+        attention: the back-end, by name.
+        dtype: of the computation.
+    """
+    check_mesh(mesh, model_config)
+    graphdef, *weights = abstract_weights(config, model_config, dtype)
+    trainable, base = (placed(part, mesh) for part in weights)
+    spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
+    how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
+    optimizer = make_optimizer(config.train)
+    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how)
+    state = jax.eval_shape(program.start, trainable)
+    sums = jax.eval_shape(program.zeros, state)
+    batch = empty_batch(shape)
+    one = np.ones(1, np.float32)
+    return Step(
+        program,
+        on(sums, tree_shardings(sums, mesh)),
+        on(state, tree_shardings(state, mesh)),
+        Frozen(base, trainable if config.loss.kl == "full" else None),
+        Knobs(np.zeros(1, np.int32), LossScalars(*(one for _ in LossScalars._fields)), one),
+        on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
+        Totals(1.0, 1.0),
+    )
+
+
+def lower_gradients(step: Step) -> jax.stages.Lowered:
+    """The gradients of one micro-batch, added to the sums: where the time and the memory go."""
+    return step.program.add_gradients.lower(  # type: ignore[attr-defined]
+        step.sums, step.state, step.frozen, step.knobs, step.batch, step.totals, None
+    )
+
+
+def lower_update(step: Step) -> jax.stages.Lowered:
+    """The optimiser's update."""
+    return step.program.update.lower(  # type: ignore[attr-defined]
+        step.state, step.sums, step.knobs, step.totals
+    )
+
+
+def report(step: Step) -> Report:
+    """Compiles both halves of a step and reads what they need."""
+    start = time.perf_counter()
+    extra = [_beside_arguments(lower(step).compile()) for lower in (lower_gradients, lower_update)]
+    seconds = time.perf_counter() - start
+    resident = bytes_of_device([step.sums, step.state, step.frozen, step.batch])
+    return Report(resident, *extra, round(seconds, 1))
+
+
+def _beside_arguments(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a program needs beside what it is given; the outputs that replace it are free."""
+    memory = compiled.memory_analysis()
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + new_outputs
+
+
+# ---- devices -------------------------------------------------------------------------------------
+
+
+def gpus(device: Device, count: int) -> list[jax.Device]:
+    """GPUs to compile for, none of them in this machine.
+
+    Raises:
+        ImportError: the CUDA plug-in is not installed.
+    """
+    from jax.experimental import topologies
+
+    hosts = -(-count // DEVICES_OF_A_HOST)
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=target_config(device),
+        topology=f"1x{hosts}x{count // hosts}",
+    )
+    return list(topology.devices)
+
+
+def cuda_installed() -> bool:
+    """Whether JAX's CUDA plug-in is here, with or without a GPU."""
+    import importlib.util
+
+    return any(
+        importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13)
+    )
+
+
+# ---- another process -----------------------------------------------------------------------------
+
+
+def start(job: dict[str, Any]) -> subprocess.Popen[str]:
+    """Compiles in a process of its own; see `result`.
+
+    Args:
+        job: `config`, `model` (a folder), `device` (a name, or None for virtual CPU devices),
+            `devices` (their number), `shape`.
+    """
+    command = [sys.executable, "-m", "tddpo_jax.ahead_of_time", json.dumps(job)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> Report:
+    """The report of a started job.
+
+    Raises:
+        RuntimeError: it failed; the message is the last line of its errors.
+    """
+    out, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"compiling failed: {errors.strip().rpartition(chr(10))[2]}")
+    return Report(**json.loads(out.strip().rpartition("\n")[2]))
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    # GPUs are compiled for, never used.
+    jax.config.update("jax_platforms", "cpu")
+    if job["device"] is None:
+        jax.config.update("jax_num_cpu_devices", job["devices"])
+        devices, attention = jax.devices(), "xla"
+    else:
+        devices, attention = gpus(DEVICES[job["device"]], job["devices"]), "cudnn"
+    config = resolve(job["config"])
+    widths = tuple((width, count) for width, count in job["shape"].pop("causal_rows"))
+    shape = Shape(**job["shape"], causal_rows=widths if attention == "cudnn" else ())
+    mesh = make_mesh(config.mesh, devices)
+    step = abstract_step(
+        config, read_config(Path(job["model"])), mesh, shape, attention, jnp.dtype("bfloat16")
+    )
+    print(json.dumps(dataclasses.asdict(report(step))))
+
+
+if __name__ == "__main__":
+    main()
