@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tddpo_jax.command_line import Parser, add_settings, run_command, settings_of
+from tddpo_jax.config import expand, resolve
+from tddpo_jax.devices import DEVICES
+from tddpo_jax.hub import offline_unless_it_answers
 
 
 def train_command(arguments: Sequence[str]) -> int:
@@ -78,11 +81,36 @@ def generate_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def plan_command(arguments: Sequence[str]) -> int:
+    """Says whether a run will fit on devices of a kind and how long it will take; 1 if it won't."""
+    parser = Parser(prog="plan", description="Will it fit, and how long will it take.")
+    parser.add_argument("--device", default="h100-80", choices=DEVICES, help="default h100-80")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    add_settings(parser)
+    given = parser.parse_args(arguments)
+    cells = expand(settings_of(given))
+    config = resolve(cells[0])
+    offline_unless_it_answers()
+    import jax
+
+    # Devices are planned for, never used.
+    jax.config.update("jax_platforms", "cpu")
+    from tddpo_jax.plan import as_json, lines, make_plan
+
+    plan = make_plan(config, given.device)
+    if given.json:
+        print(json.dumps(as_json(plan, len(cells)), indent=2))
+    else:
+        print("\n".join(lines(plan, len(cells))))
+    return int(not plan.fits)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "logps": logps_command,
     "export": export_command,
     "generate": generate_command,
+    "plan": plan_command,
 }
 
 

@@ -5,8 +5,8 @@ which collectives and kernels it will call. Virtual CPU devices stand in for any
 NVIDIA GPUs the CUDA plug-in compiles the program itself, with no GPU in the machine. It models no
 autotuning and no workspace of cuDNN.
 
-Run as a program, because JAX settles on its devices once in a process: a JSON job as the argument, a
-JSON report as the last line of stdout.
+Run as a program, because JAX settles on its devices once in a process: a JSON job as the argument,
+a JSON report as the last line of stdout.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def abstract_weights(
         return model
 
     trained = nnx.Param if config.train.mode == "full" else LoraParam
-    return nnx.split(jax.eval_shape(build), trained, ...)
+    return nnx.split(  # type: ignore[return-value]
+        jax.eval_shape(build), trained, ...
+    )
 
 
 def placed(weights: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
@@ -112,15 +114,11 @@ def placed(weights: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
         name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
         spec = PARAMETER_SPECS[name]
         # Scales of blocks may be too few to share; `lora.quantize` keeps those whole as well.
-        fitting = [axis for axis, size in zip(spec, leaf.shape) if not size % _devices(mesh, axis)]
-        kept = spec if len(fitting) == len(spec) else PartitionSpec(*spec[:-1])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, kept))
+        if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
+            spec = PartitionSpec(*spec[:-1])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, weights)
-
-
-def _devices(mesh: Mesh | AbstractMesh, axis: str | None) -> int:
-    return 1 if axis is None else mesh.shape[axis]
 
 
 def on(tree: Any, shardings: Any) -> Any:
@@ -168,13 +166,14 @@ def abstract_step(
     state = jax.eval_shape(program.start, trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)
-    one = np.ones(1, np.float32)
+    one: Any = np.ones(1, np.float32)
+    which: Any = np.zeros(1, np.int32)
     return Step(
         program,
         on(sums, tree_shardings(sums, mesh)),
         on(state, tree_shardings(state, mesh)),
         Frozen(base, trainable if config.loss.kl == "full" else None),
-        Knobs(np.zeros(1, np.int32), LossScalars(*(one for _ in LossScalars._fields)), one),
+        Knobs(which, LossScalars(*(one for _ in LossScalars._fields)), one),
         on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
         Totals(1.0, 1.0),
     )
@@ -197,15 +196,17 @@ def lower_update(step: Step) -> jax.stages.Lowered:
 def report(step: Step) -> Report:
     """Compiles both halves of a step and reads what they need."""
     start = time.perf_counter()
-    extra = [_beside_arguments(lower(step).compile()) for lower in (lower_gradients, lower_update)]
+    gradients = beside_arguments(lower_gradients(step).compile())
+    update = beside_arguments(lower_update(step).compile())
     seconds = time.perf_counter() - start
     resident = bytes_of_device([step.sums, step.state, step.frozen, step.batch])
-    return Report(resident, *extra, round(seconds, 1))
+    return Report(resident, gradients, update, round(seconds, 1))
 
 
-def _beside_arguments(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program needs beside what it is given; the outputs that replace it are free."""
+def beside_arguments(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a program needs beside what it is given; outputs that replace inputs are free."""
     memory = compiled.memory_analysis()
+    assert memory is not None
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.temp_size_in_bytes + new_outputs
 

@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def causal_rows_attention(
     v: Float[Array, "B T K size"],
     rows: Sequence[CausalRows],
     *,
-    kernel: str = "cudnn",
+    kernel: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T H size"]:
     """Softmax attention of every token over its own branch up to itself.
 
@@ -62,14 +63,16 @@ def _check(q: Array) -> None:
 
 
 def _attended(
-    q: Array, k: Array, v: Array, rows: CausalRows, kernel: str
+    q: Array, k: Array, v: Array, rows: CausalRows, kernel: Literal["cudnn", "xla"]
 ) -> Float[Array, "B N W H size"]:
     queries, keys, values = (spread(x, rows) for x in (q, k, v))
     # An empty sum over the queries: under vmap over members, the kernel wants lengths for each.
     length = rows.length.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values))
+    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values))
     out = jax.nn.dot_product_attention(
-        *flat,
+        flat_q,
+        flat_k,
+        flat_v,
         is_causal=True,
         query_seq_lengths=length,
         key_value_seq_lengths=length,

@@ -15,7 +15,7 @@ B rows, T stream positions, N causal rows of one width W.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,8 @@ def assign(branches: Sequence[np.ndarray], length: int, widths: Widths) -> tuple
 def _empty(length: int, width: int, count: int) -> CausalRows:
     nowhere = np.full(length, count * width, np.int32)
     nothing = np.full((count, width), length, np.int32)
-    ones = np.ones(count, np.int32)
-    return CausalRows(nothing, nothing.copy(), ones, nowhere, nowhere.copy())
+    arrays: Any = nothing, nothing.copy(), np.ones(count, np.int32), nowhere, nowhere.copy()
+    return CausalRows(*arrays)
 
 
 def _taken(x: Float[Array, "B P *rest"], index: Int[Array, "B Q"]) -> Float[Array, "B Q *rest"]:

@@ -58,7 +58,20 @@ class Prompts(NamedTuple):
     lengths: Int[Array, " B"]
 
 
-@functools.partial(jax.jit, static_argnames=("new", "dtype", "mesh", "implementation"))
+def cache_slots(length: int, new: int) -> int:
+    """Slots of a cache for prompts and new tokens, whole blocks."""
+    return _block() * math.ceil((length + new) / _block())
+
+
+def _block() -> int:
+    """Slots that attention reads at once.
+
+    More where every turn of a loop costs a launch; not measured on accelerators.
+    """
+    return 128 if jax.default_backend() == "cpu" else 512
+
+
+@functools.partial(jax.jit, static_argnames=("new", "dtype", "mesh"))
 def generate_rows(
     model: Llama,
     prompts: Prompts,
@@ -69,7 +82,6 @@ def generate_rows(
     new: int,
     dtype: Any,
     mesh: Mesh,
-    implementation: str = "xla",
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
     """The new tokens of every row, and how many are its own.
 
@@ -82,14 +94,13 @@ def generate_rows(
         new: places for new tokens.
         dtype: of the computation; logits and the softmax are float32.
         mesh: rows are spread over data and fsdp, key/value heads over tensor.
-        implementation: the attention back-end of the pass over the prompts.
     """
     model = _in_dtype(model, dtype)
     rows, length = prompts.tokens.shape
     start = length - prompts.lengths
     constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
-    slots = _block() * math.ceil((length + new) / _block())
-    cache, logits = _prefill(model, prompts, slots, dtype, implementation, constrain)
+    slots = cache_slots(length, new)
+    cache, logits = _prefill(model, prompts, slots, dtype, constrain)
     cache = jax.lax.with_sharding_constraint(
         cache, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
     )
@@ -138,7 +149,6 @@ def _prefill(
     prompts: Prompts,
     slots: int,
     dtype: Any,
-    implementation: str,
     constrain: Callable[[Array], Array],
 ) -> tuple[Cache, Float[Array, "B V"]]:
     """The cache after the prompts, with room up to `slots`, and the logits of what follows them."""
@@ -150,7 +160,7 @@ def _prefill(
     key_start, key_end = jnp.where(live, start, slot), slot + live
 
     def attend(q: Array, k: Array, v: Array, _: Array) -> tuple[Array, Cache]:
-        out = attention(q, k, v, key_start, key_end, implementation=implementation)
+        out = attention(q, k, v, key_start, key_end)
         room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
         return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
 
@@ -229,8 +239,7 @@ def _attend_cached(
     `attention.py`), which begins with the token itself.
     """
     rows, key_value_heads, _, size = k.shape
-    slots = cache.keys.shape[3]
-    block = math.gcd(slots, _block())
+    slots, block = cache.keys.shape[3], _block()
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     grouped = (q * size**-0.5).reshape(rows, key_value_heads, -1, size)
 
@@ -260,8 +269,3 @@ def _attend_cached(
         else jax.lax.fori_loop(first, last, visit, itself)
     )
     return (out / total[..., None]).reshape(q.shape).astype(q.dtype)
-
-
-def _block() -> int:
-    """Slots read at once: on accelerators so many that the loop over blocks costs nothing."""
-    return 128 if jax.default_backend() == "cpu" else 1024

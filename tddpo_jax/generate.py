@@ -25,12 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from tddpo_jax import convert
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.data import load_tokenizer
-from tddpo_jax.decode import Prompts, generate_rows
+from tddpo_jax.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.peft_files import load_adapter
 from tddpo_jax.row_adapters import AdapterSet, adapter_set, copied
-from tddpo_jax.sampling import Sampler, Sampling, check, key_numbers, row_keys
+from tddpo_jax.sampling import Sampler, Sampling, check, check_keys, row_keys
 from tddpo_jax.sharding import make_mesh, place, row_devices, row_sharding
 from tddpo_jax.templates import chat_format, encode_prompt
 
@@ -92,6 +92,8 @@ class Generator:
         mesh: MeshConfig = COPIES,
     ) -> Generator:
         """Loads a model, or several adapters of one base, which are not merged.
+
+        Of a checkpoint's generation_config.json the ends of an answer are read, not its sampling.
 
         Args:
             path: what `model_files.resolve` understands; or several of them with the same base,
@@ -201,7 +203,7 @@ def generate_text(
 def compute_dtype(name: str) -> Any:
     """`auto` is bfloat16 on accelerators and float32 on CPU."""
     if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return jnp.dtype(name)
 
 
@@ -217,9 +219,12 @@ def _configured_stops(files: ModelFiles) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         file = files.base / name
         if file.is_file():
-            ids = json.loads(file.read_text()).get("eos_token_id")
-            return ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return []
+            break
+    try:
+        ids = json.loads(file.read_text()).get("eos_token_id")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{file}: not a JSON object") from None
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 # ---- batches -------------------------------------------------------------------------------------
@@ -263,12 +268,12 @@ def continue_prompts(
             zip(prompts, sampling, keys, adapters or [0] * len(prompts), strict=True)
         )
     ]
-    key_numbers(keys)
+    check_keys(keys)
     if not requests:
         return []
     fitting = [_cut(request, models.model.config.context, bos) for request in requests]
     order = sorted(range(len(fitting)), key=lambda number: len(fitting[number].prompt))
-    capacity = _rows_that_fit(models.model.config, sum(_shape(fitting)), dtype, mesh)
+    capacity = _rows_that_fit(models.model.config, cache_slots(*_shape(fitting)), dtype, mesh)
     results: dict[int, Continuation] = {}
     for numbers in np.array_split(order, math.ceil(len(order) / capacity)):
         batch = [fitting[number] for number in numbers]
@@ -379,12 +384,12 @@ def _row_bucket(rows: int, mesh: Mesh) -> int:
 
 
 def _rows_that_fit(config: LlamaConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
-    """Rows whose cache the devices have room for; at least one per row device."""
+    """Rows, a bucket of them, whose cache the devices have room for; at least the smallest."""
     row_bytes = 2 * config.layers * config.key_value_heads * config.head_size * slots
     row_bytes *= jnp.dtype(dtype).itemsize
     stats = mesh.devices.flat[0].memory_stats()
     free = CPU_CACHE_BYTES // mesh.size
     if stats is not None:
         free = int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    rows = free * mesh.size // row_bytes
-    return max(rows // row_devices(mesh), 1) * row_devices(mesh)
+    rows = max(free * mesh.size // row_bytes, row_devices(mesh))
+    return next(size for size in range(rows, 0, -1) if _row_bucket(size, mesh) <= rows)

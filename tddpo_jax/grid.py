@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tddpo_jax.claims import claim
 from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, expand, get, resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.description import describe_plan, describe_result
-from tddpo_jax.preparation import prepare
+from tddpo_jax.preparation import Prepared, prepare
 from tddpo_jax.run_directory import RunDirectory, check_output, differences, write_atomically
 from tddpo_jax.trainer import train
 from tddpo_jax.writers import check_wandb
+
+# Between two looks at cells that other processes train.
+WAIT_SECONDS = 5.0
 
 
 def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, Any]]:
@@ -40,17 +45,39 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         describe_plan(prepared, len(open_cells), screen)
         if len(configs) > 1:
             _record_grid(directories[0].path.parent, configs)
-    for population in _populations(open_cells):
-        if len(open_cells) > 1:
-            screen.say(" + ".join(directory.path.name for _, directory in population))
-        configs_together, directories_together = zip(*population, strict=True)
-        train(prepared, configs_together, directories_together, screen)
+        _train_cells(prepared, open_cells, screen)
     for directory in directories:
         describe_result(directory, screen)
     return [directory.summary or {} for directory in directories]
 
 
 Cell = tuple[Config, RunDirectory]
+
+
+def _train_cells(prepared: Prepared, cells: Sequence[Cell], screen: Screen) -> None:
+    """Trains what no other process has claimed, until every cell is over, whoever did it."""
+    waiting = False
+    populations = _populations(cells)
+    while populations:
+        left = []
+        for population in populations:
+            paths = [directory.path for _, directory in population]
+            with claim(paths) as ours:
+                # Another process may have ended some of them since they were looked at.
+                rest = [cell for cell in population if cell[1].summary is None]
+                if not ours:
+                    left.append(rest)
+                elif rest:
+                    if len(cells) > 1:
+                        screen.say(" + ".join(directory.path.name for _, directory in rest))
+                    configs, directories = zip(*rest, strict=True)
+                    train(prepared, configs, directories, screen)
+        if len(left) == len(populations):
+            if not waiting:
+                screen.say(f"{sum(map(len, left))} cells are being trained by other processes")
+            waiting = True
+            time.sleep(WAIT_SECONDS)
+        populations = [cells for cells in left if cells]
 
 
 def _populations(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -93,7 +120,7 @@ def _shared(config: Config) -> dict[str, Any]:
 
 
 def _record_grid(root: Path, configs: Sequence[Config]) -> None:
-    """Writes `grid.json`: what the cells share, and their names, those of earlier commands first."""
+    """Writes `grid.json`: what the cells share, and their names, earlier commands' first."""
     root.mkdir(parents=True, exist_ok=True)
     file = root / "grid.json"
     earlier = json.loads(file.read_text())["cells"] if file.exists() else []

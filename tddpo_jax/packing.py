@@ -250,14 +250,15 @@ def _half(shape: Shape, sizes: _Sizes, widths: list[int]) -> Shape:
 
 
 def _causal_rows(sizes: _Sizes, length: int, widths: list[int]) -> Widths:
-    """A quarter more causal rows than a packed row of average pairs needs, and one of each width.
+    """Twice as many causal rows of each width as a packed row of average pairs needs.
 
-    A row of longer or shorter pairs than that is not packed: the best fit then mixes lengths.
+    A row of only long or only short pairs needs more, and is not packed: the best fit then mixes
+    lengths, which costs about a hundredth more padding. More rows would cost more than that.
     """
     if not widths:
         return ()
     needed = branch_counts(sizes.branches, widths).sum(axis=0) * length / sizes.lengths.sum()
-    at_least = np.maximum(np.ceil(1.25 * needed).astype(int), 1 + np.arange(1, len(widths) + 1))
+    at_least = np.maximum(np.ceil(2 * needed).astype(int), 1 + np.arange(1, len(widths) + 1))
     counts = np.diff(np.maximum.accumulate(at_least), prepend=0)
     return tuple((width, int(count)) for width, count in zip(widths, counts, strict=True) if count)
 

@@ -2,7 +2,8 @@
 
 PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, one pair a layer;
 ours are stacked on a leading axis. Whatever PEFT can say beyond plain LoRA on the linear layers of
-all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name.
+all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name. An adapter
+trained on a base in NF4 belongs to that base, for which PEFT has no word: a third file says so.
 
 References:
     Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
@@ -19,14 +20,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from qwix import QArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tddpo_jax.convert import NAMES
+from tddpo_jax.lora import NF4_BLOCK, quantize
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+QUANTIZED_FILE = "quantized_base.json"
 
 # Attributes that say nothing about the mathematics of a plain LoRA, or that the tensors say again.
 IGNORED_ATTRIBUTES = (
@@ -80,6 +84,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
 def load_adapter(model: Llama, folder: Path) -> None:
     """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
 
+    The weights become NF4 if those were that the adapter was trained on.
+
     Args:
         model: without an adapter; its own norm tells on which devices the adapter is kept whole.
         folder: as PEFT's `save_pretrained` writes it.
@@ -100,6 +106,8 @@ def load_adapter(model: Llama, folder: Path) -> None:
         for name, shape in _expected(model, linear_name, config.rank).items()
     }
     _check_tensors(path, tensors, shapes)
+    if (folder / QUANTIZED_FILE).is_file():
+        quantize(model)
     place = model.norm.weight[...].sharding
     for linear_name in targets:
         linear: Linear = getattr(model.layers, linear_name)
@@ -144,6 +152,9 @@ def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
     attributes = _attributes(adapters, base_name)
     (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
     save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    if isinstance(model.layers.q_proj.weight.get_value(), QArray):
+        quantized = {"format": "nf4", "block_size": NF4_BLOCK}
+        (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -34,7 +34,7 @@ from tddpo_jax.packing import choose_shapes
 from tddpo_jax.peft_files import load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
 from tddpo_jax.sharding import make_mesh, row_devices, row_sharding
-from tddpo_jax.train_step import Computation, Frozen, Program, make_program
+from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -190,7 +190,9 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
             vocab_size=model_config.vocabulary,
             progress=update,
         )
-    shapes = _shapes(config, mesh, [*dataset.train, *dataset.validation])
+    attention = attention_implementation(config.model)
+    pairs = [*dataset.train, *dataset.validation]
+    shapes = micro_batch_shapes(config, row_devices(mesh), pairs, attention)
     dtype = compute_dtype(config.model.dtype)
     graphdef, trainable, base = _split_model(config, files, mesh, dtype)
     specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
@@ -246,8 +248,14 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
     )
 
 
-def _shapes(config: Config, mesh: Mesh, pairs: list[Pair]) -> tuple[Shape, ...]:
-    devices = row_devices(mesh)
+def micro_batch_shapes(
+    config: Config, devices: int, pairs: list[Pair], attention: str
+) -> tuple[Shape, ...]:
+    """The shapes of the micro-batches of a run over this many row devices.
+
+    Raises:
+        ValueError: the devices cannot share the rows evenly, or a row cannot hold every pair.
+    """
     rows = config.data.rows or devices
     if rows % devices:
         raise ValueError(f"data.rows: {rows} is no multiple of the mesh's {devices} row devices")
@@ -257,7 +265,7 @@ def _shapes(config: Config, mesh: Mesh, pairs: list[Pair]) -> tuple[Shape, ...]:
         rows=rows,
         row_length=config.data.row_length,
         plain=config.data.layout == "plain",
-        causal_rows=attention_implementation(config.model) == "cudnn",
+        causal_rows=attention == "cudnn",
     )
 
 
@@ -267,16 +275,12 @@ def _split_model(
     """The model as (structure, trainable parameters, frozen parameters)."""
     if config.train.mode == "full":
         # float32 master weights, whatever the dtype of the computation.
-        graphdef, trainable, frozen = nnx.split(
-            load_model(files, mesh, jnp.float32), nnx.Param, ...
-        )
-        return graphdef, trainable, frozen
+        return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
     model = load_model(files, mesh, dtype)
     if config.train.mode == "qlora":
         lora.quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)
-    graphdef, trainable, frozen = nnx.split(model, LoraParam, ...)
-    return graphdef, trainable, frozen
+    return split_model(model, LoraParam)
 
 
 def facts(prepared: Prepared) -> dict[str, Any]:

@@ -22,6 +22,9 @@ import yaml
 
 from tddpo_jax.config import Config, read_yaml
 
+# Held by the process that trains the run; see `claims.py`.
+LOCK_FILE = "claim.lock"
+
 
 def write_atomically(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
@@ -50,7 +53,7 @@ class RunDirectory:
         self.config = config
         self._resolved = config.model_dump(mode="json", exclude={"output"})
         check_output(path)
-        if not path.exists() or not any(path.iterdir()):
+        if not path.exists() or not any(file.name != LOCK_FILE for file in path.iterdir()):
             return
         stored = path / "config.yaml"
         if not stored.exists():

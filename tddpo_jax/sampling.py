@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
@@ -61,8 +60,8 @@ def check(sampling: Sampling) -> None:
             raise ValueError(f"{name}: {getattr(sampling, name)} is out of range")
 
 
-def key_numbers(keys: Sequence[tuple[int, ...]]) -> Int[np.ndarray, "B N"]:
-    """The numbers that every row's random key is made of, as an array for `row_keys`.
+def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
+    """Refuses numbers that `row_keys` cannot make keys of.
 
     Raises:
         ValueError: rows with different counts of numbers, or one that does not fit 32 bits.
@@ -71,7 +70,6 @@ def key_numbers(keys: Sequence[tuple[int, ...]]) -> Int[np.ndarray, "B N"]:
         raise ValueError("keys: every row must have the same count of numbers")
     if any(not 0 <= number < 2**32 for numbers in keys for number in numbers):
         raise ValueError("keys: every number must be at least 0 and below 2^32")
-    return np.asarray(keys, np.uint32)
 
 
 @jax.jit

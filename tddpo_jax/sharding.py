@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.model import LINEAR_NAMES, LlamaConfig
@@ -95,7 +95,7 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     )
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings for a tree that mirrors parameters, as an optimiser's state does, and holds others.
 
     A leaf whose path ends in a parameter's path is placed like that parameter, any other whole.

@@ -91,6 +91,14 @@ class Computation(NamedTuple):
     rows: NamedSharding  # of the stream between layers
 
 
+def split_model(
+    model: Llama, trained: type[nnx.Param]
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model as (structure, trainable parameters, frozen parameters)."""
+    parts: Any = nnx.split(model, trained, ...)
+    return parts
+
+
 def hidden_states(
     model: Llama, batch: Batch, how: Computation, dropout_key: PRNGKeyArray | None = None
 ) -> Float[Array, "B T D"]:

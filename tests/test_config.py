@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tddpo_jax.config import (
     LOSS_SETTINGS,
-    Config,
     LossConfig,
     LossName,
     cell_name,
@@ -255,18 +254,3 @@ def test_an_option_does_not_replace_a_group_that_is_none():
     """`loss: dpo` in a file and `--beta` beside it: losing the file's word would be silent."""
     with pytest.raises(ValueError, match=r"^loss: must be a group of settings, got 'dpo'"):
         with_value({"loss": "dpo"}, "loss.beta", 0.1)
-
-
-def test_every_setting_has_a_description_or_a_telling_name():
-    undescribed = {
-        f"{section}.{name}"
-        for section, field in Config.model_fields.items()
-        if hasattr(field.annotation, "model_fields")
-        for name, setting in field.annotation.model_fields.items()
-        if not setting.description
-    }
-    assert undescribed <= {
-        *(f"lora.{name}" for name in ("rank", "alpha", "dropout", "targets")),
-        *(f"train.{name}" for name in ("learning_rate", "weight_decay", "max_grad_norm", "epochs")),
-        *(f"train.adam_{name}" for name in ("b1", "b2", "eps")),
-    }

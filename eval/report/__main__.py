@@ -1,0 +1,53 @@
+"""The command line: `python -m eval.report GRID_OR_RUN_DIR`.
+
+Writes `report.html`, `report.md`, `results.csv`, `experiment.json` and the pictures into the
+directory, and prints the verdict. Exit status 0 done, 2 the user's input was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tddpo_jax.command_line import Parser, run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="python -m eval.report", description="What came out of a grid, or of a run")
+    add = top.add_argument
+    add("directory", type=Path, metavar="GRID_OR_RUN_DIR")
+    add("--scores", nargs="+", type=Path, default=[], metavar="FILE", help="more scores, as JSON")
+    add("--judge-model", help="whose MT-Bench ratings, where there are several judges'")
+    add("--split-seed", type=int, default=0, help="of the halves that choose and score")
+    return top
+
+
+def _command(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    # Imported late, so that a mistake in the options is told at once.
+    import jax
+
+    from eval.report.analysis import analyse
+    from eval.report.page import write_report
+
+    # A report needs no accelerator, and must not take one from a run that is under way.
+    jax.config.update("jax_platforms", "cpu")
+    analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
+    for line in (*analysis.headlines, *analysis.notes):
+        print(line)
+    command = f"python -m eval.report {shlex.join(arguments)}"
+    for file in write_report(analysis, command):
+        print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

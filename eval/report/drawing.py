@@ -1,0 +1,126 @@
+"""The look of a picture: readable in grey, by colour-blind readers, and on a phone.
+
+Every line has a marker and a dash pattern beside its colour, and every picture is one panel, so
+that a narrow screen shows them below each other at full size.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by all common kinds of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 3)),
+)
+BAND = "#e8e8e8"
+
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "hatch.color": "#ffffff",
+    "hatch.linewidth": 0.7,
+    # Names inside the file are hashes; with a fixed salt the same picture is the same file.
+    "svg.hashsalt": "tddpo_jax",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A drawn panel.
+
+    Attributes:
+        name: of its file, without the ending.
+        title: what it shows, also for those who cannot see it.
+        inches: its width.
+        svg: the drawing, text as outlines, so that it needs no fonts.
+    """
+
+    name: str
+    title: str
+    inches: float
+    svg: bytes
+
+    @property
+    def uri(self) -> str:
+        """The picture itself as an address, for a page that loads nothing."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a line is told from others."""
+
+    colour: str
+    marker: str
+    dashes: Any
+
+    @property
+    def line(self) -> dict[str, Any]:
+        return {"color": self.colour, "linestyle": self.dashes}
+
+
+def look(number: int) -> Look:
+    """The look of line number so-and-so; after seven, looks mix anew."""
+    turn = number // len(COLOURS)
+    place = number % len(COLOURS)
+    return Look(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)], DASHES[place])
+
+
+@contextmanager
+def panel(title: str, *, width: float = 4.4, height: float = 3.3) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes, in our style; sizes in inches."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title, loc="left")
+        yield figure, axes
+
+
+def picture(figure: Figure, name: str, title: str) -> Picture:
+    """The figure as SVG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    width = float(figure.get_size_inches()[0])
+    return Picture(name.replace(" ", "_"), title, width, file.getvalue())
+
+
+def beta_axis(axes: Axes, betas: Sequence[float], highlighted: Sequence[float]) -> None:
+    """Betas side by side, evenly spaced; those to look at stand on a grey band, in bold."""
+    axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    axes.set_xlim(-0.5, len(betas) - 0.5)
+    axes.set_xlabel("beta (values tried, evenly spaced)")
+    axes.grid(axis="x", visible=False)
+    for place, beta in enumerate(betas):
+        if beta in highlighted:
+            axes.axvspan(place - 0.45, place + 0.45, color=BAND, zorder=0, linewidth=0)
+            axes.get_xticklabels()[place].set_fontweight("bold")
+
+
+def legend_below(axes: Axes, columns: int = 2) -> None:
+    """The legend under the axes, where it covers nothing."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, handlelength=3.2)

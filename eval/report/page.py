@@ -1,0 +1,248 @@
+"""The report's files: a page that loads nothing, the same as Markdown, and a row per cell."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from eval.report import tables
+from eval.report.analysis import Analysis
+from eval.report.card import card
+from eval.report.cells import Cell, Experiment
+from eval.report.curves import gradient_norms, learning_curves
+from eval.report.drawing import Picture
+from eval.report.pictures import against_beta, betas_of, frontier, heat_map, sensitivities
+from eval.report.scores import Score, quality_of
+from eval.report.tables import Table
+from tddpo_jax.run_directory import write_atomically
+
+FIGURES = "report_figures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the report: a heading, a few sentences, tables, pictures."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def write_report(analysis: Analysis, command: str) -> list[Path]:
+    """Writes the report into the experiment's own directory; returns what was written.
+
+    Args:
+        analysis: the content.
+        command: that makes this report, for the page to say.
+    """
+    folder = analysis.experiment.folder
+    sections = [section for section in _sections(analysis) if section.tables or section.pictures]
+    figures = folder / FIGURES
+    figures.mkdir(exist_ok=True)
+    for section in sections:
+        for drawn in section.pictures:
+            (figures / f"{drawn.name}.svg").write_bytes(drawn.svg)
+    content = {
+        "title": analysis.experiment.folder.resolve().name,
+        "states": tables.states_of(analysis.experiment),
+        "headlines": analysis.headlines,
+        "notes": analysis.notes,
+        "sections": sections,
+        "settings": settings_text(analysis.experiment),
+        "command": command,
+        "figures": FIGURES,
+    }
+    texts = {
+        "report.html": _environment(escape=True).get_template("page.html.j2").render(content),
+        "report.md": _environment(escape=False).get_template("page.md.j2").render(content),
+        "results.csv": results_csv(analysis),
+        "experiment.json": json.dumps(card(analysis), indent=2, allow_nan=False) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def _environment(*, escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.tests["link"] = lambda entry: isinstance(entry, tables.Link)
+    return environment
+
+
+def _sections(analysis: Analysis) -> list[Section]:
+    """In the order of the page; those with nothing to show are left out."""
+    experiment, studies = analysis.experiment, analysis.studies
+    return [
+        *(_verdicts(analysis) if analysis.compares else []),
+        Section(
+            "Best settings and the two extremes",
+            tables=_if_comparing(
+                analysis,
+                tables.best_table(list(studies.values())),
+                tables.extremes_table(experiment, list(studies.values())),
+            ),
+        ),
+        Section(
+            "Heat maps",
+            "Mean over seeds; below it the 95 % interval, items and seeds resampled together. Beta "
+            "0.01 and 2.5 are framed.",
+            pictures=_heat_maps(analysis) if analysis.compares else [],
+        ),
+        Section(
+            "Score and loss against beta",
+            "Means over seeds with 95 % intervals. Values of different losses are of different "
+            "kinds: each is drawn for itself.",
+            pictures=_against_beta(analysis) if len(betas_of(experiment)) > 1 else [],
+        ),
+        Section(
+            "Sensitivity to beta",
+            "Dot: variance less noise, with its 95 % interval. Upright line: variance as observed.",
+            tables=[tables.sensitivity_table(one.study) for one in _sensitive(analysis)],
+            pictures=[sensitivities(one.study) for one in _sensitive(analysis)],
+        ),
+        Section(
+            "Reward against KL",
+            "A small mark per cell, a large one per setting at its beta. Up and to the left is "
+            "better: more of the score for less distance from the reference.",
+            pictures=_frontiers(analysis),
+        ),
+        Section(
+            "Learning curves",
+            "A line per seed; × where a run diverged. Long runs are averaged in 60 bins.",
+            pictures=learning_curves(experiment),
+        ),
+        Section("Gradient norms", pictures=gradient_norms(experiment)),
+        Section(
+            "Every metric of every setting",
+            tables=[tables.settings_table(experiment, list(studies.values()))] if studies else [],
+        ),
+        Section("Cells", tables=[tables.cells_table(experiment, analysis.found)]),
+        Section("Where the runs came from", tables=[tables.facts_table(experiment)]),
+    ]
+
+
+def _if_comparing(analysis: Analysis, *found: Table | None) -> list[Table]:
+    return [table for table in found if table is not None] if analysis.compares else []
+
+
+def _verdicts(analysis: Analysis) -> list[Section]:
+    sections = [
+        Section(
+            f"Verdict by {one.study.score.title}",
+            tables=[tables.claims_table(one.claims, one.without, margins)],
+        )
+        for one in analysis.tested
+        if (margins := one.study.score.margins)
+    ]
+    stated = tables.margins_table(list(analysis.studies.values()))
+    return [*sections, Section("Margins", tables=[stated])]
+
+
+def _sensitive(analysis: Analysis) -> list:
+    return [one for one in analysis.tested if one.study.sensitivities]
+
+
+def _heat_maps(analysis: Analysis) -> list[Picture]:
+    shown = [*(one.study.score.name for one in analysis.tested), "logps_accuracy", "kl"]
+    return [
+        heat_map(analysis.experiment, analysis.studies[name], logarithmic=name == "kl")
+        for name in shown
+        if name in analysis.studies
+    ]
+
+
+def _against_beta(analysis: Analysis) -> list[Picture]:
+    experiment = analysis.experiment
+    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    drawn = [
+        against_beta(experiment, one.study, losses, f"against_beta-{one.study.score.name}")
+        for one in analysis.tested
+    ]
+    if "loss" not in analysis.studies:
+        return drawn
+    study = analysis.studies["loss"]
+    return drawn + [
+        against_beta(experiment, study, [loss], f"against_beta-loss-{loss}") for loss in losses
+    ]
+
+
+def _frontiers(analysis: Analysis) -> list[Picture]:
+    kl = next((score for score in analysis.found.scores if score.name == "kl"), None)
+    if kl is None:
+        return []
+    cells = analysis.experiment.cells
+    on_pairs = {cell.name: kl.of(number) for number, cell in enumerate(cells)}
+    return [
+        frontier(analysis.experiment, one.study.score, *_kl_of(one.study.score, cells, on_pairs))
+        for one in analysis.tested
+    ]
+
+
+def _kl_of(
+    score: Score, cells: Sequence[Cell], on_pairs: dict[str, float]
+) -> tuple[dict[str, float], str]:
+    """The KL of a score's own answers where it was measured, else the penalty on the pairs."""
+    if score.name == "quality":
+        found = {cell.name: (quality_of(cell) or {}).get("kl_per_token") for cell in cells}
+        known = {name: float(value) for name, value in found.items() if value is not None}
+        if known:
+            return known, "KL to the reference on sampled answers (nats a token)"
+    return on_pairs, "KL penalty on validation pairs, mean of (s_w² + s_l²) / 2 (nats)"
+
+
+def settings_text(experiment: Experiment) -> str:
+    """The settings that all cells share, as YAML."""
+    known = [cell.config for cell in experiment.cells if cell.config is not None]
+    if not known:
+        return ""
+    axes: dict = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+    exclude = axes if experiment.is_grid else {"output": True}
+    return yaml.safe_dump(known[0].model_dump(mode="json", exclude=exclude), sort_keys=False)
+
+
+def results_csv(analysis: Analysis) -> str:
+    """One row per cell, full names of losses and scores; only the last column is a timing."""
+    scores = analysis.found.scores
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            *("cell", "state", "loss", "beta", "tau", "seed", "diverged_at_step"),
+            *("checkpoint_of_first_half", "checkpoint_of_second_half"),
+            *(score.name for score in scores),
+            *("largest_grad_norm", "pairs_per_second"),
+        ]
+    )
+    for number, cell in enumerate(analysis.experiment.cells):
+        chosen = analysis.found.checkpoints.get(cell.name)
+        writer.writerow(
+            [
+                *(cell.name, cell.state, *cell.point, cell.seed),
+                cell.divergence["step"] if cell.divergence else None,
+                *(chosen or (None, None)),
+                *(_plain(score.of(number)) for score in scores),
+                _plain(tables.largest_gradient(cell)),
+                _plain(tables.speed(cell)),
+            ]
+        )
+    return file.getvalue()
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""

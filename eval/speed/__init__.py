@@ -1,0 +1,1 @@
+"""How fast training steps and decoding are, as shares of what the same device can do."""

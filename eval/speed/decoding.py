@@ -1,0 +1,75 @@
+"""The time of a decode step, against the time the device needs to read what the step must read.
+
+Every new token reads all weights once and the cached keys and values of its row; nothing else is
+large. The device's bandwidth is measured in the same run, by copies.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval.speed.training import Case, random_model
+from tddpo_jax.config import MeshConfig
+from tddpo_jax.generate import continue_prompts
+from tddpo_jax.row_adapters import adapter_set
+from tddpo_jax.sampling import Sampling
+from tddpo_jax.sharding import make_mesh
+
+COPY_BYTES = 512 * 2**20
+
+
+def measured_bandwidth(copied: int = COPY_BYTES, repeats: int = 5) -> float:
+    """Bytes per second read and written by the best of a few copies on one device."""
+    x = jnp.zeros(copied // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    copy(x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        copy(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * x.nbytes / min(seconds)
+
+
+def measure_decoding(case: Case, rows: int, prompt: int, new_tokens: int) -> dict[str, Any]:
+    """Tokens per second of `rows` prompts, and the share of the memory-bandwidth limit.
+
+    The prefill is taken out by a second run that stops after one token.
+    """
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    model, dtype = random_model(case, mesh), jnp.dtype(case.dtype)
+    adapters = adapter_set([model])
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, case.model.vocabulary, prompt, np.int32) for _ in range(rows)]
+    keys = [(0, row) for row in range(rows)]
+
+    def seconds(count: int) -> float:
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            sampling = [Sampling(max_new_tokens=count)] * rows
+            continue_prompts(
+                adapters, prompts, sampling, keys, stop_ids=(), bos=None, mesh=mesh, dtype=dtype
+            )
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    decode = (seconds(new_tokens) - seconds(1)) / (new_tokens - 1)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    config, itemsize = case.model, dtype.itemsize
+    per_token = 2 * config.layers * config.key_value_heads * config.head_size * itemsize
+    read = weights + rows * per_token * (prompt + new_tokens / 2)
+    bandwidth = measured_bandwidth()
+    return {
+        "rows": rows,
+        "decode_step_seconds": decode,
+        "tokens_per_second": rows / decode,
+        "bytes_read_per_step": read,
+        "bandwidth_bytes_per_second": bandwidth,
+        "bandwidth_share": read / decode / bandwidth,
+    }
