@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -77,7 +78,10 @@ def generate_command(arguments: Sequence[str]) -> int:
     settings = {
         name: value for name, value in vars(given).items() if name not in ("model", "prompt")
     }
-    print(generate_text(given.model, given.prompt, **settings).text)
+    completion = generate_text(given.model, given.prompt, **settings)
+    if completion.prompt_cut:
+        warnings.warn("the prompt does not fit the context and lost its beginning", stacklevel=2)
+    print(completion.text.strip() if not given.raw else completion.text)
     return 0
 
 

@@ -193,14 +193,22 @@ def lower_update(step: Step) -> jax.stages.Lowered:
     )
 
 
-def report(step: Step) -> Report:
-    """Compiles both halves of a step and reads what they need."""
+class CompiledStep(NamedTuple):
+    """Both halves of a step, and what they need."""
+
+    gradients: jax.stages.Compiled
+    update: jax.stages.Compiled
+    report: Report
+
+
+def compile_step(step: Step) -> CompiledStep:
+    """Compiles the gradients of a micro-batch, and the update."""
     start = time.perf_counter()
-    gradients = beside_arguments(lower_gradients(step).compile())
-    update = beside_arguments(lower_update(step).compile())
-    seconds = time.perf_counter() - start
+    gradients, update = (lower(step).compile() for lower in (lower_gradients, lower_update))
+    seconds = round(time.perf_counter() - start, 1)
     resident = bytes_of_device([step.sums, step.state, step.frozen, step.batch])
-    return Report(resident, gradients, update, round(seconds, 1))
+    beside = beside_arguments(gradients), beside_arguments(update)
+    return CompiledStep(gradients, update, Report(resident, *beside, seconds))
 
 
 def beside_arguments(compiled: jax.stages.Compiled) -> int:
@@ -268,8 +276,9 @@ def result(process: subprocess.Popen[str]) -> Report:
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    # GPUs are compiled for, never used.
+    # GPUs are compiled for, never used; and a program out of a cache gives no account of itself.
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
     if job["device"] is None:
         jax.config.update("jax_num_cpu_devices", job["devices"])
         devices, attention = jax.devices(), "xla"
@@ -282,7 +291,7 @@ def main() -> None:
     step = abstract_step(
         config, read_config(Path(job["model"])), mesh, shape, attention, jnp.dtype("bfloat16")
     )
-    print(json.dumps(dataclasses.asdict(report(step))))
+    print(json.dumps(dataclasses.asdict(compile_step(step).report)))
 
 
 if __name__ == "__main__":

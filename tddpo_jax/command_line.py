@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tddpo_jax.config import GRID_AXES, Config, Section, read_yaml, with_value
+from tddpo_jax.xla_flags import set_flags
 
 SHORT_NAMES = {
     "loss.name": "--loss",
@@ -88,6 +89,7 @@ def _names() -> set[str]:
 def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Runs a command; a `ValueError` that our own code raised is the user's mistake: status 2."""
     warnings.showwarning = _one_line_warning
+    set_flags()
     try:
         return command(arguments)
     except ValueError as error:

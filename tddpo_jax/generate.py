@@ -31,7 +31,7 @@ from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.peft_files import load_adapter
 from tddpo_jax.row_adapters import AdapterSet, adapter_set, copied
 from tddpo_jax.sampling import Sampler, Sampling, check, check_keys, row_keys
-from tddpo_jax.sharding import make_mesh, place, row_devices, row_sharding
+from tddpo_jax.sharding import compute_dtype, make_mesh, place, row_devices, row_sharding
 from tddpo_jax.templates import chat_format, encode_prompt
 
 # Weights whole on every device, rows shared: the fastest where the model fits one device.
@@ -123,7 +123,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Int[np.ndarray, " T"]],
+        prompts: Sequence[Int[np.ndarray, " _"]],
         sampling: Sequence[Sampling],
         keys: Sequence[tuple[int, ...]],
         adapters: Sequence[int] | None = None,
@@ -200,13 +200,6 @@ def generate_text(
     return completion
 
 
-def compute_dtype(name: str) -> Any:
-    """`auto` is bfloat16 on accelerators and float32 on CPU."""
-    if name == "auto":
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return jnp.dtype(name)
-
-
 def _with_adapter(base: Llama, folder: Path | None) -> Llama:
     model = copied(base)
     if folder is not None:
@@ -232,7 +225,7 @@ def _configured_stops(files: ModelFiles) -> list[int]:
 
 def continue_prompts(
     models: AdapterSet,
-    prompts: Sequence[Int[np.ndarray, " T"]],
+    prompts: Sequence[Int[np.ndarray, " _"]],
     sampling: Sequence[Sampling],
     keys: Sequence[tuple[int, ...]],
     adapters: Sequence[int] | None = None,

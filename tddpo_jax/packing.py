@@ -222,12 +222,13 @@ def _trial(
     most_scores = max(sizes.scores[b].sum() for step in bins for b in step)
     most_pairs = max(len(b) for step in bins for b in step)
     # Room for rows of other orders of the data; the longest single pair must fit in any case.
+    places = most_pairs + most_pairs // 4
     shape = Shape(
         rows,
         length,
         _rounded(max(int(most_scores), int(sizes.scores.max()))),
-        most_pairs + most_pairs // 4,
-        causal_rows=_causal_rows(sizes, length, widths),
+        places,
+        causal_rows=_causal_rows(sizes, length, places, widths),
     )
     shapes = (shape, *([_half(shape, sizes, widths)] if rows == 1 else []))
     # The shortest row has no half, and a shape that stood there twice would be packed twice.
@@ -245,11 +246,11 @@ def _half(shape: Shape, sizes: _Sizes, widths: list[int]) -> Shape:
     length = _rounded(shape.length // 2)
     if length == shape.length:
         return shape
-    causal_rows = _causal_rows(sizes, length, widths)
+    causal_rows = _causal_rows(sizes, length, shape.pairs, widths)
     return Shape(1, length, _rounded(shape.scores // 2), shape.pairs, causal_rows=causal_rows)
 
 
-def _causal_rows(sizes: _Sizes, length: int, widths: list[int]) -> Widths:
+def _causal_rows(sizes: _Sizes, length: int, pairs: int, widths: list[int]) -> Widths:
     """Twice as many causal rows of each width as a packed row of average pairs needs.
 
     A row of only long or only short pairs needs more, and is not packed: the best fit then mixes
@@ -258,8 +259,9 @@ def _causal_rows(sizes: _Sizes, length: int, widths: list[int]) -> Widths:
     if not widths:
         return ()
     needed = branch_counts(sizes.branches, widths).sum(axis=0) * length / sizes.lengths.sum()
-    at_least = np.maximum(np.ceil(2 * needed).astype(int), 1 + np.arange(1, len(widths) + 1))
-    counts = np.diff(np.maximum.accumulate(at_least), prepend=0)
+    # Any pair fits that has places: its two branches may both be among the longest.
+    at_least = np.clip(np.ceil(2 * needed).astype(int), 2, 2 * pairs)
+    counts = np.diff(at_least, prepend=0)
     return tuple((width, int(count)) for width, count in zip(widths, counts, strict=True) if count)
 
 

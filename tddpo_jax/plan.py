@@ -210,12 +210,14 @@ def pairs_or_stated(config: Config, model: LlamaConfig) -> tuple[list[Pair], str
 
 def stated_pairs(config: Config, model: LlamaConfig) -> list[Pair]:
     """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0."""
-    limit = config.data.max_length or min(2048, model.context)
+    limit = (config.data.max_length or min(2048, model.context)) // 2
     rng = np.random.default_rng(0)
-    lengths = [
-        np.clip(rng.gamma(shape, mean / shape, STATED_PAIRS).astype(int), 2, limit // 2)
-        for mean, shape in zip(STATED_MEANS, STATED_SHAPES, strict=True)
-    ]
+    lengths = []
+    for mean, shape in zip(STATED_MEANS, STATED_SHAPES, strict=True):
+        drawn = rng.gamma(shape, mean / shape, STATED_PAIRS)
+        # Cut as truncation cuts, and back to the stated mean.
+        drawn *= mean / np.minimum(drawn, limit).mean()
+        lengths.append(np.clip(drawn.astype(int), 2, limit))
     tokens = np.zeros(limit, np.int32)
     return [
         Pair(row, *(tokens[:length] for length in three))

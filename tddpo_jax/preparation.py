@@ -33,7 +33,7 @@ from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes
 from tddpo_jax.peft_files import load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
-from tddpo_jax.sharding import make_mesh, row_devices, row_sharding
+from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_sharding
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -49,13 +49,6 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between processes, unless the user already keeps them elsewhere."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-
-
-def compute_dtype(name: str) -> Any:
-    """`auto` is bfloat16 on accelerators and float32 on CPU."""
-    if name == "auto":
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return jnp.dtype(name)
 
 
 def attention_implementation(config: ModelConfig) -> str:

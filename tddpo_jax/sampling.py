@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 
 class Sampling(NamedTuple):
@@ -74,7 +74,7 @@ def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
 
 @jax.jit
 @jax.vmap
-def row_keys(numbers: Int[Array, " N"]) -> PRNGKeyArray:
+def row_keys(numbers: UInt32[Array, " N"]) -> PRNGKeyArray:
     """A random key per row of numbers `[B, N]`, a function of that row alone."""
     key = jax.random.key(0)
     for number in numbers:
@@ -83,7 +83,7 @@ def row_keys(numbers: Int[Array, " N"]) -> PRNGKeyArray:
 
 
 def next_token(
-    logits: Float[Array, "B V"], sampler: Sampler, number: Int[Array, ""]
+    logits: Float[Array, "B V"], sampler: Sampler, number: Int[Array, ""] | int
 ) -> Int[Array, " B"]:
     """The token that follows in every row.
 

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -138,3 +139,10 @@ def row_devices(mesh: Mesh) -> int:
 def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Puts a host array, the same on every host, onto its sharding; each device takes its part."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def compute_dtype(name: str) -> Any:
+    """`auto` is bfloat16 on accelerators and float32 on CPU."""
+    if name == "auto":
+        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype(name)

@@ -15,8 +15,6 @@ from tddpo_jax.run_directory import RunDirectory
 
 NORMAL = statistics.NormalDist()
 STEPS = 20
-# Share of the spread of a pair's margin that it has in every cell alike.
-SHARED = 0.8
 
 Accuracy = Callable[[Config], float]
 
@@ -53,6 +51,7 @@ def write_grid(
     *,
     pairs: int = 200,
     spread: float = 0.03,
+    shared: float = 0.8,
     diverged: Mapping[str, int] | None = None,
     unfinished: Iterable[str] = (),
     missing: Iterable[str] = (),
@@ -63,6 +62,7 @@ def write_grid(
     Args:
         accuracy: the true share of pairs that a cell's policy orders rightly in the end.
         spread: standard deviation, in probits, of the seeds around it.
+        shared: share of the variance of a pair's margin that it has in every cell alike.
         diverged: names of cells to the step they diverged at, of 20.
         unfinished, missing: names of cells.
         numbers: seed of all random numbers.
@@ -70,8 +70,8 @@ def write_grid(
     cells = list(cells)
     folder.mkdir(parents=True)
     names = [cell_name(cell) for cell in cells]
-    shared = cells[0].model_dump(mode="json", exclude={"seed": True, "output": True})
-    (folder / "grid.json").write_text(json.dumps({"cells": names, "settings": shared}))
+    settings = cells[0].model_dump(mode="json", exclude={"seed": True, "output": True})
+    (folder / "grid.json").write_text(json.dumps({"cells": names, "settings": settings}))
     hard = np.random.default_rng(numbers).normal(size=pairs)
     for number, (name, cell) in enumerate(zip(names, cells, strict=True)):
         if name in set(missing):
@@ -81,7 +81,7 @@ def write_grid(
         directory.create(facts(pairs))
         level = probit(accuracy(cell)) + spread * generator.normal()
         last = (diverged or {}).get(name, STEPS)
-        _train(directory, cell, level, hard, last, generator)
+        _train(directory, cell, last, level + _margins(hard, shared, generator))
         if last < STEPS:
             reason = f"loss is not finite at step {last}; rows of the data: 3"
             directory.diverge({"step": last, "reason": reason, "rows": [3], "metrics": {}})
@@ -91,21 +91,24 @@ def write_grid(
     return folder
 
 
+def _margins(hard: np.ndarray, shared: float, generator: np.random.Generator) -> np.ndarray:
+    """Standard normal margins of pairs, correlated with how hard each is."""
+    own = generator.normal(size=len(hard))
+    return math.sqrt(shared) * hard + math.sqrt(1 - shared) * own
+
+
 def _train(
     directory: RunDirectory,
     cell: Config,
-    level: float,
-    hard: np.ndarray,
     last: int,
-    generator: np.random.Generator,
+    signal: np.ndarray,
 ) -> None:
-    lengths = 20 + 10 * np.random.default_rng(7).random((len(hard), 2))
+    generator = np.random.default_rng(7)
+    lengths = 20 + 10 * generator.random((len(signal), 2))
     reference = (-2.0 * lengths).astype(np.float32)
-    own = generator.normal(size=len(hard))
     for step in range(last + 1):
         share = step / STEPS
         if step % 5 == 0:
-            signal = 1.0 * level + math.sqrt(SHARED) * hard + math.sqrt(1 - SHARED) * own
             half = share * signal / (1 + cell.loss.beta)
             drift = share * 2.0 / (0.3 + cell.loss.beta)
             ratios = np.stack([half - drift, -half - drift], axis=1)

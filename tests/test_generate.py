@@ -16,7 +16,7 @@ from tiny_adapters import adapted
 
 from tddpo_jax import convert
 from tddpo_jax.decode import Prompts, generate_rows
-from tddpo_jax.generate import Generator, continue_prompts, generate_text
+from tddpo_jax.generate import Completion, Generator, continue_prompts, generate_text
 from tddpo_jax.lora import merged
 from tddpo_jax.peft_files import export_adapter
 from tddpo_jax.row_adapters import adapter_set
@@ -297,7 +297,7 @@ def test_one_prompt_goes_through_the_template_with_its_settings(folder, monkeypa
 
     def generate(self, prompts, sampling, keys):
         asked.append((self.tokenizer.decode(prompts[0]), sampling, keys))
-        return [None]
+        return [Completion("", [], "stop", False)]
 
     monkeypatch.setattr(Generator, "generate", generate)
     generate_text(str(folder), "hello", template="llama-2", temperature=0.5, top_k=3, seed=7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import math
 import re
 
 import jax
@@ -159,15 +160,20 @@ def test_a_damaged_reference_is_made_again(inputs, tmp_path, reference_passes, m
 
 @pytest.fixture(scope="module")
 def grid(inputs, tmp_path_factory):
-    """The directory of a finished grid of two losses, two taus and two seeds."""
+    """The directory of a finished grid of three losses, two taus and two seeds."""
     directory = tmp_path_factory.mktemp("runs") / "grid"
-    changes = {**SHORT, "loss.name": ["td_dpo", "dpo"], "loss.tau": [0.5, 1.0], "seed": [0, 1]}
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, changes)
+        tiny_runs.run(inputs, directory, AXES)
     return directory
 
 
+AXES = {
+    **SHORT,
+    "loss.name": ["td_dpo", "dpo", "discopop"],
+    "loss.tau": [0.5, 1.0],
+    "seed": [0, 1],
+}
 CELLS = [
     "td_dpo-beta0.05-tau0.5-seed0",
     "td_dpo-beta0.05-tau0.5-seed1",
@@ -175,6 +181,8 @@ CELLS = [
     "td_dpo-beta0.05-tau1.0-seed1",
     "dpo-beta0.05-seed0",
     "dpo-beta0.05-seed1",
+    "discopop-beta0.05-seed0",
+    "discopop-beta0.05-seed1",
 ]
 
 
@@ -187,16 +195,28 @@ def test_a_grid_holds_one_run_directory_per_cell(grid):
 
 
 def test_a_cell_is_the_same_run_as_alone(grid, inputs, tmp_path):
-    """The last cell, trained after five others by a program of two losses: same to rounding."""
+    """A cell trained after five others by a program of three losses: the same to rounding."""
     tiny_runs.run(inputs, tmp_path / "run", {**SHORT, "loss.name": "dpo", "seed": 1})
+    cell = grid / "dpo-beta0.05-seed1"
     found, expected = (
-        tiny_runs.untimed(tiny_runs.lines(path)) for path in (tmp_path / "run", grid / CELLS[-1])
+        tiny_runs.untimed(tiny_runs.lines(path)) for path in (tmp_path / "run", cell)
     )
     for line, same in zip(found, expected, strict=True):
         assert line == pytest.approx(same, rel=1e-5, abs=3e-5)
     for name, weight in tiny_runs.weights(tmp_path / "run").items():
-        other = tiny_runs.weights(grid / CELLS[-1])[name]
+        other = tiny_runs.weights(cell)[name]
         assert np.max(np.abs(other - weight)) <= 1e-5 * np.max(np.abs(weight)), name
+
+
+@pytest.mark.parametrize("name", ["dpo", "discopop"])
+def test_policy_and_reference_are_one_model_at_first(name, grid):
+    """At margin 0 DPO's loss is log 2 and DiscoPOP's (log 2 + 1) / 2."""
+    expected = {"dpo": math.log(2), "discopop": (math.log(2) + 1) / 2}[name]
+    validation, step = tiny_runs.lines(grid / f"{name}-beta0.05-seed0")[:2]
+    for line, prefix in ((validation, "eval_"), (step, "")):
+        assert line[f"{prefix}loss"] == pytest.approx(expected, rel=1e-5)
+        assert line[f"{prefix}rewards/accuracies"] == 0.5
+        assert line[f"{prefix}kl"] == pytest.approx(0, abs=1e-8)
 
 
 def test_a_seed_moves_the_order_and_nothing_else(grid):
@@ -215,8 +235,7 @@ def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, caps
 
 def test_a_finished_grid_is_left_alone(grid, inputs):
     before = tiny_runs.times(grid)
-    changes = {**SHORT, "loss.name": ["td_dpo", "dpo"], "loss.tau": [0.5, 1.0], "seed": [0, 1]}
-    summaries = tiny_runs.run(inputs, grid, changes)
+    summaries = tiny_runs.run(inputs, grid, AXES)
     assert [summary["state"] for summary in summaries] == ["finished"] * len(CELLS)
     assert tiny_runs.times(grid) == before
 

@@ -11,26 +11,26 @@ PACKAGE = ROOT / "tddpo_jax"
 
 # Every file of the package, once; a new one is given its layer here.
 LAYERS = {
-    "plain data": ("__init__", "config", "devices", "embedded_task", "metrics"),
+    "plain data": ("__init__", "config", "devices", "embedded_task", "metrics", "xla_flags"),
     "mathematics": (
         *("attention", "attention_cudnn", "causal_rows", "flops", "layout", "logprobs", "losses"),
         *("model", "packing"),
     ),
     "placement and input": (
-        *("checkpoint", "convert", "data", "encoding", "lora", "model_files", "optimizer", "order"),
-        *("peft_files", "row_adapters", "rows", "sharding", "templates"),
+        *("checkpoint", "convert", "data", "encoding", "hub", "lora", "model_files", "optimizer"),
+        *("order", "peft_files", "row_adapters", "rows", "sharding", "templates"),
     ),
     "what is compiled": (
         *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),
     ),
     "loops and run directories": (
-        *("console", "description", "evaluation", "grid", "preparation", "run_directory"),
-        *("scoring", "trainer", "writers"),
+        *("claims", "console", "description", "evaluation", "grid", "plan", "preparation"),
+        *("run_directory", "scoring", "trainer", "writers"),
     ),
     "programs": ("__main__", "command_line", "make_embedded"),
 }
 HEIGHT = {name: height for height, names in enumerate(LAYERS.values()) for name in names}
-FILES = sorted(file.stem for file in PACKAGE.glob("*.py"))
+FILES = sorted(str(f.relative_to(PACKAGE).with_suffix("")) for f in PACKAGE.rglob("*.py"))
 SOURCES = [
     ROOT / "run.py",
     *(file for folder in ("tddpo_jax", "eval", "tests") for file in (ROOT / folder).rglob("*.py")),

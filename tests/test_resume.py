@@ -142,7 +142,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path
 
 
 def test_adapters_and_their_dropout_resume_too(inputs, tmp_path, monkeypatch):
-    changes = {"train.mode": "lora", "lora.rank": 2, "lora.dropout": 0.3}
+    changes = {"train.mode": "lora", "lora.rank": 2, "lora.dropout": 0.3, "loss.name": "dpo"}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
     killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH, changes)
     tiny_runs.run(inputs, tmp_path / "run", changes)

@@ -45,10 +45,11 @@ def finished(inputs, tmp_path_factory):
 
 
 def test_a_run_leaves_the_files_it_promises(finished):
-    assert sorted(path.name for path in finished.iterdir()) == [
+    names = {path.name for path in finished.iterdir()}
+    assert names - {"claim.lock"} == {
         *("best", "checkpoints", "config.yaml", "evaluations", "metrics.jsonl", "run.json"),
         *("summary.json", "tensorboard"),
-    ]
+    }
 
 
 def test_the_configuration_is_stored_resolved(finished, inputs):
@@ -168,19 +169,6 @@ def test_tensorboard_shows_the_same_numbers(finished):
         if name != "step"
     ]
     assert tiny_runs.board(finished) == written
-
-
-def test_policy_and_reference_are_one_model_at_first(inputs, tmp_path):
-    """At margin 0 DPO's loss is log 2 and DiscoPOP's (log 2 + 1) / 2."""
-    expected = {"dpo": math.log(2), "discopop": (math.log(2) + 1) / 2}
-    changes = {"loss.name": list(expected), "loss.beta": 0.1, "train.max_steps": 1}
-    tiny_runs.run(inputs, tmp_path / "grid", changes)
-    for name, loss in expected.items():
-        validation, step = tiny_runs.lines(tmp_path / "grid" / f"{name}-beta0.1-seed0")[:2]
-        for line, prefix in ((validation, "eval_"), (step, "")):
-            assert line[f"{prefix}loss"] == pytest.approx(loss, rel=1e-5)
-            assert line[f"{prefix}rewards/accuracies"] == 0.5
-            assert line[f"{prefix}kl"] == pytest.approx(0, abs=1e-8)
 
 
 def test_td_dpo_is_what_its_metrics_say(inputs, tmp_path):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 from tiny_tokenizers import sentencepiece
 
-from tddpo_jax import preparation, scoring
+from tddpo_jax import command_line, preparation, scoring
 from tddpo_jax.config import with_value
 from tddpo_jax.console import Screen
 from tddpo_jax.grid import run_experiment
@@ -99,9 +99,14 @@ def run(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]
 
 
 def use_devices(patch, count: int) -> None:
-    """Runs see the first `count` of the eight devices."""
+    """Runs see the first `count` of the eight devices.
+
+    Commands set no flags for XLA: it has started, and they are part of the key of every program
+    that is kept on disk.
+    """
     for module in (preparation, scoring):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
+    patch.setattr(command_line, "set_flags", lambda: None)
 
 
 def lines(directory: Path) -> list[dict]:

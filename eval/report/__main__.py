@@ -41,11 +41,9 @@ def _command(arguments: Sequence[str]) -> int:
     # A report needs no accelerator, and must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
-    for line in (*analysis.headlines, *analysis.notes):
+    files = write_report(analysis, f"python -m eval.report {shlex.join(arguments)}")
+    for line in (*analysis.headlines, *analysis.notes, *files):
         print(line)
-    command = f"python -m eval.report {shlex.join(arguments)}"
-    for file in write_report(analysis, command):
-        print(file)
     return 0
 
 

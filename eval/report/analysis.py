@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval.report.arms import best_settings
 from eval.report.cells import Experiment, read_experiment
-from eval.report.claims import Claim, count, examine
+from eval.report.claims import Claim, Verdict, count, examine
 from eval.report.intervals import Resampling, resampling
 from eval.report.scores import Found, find_scores
 from eval.report.study import Study, study_both_ways
@@ -57,21 +58,37 @@ class Analysis:
         if not self.compares:
             return ["No verdict: a single setting has nothing to be compared with."]
         first = self.tested[0]
-        numbers = count(first.claims)
         steady = first.claims[-1]
-        lines = [
-            f"Does tau make training robust to beta? By {first.study.score.title}: "
-            f"{steady.verdict}; {'; '.join(f'{p.text}: {p.numbers}' for p in steady.parts)}.",
-            f"Of the four expected results {numbers['supported']} are supported, "
-            f"{numbers['not supported']} are not, {numbers['undecided']} are undecided.",
-        ]
+        numbers = "; ".join(f"{part.text}: {part.numbers}" for part in steady.parts)
+        counted = f"Of the four expected results: {_counted(first.claims)}."
         if first.without is not None:
-            numbers = count(first.without)
-            lines[-1] += (
-                f" Without the diverged cells: {numbers['supported']}, "
-                f"{numbers['not supported']}, {numbers['undecided']}."
-            )
-        return lines
+            counted += f" Without the diverged cells: {_counted(first.without)}."
+        return [
+            f"Does tau make training robust to beta? {ANSWERS[steady.verdict]} by "
+            f"{first.study.score.title}: {numbers}.",
+            counted,
+            *self._best_accuracy(),
+        ]
+
+    def _best_accuracy(self) -> list[str]:
+        """Names the setting of each loss that maximises validation accuracy."""
+        study = self.studies.get("accuracy")
+        if study is None:
+            return []
+        best = best_settings(study.arms.values(), study.score).values()
+        named = (f"{arm.point.text} ({study.show.number(arm.mean)})" for arm in best)
+        return [f"Highest {study.score.title} of each loss: {'; '.join(named)}."]
+
+
+ANSWERS: dict[Verdict, str] = {
+    "supported": "Yes,",
+    "not supported": "No,",
+    "undecided": "Undecided,",
+}
+
+
+def _counted(claims: Sequence[Claim]) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in count(claims).items())
 
 
 def analyse(
@@ -104,24 +121,32 @@ def analyse(
 def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
     lines = []
     if tested:
-        lines.append(_compared_by(tested))
+        if len(experiment.points) > 1:
+            lines.append(_compared_by(experiment, tested))
         lines.append(
             "Nothing is chosen and scored on the same items: validation pairs (prompts, questions) "
             "are split in two at random; each half chooses checkpoints, the best tau and the best "
             "beta, and the other half scores the choice; both directions are averaged."
         )
+        if len(experiment.points) > 1:
+            lines.append(
+                "Intervals are of 95 %, items and seeds resampled together. Resampled, three seeds "
+                "vary by too little, so Student's t over seeds stands beside, and a comparison is "
+                "judged by the span of the two. From the variance across beta, and from each "
+                "resampled one, what noise adds is taken off."
+            )
     diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
     if diverged:
         lines.append(
-            f"{plural(len(diverged), 'cell')} diverged and count with their last finite "
+            f"{plural(len(diverged), 'cell')} diverged, to be counted with the last finite "
             f"validation: {', '.join(diverged)}."
         )
-    open_cells = [cell for cell in experiment.cells if not cell.over]
-    if open_cells:
+    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.over]
+    if waiting:
+        more = ", ..." if len(waiting) > 6 else ""
         lines.append(
-            f"{plural(len(open_cells), 'cell')} are not over and count for nothing yet: "
-            f"{', '.join(f'{cell.name} ({cell.state})' for cell in open_cells[:6])}"
-            f"{', ...' if len(open_cells) > 6 else ''}."
+            f"{plural(len(waiting), 'cell')} not over yet, to be left out: "
+            f"{', '.join(waiting[:6])}{more}."
         )
     if experiment.is_grid and len(experiment.seeds) == 1:
         lines.append(
@@ -131,7 +156,7 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
     return lines
 
 
-def _compared_by(tested: Sequence[Tested]) -> str:
+def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
     warning = (
         "Reward accuracy must not choose between losses: it asks only to which side of the "
         "reference a policy moved, and in DiscoPOP's paper (arXiv 2406.08414) the loss with the "
@@ -144,4 +169,6 @@ def _compared_by(tested: Sequence[Tested]) -> str:
             "eval.mt_bench), so what is said below about two losses is about held-out reward "
             "accuracy and not about the quality of answers."
         )
-    return f"{warning} Losses are compared by {first.title}; accuracy chooses within a run."
+    metrics = {cell.config.train.best_metric for cell in experiment.cells if cell.config}
+    chosen_by = ", ".join(sorted(metrics))
+    return f"{warning} Losses are compared by {first.title}; {chosen_by} chooses within a run."

@@ -151,7 +151,7 @@ def _folders(folder: Path) -> list[Path]:
 def _read_cell(folder: Path) -> Cell:
     if not (folder / "config.yaml").exists():
         return _missing_cell(folder)
-    config = resolve(read_yaml(folder / "config.yaml"))
+    config = _config(folder / "config.yaml")
     records = _records(folder / "metrics.jsonl")
     divergence = _json(folder / "divergence.json")
     summary = _json(folder / "summary.json")
@@ -172,6 +172,14 @@ def _read_cell(folder: Path) -> Cell:
         logps=logps,
         reference=reference,
     )
+
+
+def _config(file: Path) -> Config:
+    settings = read_yaml(file)
+    try:
+        return resolve(settings)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _missing_cell(folder: Path) -> Cell:

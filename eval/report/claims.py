@@ -7,6 +7,7 @@ What is compared is the better-is-higher difference of two arms; its interval is
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,7 +27,7 @@ CLAIMED_RATIO = 0.6
 LARGEST_RATIO = 0.75
 
 RULES = {
-    "matches": "supported if the whole interval of the difference lies above -{margin:g}, "
+    "matches": "supported if the whole interval of the difference lies above −{margin:g}, "
     "not supported if it lies below",
     "within": "supported if the whole interval of the difference lies within ±{margin:g}, "
     "not supported if it lies outside",
@@ -61,9 +62,15 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim holds if all its parts do, and fails if one does."""
+    """A claim holds if all its parts do, and fails if one does.
+
+    Attributes:
+        about: the claim, whatever the score.
+        text: with the margins of the score.
+    """
 
     number: int
+    about: str
     text: str
     parts: tuple[Part, ...]
 
@@ -94,6 +101,7 @@ def examine(experiment: Experiment, study: Study) -> list[Claim]:
     return [
         Claim(
             1,
+            "beta 0.01: TD-DPO with tau 0.5 matches DPO at 0.05 and at its best beta",
             "At beta 0.01, TD-DPO with tau 0.5 matches DPO at beta 0.05, and DPO at its best beta.",
             (
                 _compare(study, "matches", low, Point("dpo", 0.05, None)),
@@ -102,6 +110,7 @@ def examine(experiment: Experiment, study: Study) -> list[Claim]:
         ),
         Claim(
             2,
+            "beta 2.5: TD-DPO with tau 2 does not diverge and beats DiscoPOP",
             "At beta 2.5, TD-DPO with tau 2 does not diverge and beats DiscoPOP, at the same beta "
             f"and at its best reported 0.05, by {margins.beats:g}.",
             (
@@ -112,11 +121,13 @@ def examine(experiment: Experiment, study: Study) -> list[Claim]:
         ),
         Claim(
             3,
+            "beta 0.05: TD-DPO with tau 1 is close to DPO",
             f"At beta 0.05, TD-DPO with tau 1 is within {margins.matches:g} of DPO.",
             (_compare(study, "within", middle, Point("dpo", 0.05, None)),),
         ),
         Claim(
             4,
+            "TD-DPO's variance across beta is about 40 % smaller",
             "Across beta, the variance of TD-DPO's score, with the best tau for each beta, is "
             "about 40 % smaller.",
             tuple(_steadier(study, baseline) for baseline in ("dpo", "discopop")),
@@ -189,15 +200,15 @@ def _converges(experiment: Experiment, point: Point) -> Part:
 
 
 def _steadier(study: Study, baseline: str) -> Part:
-    text = f"td_dpo, best tau, against {baseline}"
+    text = f"variance across beta, td_dpo with its best tau against {baseline}"
     found = study.ratios.get((("td_dpo", "best"), (baseline, None)))
     if found is None:
         numbers = "the two have fewer than two betas in common"
         return Part(text, "steadier", "undecided", numbers)
-    numbers = (
-        f"ratio of variances {RATIO.number(found.value)}, "
-        f"95 % {RATIO.interval(found.interval)}, over {len(found.betas)} betas"
-    )
+    value = f"the ratio is {RATIO.number(found.value)}"
+    if math.isnan(found.value):
+        value = f"{baseline} varies by no more than noise, the ratio is not known"
+    numbers = f"{value}, 95 % {RATIO.interval(found.interval)}, over {len(found.betas)} betas"
     if found.seeds < 2:
         return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
     return Part(text, "steadier", judge_ratio(found.interval), numbers, ratio=found)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from eval.report.cells import Cell, Experiment, Record
 from eval.report.drawing import Picture, legend_below, look, panel, picture
@@ -23,14 +24,16 @@ def learning_curves(experiment: Experiment) -> list[Picture]:
         experiment,
         lambda cell: _curve(cell.validations, "eval_rewards/accuracies"),
         name="curve_accuracy",
-        label="validation reward accuracy (share of pairs)",
+        title="validation reward accuracy",
+        unit="share of pairs",
         same_scale=True,
     )
     loss = _panels(
         experiment,
         lambda cell: _curve(cell.training, "loss"),
         name="curve_loss",
-        label="training loss (nats)",
+        title="training loss",
+        unit="nats",
     )
     return accuracy + loss
 
@@ -41,7 +44,8 @@ def gradient_norms(experiment: Experiment) -> list[Picture]:
         experiment,
         lambda cell: _curve(cell.training, "grad_norm"),
         name="grad_norm",
-        label="gradient norm (before clipping)",
+        title="gradient norm",
+        unit="L2 norm before clipping",
         same_scale=True,
         logarithmic=True,
     )
@@ -63,7 +67,8 @@ def _panels(
     curve_of: Callable[[Cell], Curve],
     *,
     name: str,
-    label: str,
+    title: str,
+    unit: str,
     same_scale: bool = False,
     logarithmic: bool = False,
 ) -> list[Picture]:
@@ -76,7 +81,7 @@ def _panels(
     pictures = []
     for series in dict.fromkeys(cell.point.series for cell in drawn):
         own = [cell for cell in drawn if cell.point.series == series]
-        with panel(series, height=3.5) as (figure, axes):
+        with panel(f"{title}: {series}") as (figure, axes):
             for cell in own:
                 _draw(axes, cell, curves[cell.name], betas.index(float(cell.point.beta)))
             if logarithmic:
@@ -84,10 +89,11 @@ def _panels(
             if same_scale:
                 _same_scale(axes, every, logarithmic)
             axes.set_xlabel("step")
-            axes.set_ylabel(label)
-            _legend(axes)
+            axes.set_ylabel(unit)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            legend_below(figure, axes)
             pictures.append(
-                picture(figure, f"{name}-{series}".replace(",", ""), f"{label}: {series}")
+                picture(figure, f"{name}-{series}".replace(",", ""), f"{title}: {series}")
             )
     return pictures
 
@@ -120,14 +126,3 @@ def _same_scale(axes: Axes, values: Float[np.ndarray, " N"], logarithmic: bool) 
     elif not logarithmic:
         room = 0.05 * max(high - low, 1e-3)
         axes.set_ylim(low - room, high + room)
-
-
-def _legend(axes: Axes) -> None:
-    """One entry per beta, however many seeds there are."""
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    legend_below(axes)
-    axes.legend(
-        once.values(), once.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3,
-        handlelength=3.2,
-    )  # fmt: skip

@@ -11,7 +11,7 @@ import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -91,11 +91,31 @@ def look(number: int) -> Look:
     return Look(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)], DASHES[place])
 
 
+class Frame(NamedTuple):
+    """Room around the axes, in inches. Fixed, so that panels side by side line up."""
+
+    left: float = 0.62
+    right: float = 0.12
+    top: float = 0.3
+    bottom: float = 0.95
+
+
+USUAL = Frame()
+
+
 @contextmanager
-def panel(title: str, *, width: float = 4.4, height: float = 3.3) -> Iterator[tuple[Figure, Axes]]:
+def panel(
+    title: str, *, width: float = 4.4, height: float = 3.4, frame: Frame = USUAL
+) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes, in our style; sizes in inches."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(
+            left=frame.left / width,
+            right=1 - frame.right / width,
+            bottom=frame.bottom / height,
+            top=1 - frame.top / height,
+        )
         axes = figure.add_subplot()
         axes.set_title(title, loc="left")
         yield figure, axes
@@ -121,6 +141,8 @@ def beta_axis(axes: Axes, betas: Sequence[float], highlighted: Sequence[float]) 
             axes.get_xticklabels()[place].set_fontweight("bold")
 
 
-def legend_below(axes: Axes, columns: int = 2) -> None:
-    """The legend under the axes, where it covers nothing."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, handlelength=3.2)
+def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """The legend at the bottom, where it covers nothing; each label once."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="lower center", ncols=columns, handlelength=3.2)

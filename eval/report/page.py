@@ -29,10 +29,11 @@ FIGURES = "report_figures"
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report: a heading, a few sentences, tables, pictures."""
+    """A part of the report: a heading, a few sentences, a list, tables, pictures."""
 
     title: str
     text: str = ""
+    notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
 
@@ -45,7 +46,7 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         command: that makes this report, for the page to say.
     """
     folder = analysis.experiment.folder
-    sections = [section for section in _sections(analysis) if section.tables or section.pictures]
+    sections = [s for s in _sections(analysis) if s.tables or s.pictures or s.notes]
     figures = folder / FIGURES
     figures.mkdir(exist_ok=True)
     for section in sections:
@@ -55,7 +56,6 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         "title": analysis.experiment.folder.resolve().name,
         "states": tables.states_of(analysis.experiment),
         "headlines": analysis.headlines,
-        "notes": analysis.notes,
         "sections": sections,
         "settings": settings_text(analysis.experiment),
         "command": command,
@@ -89,7 +89,9 @@ def _sections(analysis: Analysis) -> list[Section]:
     """In the order of the page; those with nothing to show are left out."""
     experiment, studies = analysis.experiment, analysis.studies
     return [
-        *(_verdicts(analysis) if analysis.compares else []),
+        *(_verdict(analysis) if analysis.compares else []),
+        Section("Before you believe it", notes=analysis.notes),
+        *(_numbers(analysis) if analysis.compares else []),
         Section(
             "Best settings and the two extremes",
             tables=_if_comparing(
@@ -120,7 +122,7 @@ def _sections(analysis: Analysis) -> list[Section]:
             "Reward against KL",
             "A small mark per cell, a large one per setting at its beta. Up and to the left is "
             "better: more of the score for less distance from the reference.",
-            pictures=_frontiers(analysis),
+            pictures=_frontiers(analysis) if analysis.compares else [],
         ),
         Section(
             "Learning curves",
@@ -141,10 +143,14 @@ def _if_comparing(analysis: Analysis, *found: Table | None) -> list[Table]:
     return [table for table in found if table is not None] if analysis.compares else []
 
 
-def _verdicts(analysis: Analysis) -> list[Section]:
+def _verdict(analysis: Analysis) -> list[Section]:
+    return [Section("Verdict", tables=[tables.verdicts_table(analysis.tested)])]
+
+
+def _numbers(analysis: Analysis) -> list[Section]:
     sections = [
         Section(
-            f"Verdict by {one.study.score.title}",
+            f"In numbers: {one.study.score.title}",
             tables=[tables.claims_table(one.claims, one.without, margins)],
         )
         for one in analysis.tested

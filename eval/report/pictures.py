@@ -11,13 +11,14 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from eval.report.cells import Experiment, Point
-from eval.report.drawing import Picture, beta_axis, legend_below, look, panel, picture
+from eval.report.drawing import Frame, Picture, beta_axis, legend_below, look, panel, picture
 from eval.report.scores import Score
 from eval.report.sensitivity import series_of
 from eval.report.study import Study
 
 # The two betas that the experiment is about.
 EXTREMES = (0.01, 2.5)
+HEAT = Frame(left=0.6, right=0.95, bottom=0.45)
 
 
 def betas_of(experiment: Experiment) -> list[float]:
@@ -38,8 +39,8 @@ def heat_map(experiment: Experiment, study: Study, *, logarithmic: bool = False)
     score, betas = study.score, betas_of(experiment)
     columns = list(dict.fromkeys((point.loss, point.tau) for point in experiment.points))
     title = f"{score.title} ({score.unit})"
-    width = max(4.4, 1.2 + 1.05 * len(columns))
-    with panel(title, width=width, height=1.3 + 0.62 * len(betas)) as (figure, axes):
+    width = HEAT.left + HEAT.right + max(len(columns), 2)
+    with panel(title, width=width, height=0.75 + 0.62 * len(betas), frame=HEAT) as (figure, axes):
         means = [e.mean for p, e in study.estimates.items() if "best" not in (p.beta, p.tau)]
         norm = _norm(means, logarithmic)
         colours = matplotlib.colormaps["cividis" if score.higher else "cividis_r"]
@@ -62,7 +63,9 @@ def heat_map(experiment: Experiment, study: Study, *, logarithmic: bool = False)
                 axes.get_yticklabels()[down].set_fontweight("bold")
                 axes.add_patch(_frame(0, down, len(columns)))
         mappable = matplotlib.cm.ScalarMappable(norm, colours)
-        bar = figure.colorbar(mappable, ax=axes, label=score.unit, pad=0.02, fraction=0.06)
+        box = axes.get_position()
+        place = figure.add_axes((box.x1 + 0.12 / width, box.y0, 0.14 / width, box.height))
+        bar = figure.colorbar(mappable, cax=place, label=score.unit)
         bar.outline.set_visible(False)
         return picture(figure, f"heat_map-{score.name}", f"Heat map of {title} by beta and tau")
 
@@ -107,7 +110,7 @@ def _heat_cell(
     if diverged:
         axes.text(
             *(middle[0], middle[1] + 0.34), f"× {diverged} of {over} diverged", ha="center",
-            va="center", color=ink, fontsize=6.5,
+            va="center", color=ink, fontsize=7.5,
         )  # fmt: skip
 
 
@@ -133,8 +136,8 @@ def against_beta(experiment: Experiment, study: Study, losses: Sequence[str], na
         for (loss, tau), arms in series_of(study.arms).items()
         if loss in losses and tau != "best"
     ]
-    title = f"{score.title} against beta"
-    with panel(title, height=3.6) as (figure, axes):
+    title = f"{score.title}: {', '.join(losses)}"
+    with panel(title if len(losses) == 1 else score.title) as (figure, axes):
         for number, arms in enumerate(series):
             shift = 0.09 * (number - (len(series) - 1) / 2)
             estimates = [study.estimates[arm.point] for arm in arms]
@@ -155,15 +158,16 @@ def against_beta(experiment: Experiment, study: Study, losses: Sequence[str], na
             )
         beta_axis(axes, betas, EXTREMES)
         axes.set_ylabel(score.unit)
-        legend_below(axes)
-        return picture(figure, name, f"{title}, 95 % intervals, for {', '.join(losses)}")
+        legend_below(figure, axes)
+        return picture(figure, name, f"Against beta, with 95 % intervals: {title}")
 
 
 def sensitivities(study: Study) -> Picture:
     """The variance across betas of every series, noise taken off, with its interval."""
     found = list(study.sensitivities.values())
     title = f"Variance across beta of {study.score.title}"
-    with panel(title, height=1.2 + 0.3 * len(found)) as (figure, axes):
+    frame = Frame(left=1.3, bottom=0.5)
+    with panel(study.score.title, height=0.8 + 0.3 * len(found), frame=frame) as (figure, axes):
         for place, one in enumerate(found):
             low, high = one.interval
             axes.plot([low, high], [place, place], color="#333333", linewidth=1.4)
@@ -174,7 +178,8 @@ def sensitivities(study: Study) -> Picture:
         axes.set_xlim(left=0)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"variance ({study.score.unit}, squared)")
+        # To the left, for the power of ten stands on the right.
+        axes.set_xlabel(f"variance ({study.score.unit}, squared)", loc="left")
         return picture(figure, f"sensitivity-{study.score.name}", title)
 
 
@@ -197,7 +202,7 @@ def frontier(
         if cell.over and score.has(number) and np.isfinite(kl.get(cell.name, np.nan)):
             points.setdefault(cell.point, []).append((kl[cell.name], score.of(number)))
     floor = min((x for found in points.values() for x, _ in found if x > 0), default=1.0)
-    with panel(title, width=5.4, height=4.2) as (figure, axes):
+    with panel(title, width=5.4, height=4.4) as (figure, axes):
         series = list(dict.fromkeys(point.series for point in points))
         for number, name in enumerate(series):
             style = look(number)
@@ -234,5 +239,5 @@ def frontier(
         axes.set_xscale("log")
         axes.set_xlabel(kl_label)
         axes.set_ylabel(f"{score.title} ({score.unit})")
-        legend_below(axes, columns=3)
+        legend_below(figure, axes)
         return picture(figure, f"frontier-{score.name}", f"{title}, one mark per cell")

@@ -160,6 +160,10 @@ def _validation(
         values = pair_values(cell)
         of_first, of_second = chosen_checkpoints(cell, values, second)
         checkpoints[cell.name] = Checkpoints(cell.steps[of_first], cell.steps[of_second])
+        # What cannot be computed pair by pair is the recorded mean, for every pair alike.
+        recorded = {record["step"]: record["eval_loss"] for record in cell.validations}
+        means = np.array([[recorded[step]] for step in cell.steps])
+        values["loss"] = np.where(np.isnan(values["loss"]), means, values["loss"])
         for name, *_, key in VALIDATION:
             chosen_by_first, chosen_by_second = values[key][of_first], values[key][of_second]
             choosing[name][number] = np.where(second, chosen_by_second, chosen_by_first)
@@ -252,8 +256,8 @@ def _quality(experiment: Experiment, split_seed: int) -> list[Score]:
             ("prompts",) * next(iter(counts.values())),
             split_seed,
             name="quality",
-            title="answer quality by the rule",
-            unit="score, 0 to 1",
+            title="answer quality",
+            unit="the rule's score, 0 to 1",
             items="prompts",
             higher=True,
             margins=MARGINS["quality"],

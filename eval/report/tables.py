@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from eval.report.analysis import Tested
 from eval.report.arms import best_settings
 from eval.report.cells import Cell, Experiment, Point
 from eval.report.claims import Claim, rule_of
 from eval.report.pictures import EXTREMES, diverged_at
 from eval.report.scores import Checkpoints, Found, Margins, Score
 from eval.report.study import Study
-from eval.report.words import NONE, RATIO, plural, significant
+from eval.report.words import NONE, RATIO, Format, plural, significant
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
 
@@ -44,6 +46,19 @@ class Table:
     rows: list[list[Entry]]
     highlighted: set[int] = dataclasses.field(default_factory=set)
     kind: Literal["", "sortable", "claims"] = ""
+
+
+def verdicts_table(tested: Sequence[Tested]) -> Table:
+    """The verdict on each claim by each score."""
+    claims = tested[0].claims
+    diverged = any(one.without for one in tested)
+    rows: list[list[Entry]] = [
+        [str(claim.number), claim.about, *(one.claims[place].verdict for one in tested)]
+        for place, claim in enumerate(claims)
+    ]
+    text = "Diverged cells count. " if diverged else ""
+    caption = f"{text}Numbers, rules and margins follow below."
+    return Table(caption, ["", "expected", *(f"by {t.study.score.title}" for t in tested)], rows)
 
 
 def claims_table(
@@ -203,7 +218,7 @@ def _cell_row(
     checkpoints: Checkpoints | None,
 ) -> list[Entry]:
     base = f"{cell.name}/" if experiment.is_grid else ""
-    files = [Link(name, base + name) for name in FILES if (cell.folder / name).exists()]
+    files = [Link(Path(f).stem, base + f) for f in FILES if (cell.folder / f).exists()]
     point, state = cell.point, cell.state
     at = f" at step {cell.divergence['step']}" if cell.divergence else ""
     row: list[Entry] = [
@@ -215,7 +230,7 @@ def _cell_row(
         str(cell.seed),
         f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
     ]
-    row += [significant(score.of(number)) for score in scores]
+    row += [Format(score.decimals).number(score.of(number)) for score in scores]
     return [*row, significant(largest_gradient(cell)), significant(speed(cell)), files]
 
 

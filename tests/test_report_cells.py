@@ -1,0 +1,241 @@
+"""Reading run directories, metrics of pairs, checkpoints, and scores of other kinds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mt_bench_files import judgment, write_lines
+from synthetic_grid import experiment_cells, steady, write_grid, write_quality
+
+from eval.report.cells import Point, read_experiment
+from eval.report.pairs import chosen_checkpoints, halves, pair_values
+from eval.report.scores import find_scores
+from tddpo_jax.config import cell_name, resolve
+
+SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
+NAMES = [cell_name(cell) for cell in SMALL]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cells") / "grid"
+    return write_grid(
+        folder,
+        SMALL,
+        pairs=30,
+        diverged={NAMES[0]: 12, NAMES[1]: 3},
+        unfinished=[NAMES[2]],
+        missing=[NAMES[3]],
+    )
+
+
+# ---- Cells ---------------------------------------------------------------------------------------
+
+
+def test_states_points_and_order(grid: Path) -> None:
+    experiment = read_experiment(grid)
+    assert [cell.name for cell in experiment.cells] == NAMES
+    states = ["diverged", "diverged", "unfinished", "missing", *["finished"] * 4]
+    assert [cell.state for cell in experiment.cells] == states
+    assert experiment.points == (
+        Point("td_dpo", 0.01, 0.5),
+        Point("td_dpo", 2.5, 0.5),
+        Point("dpo", 0.01, None),
+        Point("dpo", 2.5, None),
+    )
+    assert experiment.cells[0].steps == (0, 5, 10)
+    assert experiment.cells[2].steps == ()
+    assert experiment.cells[4].logps.shape == (5, 30, 2)
+
+
+def test_a_single_run_and_a_folder_of_runs(grid: Path, tmp_path: Path) -> None:
+    run = read_experiment(grid / NAMES[5])
+    assert (run.is_grid, [cell.name for cell in run.cells]) == (False, [NAMES[5]])
+    for name in NAMES[4:6]:
+        (tmp_path / name).symlink_to(grid / name)
+    found = read_experiment(tmp_path)
+    assert (found.is_grid, [cell.name for cell in found.cells]) == (True, NAMES[4:6])
+
+
+def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: Path) -> None:
+    """A resumed run rewinds its metrics; log-probs of a validation beyond them are stale."""
+    write_grid(tmp_path / "g", SMALL[-1:], pairs=10)
+    run = tmp_path / "g" / NAMES[-1]
+    values = np.load(run / "evaluations" / "000010.npy")
+    values[3, 1] = -np.inf
+    np.save(run / "evaluations" / "000010.npy", values)
+    np.save(run / "evaluations" / "000017.npy", values)
+    assert read_experiment(run).cells[0].steps == (0, 5, 15, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("grid.json", '{"cells": ["nonsense"]}', "'nonsense' is no name of a cell"),
+        ("grid.json", "{", "not JSON"),
+        (f"{NAMES[4]}/config.yaml", "loss: {beta: -1}", f"{NAMES[4]}/config.yaml: loss.beta"),
+        (f"{NAMES[4]}/summary.json", "{", "not JSON"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
+    (tmp_path / "g" / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_experiment(tmp_path / "g")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no grid or run directory"):
+        read_experiment(tmp_path)
+
+
+def test_cells_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    write_grid(tmp_path / "a", SMALL[4:5], pairs=10)
+    write_grid(tmp_path / "b", SMALL[5:6], pairs=11)
+    (tmp_path / "both").mkdir()
+    for file in (tmp_path / "a" / NAMES[4], tmp_path / "b" / NAMES[5]):
+        (tmp_path / "both" / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match="validation pairs or reference are not those of"):
+        read_experiment(tmp_path / "both")
+    (tmp_path / "both" / NAMES[5]).unlink()
+    (tmp_path / "both" / "copy").symlink_to(tmp_path / "a" / NAMES[4])
+    with pytest.raises(ValueError, match=r"are both dpo, beta 0\.01"):
+        read_experiment(tmp_path / "both")
+
+
+# ---- Pairs ---------------------------------------------------------------------------------------
+
+
+def test_metrics_of_pairs_by_hand(grid: Path) -> None:
+    """DPO's loss is softplus(-beta (s_w - s_l)); at step 0 every pair is a tie."""
+    cell = read_experiment(grid).cells[-1]
+    values = pair_values(cell)
+    s_w, s_l = np.moveaxis(cell.logps.astype(np.float64) - cell.reference, -1, 0)
+    np.testing.assert_allclose(values["loss"], np.log1p(np.exp(-2.5 * (s_w - s_l))), rtol=1e-4)
+    np.testing.assert_allclose(values["kl"], 0.5 * (s_w**2 + s_l**2), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(values["log_ratio_margin"], s_w - s_l, atol=1e-5)
+    np.testing.assert_array_equal(values["rewards/accuracies"][0], 0.5)
+    np.testing.assert_array_equal(values["rewards/accuracies"][1:], (s_w > s_l)[1:])
+    logged = [record["eval_rewards/accuracies"] for record in cell.validations]
+    np.testing.assert_allclose(values["rewards/accuracies"].mean(axis=1), logged)
+
+
+def test_each_half_chooses_its_own_checkpoint(tmp_path: Path) -> None:
+    """The first half likes step 5 best, the second step 10; a diverged run has no choice."""
+    write_grid(tmp_path / "g", SMALL[-1:], pairs=10)
+    cell = read_experiment(tmp_path / "g").cells[0]
+    second = halves(("pairs",) * 10, 0)
+    values = {"rewards/accuracies": np.full((5, 10), 0.5)}
+    values["rewards/accuracies"][1, ~second] = 1
+    values["rewards/accuracies"][2, second] = 1
+    values["rewards/accuracies"][0] = 1  # step 0 is never chosen
+    assert chosen_checkpoints(cell, values, second) == (1, 2)
+
+
+def test_scores_are_of_the_checkpoint_that_the_other_half_chose(grid: Path) -> None:
+    experiment = read_experiment(grid)
+    found = find_scores(experiment, [], None, 0)
+    score = next(score for score in found.scores if score.name == "accuracy")
+    cell = experiment.cells[-1]
+    values = pair_values(cell)["rewards/accuracies"]
+    chosen = found.checkpoints[cell.name]
+    of_first, of_second = (cell.steps.index(step) for step in chosen)
+    for item in range(30):
+        own, other = (of_second, of_first) if score.second[item] else (of_first, of_second)
+        assert score.choosing[-1, item] == values[own, item]
+        assert score.scoring[-1, item] == values[other, item]
+
+
+def test_a_diverged_cell_counts_with_its_last_finite_validation(grid: Path) -> None:
+    experiment = read_experiment(grid)
+    found = find_scores(experiment, [], None, 0)
+    score = next(score for score in found.scores if score.name == "accuracy")
+    assert found.checkpoints[NAMES[0]] == (10, 10)
+    assert found.checkpoints[NAMES[1]] == (0, 0)
+    assert score.of(1) == 0.5
+    assert math.isnan(score.of(2))
+    assert math.isnan(score.of(3))
+
+
+def test_a_loss_that_needs_lengths_is_the_recorded_mean(tmp_path: Path) -> None:
+    ipo = [resolve({"loss": {"name": "ipo", "beta": 0.1}})]
+    write_grid(tmp_path / "g", ipo, lambda _: 0.7, pairs=10)
+    found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
+    loss = next(score for score in found.scores if score.name == "loss")
+    step = found.checkpoints[cell_name(ipo[0])].first
+    assert loss.of(0) == pytest.approx(0.7 - 0.3 * step / 20)
+
+
+# ---- Scores of answers ---------------------------------------------------------------------------
+
+
+def test_mt_bench_is_read_from_complete_cells(grid: Path, tmp_path: Path) -> None:
+    rows = [
+        judgment(name, 81 + question, turn, 5 + turn + (name == NAMES[5]))
+        for name in NAMES[4:6]
+        for question in range(80)
+        for turn in (1, 2)
+    ]
+    rows += [judgment(NAMES[6], 81, 1, 9), judgment("base", 81, 1, 3)]
+    (tmp_path / "g").mkdir()
+    for name in NAMES[4:]:
+        (tmp_path / "g" / name).symlink_to(grid / name)
+    write_lines(tmp_path / "g" / "mt_bench" / "model_judgment" / "j_single.jsonl", rows)
+    experiment = read_experiment(tmp_path / "g")
+    found = find_scores(experiment, [], None, 0)
+    score = found.scores[0]
+    assert (score.name, len(score.strata), score.margins and score.margins.beats) == (
+        *("mt_bench", 80),
+        1.5,
+    )
+    assert [score.of(number) for number in range(2)] == [6.5, 7.5]
+    assert math.isnan(score.of(2))
+    assert any("MT-Bench: 2 cells" in note and NAMES[6] in note for note in found.notes)
+
+
+def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:], steady, pairs=10)
+    write_quality(tmp_path / "g", lambda name: 0.7 if "beta2.5" in name else 0.4, prompts=12)
+    experiment = read_experiment(tmp_path / "g")
+    file = tmp_path / "arena.json"
+    mine = {"name": "arena", "matches": 0.1, "beats": 0.2, "higher_is_better": False}
+    file.write_text(json.dumps({**mine, "cells": {NAMES[4]: [1, 0], NAMES[5]: [0, 0]}}))
+    quality, arena = find_scores(experiment, [file], None, 0).scores[:2]
+    assert (quality.name, arena.name) == ("quality", "arena")
+    assert quality.of(3) > 0.6 > 0.5 > quality.of(0)
+    assert (arena.of(0), arena.of(1), arena.higher) == (0.5, 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "a"}, "matches: is missing"),
+        ({"cells": {"other": 1}}, "'other' is no cell of"),
+        ({"cells": {NAMES[4]: [1, 2], NAMES[5]: [1]}}, "the same number of items"),
+        ({"cells": {NAMES[4]: "high"}}, "must hold a number or a list of numbers"),
+    ],
+)
+def test_a_wrong_file_of_scores_is_named(
+    grid: Path, tmp_path: Path, content: dict, message: str
+) -> None:
+    file = tmp_path / "mine.json"
+    whole = {"name": "a", "matches": 1, "beats": 1} if "cells" in content else {}
+    file.write_text(json.dumps({**whole, **content}))
+    with pytest.raises(ValueError, match=message):
+        find_scores(read_experiment(grid), [file], None, 0)
+
+
+def test_damaged_quality_is_named(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:], pairs=10)
+    for name, scores in ((NAMES[4], [1.0]), (NAMES[5], [1.0, 0.5])):
+        (tmp_path / "g" / name / "quality.json").write_text(json.dumps({"scores": scores}))
+    experiment = read_experiment(tmp_path / "g")
+    with pytest.raises(ValueError, match="different numbers of prompts"):
+        find_scores(experiment, [], None, 0)
+    (tmp_path / "g" / NAMES[4] / "quality.json").write_text("{}")
+    with pytest.raises(ValueError, match="scores: must be a list"):
+        find_scores(experiment, [], None, 0)
