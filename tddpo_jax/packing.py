@@ -20,6 +20,9 @@ from tddpo_jax.layout import Batch, Pair, Row, Shape, score_count, stream_length
 ROW_MULTIPLE = 64
 LONGEST_DEFAULT_ROW = 8192
 SAMPLE_PAIRS = 1024
+# What starting a micro-batch costs, as much as so many positions: of two lengths that pad alike,
+# the longer wins.
+MICRO_BATCH_POSITIONS = 32
 
 
 class _Sizes(NamedTuple):
@@ -216,7 +219,7 @@ def _ladder(shortest: int, limit: int) -> list[int]:
 def _trial(
     sizes: _Sizes, steps: list[np.ndarray], rows: int, length: int, widths: list[int]
 ) -> tuple[int, tuple[Shape, ...]]:
-    """Stream positions computed over the sample with this row length, and the shapes to do it."""
+    """What the sample costs with this row length, in stream positions, and the shapes to do it."""
     unlimited = Shape(rows, length, int(sizes.scores.sum()) + 1, len(sizes.lengths))
     bins = [[step[b] for b in _bins(sizes.of(step), unlimited)] for step in steps]
     most_scores = max(sizes.scores[b].sum() for step in bins for b in step)
@@ -236,9 +239,9 @@ def _trial(
     used = 0
     for step in steps:
         placed = [its_shape for _, its_shape in _placed(sizes.of(step), shapes)]
-        used += sum(
-            -(-placed.count(each) // each.rows) * each.rows * each.length for each in shapes
-        )
+        for each in shapes:
+            batches = -(-placed.count(each) // each.rows)
+            used += batches * (each.rows * each.length + MICRO_BATCH_POSITIONS)
     return used, shapes
 
 

@@ -438,7 +438,7 @@ def _table(plan: Plan) -> Iterator[str]:
     for label, (ours, compiled) in rows.items():
         yield f"{label:<44}" + "".join(f"{size / GIB:>13.2f}" for size in (ours, *compiled))
     if XLA_CPUS in reports:
-        yield "  (on CPUs, XLA keeps bfloat16 activations as float32)"
+        yield "  (on CPUs, some versions of XLA keep bfloat16 activations as float32)"
     seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
     yield f"{'seconds to compile':<57}{seconds}"
 

@@ -2,6 +2,6 @@
 
 `cells` reads run directories, `pairs` turns stored log-probs into metrics and chooses checkpoints,
 `scores` holds what cells are scored by, `arms` what is compared, `intervals` and `sensitivity` do
-the statistics, `claims` tests the expected results, `pictures` draws, `tables` writes numbers down,
-`page` and `card` put everything into files.
+the statistics, `claims` tests the expected results, `heat_maps`, `beta_plots`, `frontier` and
+`curves` draw, `tables` writes numbers down, `page` and `card` put everything into files.
 """

@@ -171,4 +171,7 @@ def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
         )
     metrics = {cell.config.train.best_metric for cell in experiment.cells if cell.config}
     chosen_by = ", ".join(sorted(metrics))
-    return f"{warning} Losses are compared by {first.title}; {chosen_by} chooses within a run."
+    return (
+        f"{warning} Losses are compared by {first.title}, of the policy in best/, which "
+        f"{chosen_by} on all validation pairs chose within each run."
+    )

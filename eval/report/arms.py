@@ -123,7 +123,7 @@ def best_settings(arms: Iterable[Arm], score: Score) -> dict[str, Arm]:
     best: dict[str, Arm] = {}
     sign = 1 if score.higher else -1
     for arm in arms:
-        if "best" in (arm.point.beta, arm.point.tau):
+        if not arm.point.is_setting:
             continue
         known = best.get(arm.point.loss)
         if known is None or sign * arm.mean > sign * known.mean:

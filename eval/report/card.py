@@ -43,7 +43,7 @@ def card(analysis: Analysis) -> dict[str, Any]:
 
 def _setup(experiment: Experiment) -> str:
     losses = ", ".join(dict.fromkeys(point.loss for point in experiment.points))
-    betas = ", ".join(f"{beta:g}" for beta in sorted({float(p.beta) for p in experiment.points}))
+    betas = ", ".join(f"{beta:g}" for beta in experiment.betas)
     return (
         f"{len(experiment.cells)} runs of {losses} over beta {betas} and seeds "
         f"{', '.join(map(str, experiment.seeds))}: is the best score less sensitive to beta where "
@@ -78,7 +78,7 @@ def _searched(experiment: Experiment) -> list[dict[str, Any]]:
     points = experiment.points
     axes = {
         "loss": [*dict.fromkeys(point.loss for point in points)],
-        "beta": sorted({float(point.beta) for point in points}),
+        "beta": list(experiment.betas),
         "tau": sorted({float(point.tau) for point in points if point.tau is not None}),
         "seed": list(experiment.seeds),
     }

@@ -38,6 +38,11 @@ class Point(NamedTuple):
         return ", ".join([self.loss, *shown])
 
     @property
+    def is_setting(self) -> bool:
+        """False for what is made of several settings."""
+        return "best" not in (self.beta, self.tau)
+
+    @property
     def series(self) -> str:
         """What a line over beta is called: `td_dpo, tau 0.5`, `dpo`."""
         return self.loss if self.tau is None else f"{self.loss}, {_value('tau', self.tau)}"
@@ -118,6 +123,15 @@ class Experiment:
     @property
     def points(self) -> tuple[Point, ...]:
         return tuple(sorted({cell.point for cell in self.cells}, key=lambda point: point.place))
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        return tuple(sorted({float(point.beta) for point in self.points}))
+
+    def diverged(self, point: Point) -> tuple[int, int]:
+        """How many cells of a setting diverged, and how many are over."""
+        own = [cell for cell in self.cells if cell.point == point and cell.over]
+        return sum(cell.state == "diverged" for cell in own), len(own)
 
     def count(self, state: State) -> int:
         return sum(cell.state == state for cell in self.cells)

@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from eval.report.cells import Cell, Experiment, Record
 from eval.report.drawing import Picture, legend_below, look, panel, picture
-from eval.report.pictures import betas_of
 
 MOST_POINTS = 60  # of a line: more are averaged in bins
 
@@ -77,7 +76,7 @@ def _panels(
     if not drawn:
         return []
     every = np.concatenate([curves[cell.name][1] for cell in drawn])
-    betas = betas_of(experiment)
+    betas = experiment.betas
     pictures = []
     for series in dict.fromkeys(cell.point.series for cell in drawn):
         own = [cell for cell in drawn if cell.point.series == series]

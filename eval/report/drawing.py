@@ -30,6 +30,8 @@ DASHES: tuple[Any, ...] = (
     (0, (2, 3)),
 )
 BAND = "#e8e8e8"
+# The two betas that the experiment is about.
+EXTREMES = (0.01, 2.5)
 
 _STYLE: Any = {
     "font.size": 9,
@@ -129,14 +131,14 @@ def picture(figure: Figure, name: str, title: str) -> Picture:
     return Picture(name.replace(" ", "_"), title, width, file.getvalue())
 
 
-def beta_axis(axes: Axes, betas: Sequence[float], highlighted: Sequence[float]) -> None:
-    """Betas side by side, evenly spaced; those to look at stand on a grey band, in bold."""
+def beta_axis(axes: Axes, betas: Sequence[float]) -> None:
+    """Betas side by side, evenly spaced; the extremes stand on a grey band, in bold."""
     axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     axes.set_xlim(-0.5, len(betas) - 0.5)
     axes.set_xlabel("beta (values tried, evenly spaced)")
     axes.grid(axis="x", visible=False)
     for place, beta in enumerate(betas):
-        if beta in highlighted:
+        if beta in EXTREMES:
             axes.axvspan(place - 0.45, place + 0.45, color=BAND, zorder=0, linewidth=0)
             axes.get_xticklabels()[place].set_fontweight("bold")
 

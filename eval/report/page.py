@@ -14,12 +14,14 @@ import jinja2
 import yaml
 
 from eval.report import tables
-from eval.report.analysis import Analysis
+from eval.report.analysis import Analysis, Tested
+from eval.report.beta_plots import against_beta, sensitivities
 from eval.report.card import card
 from eval.report.cells import Cell, Experiment
 from eval.report.curves import gradient_norms, learning_curves
 from eval.report.drawing import Picture
-from eval.report.pictures import against_beta, betas_of, frontier, heat_map, sensitivities
+from eval.report.frontier import frontier
+from eval.report.heat_maps import heat_map
 from eval.report.scores import Score, quality_of
 from eval.report.tables import Table
 from tddpo_jax.run_directory import write_atomically
@@ -110,7 +112,7 @@ def _sections(analysis: Analysis) -> list[Section]:
             "Score and loss against beta",
             "Means over seeds with 95 % intervals. Values of different losses are of different "
             "kinds: each is drawn for itself.",
-            pictures=_against_beta(analysis) if len(betas_of(experiment)) > 1 else [],
+            pictures=_against_beta(analysis) if len(experiment.betas) > 1 else [],
         ),
         Section(
             "Sensitivity to beta",
@@ -160,7 +162,7 @@ def _numbers(analysis: Analysis) -> list[Section]:
     return [*sections, Section("Margins", tables=[stated])]
 
 
-def _sensitive(analysis: Analysis) -> list:
+def _sensitive(analysis: Analysis) -> list[Tested]:
     return [one for one in analysis.tested if one.study.sensitivities]
 
 

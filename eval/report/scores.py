@@ -257,7 +257,7 @@ def _quality(experiment: Experiment, split_seed: int) -> list[Score]:
             split_seed,
             name="quality",
             title="answer quality",
-            unit="the rule's score, 0 to 1",
+            unit="rule's score, 0 to 1",
             items="prompts",
             higher=True,
             margins=MARGINS["quality"],

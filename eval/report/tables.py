@@ -13,7 +13,7 @@ from eval.report.analysis import Tested
 from eval.report.arms import best_settings
 from eval.report.cells import Cell, Experiment, Point
 from eval.report.claims import Claim, rule_of
-from eval.report.pictures import EXTREMES, diverged_at
+from eval.report.drawing import EXTREMES
 from eval.report.scores import Checkpoints, Found, Margins, Score
 from eval.report.study import Study
 from eval.report.words import NONE, RATIO, Format, plural, significant
@@ -117,7 +117,7 @@ def _heading(score: Score) -> str:
 
 
 def _seeds(experiment: Experiment, point: Point) -> str:
-    diverged, over = diverged_at(experiment, point)
+    diverged, over = experiment.diverged(point)
     return f"{over}, {diverged} diverged" if diverged else str(over)
 
 
