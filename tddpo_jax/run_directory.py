@@ -22,7 +22,7 @@ import yaml
 
 from tddpo_jax.config import Config, read_yaml
 
-# Held by the process that trains the run; see `claims.py`.
+# See `claims.py`.
 LOCK_FILE = "claim.lock"
 
 

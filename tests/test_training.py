@@ -47,8 +47,8 @@ def finished(inputs, tmp_path_factory):
 def test_a_run_leaves_the_files_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names - {"claim.lock"} == {
-        *("best", "checkpoints", "config.yaml", "evaluations", "metrics.jsonl", "run.json"),
-        *("summary.json", "tensorboard"),
+        *("best", "checkpoints", "claim.lock", "config.yaml", "evaluations", "metrics.jsonl"),
+        *("run.json", "summary.json", "tensorboard"),
     }
 
 

@@ -1,0 +1,113 @@
+"""Several processes on one grid: no cell twice, and none lost with a killed process."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tddpo_jax import grid
+from tddpo_jax.claims import claim
+from tddpo_jax.config import cell_name, expand, resolve
+from tddpo_jax.console import Screen
+from tddpo_jax.preparation import Prepared
+from tddpo_jax.run_directory import RunDirectory
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tddpo_jax.claims import claim
+with claim([Path(name) for name in sys.argv[1:]]) as held:
+    print(held, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_process():
+    """Starts processes that claim runs and say whether they hold them; kills them at the end."""
+    started = []
+
+    def start(*runs):
+        command = [sys.executable, "-c", HOLDER, *map(str, runs)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process, process.stdout.readline().strip() == "True"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_cell_has_one_holder_until_it_dies(tmp_path, other_process):
+    holder, held = other_process(tmp_path / "a")
+    assert held
+    with claim([tmp_path / "a"]) as ours:
+        assert not ours
+    with claim([tmp_path / "b"]) as ours:
+        assert ours
+        assert other_process(tmp_path / "b")[1] is False
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with claim([tmp_path / "a"]) as ours:
+        assert ours
+
+
+def test_a_population_is_claimed_whole_or_not_at_all(tmp_path, other_process):
+    other_process(tmp_path / "b")
+    with claim([tmp_path / "a", tmp_path / "b", tmp_path / "c"]) as ours:
+        assert not ours
+        assert not other_process(tmp_path / "b")[1]
+    assert other_process(tmp_path / "a", tmp_path / "c")[1]
+
+
+def cells_of(root, betas):
+    mapping = {"loss": {"beta": list(betas)}}
+    configs = [resolve(cell) for cell in expand(mapping)]
+    return [(config, RunDirectory(root / cell_name(config), config)) for config in configs]
+
+
+def finish(_, configs, directories, screen):
+    """In place of training: the run is over at once."""
+    for directory in directories:
+        assert directory.summary is None, "a cell was trained twice"
+        directory.finish({"state": "finished"})
+
+
+def test_cells_of_another_process_are_waited_for(tmp_path, other_process, monkeypatch):
+    """The last cell is held by a process that dies while we wait: we train it then."""
+    cells = cells_of(tmp_path, (0.1, 0.2, 0.3))
+    holder, held = other_process(cells[2][1].path)
+    assert held
+    trained = []
+
+    def train(prepared, configs, directories, screen):
+        trained.extend(config.loss.beta for config in configs)
+        finish(prepared, configs, directories, screen)
+
+    def wait(_):
+        assert trained == [0.1, 0.2]
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(grid, "train", train)
+    monkeypatch.setattr(grid.time, "sleep", wait)
+    grid._train_cells(object.__new__(Prepared), cells, Screen(quiet=True))
+    assert trained == [0.1, 0.2, 0.3]
+
+
+def test_a_cell_that_another_process_finished_is_left_alone(tmp_path, other_process, monkeypatch):
+    cells = cells_of(tmp_path, (0.1, 0.2))
+    holder, _ = other_process(cells[0][1].path)
+
+    def wait(_):
+        cells[0][1].finish({"state": "finished"})
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(grid, "train", finish)
+    monkeypatch.setattr(grid.time, "sleep", wait)
+    grid._train_cells(object.__new__(Prepared), cells, Screen(quiet=True))
+    assert all(directory.summary == {"state": "finished"} for _, directory in cells)
