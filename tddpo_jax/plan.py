@@ -32,7 +32,7 @@ from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.order import Order, make_order
-from tddpo_jax.packing import pack, padding_share
+from tddpo_jax.packing import needed_length, pack, padding_share
 from tddpo_jax.preparation import cache_folder, load_tokenizer_if_any, micro_batch_shapes
 from tddpo_jax.sharding import tree_shardings
 
@@ -456,16 +456,33 @@ def _verdict(plan: Plan) -> Iterator[str]:
 
 
 def _changes(plan: Plan) -> Iterator[str]:
-    """What would make it fit, the cheapest first."""
-    config, row = plan.config, plan.shapes[0].length
-    if plan.memory.resident < usable(DEVICES[plan.device]):
-        shortest = max(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in plan.pairs)
-        if shortest <= plan.longest_row < row:
-            yield f"--data.row-length {plan.longest_row}"
-        if config.model.remat != "full":
-            yield "--model.remat full"
-    if config.train.mode == "full":
-        yield "--train.mode lora"
-    if config.train.mode == "lora":
-        yield "--train.mode qlora"
-    yield f"--mesh.fsdp {2 * config.mesh.fsdp}"
+    """Up to three settings that make it fit by arithmetic, the gentlest first."""
+    config, shape, device = plan.config, plan.shapes[0], DEVICES[plan.device]
+    longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
+    found = 0
+    for option, changed in _candidates(config):
+        limit = longest_row(changed, plan.model, shape, device)
+        if limit < longest_pair:
+            continue
+        yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
+        found += 1
+        if found == 3:
+            return
+    if not found:
+        yield "another device"
+
+
+def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
+    def changed(section: str, **settings: Any) -> Config:
+        return config.model_copy(
+            update={section: getattr(config, section).model_copy(update=settings)}
+        )
+
+    yield "", config
+    if config.model.remat != "full":
+        yield "--model.remat full", changed("model", remat="full")
+    for mode in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(config.train.mode, ()):
+        yield f"--train.mode {mode}", changed("train", mode=mode)
+    for doublings in range(1, 4):
+        fsdp = config.mesh.fsdp * 2**doublings
+        yield f"--mesh.fsdp {fsdp}", changed("mesh", fsdp=fsdp)

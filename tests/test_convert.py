@@ -281,6 +281,7 @@ def test_an_interrupted_export_leaves_the_old_folder(folder, tmp_path, monkeypat
     convert.export(model, folder, output)
     assert (output / INDEX).exists()
     assert_same_tensors(tensors_of(output), tensors_of(folder))
+    assert list(tmp_path.iterdir()) == [output]
 
 
 # ---- weights that are refused --------------------------------------------------------------------

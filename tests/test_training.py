@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tddpo_jax.config import resolve
 from tddpo_jax.metrics import PAIR_METRICS, TIMING_METRICS, best_record
+from tddpo_jax.order import Order
 
 TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMING_METRICS}
 BETA, TAU = 0.05, 1.0
@@ -46,7 +47,7 @@ def finished(inputs, tmp_path_factory):
 
 def test_a_run_leaves_the_files_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names - {"claim.lock"} == {
+    assert names == {
         *("best", "checkpoints", "claim.lock", "config.yaml", "evaluations", "metrics.jsonl"),
         *("run.json", "summary.json", "tensorboard"),
     }
@@ -110,6 +111,20 @@ def test_training_metrics_belong_to_the_parameters_before_the_step(finished):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert first["rewards/accuracies"] == 0.5
     assert tiny_runs.training_lines(finished)[1]["kl"] > 1e-4
+
+
+def test_the_metrics_of_a_step_are_means_over_its_pairs(finished, inputs):
+    """The first step's, from transformers' log-probs of the untrained model."""
+    rows = read_rows(inputs.train)
+    theirs = AutoModelForCausalLM.from_pretrained(inputs.model).eval()
+    numbers = Order(pairs=18, batch_pairs=5, total_steps=8, seed=0).numbers(0)
+    logps = np.array([transformers_log_probs(theirs, rows[number]) for number in numbers])
+    margin = logps[:, 0] - logps[:, 1]
+    first = tiny_runs.training_lines(finished)[0]
+    assert first["loss"] == pytest.approx(np.logaddexp(0, -margin / TAU).mean(), rel=1e-5)
+    assert first["logps/chosen"] == pytest.approx(logps[:, 0].mean(), rel=1e-5)
+    assert first["logps/rejected"] == pytest.approx(logps[:, 1].mean(), rel=1e-5)
+    assert first["logps/accuracies"] == pytest.approx((margin > 0).mean())
 
 
 def test_tokens_are_counted_once_for_a_prompt_and_add_up(finished, inputs):
