@@ -238,6 +238,10 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         part=part,
         dtype=str(prepared.dtype),
         quantised=prepared.config.train.mode == "qlora",
+        # These move the last digits, and validation at step 0 should be exactly the reference.
+        micro_batches=[dataclasses.asdict(shape) for shape in shapes],
+        attention=prepared.config.model.attention,
+        version=__version__,
     )
 
 
