@@ -88,7 +88,11 @@ def read_config(folder: Path) -> LlamaConfig:
         if name not in known and not default:
             raise ValueError(f"{path}: {name} is missing")
         value = known.pop(name, None)
-        return default[0] if value is None and default else value
+        if value is None and default:
+            return default[0]
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{path}: {name} = {value!r} is no number")
+        return value
 
     heads, width = take("num_attention_heads"), take("hidden_size")
     theta, scaling = _rope(path, known)
@@ -109,6 +113,11 @@ def read_config(folder: Path) -> LlamaConfig:
     )
     if known:
         raise ValueError(f"{path}: {sorted(known)[0]} is not understood")
+    if config.heads % config.key_value_heads or config.head_size % 2:
+        raise ValueError(
+            f"{path}: {config.heads} heads of size {config.head_size} do not go with "
+            f"{config.key_value_heads} key/value heads and pairs of rotated features"
+        )
     return config
 
 

@@ -120,6 +120,8 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
         ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
+        ({"hidden_size": "24"}, "hidden_size = '24' is no number"),
+        ({"num_key_value_heads": 5}, "6 heads of size .* do not go with 5 key/value heads"),
         ({"quantization_config": {"bits": 4}}, r"quantization_config = \{'bits': 4\}"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
