@@ -5,7 +5,8 @@ catches a broken policy before money is spent on a judge: the embedded rule's sc
 length, distinct n-grams, repetition, answers that never end, and the KL to the base per token.
 
 The KL is a Monte Carlo estimate on the policy's own samples, the mean of log pi(y | x) - log
-pi_base(y | x) over answers, divided by their tokens. Written as `quality.json` into each run.
+pi_base(y | x) over answers, divided by their tokens. Shown, and written as `quality.json` into each
+run's or model's folder.
 """
 
 from __future__ import annotations
@@ -182,6 +183,8 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    if given.most < 1:
+        raise ValueError(f"--most: must be at least 1, got {given.most}")
     use_compilation_cache()
     sampling = Sampling(given.temperature, max_new_tokens=given.max_new_tokens)
     asked = Asked(read_prompts(given.prompts, given.most), sampling, given.seed)
@@ -193,9 +196,11 @@ def _command(arguments: Sequence[str]) -> int:
         if base not in bases:
             bases[base] = load_policy(base, mesh)
         figures = measure(load_policy(str(run), mesh), bases[base], asked, mesh)
-        write_atomically(run / FILE, json.dumps(figures, indent=2) + "\n")
         shown = {n: round(v, 4) for n, v in figures.items() if isinstance(v, float)}
         screen.say(f"{run.name}: {json.dumps(shown)}")
+        # `embedded` and hub ids are no folders of the user's: their figures are only shown.
+        if run.is_dir():
+            write_atomically(run / FILE, json.dumps(figures, indent=2) + "\n")
     return 0
 
 

@@ -45,3 +45,9 @@ def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, ca
     assert figures["score"] == figures["base_score"]
     assert len(figures["scores"]) == figures["prompts"] == 8
     assert "win_rate" in capsys.readouterr().out
+
+
+def test_bad_settings_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["quality", "embedded", "--base", "embedded", "--most", "0"])
+    assert main() == 2
+    assert capsys.readouterr().err == "error: --most: must be at least 1, got 0\n"

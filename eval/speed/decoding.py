@@ -21,6 +21,7 @@ from tddpo_jax.sampling import Sampling
 from tddpo_jax.sharding import make_mesh
 
 COPY_BYTES = 512 * 2**20
+LEAST_BYTES = 256 * 2**20
 
 
 def measured_bandwidth(copied: int = COPY_BYTES, repeats: int = 5) -> float:
@@ -71,5 +72,6 @@ def measure_decoding(case: Case, rows: int, prompt: int, new_tokens: int) -> dic
         "tokens_per_second": rows / decode,
         "bytes_read_per_step": read,
         "bandwidth_bytes_per_second": bandwidth,
-        "bandwidth_share": read / decode / bandwidth,
+        # What a processor's cache may hold says nothing about its memory: no share then.
+        "bandwidth_share": read / decode / bandwidth if read >= LEAST_BYTES else None,
     }
