@@ -1,4 +1,4 @@
-"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: train, logps, export, generate."""
+"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: train, logps, export, generate, plan."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # Devices are planned for, never used.
     jax.config.update("jax_platforms", "cpu")
-    from tddpo_jax.plan import as_json, lines, make_plan
+    from tddpo_jax.plan import make_plan
+    from tddpo_jax.plan_text import as_json, lines
 
     plan = make_plan(config, given.device)
     if given.json:

@@ -3,7 +3,7 @@
 `attention(q, k, v, key_start, key_end)` is the only mask definition of the project. The `xla`
 implementation costs what the ranges cost: queries go in blocks, and each block visits only the key
 blocks that its own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array
-exists on any device.
+exists on any device. On NVIDIA GPUs `attention_cudnn` does the same for the branches one by one.
 
 Einsum letters: B rows, T stream positions, K key/value heads, G queries per key/value head, Q and C
 the queries and keys of a block, S head size.

@@ -91,7 +91,8 @@ class ModelConfig(Section):
         "auto", description="of the computation; auto: bfloat16 on accelerators, float32 on CPU"
     )
     attention: Literal["auto", "xla", "cudnn", "tokamax"] = Field(
-        "auto", description="back-end of attention"
+        "auto",
+        description="back-end of attention; auto: cudnn for bfloat16 on NVIDIA GPUs, else xla",
     )
     remat: Literal["none", "full", "dots"] = Field(
         "full",

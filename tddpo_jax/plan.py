@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,18 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from tddpo_jax import ahead_of_time
-from tddpo_jax.ahead_of_time import Report, abstract_weights, bytes_of_device, on, placed
+from tddpo_jax.ahead_of_time import (
+    DEVICES_OF_A_HOST,
+    Report,
+    abstract_weights,
+    bytes_of_device,
+    on,
+    placed,
+)
 from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.convert import read_config
 from tddpo_jax.data import load_dataset, load_tokenizer
-from tddpo_jax.devices import DEVICES, GIB, Device
+from tddpo_jax.devices import DEVICES, Device
 from tddpo_jax.flops import PEAK_RATES, layer_matmul_parameters, useful_flops
 from tddpo_jax.layout import Pair, Shape
 from tddpo_jax.logprobs import CHUNK
@@ -32,9 +38,9 @@ from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.order import Order, make_order
-from tddpo_jax.packing import needed_length, pack, padding_share
+from tddpo_jax.packing import pack, padding_share
 from tddpo_jax.preparation import cache_folder, load_tokenizer_if_any, micro_batch_shapes
-from tddpo_jax.sharding import tree_shardings
+from tddpo_jax.sharding import check_mesh, tree_shardings
 
 # Shapes that ship with the project, for their hub ids need no network then.
 SHAPES = Path(__file__).parent / "shapes"
@@ -50,6 +56,8 @@ SPARE_SHARE = 0.09
 # Of the data sheet's matmul rate: the best published JAX training of Llama-2-7B on H100s reaches
 # 0.49 (487 TFLOP/s a GPU, JAX-Toolbox MaxText).
 EXPECTED_SHARE = 0.45
+# Bytes per second of each device to those of other hosts: a card of 400 Gb/s for each.
+NETWORK = 50e9
 COMPUTE_BYTES = 2  # bfloat16
 ROW_STEP = 1024
 XLA_CPUS, XLA_CUDA = "XLA, CPUs", "XLA, CUDA"
@@ -63,8 +71,7 @@ class Memory:
     frozen: int
     optimizer: int
     sums: int
-    gradients: int  # of one micro-batch, before they are added to the sums
-    gathered: int  # layers brought together for their use, the head, logits
+    gathered: int  # layers brought together for their use and copies for that, the head, logits
     activations: int
 
     @property
@@ -73,7 +80,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        return self.resident + self.gradients + self.gathered + self.activations
+        return self.resident + self.gathered + self.activations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Time:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that `plan` says; see `lines`."""
+    """All that the verb `plan` says, in `plan_text`'s words."""
 
     config: Config
     device: str
@@ -134,6 +141,7 @@ def make_plan(config: Config, device: str) -> Plan:
     pairs, lengths = pairs_or_stated(config, model)
     sizes = {axis: max(1, getattr(config.mesh, axis)) for axis in MeshConfig.model_fields}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
+    check_mesh(abstract_mesh(config), model)
     shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], pairs, "cudnn")
     compilers = _start_compilers(config, folder, device, shapes[0])
     order = make_order(config, len(pairs))
@@ -252,10 +260,15 @@ def _start_compilers(config: Config, folder: Path, device: str, shape: Shape) ->
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 
+def abstract_mesh(config: Config) -> AbstractMesh:
+    """The mesh without devices."""
+    sizes = config.mesh.model_dump()
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
 def arithmetic(config: Config, model: LlamaConfig, shape: Shape) -> Memory:
     """Bytes of one device while it works on a micro-batch of this shape."""
-    sizes = config.mesh.model_dump()
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    sizes, mesh = config.mesh.model_dump(), abstract_mesh(config)
     _, *weights = abstract_weights(config, model, jnp.bfloat16)
     trained, frozen = (placed(part, mesh) for part in weights)
     moments = jax.eval_shape(make_optimizer(config.train).init, trained)
@@ -266,7 +279,6 @@ def arithmetic(config: Config, model: LlamaConfig, shape: Shape) -> Memory:
         frozen=bytes_of_device(frozen),
         optimizer=bytes_of_device(on(moments, tree_shardings(moments, mesh))),
         sums=trained_bytes,
-        gradients=trained_bytes,
         gathered=_gathered(config, model),
         activations=tokens * activations_of_token(config, model),
     )
@@ -276,28 +288,36 @@ def activations_of_token(config: Config, model: LlamaConfig) -> int:
     """Bytes kept of a token over all layers, and of the one layer that backward is at.
 
     Counted: a layer's input; with `dots` also queries, keys, values, attention's output, the sum
-    behind it, gate and up. With `none` everything, about two and a half times that, causal rows of
-    attention included. The layer at work holds about twenty arrays of the width, norms, causal rows
-    and cotangents among them, and four of the feed-forward.
+    behind it, gate and up. With `none` everything, about three and a half times that, the causal
+    rows of attention included. The layer at work holds about twenty arrays of the width, norms,
+    causal rows and cotangents among them, and four of the feed-forward.
     """
     heads = (2 * model.heads + 2 * model.key_value_heads) * model.head_size
-    shared = config.mesh.tensor if config.mesh.tensor > 0 else 1
+    shared = config.mesh.tensor
     products = model.width + (heads + 2 * model.feed_forward) // shared
-    kept = {"full": 0, "dots": products, "none": 5 * products // 2 + model.feed_forward}
+    kept = {"full": 0, "dots": products, "none": 7 * products // 2}
     values = model.layers * (model.width + kept[config.model.remat])
     at_work = 20 * model.width + 4 * model.feed_forward // shared
     return COMPUTE_BYTES * (values + at_work)
 
 
 def _gathered(config: Config, model: LlamaConfig) -> int:
-    """Two layers in use or on their way, a layer's gradients, the head, a chunk of logits."""
-    mode, shared = config.train.mode, config.mesh.tensor
-    layer = COMPUTE_BYTES * layer_matmul_parameters(model) // shared
-    layers = {"full": 3, "lora": 2, "qlora": 2}[mode] if config.mesh.fsdp > 1 else mode != "lora"
-    head = model.vocabulary * model.width // shared
-    head_bytes = {"full": 4 + 4 + COMPUTE_BYTES}.get(mode, COMPUTE_BYTES)
-    logits = 3 * 4 * CHUNK * model.vocabulary // shared
-    return layers * layer + head * head_bytes + logits
+    """Two layers in use or on their way, a layer's gradients, the head, a chunk of logits.
+
+    And a copy of the weights whose inputs are shared, in the order in which they are gathered.
+    """
+    mode, mesh = config.train.mode, config.mesh
+    bytes_stored = {"full": 4, "lora": COMPUTE_BYTES, "qlora": 0}[mode]
+    layer = COMPUTE_BYTES * layer_matmul_parameters(model) // mesh.tensor
+    head = model.vocabulary * model.width // mesh.tensor
+    size = head * (4 + 4 + COMPUTE_BYTES if mode == "full" else COMPUTE_BYTES)
+    size += 3 * 4 * CHUNK * model.vocabulary // mesh.tensor
+    if mesh.fsdp == 1:
+        return size + layer * (mode != "lora")
+    heads = (model.heads + 2 * model.key_value_heads) * model.head_size
+    copied = model.layers * model.width * (heads + 2 * model.feed_forward)
+    size += bytes_stored * copied // (mesh.fsdp * mesh.tensor)
+    return size + layer * (3 if mode == "full" else 2)
 
 
 def longest_row(config: Config, model: LlamaConfig, shape: Shape, device: Device) -> int:
@@ -334,155 +354,10 @@ def expected_time(
     weights = COMPUTE_BYTES * model.layers * layer_matmul_parameters(model) / sizes["tensor"]
     trips = (3 if full else 2) if sizes["fsdp"] > 1 else 0
     moved = trips * weights * (sizes["fsdp"] - 1) / sizes["fsdp"]
+    one_host = math.prod(sizes.values()) <= DEVICES_OF_A_HOST
+    link = device.link if one_host else min(device.link, NETWORK)
     return Time(
         floor=(flops * trained_on + reference) / rate,
         expected=(training + reference) / (rate * EXPECTED_SHARE),
-        moving=moved * micro_batches * order.total_steps / device.link,
+        moving=moved * micro_batches * order.total_steps / link,
     )
-
-
-# ---- words ---------------------------------------------------------------------------------------
-
-
-def as_json(plan: Plan, cells: int) -> dict[str, Any]:
-    """The plan as a program reads it; sizes in bytes, times in seconds."""
-    return {
-        "device": plan.device,
-        "mesh": plan.config.mesh.model_dump(),
-        "mode": plan.config.train.mode,
-        "remat": plan.config.model.remat,
-        "parameters": plan.parameters,
-        "trained": plan.trained,
-        "lengths": plan.lengths,
-        "pairs": len(plan.pairs),
-        "steps": plan.order.total_steps,
-        "cells": cells,
-        "micro_batches": plan.micro_batches,
-        "row_length": plan.shapes[0].length,
-        "padding": plan.padding,
-        "flops_per_pair": plan.flops,
-        "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
-        "compiled": {
-            name: {**dataclasses.asdict(report), "peak": report.peak}
-            for name, report in plan.compiled.items()
-        },
-        "usable": usable(DEVICES[plan.device]),
-        "peak": plan.peak,
-        "fits": plan.fits,
-        "longest_row": plan.longest_row,
-        "time": dataclasses.asdict(plan.time),
-    }
-
-
-def lines(plan: Plan, cells: int) -> Iterator[str]:
-    """The plan as a person reads it."""
-    config, rate = plan.config, PEAK_RATES[DEVICES[plan.device].kind]
-    sizes = config.mesh.model_dump()
-    count = math.prod(sizes.values())
-    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one"
-    yield (
-        f"model      {config.model.path}: {plan.parameters:,} parameters; {config.train.mode} "
-        f"trains {plan.trained:,}"
-    )
-    three = np.mean([[len(part) for part in pair[1:]] for pair in plan.pairs], axis=0)
-    yield (
-        f"data       {plan.lengths}; {len(plan.pairs):,} pairs, tokens of prompt, chosen, rejected "
-        f"{three[0]:.0f}, {three[1]:.0f}, {three[2]:.0f}"
-    )
-    rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
-    yield (
-        f"steps      {plan.order.total_steps} of {plan.order.batch_pairs} pairs in "
-        f"{plan.micro_batches:.1f} micro-batches of {rows} tokens, {plan.padding:.1%} padding"
-    )
-    yield f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}"
-    yield ""
-    yield from _table(plan)
-    yield ""
-    time = plan.time
-    yield (
-        f"compute    {plan.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
-        f"{time.floor / 60:.0f} min at the data sheet's {rate / 1e12:.0f} TFLOP/s, about "
-        f"{max(time.expected, time.moving) / 60:.0f} min at {EXPECTED_SHARE:.0%} of it"
-        f"{f', for each of {cells} cells' if cells > 1 else ''}"
-    )
-    if time.moving:
-        yield (
-            f"moving     {time.moving / 60:.1f} min of weights and gradients between devices, "
-            f"{'hidden behind' if time.moving < time.expected else 'MORE THAN'} the computation"
-        )
-    yield from _verdict(plan)
-
-
-def _table(plan: Plan) -> Iterator[str]:
-    memory, reports = plan.memory, plan.compiled
-    names = "".join(f"{name:>13}" for name in ("arithmetic", *reports))
-    yield f"{'GiB of each device':<44}{names}"
-    parts = {
-        "weights, trained (float32)": memory.trained,
-        "weights, frozen": memory.frozen,
-        "optimiser": memory.optimizer,
-        "sums of gradients": memory.sums,
-        "gradients of a micro-batch": memory.gradients,
-        "layers and head in use, logits": memory.gathered,
-        "activations": memory.activations,
-    }
-    for label, size in parts.items():
-        yield f"  {label:<42}{size / GIB:>13.2f}"
-    beside = memory.peak - memory.resident
-    rows = {
-        "always there": (memory.resident, [report.resident for report in reports.values()]),
-        "while gradients are computed": (beside, [report.gradients for report in reports.values()]),
-        "while the optimiser updates": (0, [report.update for report in reports.values()]),
-        "peak": (memory.peak, [report.peak for report in reports.values()]),
-    }
-    for label, (ours, compiled) in rows.items():
-        yield f"{label:<44}" + "".join(f"{size / GIB:>13.2f}" for size in (ours, *compiled))
-    if XLA_CPUS in reports:
-        yield "  (on CPUs, some versions of XLA keep bfloat16 activations as float32)"
-    seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
-    yield f"{'seconds to compile':<57}{seconds}"
-
-
-def _verdict(plan: Plan) -> Iterator[str]:
-    device = DEVICES[plan.device]
-    room = f"{usable(device) / GIB:.0f} usable of {device.memory / GIB:.0f} GiB"
-    peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if XLA_CUDA in plan.compiled else 'arithmetic'}"
-    per_row = plan.shapes[0].rows // (plan.config.mesh.data * plan.config.mesh.fsdp)
-    longest = f"rows of up to {plan.longest_row:,} tokens fit, {per_row} on a device"
-    if plan.fits:
-        yield f"verdict    fits: {peak}, {room}; {longest}"
-        return
-    yield f"verdict    does NOT fit: {peak}, {room}; try {' or '.join(_changes(plan))}"
-
-
-def _changes(plan: Plan) -> Iterator[str]:
-    """Up to three settings that make it fit by arithmetic, the gentlest first."""
-    config, shape, device = plan.config, plan.shapes[0], DEVICES[plan.device]
-    longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
-    found = 0
-    for option, changed in _candidates(config):
-        limit = longest_row(changed, plan.model, shape, device)
-        if limit < longest_pair:
-            continue
-        yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
-        found += 1
-        if found == 3:
-            return
-    if not found:
-        yield "another device"
-
-
-def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
-    def changed(section: str, **settings: Any) -> Config:
-        return config.model_copy(
-            update={section: getattr(config, section).model_copy(update=settings)}
-        )
-
-    yield "", config
-    if config.model.remat != "full":
-        yield "--model.remat full", changed("model", remat="full")
-    for mode in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(config.train.mode, ()):
-        yield f"--train.mode {mode}", changed("train", mode=mode)
-    for doublings in range(1, 4):
-        fsdp = config.mesh.fsdp * 2**doublings
-        yield f"--mesh.fsdp {fsdp}", changed("mesh", fsdp=fsdp)

@@ -62,7 +62,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
-def check_mesh(mesh: Mesh, config: LlamaConfig) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, config: LlamaConfig) -> None:
     """Refuses a mesh that cannot share this model evenly.
 
     Raises:

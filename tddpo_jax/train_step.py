@@ -27,7 +27,7 @@ from tddpo_jax.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses import LossScalars, LossSpec, PairLogps, log_ratios, per_pair_loss, rewards
 from tddpo_jax.metrics import PAIR_METRICS
 from tddpo_jax.model import Llama, Remat
-from tddpo_jax.sharding import head_sharding, replicated, tree_shardings
+from tddpo_jax.sharding import PARAMETER_SPECS, head_sharding, replicated, tree_shardings
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
@@ -143,15 +143,22 @@ def make_program(
         trainable: nnx.State, frozen: Frozen, batch: Batch, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"]]:
         """Log-probs of the branches and, if a loss needs it, their exact KL to the reference."""
-        model = nnx.merge(graphdef, trainable, frozen.base)
+        model = model_of(trainable, frozen)
         states = hidden_states(model, batch, how, key)
         head = gathered_head(model)
         logps = branch_logps(states, head, batch)
         if not full_kl:
             return logps, jnp.zeros_like(logps)
-        reference = nnx.merge(graphdef, frozen.reference, frozen.base)
+        reference = model_of(frozen.reference, frozen)
         ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, how))
         return logps, branch_kl(states, head, ref_states, gathered_head(reference), batch)
+
+    def model_of(parameters: nnx.State | None, frozen: Frozen) -> Llama:
+        model = nnx.merge(graphdef, parameters, frozen.base)
+        # Pinned, or the compiler gathers the sum of its gradients whole to scatter into it.
+        place = NamedSharding(mesh, PARAMETER_SPECS["embed"])
+        model.embed = nnx.Param(jax.lax.with_sharding_constraint(model.embed[...], place))
+        return model
 
     def gathered_head(model: Llama) -> Float[Array, "V D"]:
         """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
@@ -180,9 +187,20 @@ def make_program(
         totals: Totals,
         key: PRNGKeyArray | None,
     ) -> Sums:
-        gradient = jax.grad(loss_and_metrics, has_aux=True)
-        gradients, metrics = gradient(state.trainable, frozen, knobs, batch, totals, key)
-        return jax.tree.map(jnp.add, sums, Sums(gradients, metrics))
+        def loss(trainable: nnx.State) -> tuple[Array, dict[str, Array]]:
+            return loss_and_metrics(trainable, frozen, knobs, batch, totals, key)
+
+        if members > 1:  # JAX maps no references, and a population's gradients are small
+            gradients, metrics = jax.grad(loss, has_aux=True)(state.trainable)
+            return jax.tree.map(jnp.add, sums, Sums(gradients, metrics))
+        # Backward adds to the sums where they lie: gradients of its own would fill as much again.
+        value, backward, metrics = jax.vjp(loss, state.trainable, has_aux=True)
+        references = jax.tree.map(jax.new_ref, sums.gradients)
+        backward.with_refs(references)(jnp.ones_like(value))  # type: ignore[attr-defined]
+        return Sums(
+            jax.tree.map(lambda reference: reference[...], references),
+            jax.tree.map(jnp.add, sums.metrics, metrics),
+        )
 
     def start(trainable: nnx.State) -> TrainState:
         return TrainState(trainable, optimizer.init(trainable))

@@ -24,8 +24,8 @@ LAYERS = {
         *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),
     ),
     "loops and run directories": (
-        *("claims", "console", "description", "evaluation", "grid", "plan", "preparation"),
-        *("run_directory", "scoring", "trainer", "writers"),
+        *("claims", "console", "description", "evaluation", "grid", "plan", "plan_text"),
+        *("preparation", "run_directory", "scoring", "trainer", "writers"),
     ),
     "programs": ("__main__", "command_line", "make_embedded"),
 }

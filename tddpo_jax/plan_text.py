@@ -1,0 +1,160 @@
+"""A plan in words, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tddpo_jax.config import Config
+from tddpo_jax.devices import DEVICES, GIB
+from tddpo_jax.flops import PEAK_RATES
+from tddpo_jax.packing import needed_length
+from tddpo_jax.plan import EXPECTED_SHARE, XLA_CPUS, XLA_CUDA, Plan, longest_row, usable
+
+
+def as_json(plan: Plan, cells: int) -> dict[str, Any]:
+    """The plan as a program reads it; sizes in bytes, times in seconds."""
+    return {
+        "device": plan.device,
+        "mesh": plan.config.mesh.model_dump(),
+        "mode": plan.config.train.mode,
+        "remat": plan.config.model.remat,
+        "parameters": plan.parameters,
+        "trained": plan.trained,
+        "lengths": plan.lengths,
+        "pairs": len(plan.pairs),
+        "steps": plan.order.total_steps,
+        "cells": cells,
+        "micro_batches": plan.micro_batches,
+        "row_length": plan.shapes[0].length,
+        "padding": plan.padding,
+        "flops_per_pair": plan.flops,
+        "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
+        "compiled": {
+            name: {**dataclasses.asdict(report), "peak": report.peak}
+            for name, report in plan.compiled.items()
+        },
+        "usable": usable(DEVICES[plan.device]),
+        "peak": plan.peak,
+        "fits": plan.fits,
+        "longest_row": plan.longest_row,
+        "time": dataclasses.asdict(plan.time),
+    }
+
+
+def lines(plan: Plan, cells: int) -> Iterator[str]:
+    """The plan as a person reads it."""
+    config, rate = plan.config, PEAK_RATES[DEVICES[plan.device].kind]
+    sizes = config.mesh.model_dump()
+    count = math.prod(sizes.values())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one"
+    yield (
+        f"model      {config.model.path}: {plan.parameters:,} parameters; {config.train.mode} "
+        f"trains {plan.trained:,}"
+    )
+    three = np.mean([[len(part) for part in pair[1:]] for pair in plan.pairs], axis=0)
+    yield (
+        f"data       {plan.lengths}; {len(plan.pairs):,} pairs, tokens of prompt, chosen, rejected "
+        f"{three[0]:.0f}, {three[1]:.0f}, {three[2]:.0f}"
+    )
+    rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
+    yield (
+        f"steps      {plan.order.total_steps} of {plan.order.batch_pairs} pairs in "
+        f"{plan.micro_batches:.1f} micro-batches of {rows} tokens, {plan.padding:.1%} padding"
+    )
+    yield f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}"
+    yield ""
+    yield from _table(plan)
+    yield ""
+    time = plan.time
+    yield (
+        f"compute    {plan.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
+        f"{time.floor / 60:.0f} min at the data sheet's {rate / 1e12:.0f} TFLOP/s, about "
+        f"{max(time.expected, time.moving) / 60:.0f} min at {EXPECTED_SHARE:.0%} of it"
+        f"{f', for each of {cells} cells' if cells > 1 else ''}"
+    )
+    if time.moving:
+        yield (
+            f"moving     {time.moving / 60:.1f} min of weights and gradients between devices, "
+            f"{'hidden behind' if time.moving < time.expected else 'MORE THAN'} the computation"
+        )
+    yield from _verdict(plan)
+
+
+def _table(plan: Plan) -> Iterator[str]:
+    memory, reports = plan.memory, plan.compiled
+    names = "".join(f"{name:>13}" for name in ("arithmetic", *reports))
+    yield f"{'GiB of each device':<44}{names}"
+    parts = {
+        "weights, trained (float32)": memory.trained,
+        "weights, frozen": memory.frozen,
+        "optimiser": memory.optimizer,
+        "sums of gradients": memory.sums,
+        "layers and head in use, logits": memory.gathered,
+        "activations": memory.activations,
+    }
+    for label, size in parts.items():
+        yield f"  {label:<42}{size / GIB:>13.2f}"
+    beside = memory.peak - memory.resident
+    rows = {
+        "always there": (memory.resident, [report.resident for report in reports.values()]),
+        "while gradients are computed": (beside, [report.gradients for report in reports.values()]),
+        "while the optimiser updates": (0, [report.update for report in reports.values()]),
+        "peak": (memory.peak, [report.peak for report in reports.values()]),
+    }
+    for label, (ours, compiled) in rows.items():
+        yield f"{label:<44}" + "".join(f"{size / GIB:>13.2f}" for size in (ours, *compiled))
+    if XLA_CPUS in reports:
+        yield "  (on CPUs, some versions of XLA keep bfloat16 activations as float32)"
+    seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
+    yield f"{'seconds to compile':<57}{seconds}"
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    device = DEVICES[plan.device]
+    room = f"{usable(device) / GIB:.0f} usable of {device.memory / GIB:.0f} GiB"
+    peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if XLA_CUDA in plan.compiled else 'arithmetic'}"
+    per_row = plan.shapes[0].rows // (plan.config.mesh.data * plan.config.mesh.fsdp)
+    longest = f"rows of up to {plan.longest_row:,} tokens fit, {per_row} on a device"
+    if plan.fits:
+        yield f"verdict    fits: {peak}, {room}; {longest}"
+        return
+    yield f"verdict    does NOT fit: {peak}, {room}; try {' or '.join(_changes(plan))}"
+
+
+def _changes(plan: Plan) -> Iterator[str]:
+    """Up to three settings that make it fit by arithmetic, the gentlest first."""
+    config, shape, device = plan.config, plan.shapes[0], DEVICES[plan.device]
+    longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
+    found = 0
+    for option, changed in _candidates(config):
+        rows = shape.rows * changed.mesh.fsdp // config.mesh.fsdp
+        limit = longest_row(changed, plan.model, dataclasses.replace(shape, rows=rows), device)
+        if limit < longest_pair:
+            continue
+        yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
+        found += 1
+        if found == 3:
+            return
+    if not found:
+        yield "another device"
+
+
+def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
+    def changed(section: str, **settings: Any) -> Config:
+        return config.model_copy(
+            update={section: getattr(config, section).model_copy(update=settings)}
+        )
+
+    yield "", config
+    if config.model.remat != "full":
+        yield "--model.remat full", changed("model", remat="full")
+    for mode in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(config.train.mode, ()):
+        yield f"--train.mode {mode}", changed("train", mode=mode)
+    for doublings in range(1, 4):
+        fsdp = config.mesh.fsdp * 2**doublings
+        yield f"--mesh.fsdp {fsdp}", changed("mesh", fsdp=fsdp)
