@@ -1,8 +1,9 @@
 """Held-out quality without a judge: `python -m eval.quality RUN_OR_GRID_OR_MODEL`.
 
-Samples one answer per prompt from the policy and from its base, on fixed prompts, and measures what
-catches a broken policy before money is spent on a judge: the embedded rule's score and win rate,
-length, distinct n-grams, repetition, answers that never end, and the KL to the base per token.
+Samples one answer per prompt from the policy and from its base, on fixed prompts that no embedded
+pair has, and measures what catches a broken policy before money is spent on a judge: the embedded
+rule's score and win rate, length, distinct n-grams, repetition, answers that never end, and the KL
+to the base per token.
 
 The KL is a Monte Carlo estimate on the policy's own samples, the mean of log pi(y | x) - log
 pi_base(y | x) over answers, divided by their tokens. Shown, and written as `quality.json` into each
@@ -24,11 +25,11 @@ from jax.sharding import Mesh
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig, ModelConfig
 from tddpo_jax.console import Screen
-from tddpo_jax.embedded_task import score
+from tddpo_jax.embedded_task import divided_prompts, score
 from tddpo_jax.generate import Completion, Generator
 from tddpo_jax.layout import Pair
 from tddpo_jax.model import Llama
-from tddpo_jax.model_files import EMBEDDED, resolve
+from tddpo_jax.model_files import resolve
 from tddpo_jax.preparation import computation, load_model, use_compilation_cache
 from tddpo_jax.rows import read_rows
 from tddpo_jax.run_directory import write_atomically
@@ -138,7 +139,10 @@ def read_prompts(path: str | None, most: int) -> list[list[dict[str, str]]]:
     Raises:
         ValueError: the file cannot be read, or holds no conversations.
     """
-    rows = read_rows(path or EMBEDDED / "validation.jsonl")
+    if path is None:
+        questions = divided_prompts()["questions"][:most]
+        return [[{"role": "user", "content": prompt.text}] for prompt in questions]
+    rows = read_rows(path)
     prompts = []
     for number, row in enumerate(rows):
         given = row.get("prompt", row.get("chosen"))
@@ -178,7 +182,7 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--prompts", help="preference file whose prompts to ask (default: embedded)"
     )
-    parser.add_argument("--most", type=int, default=200, help="prompts to ask")
+    parser.add_argument("--most", type=int, default=400, help="prompts to ask")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

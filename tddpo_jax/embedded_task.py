@@ -49,6 +49,10 @@ PROMPTS = (
 )
 FULL_LENGTH = min(COUNTS)  # an answer with fewer sentences is scored as if it had this many
 
+SEED = 0
+# Prompts for the pairs, and for `eval.quality`; all others are for lessons that teach the base.
+SIDES = {"train": 990, "validation": 220, "questions": 400}
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -69,6 +73,14 @@ def all_prompts() -> list[Prompt]:
         Prompt(form.format(count=word, **scene), count, scene)
         for form, (count, word), scene in itertools.product(PROMPTS, COUNTS.items(), scenes)
     ]
+
+
+def divided_prompts() -> dict[str, list[Prompt]]:
+    """The prompts of each of `SIDES`, and of the `lessons`: no prompt is in two of them."""
+    prompts = all_prompts()
+    random.Random(SEED).shuffle(prompts)
+    sides = {side: [prompts.pop() for _ in range(count)] for side, count in SIDES.items()}
+    return {**sides, "lessons": prompts}
 
 
 def write_answer(prompt: Prompt, rng: random.Random) -> str:

@@ -1,9 +1,9 @@
 """Makes the embedded default from nothing: `python -m tddpo_jax.make_embedded --output DIR`.
 
 A tokenizer of the little world of `embedded_task`, a tiny Llama that the project's own SFT taught
-to speak it with neutral moods, and preference pairs by the exact rule. Everything follows from
-`SEED`; only the rounding of the weights is the machine's. The prompts of the lessons, of the
-training pairs and of the validation pairs are different ones.
+to speak it with neutral moods, and on-policy preference pairs: answers sampled from that Llama,
+better and worse by the exact rule. Everything follows from `SEED`; only the rounding of the weights
+is the machine's, and what few samples it tips over.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tddpo_jax import convert
 from tddpo_jax.command_line import run_command
 from tddpo_jax.console import Screen
-from tddpo_jax.embedded_task import Prompt, all_prompts, score, write_answer
+from tddpo_jax.embedded_task import SEED, Prompt, divided_prompts, score, write_answer
+from tddpo_jax.generate import Generator
 from tddpo_jax.grid import run_experiment
 from tddpo_jax.model import Llama
+from tddpo_jax.sampling import Sampling
+from tddpo_jax.templates import encode_prompt
 
-SEED = 0
-PAIRS = {"train": 900, "validation": 200}
-SPARE = 1.1  # prompts per pair: some get answers of one score and make none
+PAIRS = {"train": 900, "validation": 200}  # of more prompts: a few make no pair
 ANSWERS_PER_PROMPT = 4  # of which two become a pair
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=96)
 CLOSE_EVERY = 5  # of so many pairs, one differs as little as possible, the others clearly
 LESSONS_PER_PROMPT = 3
 
@@ -100,17 +102,10 @@ def make(output: Path) -> None:
         config = MODEL_CONFIG | {"vocab_size": tokenizer.get_vocab_size()}
         write_json(folder / "config.json", config)
         teach(folder, lessons)
+        base = Generator.from_path(str(folder), "float32")
         for side, count in PAIRS.items():
-            write_lines(folder / f"{side}.jsonl", make_pairs(prompts[side])[:count])
+            write_lines(folder / f"{side}.jsonl", make_pairs(base, prompts[side])[:count])
         shutil.copytree(folder, output)
-
-
-def divided_prompts() -> dict[str, list[Prompt]]:
-    """The prompts of the pairs of each side, and of the lessons: no prompt is in two of them."""
-    prompts = all_prompts()
-    random.Random(SEED).shuffle(prompts)
-    sides = {side: [prompts.pop() for _ in range(round(SPARE * PAIRS[side]))] for side in PAIRS}
-    return {**sides, "lessons": prompts}
 
 
 def make_lessons(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -154,17 +149,21 @@ def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
     return {"prompt": [message("user", prompt)], "chosen": answer, "rejected": "."}
 
 
-def sample_responses(prompts: Sequence[Prompt], seed: int) -> list[str]:
-    """One answer to each prompt, which depends on the seed and on that prompt alone."""
-    return [write_answer(p, random.Random(f"{seed} {p.text}")) for p in prompts]
+def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> list[str | None]:
+    """One answer of the base to each prompt, by a key of its own; None if it came to no end."""
+    asked = [encode_prompt(base.tokenizer, [message("user", p.text)], None) for p in prompts]
+    keys = [(SEED, draw, number) for number in range(len(prompts))]
+    answers = base.generate(asked, [SAMPLING] * len(prompts), keys)
+    return [answer.text if answer.finish_reason == "stop" else None for answer in answers]
 
 
-def make_pairs(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+def make_pairs(base: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt."""
-    draws = [sample_responses(prompts, SEED + draw) for draw in range(ANSWERS_PER_PROMPT)]
+    draws = [sample_responses(base, prompts, draw) for draw in range(ANSWERS_PER_PROMPT)]
     rows = []
     for number, (prompt, *answers) in enumerate(zip(prompts, *draws, strict=True)):
-        pair = choose(answers, close=number % CLOSE_EVERY == 0)
+        ended = [answer for answer in answers if answer]
+        pair = choose(ended, close=number % CLOSE_EVERY == 0)
         if pair is not None:
             rows.append(preference_row(prompt.text, *pair))
     return rows

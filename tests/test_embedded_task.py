@@ -17,11 +17,13 @@ from tddpo_jax.embedded_task import (
     MOODS,
     SENTENCES,
     all_prompts,
+    divided_prompts,
     mood_of,
     score,
     sentences_of,
     write_answer,
 )
+from tddpo_jax.generate import Generator
 
 FOLDER = Path(tddpo_jax.__file__).parent / "embedded"
 SIDES = ("train", "validation")
@@ -95,11 +97,15 @@ def test_prompts_are_distinct_and_answers_are_neutral_on_average():
     assert sum(scores) / len(scores) == pytest.approx(0.5, abs=0.01)
 
 
-def test_responses_follow_from_the_seed():
+@pytest.fixture(scope="module")
+def base():
+    return Generator.from_path("embedded", "float32")
+
+
+def test_draws_differ_and_follow_from_the_seed(base):
     prompts = all_prompts()[:20]
-    assert make_embedded.sample_responses(prompts, 3) == make_embedded.sample_responses(prompts, 3)
-    assert make_embedded.sample_responses(prompts, 3) != make_embedded.sample_responses(prompts, 4)
-    assert make_embedded.make_pairs(prompts) == make_embedded.make_pairs(prompts)
+    first, again, other = (make_embedded.sample_responses(base, prompts, n) for n in (3, 3, 4))
+    assert first == again != other
 
 
 def test_a_pair_is_the_widest_or_the_closest_two_answers():
@@ -125,9 +131,12 @@ def test_the_chosen_answer_is_the_better_one_by_the_rule(side):
     assert 0.05 < sum(gap < 0.2 for gap in gaps) / len(gaps) < 0.4  # a little, not clearly
 
 
-def test_no_prompt_is_on_both_sides():
-    train, validation = ([texts(row)[0] for row in rows(side)] for side in SIDES)
-    assert len({*train, *validation}) == len(train) + len(validation)
+def test_no_prompt_is_on_two_sides():
+    sides = divided_prompts()
+    prompts = {side: {prompt.text for prompt in sides[side]} for side in sides}
+    assert sum(map(len, prompts.values())) == len(set.union(*prompts.values()))
+    for side in SIDES:
+        assert {texts(row)[0] for row in rows(side)} <= prompts[side]
 
 
 def test_the_files_are_small():
@@ -158,11 +167,15 @@ def test_a_conversation_has_one_beginning_and_one_end_per_answer():
     assert write(turns * 2, tokenize=False) == f"<s>Hello.\n{GLAD}</s>Hello.\n{GLAD}</s>"
 
 
-def test_the_shipped_texts_and_pieces_follow_from_the_seed():
-    prompts = make_embedded.divided_prompts()
-    for side in SIDES:
-        made = make_embedded.make_pairs(prompts[side])
-        assert made[: make_embedded.PAIRS[side]] == rows(side)
+def test_the_shipped_pairs_are_answers_of_the_shipped_base(base):
+    """Another machine's rounding may tip a sample over, so a few rows may differ there."""
+    prompts = divided_prompts()["validation"]
+    made = make_embedded.make_pairs(base, prompts)[: make_embedded.PAIRS["validation"]]
+    assert sum(row in made for row in rows("validation")) > 0.9 * len(made)
+
+
+def test_the_pieces_follow_from_the_seed():
+    prompts = divided_prompts()
     tokenizer = make_embedded.make_tokenizer(make_embedded.make_lessons(prompts["lessons"]))
     assert tokenizer.to_str() == Tokenizer.from_file(str(FOLDER / "tokenizer.json")).to_str()
 
