@@ -169,7 +169,9 @@ class TrainConfig(Section):
     mode: Literal["full", "lora", "qlora"] = Field(
         "full", description="what is trained: all weights, or adapters"
     )
-    learning_rate: NonNegative = 1e-5
+    learning_rate: NonNegative = Field(
+        1e-5, description="after the warm-up; in a file also a mapping from losses to rates"
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="after the warm-up"
     )
@@ -279,7 +281,13 @@ def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per cell, in the order of the lists; a loss without tau has no tau axis."""
+    """One mapping per cell, in the order of the lists; a loss without tau has no tau axis.
+
+    `train.learning_rate` may be a mapping from losses to rates, of which each cell takes its own.
+
+    Raises:
+        ValueError: an axis is empty, or a loss has no learning rate.
+    """
     axes = {
         name: value for name in GRID_AXES if isinstance(value := get(mapping, name), (list, tuple))
     }
@@ -291,9 +299,14 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         cell = dict(mapping)
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
-        settings = LOSS_SETTINGS.get(str(get(cell, "loss.name", "td_dpo")), ("tau",))
-        if "loss.tau" in axes and "tau" not in settings:
+        loss = str(get(cell, "loss.name", "td_dpo"))
+        if "loss.tau" in axes and "tau" not in LOSS_SETTINGS.get(loss, ("tau",)):
             cell = without_value(cell, "loss.tau")
+        rates = get(cell, "train.learning_rate")
+        if isinstance(rates, Mapping):
+            if loss not in rates:
+                raise ValueError(f"train.learning_rate: names no rate for {loss}")
+            cell = with_value(cell, "train.learning_rate", rates[loss])
         if cell not in cells:
             cells.append(cell)
     return cells

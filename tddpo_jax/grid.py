@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +96,17 @@ def _directories(configs: Sequence[Config]) -> list[RunDirectory]:
     root = Path(configs[0].output or "runs/grid")
     check_output(root)
     if root.exists() and any(root.iterdir()):
-        _check_grid(root, configs[0])
+        _check_grid(root, configs)
     return [RunDirectory(root / cell_name(config), config) for config in configs]
 
 
-def _check_grid(root: Path, config: Config) -> None:
+def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
     file = root / "grid.json"
     if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
-    found, wanted = json.loads(file.read_text())["settings"], _shared(config)
+    found = json.loads(file.read_text())["settings"]
+    wanted = _shared(configs, found)
     if found != wanted:
         raise ValueError(
             f"output: {root} holds a grid of another configuration: "
@@ -113,17 +114,20 @@ def _check_grid(root: Path, config: Config) -> None:
         )
 
 
-def _shared(config: Config) -> dict[str, Any]:
-    """What the cells of a grid have in common."""
+def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cells of a grid have in common, with the learning rates of all losses so far."""
     axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
-    return config.model_dump(mode="json", exclude=axes)
+    rates = {config.loss.name: config.train.learning_rate for config in configs}
+    settings = configs[0].model_dump(mode="json", exclude=axes)
+    settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
+    return settings
 
 
 def _record_grid(root: Path, configs: Sequence[Config]) -> None:
     """Writes `grid.json`: what the cells share, and their names, earlier commands' first."""
     root.mkdir(parents=True, exist_ok=True)
     file = root / "grid.json"
-    earlier = json.loads(file.read_text())["cells"] if file.exists() else []
-    cells = list(dict.fromkeys([*earlier, *map(cell_name, configs)]))
-    text = json.dumps({"cells": cells, "settings": _shared(configs[0])}, indent=2)
-    write_atomically(file, text + "\n")
+    earlier = json.loads(file.read_text()) if file.exists() else {"cells": [], "settings": {}}
+    cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
+    grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+    write_atomically(file, json.dumps(grid, indent=2) + "\n")

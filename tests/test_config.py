@@ -221,6 +221,14 @@ def test_an_empty_axis_is_refused():
         expand({"loss": {"beta": []}})
 
 
+def test_each_loss_may_have_its_learning_rate():
+    mapping = {"loss": {"name": ["td_dpo", "dpo"]}, "train": {"learning_rate": {"td_dpo": 0.1}}}
+    with pytest.raises(ValueError, match=r"^train\.learning_rate: names no rate for dpo$"):
+        expand(mapping)
+    mapping["train"]["learning_rate"]["dpo"] = 0.2
+    assert [resolve(cell).train.learning_rate for cell in expand(mapping)] == [0.1, 0.2]
+
+
 def test_cells_are_named_by_their_point():
     named = {"loss": {"name": "discopop", "beta": "5e-2"}, "seed": 3}
     assert cell_name(resolve(named)) == "discopop-beta0.05-seed3"

@@ -14,7 +14,7 @@ import pytest
 import tiny_runs
 
 from tddpo_jax import preparation
-from tddpo_jax.config import resolve
+from tddpo_jax.config import read_yaml, resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.grid import run_experiment
 from tddpo_jax.preparation import prepare
@@ -243,7 +243,7 @@ def test_a_finished_grid_is_left_alone(grid, inputs):
 def test_a_grid_of_other_settings_is_refused_and_untouched(grid, inputs):
     before = tiny_runs.times(grid)
     changes = {**SHORT, "loss.beta": [0.2, 0.3], "train.learning_rate": 0.5}
-    with pytest.raises(ValueError, match=r"train\.learning_rate is 0\.001, asked for 0\.5"):
+    with pytest.raises(ValueError, match=r"rate\.td_dpo is 0\.001, asked for 0\.5"):
         tiny_runs.run(inputs, grid, changes)
     with pytest.raises(ValueError, match="holds no run"):
         tiny_runs.run(inputs, grid, SHORT)
@@ -257,6 +257,21 @@ def test_a_grid_grows_by_cells(inputs, tmp_path):
     assert tiny_runs.times(tmp_path / "grid" / "td_dpo-beta0.05-tau1.0-seed1") == before
     cells = json.loads((tmp_path / "grid" / "grid.json").read_text())["cells"]
     assert cells == [f"td_dpo-beta0.05-tau1.0-seed{seed}" for seed in (0, 1, 2)]
+
+
+def test_losses_with_learning_rates_of_their_own(inputs, tmp_path):
+    rates = {"td_dpo": 1e-3, "dpo": 2e-3}
+    changes = {**SHORT, "loss.name": ["td_dpo", "dpo"], "train.learning_rate": rates}
+    tiny_runs.run(inputs, tmp_path / "grid", changes)
+    for loss, rate in rates.items():
+        (file,) = (tmp_path / "grid").glob(f"{loss}-*/config.yaml")
+        assert read_yaml(file)["train"]["learning_rate"] == rate
+    before = tiny_runs.times(tmp_path / "grid")
+    with pytest.raises(ValueError, match=r"train\.learning_rate\.dpo is 0\.002, asked for 0\.1"):
+        tiny_runs.run(
+            inputs, tmp_path / "grid", {**changes, "train.learning_rate": rates | {"dpo": 0.1}}
+        )
+    assert tiny_runs.times(tmp_path / "grid") == before
 
 
 def test_the_same_number_in_two_words_is_one_cell(inputs, tmp_path):
