@@ -14,6 +14,7 @@ import ctypes
 import functools
 import os
 import pickle
+import re
 import signal
 import sys
 import traceback
@@ -32,7 +33,9 @@ T = TypeVar("T")
 # How each launcher tells a task how many there are. Kubernetes is joined on request alone: an
 # indexed job may as well mean runs of their own.
 TASKS = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
-RESUMES = "the same command resumes, on as many hosts or others"
+RESUMES = "the same command resumes, on as many hosts or on others"
+# What the runtime's errors about a connection that broke have in them.
+SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
 
 
 # ---- coming and going ----------------------------------------------------------------------------
@@ -100,11 +103,13 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
         error: why.
         status: of the exit, if the error has been told.
     """
-    if status is None and not isinstance(error, jax.errors.JaxRuntimeError):
-        traceback.print_exception(error)
     if status is None:
         reason = " ".join(str(error).split())
-        print(f"error: {_whose()} {reason}; if another host was lost, {RESUMES}", file=sys.stderr)
+        if isinstance(error, jax.errors.JaxRuntimeError) and SAYS_LOST.search(reason):
+            reason = f"another host was lost, its log says why ({reason})"
+        else:
+            traceback.print_exception(error)
+        print(f"error: {_whose()} {reason}; {RESUMES}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if status is None else status)
@@ -183,7 +188,7 @@ def _broadcast(message: bytes) -> bytes:
     """The first host's message. Its length goes ahead: all hosts must offer as many bytes."""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     # Powers of two, since every length is a program.
-    room = np.zeros(1 << (size - 1).bit_length(), np.uint8)
+    room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
     room[: min(size, len(message))] = np.frombuffer(message[:size], np.uint8)
     return multihost_utils.broadcast_one_to_all(room)[:size].tobytes()
 
