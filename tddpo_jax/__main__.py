@@ -25,6 +25,7 @@ def train_command(arguments: Sequence[str]) -> int:
     from tddpo_jax.grid import run_experiment
 
     joined = hosts.join(resolve(expand(settings)[0]).hosts)
+    hosts.check_same(settings)
     screen = Screen(quiet=not hosts.is_first())
     if joined:
         screen.say(joined)

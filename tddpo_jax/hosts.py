@@ -139,6 +139,19 @@ def _say_why_the_runtime_aborts() -> None:
 _KEPT: list[Any] = []
 
 
+def check_same(settings: dict[str, Any]) -> None:
+    """Every host was given the same command; they meet for the first time here.
+
+    To be called soon after `join`: gloo waits half a minute for hosts to meet, and then for ever.
+
+    Raises:
+        ValueError: this host was given other settings than the first.
+    """
+    mine = {name: value for name, value in settings.items() if name != "hosts"}
+    if agree(lambda: mine) != mine:
+        raise ValueError(f"hosts: {_whose()} other settings than those of the first host")
+
+
 # ---- working together ----------------------------------------------------------------------------
 
 
