@@ -64,10 +64,11 @@ def join(config: HostsConfig) -> str | None:
             cluster_detection_method="deactivate" if explicit else launcher,
             heartbeat_timeout_seconds=config.lost_after,
         )
-    except ValueError as error:
+    except (ValueError, LookupError, AttributeError) as error:
+        # What JAX raises where the launcher's variables, or its package, are not there.
         raise ValueError(
-            f"hosts.launcher: JAX does not find its way by {launcher}: {error} "
-            "Give hosts.coordinator, hosts.count and hosts.index"
+            f"hosts.launcher: JAX does not find this job by {launcher} ({error}); "
+            "give hosts.coordinator, hosts.count and hosts.index"
         ) from None
     if not explicit:
         _see_all_devices_if_alone()

@@ -134,8 +134,9 @@ def weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 def last_state(directory: Path) -> dict[str, np.ndarray]:
-    """The newest training state by name: parameters, both moments, count."""
-    with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
+    """The newest training state by name: parameters, both moments, count; whoever saved it."""
+    folder = (directory / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler()) as manager:
         step = manager.latest_step()
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = {
