@@ -20,10 +20,16 @@ def train_command(arguments: Sequence[str]) -> int:
     add_settings(parser)
     settings = settings_of(parser.parse_args(arguments))
     # Imported late, so that a mistake in the options is told without starting JAX.
+    from tddpo_jax import hosts
     from tddpo_jax.console import Screen
     from tddpo_jax.grid import run_experiment
 
-    summaries = run_experiment(settings, Screen())
+    joined = hosts.join(resolve(expand(settings)[0]).hosts)
+    hosts.check_same(settings)
+    screen = Screen(quiet=not hosts.is_first())
+    if joined:
+        screen.say(joined)
+    summaries = run_experiment(settings, screen)
     return int(len(summaries) == 1 and summaries[0]["state"] == "diverged")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from tddpo_jax.hosts import agree
 from tddpo_jax.sharding import path_name
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
 
 def common_step(checkpoints: Sequence[Checkpoints]) -> int:
     """The newest step that every member of a population has saved; 0 if there is none."""
-    step = max(set.intersection(*(member.steps() for member in checkpoints)), default=0)
+    step = agree(lambda: max(set.intersection(*(m.steps() for m in checkpoints)), default=0))
     for member in checkpoints:
         member.forget_after(step)
     return step

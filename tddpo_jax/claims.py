@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tddpo_jax.hosts import agree
 from tddpo_jax.run_directory import LOCK_FILE
 
 
@@ -21,10 +22,10 @@ def claim(runs: Sequence[Path]) -> Iterator[bool]:
     """Holds the locks of all run directories, or of none: yields whether it does.
 
     Every claim takes its locks in the same order and waits for none, so that two processes cannot
-    block each other.
+    block each other. Of several hosts the first holds them for all.
     """
     with contextlib.ExitStack() as stack:
-        yield all(_lock(run, stack) for run in sorted(runs))
+        yield agree(lambda: all(_lock(run, stack) for run in sorted(runs)))
 
 
 def _lock(run: Path, stack: contextlib.ExitStack) -> bool:

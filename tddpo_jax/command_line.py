@@ -92,14 +92,26 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
     set_flags()
     try:
         return command(arguments)
-    except ValueError as error:
-        if not _raised_here(error):
+    except (Exception, KeyboardInterrupt) as error:
+        status = _told(error)
+        # Loaded by the commands that start JAX.
+        hosts = sys.modules.get("tddpo_jax.hosts")
+        if hosts is not None and hosts.several():
+            hosts.leave(error, status)
+        if status is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return status
+
+
+def _told(error: BaseException) -> int | None:
+    """The exit status of a mistake or an interruption, after a line about it; else None."""
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
+    if isinstance(error, ValueError) and _raised_here(error):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return None
 
 
 def _raised_here(error: ValueError) -> bool:

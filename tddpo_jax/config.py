@@ -217,6 +217,36 @@ class MeshConfig(Section):
     )
 
 
+class HostsConfig(Section):
+    """Several processes as one job. No part of what a run is: it may resume on other hosts."""
+
+    launcher: Literal["auto", "none", "slurm", "ompi", "k8s", "mpi4py"] = Field(
+        "auto",
+        description="who started the processes of a job; auto: SLURM or Open MPI, where they "
+        "started several; none: every process is a job of its own",
+    )
+    coordinator: str | None = Field(
+        None, description="address:port of the first process, for processes started by hand"
+    )
+    count: Count | None = Field(None, description="processes, with hosts.coordinator")
+    index: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="of this process, from 0, with hosts.coordinator"
+    )
+    lost_after: Count = Field(
+        30, description="seconds without a sign of life after which a process counts as lost"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _by_hand_or_not(self) -> HostsConfig:
+        by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
+        for name, value in by_hand.items():
+            if value is None and any(other is not None for other in by_hand.values()):
+                raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
+        if self.index is not None and self.count is not None and self.index >= self.count:
+            raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
+        return self
+
+
 class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -224,6 +254,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     seed: int = Field(0, ge=0, description="order of the data and start of the adapters")
     output: str | None = Field(
         None, description="directory of the run or grid; default runs/<name of the cell>"

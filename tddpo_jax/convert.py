@@ -1,7 +1,8 @@
 """Hugging Face folder to our tree and back: one table, both directions, bit for bit.
 
 Tensors are read one by one from safetensors and placed straight onto their shardings, so that host
-memory holds one tensor and never one model. Unknown, missing and duplicate names and unknown config
+memory holds one tensor and never one model; of several hosts each reads the part that lies on its
+own devices. Unknown, missing and duplicate names and unknown config
 attributes are errors.
 """
 
@@ -23,6 +24,7 @@ from jaxtyping import Array, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tddpo_jax.hosts import agree, is_first, whole
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling
 from tddpo_jax.sharding import check_mesh, parameter_shardings, path_name
 
@@ -179,34 +181,52 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Lla
         for p, sharding in jax.tree_util.tree_leaves_with_path(parameter_shardings(state, mesh))
     }
     arrays: dict[str, jax.Array] = {}
-    for name, tensor in _tensors(folder, files):
+    for name, stored in _tensors(folder, files):
         if name not in expected:
             continue
         path, layer = expected[name]
         shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
-        if tensor.shape != shape:
-            found, wanted = list(tensor.shape), list(shape)
+        found, wanted = stored.get_shape(), list(shape)
+        if found != wanted:
             raise ValueError(f"{files[name]}: {name} has shape {found}, config.json says {wanted}")
-        tensor = tensor.astype(dtype) if dtype is not None else tensor
         if layer is None:
-            arrays[path] = _placed(tensor, shardings[path])
+            arrays[path] = _placed(stored, shardings[path], dtype)
             continue
+        one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
+        tensor = _placed(stored, one_layer, dtype)
         if path not in arrays:
             arrays[path] = _zeros(shapes[path].shape, tensor.dtype, shardings[path])
         if tensor.dtype != arrays[path].dtype:
             raise ValueError(
                 f"{files[name]}: {name} is {tensor.dtype}, other layers are {arrays[path].dtype}"
             )
-        one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
-        arrays[path] = _with_layer(arrays[path], _placed(tensor, one_layer), layer)
+        arrays[path] = _with_layer(arrays[path], tensor, layer)
     if config.tied:
-        _check_tied_head(folder, files)
+        agree(lambda: _check_tied_head(folder, files))
     filled = jax.tree_util.tree_map_with_path(lambda p, _: arrays[path_name(p)], state)
     return nnx.merge(graphdef, filled)
 
 
-def _placed(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(tensor.shape, sharding, lambda index: tensor[index])
+def _placed(stored: Any, sharding: NamedSharding, dtype: Any) -> jax.Array:
+    """The tensor of a file on its devices; each host reads once what all of its own need."""
+    shape = tuple(stored.get_shape())
+    parts = sharding.addressable_devices_indices_map(shape).values()
+    bounds = [_spans(part, shape) for part in parts]
+    first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
+    last = [max(stop for _, stop in axis) for axis in zip(*bounds, strict=True)]
+    read = stored[tuple(map(slice, first, last))]
+    read = read.astype(dtype) if dtype is not None else read
+
+    def part(index: Any) -> np.ndarray:
+        moved = zip(_spans(index, shape), first, strict=True)
+        return read[tuple(slice(start - zero, stop - zero) for (start, stop), zero in moved)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _spans(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of every slice of an index, along the axes of the shape."""
+    return [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
@@ -273,11 +293,12 @@ def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any])
             raise ValueError(f"{files[name]}: tensor {name} is unknown")
 
 
-def _tensors(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+    """Every name and its `PySafeSlice`, of which nothing is read before it is indexed."""
     for file in sorted(set(files.values())):
         with safe_open(file, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
-                yield name, tensors.get_tensor(name)
+                yield name, tensors.get_slice(name)
 
 
 def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
@@ -297,7 +318,8 @@ def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
 def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | None = None) -> None:
     """Writes a Hugging Face folder: our weights, and every other file of `source` bit for bit.
 
-    The folder appears whole or not at all. Files hold at most `SHARD_BYTES` of tensors each, with
+    Every host must call it, and the first one writes. The folder appears whole or not at all. Files
+    hold at most `SHARD_BYTES` of tensors each, with
     transformers' names and index.
 
     Args:
@@ -307,21 +329,22 @@ def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | N
         dtype: of the stored tensors; default: the model's own.
     """
     partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for companion in companion_files(source):
-        shutil.copyfile(companion, partial / companion.name)
+    if is_first():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for companion in companion_files(source):
+            shutil.copyfile(companion, partial / companion.name)
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
     shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: _host(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
-        save_file(
-            tensors,
-            partial / (file if len(shards) > 1 else WEIGHT_FILES[0]),
-            metadata={"format": "pt"},
-        )
+        if is_first():
+            path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
+            save_file(tensors, path, metadata={"format": "pt"})
+    if not is_first():
+        return
     if len(shards) > 1:
         _write_index(partial / WEIGHT_FILES[1], shards, arrays, dtype)
     shutil.rmtree(output, ignore_errors=True)
@@ -340,7 +363,7 @@ def companion_files(source: Path) -> list[Path]:
 
 
 def _host(array: jax.Array, layer: int | None, dtype: Any) -> np.ndarray:
-    host = np.asarray(array if layer is None else array[layer])
+    host = whole(array if layer is None else array[layer])
     return np.ascontiguousarray(host.astype(dtype) if dtype is not None else host)
 
 

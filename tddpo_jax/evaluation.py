@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax import convert
 from tddpo_jax.config import Config
 from tddpo_jax.console import Screen
+from tddpo_jax.hosts import agree
 from tddpo_jax.layout import Pair
 from tddpo_jax.losses import PairLogps
 from tddpo_jax.metrics import best_record
@@ -37,10 +37,7 @@ class Member:
     config: Config
     directory: RunDirectory
     writer: Writer
-
-    @property
-    def diverged(self) -> bool:
-        return self.directory.divergence is not None
+    diverged: bool
 
 
 def policy_log_probs(
@@ -102,7 +99,9 @@ def evaluate(
     reference = prepared.validation_reference
     lengths = np.array([[len(p.chosen), len(p.rejected)] for p in validation], np.float32)
     whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
-    pairs = PairLogps(*(jnp.asarray(x[..., branch]) for x in whole for branch in (0, 1)))
+    # Left on the host, where all hosts have the same: an array on a device would be one host's own.
+    columns: Any = (x[..., branch] for x in whole for branch in (0, 1))
+    pairs = PairLogps(*columns)
     values = jax.device_get(prepared.program(len(members)).summary(knobs, pairs))
     for number, run in enumerate(members):
         if run.diverged:
@@ -128,10 +127,9 @@ def export_best(
     last: bool,
 ) -> None:
     """Writes `best/` of every member whose newest validation is its best; without any, the last."""
+    newest_is_best = agree(lambda: [_newest_is_best(run, step, last) for run in members])
     for number, run in enumerate(members):
-        best = best_record(run.directory.records(), run.config.train.best_metric)
-        is_best = last if best is None else best["step"] == step
-        if run.diverged or not is_best:
+        if run.diverged or not newest_is_best[number]:
             continue
         model = prepared.model(member(state.trainable, number, len(members)))
         folder = run.directory.path / "best"
@@ -140,6 +138,11 @@ def export_best(
             convert.export(model, prepared.files.base, folder, dtype)
         else:
             export_adapter(model, folder, str(prepared.files.base.absolute()))
+
+
+def _newest_is_best(run: Member, step: int, last: bool) -> bool:
+    best = best_record(run.directory.records(), run.config.train.best_metric)
+    return last if best is None else best["step"] == step
 
 
 def record_divergence(
@@ -165,12 +168,17 @@ def record_divergence(
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
     last_good = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    run.diverged = True
     run.directory.diverge({"step": step, "reason": reason, "rows": rows, "metrics": last_good})
     return f"{run.directory.path.name} diverged: {reason}"
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:
     """Writes and returns `summary.json`: how the run ended, its best validation, its export."""
+    return agree(lambda: _summarise(run, steps))
+
+
+def _summarise(run: Member, steps: int) -> dict[str, Any]:
     metric = run.config.train.best_metric
     tested = [record for record in run.directory.records() if "eval_loss" in record]
     exported = (run.directory.path / "best").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,15 @@ from tddpo_jax.claims import claim
 from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, expand, get, resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.description import describe_plan, describe_result
+from tddpo_jax.hosts import agree, first_only
 from tddpo_jax.preparation import Prepared, prepare
-from tddpo_jax.run_directory import RunDirectory, check_output, differences, write_atomically
+from tddpo_jax.run_directory import (
+    PLACEMENT,
+    RunDirectory,
+    check_output,
+    differences,
+    write_atomically,
+)
 from tddpo_jax.trainer import train
 from tddpo_jax.writers import check_wandb
 
@@ -34,12 +42,13 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     for name in dict.fromkeys(config.loss.name for config in configs):
         if isinstance(taus, list) and len(taus) > 1 and "tau" not in LOSS_SETTINGS[name]:
             screen.say(f"{name} has no tau: one cell, not {len(taus)}, per beta and seed")
+    before = agree(lambda: [directory.summary for directory in directories])
     open_cells = []
-    for config, directory in zip(configs, directories, strict=True):
-        if directory.summary is None:
-            open_cells.append((config, directory))
+    for cell, summary in zip(zip(configs, directories, strict=True), before, strict=True):
+        if summary is None:
+            open_cells.append(cell)
         else:
-            screen.say(f"{directory.path}: {directory.summary['state']} before; left alone")
+            screen.say(f"{cell[1].path}: {summary['state']} before; left alone")
     if open_cells:
         prepared = prepare([config for config, _ in open_cells], screen)
         describe_plan(prepared, len(open_cells), screen)
@@ -48,7 +57,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         _train_cells(prepared, open_cells, screen)
     for directory in directories:
         describe_result(directory, screen)
-    return [directory.summary or {} for directory in directories]
+    return agree(lambda: [directory.summary or {} for directory in directories])
 
 
 Cell = tuple[Config, RunDirectory]
@@ -64,7 +73,7 @@ def _train_cells(prepared: Prepared, cells: Sequence[Cell], screen: Screen) -> N
             paths = [directory.path for _, directory in population]
             with claim(paths) as ours:
                 # Another process may have ended some of them since they were looked at.
-                rest = [cell for cell in population if cell[1].summary is None]
+                rest = _unfinished(population)
                 if not ours:
                     left.append(rest)
                 elif rest:
@@ -78,6 +87,11 @@ def _train_cells(prepared: Prepared, cells: Sequence[Cell], screen: Screen) -> N
             waiting = True
             time.sleep(WAIT_SECONDS)
         populations = [cells for cells in left if cells]
+
+
+def _unfinished(cells: list[Cell]) -> list[Cell]:
+    unfinished = agree(lambda: [directory.summary is None for _, directory in cells])
+    return list(itertools.compress(cells, unfinished))
 
 
 def _populations(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -117,12 +131,14 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
 def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What the cells of a grid have in common, with the learning rates of all losses so far."""
     axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+    axes |= dict.fromkeys(PLACEMENT, True)
     rates = {config.loss.name: config.train.learning_rate for config in configs}
     settings = configs[0].model_dump(mode="json", exclude=axes)
     settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
     return settings
 
 
+@first_only
 def _record_grid(root: Path, configs: Sequence[Config]) -> None:
     """Writes `grid.json`: what the cells share, and their names, earlier commands' first."""
     root.mkdir(parents=True, exist_ok=True)

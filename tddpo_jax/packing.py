@@ -7,7 +7,7 @@ row of a small step, where rounding up to a whole long row would cost most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +92,7 @@ def pack(
     pairs: Sequence[Pair],
     shapes: Sequence[Shape],
     ref_logps: Float[np.ndarray, "pairs 2"] | None = None,
+    here: Callable[[int], Container[int]] = range,
 ) -> list[Batch]:
     """Packs pairs into as many micro-batches as they need, deterministically.
 
@@ -99,6 +100,8 @@ def pack(
         pairs: the pairs of one step.
         shapes: the shapes a micro-batch may have, the longest first.
         ref_logps: reference log-probs of the pairs, chosen and rejected, in nats; default zeros.
+        here: which rows of a micro-batch of so many this host places. Of the others only the
+            numbers of the pairs are filled in, which is what `unpack` needs.
 
     Raises:
         ValueError: a pair does not fit a row of the first shape.
@@ -116,17 +119,23 @@ def pack(
         rows = [numbers for numbers, its_shape in placed if its_shape == shape]
         rows += [[] for _ in range(-len(rows) % shape.rows)]
         for first in range(0, len(rows), shape.rows):
-            batches.append(_batch(pairs, rows[first : first + shape.rows], shape, ref_logps))
+            of_batch = rows[first : first + shape.rows]
+            batches.append(_batch(pairs, of_batch, shape, ref_logps, here(shape.rows)))
     return batches
 
 
 def _batch(
-    pairs: Sequence[Pair], rows: list[list[int]], shape: Shape, ref_logps: np.ndarray | None
+    pairs: Sequence[Pair],
+    rows: list[list[int]],
+    shape: Shape,
+    ref_logps: np.ndarray | None,
+    here: Container[int],
 ) -> Batch:
     filled = []
-    for numbers in rows:
+    for place, numbers in enumerate(rows):
         row = Row(shape)
-        for number in numbers:
+        row.pair[: len(numbers)] = numbers
+        for number in numbers if place in here else ():
             row.add(number, pairs[number])
         filled.append(row)
     arrays = {
@@ -146,7 +155,7 @@ def _batch(
 
 def empty_batch(shape: Shape) -> Batch:
     """A micro-batch of this shape that holds no pair."""
-    return _batch([], [[] for _ in range(shape.rows)], shape, None)
+    return _batch([], [[] for _ in range(shape.rows)], shape, None, ())
 
 
 def unpack(

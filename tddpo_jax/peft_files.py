@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tddpo_jax.convert import NAMES
+from tddpo_jax.hosts import is_first
 from tddpo_jax.lora import NF4_BLOCK, quantize
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
 
@@ -146,6 +147,8 @@ def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
         for stacked in [np.asarray(getattr(adapter, factor)[...], np.float32)]
         for layer, name in enumerate(_names(linear_name, factor, model.config.layers))
     }
+    if not is_first():
+        return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -24,6 +24,7 @@ from tddpo_jax.config import Config, ModelConfig, ignored_settings
 from tddpo_jax.console import Screen
 from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
 from tddpo_jax.flops import matmul_rate
+from tddpo_jax.hosts import agree, first_before_others
 from tddpo_jax.layout import Pair, Shape
 from tddpo_jax.losses import LossSpec
 from tddpo_jax.metrics import check_best_metric
@@ -171,17 +172,20 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         screen.say(f"warning: {name} is set, and nothing reads it here")
     use_compilation_cache()
     mesh = make_mesh(config.mesh)
-    files = resolve(config.model.path)
+    files = first_before_others(lambda: resolve(config.model.path))
     model_config = convert.read_config(files.base)
     tokenizer = load_tokenizer_if_any(files)
     with screen.stage("tokenising") as update:
-        dataset = load_dataset(
-            config.data,
-            tokenizer,
-            context=model_config.context,
-            cache=cache_folder(),
-            vocab_size=model_config.vocabulary,
-            progress=update,
+        # Every host needs the lengths of all pairs, to pack alike; token ids are small beside them.
+        dataset = first_before_others(
+            lambda: load_dataset(
+                config.data,
+                tokenizer,
+                context=model_config.context,
+                cache=cache_folder(),
+                vocab_size=model_config.vocabulary,
+                progress=update,
+            )
         )
     attention = attention_implementation(config.model)
     pairs = [*dataset.train, *dataset.validation]
@@ -207,7 +211,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         validation_reference=np.zeros((0, 2)),
         dtype=dtype,
         matmul_rate=matmul_rate(dtype),
-        model_hash=convert.content_hash(files.base),
+        model_hash=agree(lambda: convert.content_hash(files.base)),
         loaded=trainable,
         trainable=jax.eval_shape(lambda: trainable),
         programs={},
@@ -229,11 +233,12 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         return logps[0]
 
     adapter = prepared.files.adapter
+    adapter_hash = agree(lambda: adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))))
     return reference_log_probs(
         compute,
         cache_folder(),
         model=prepared.model_hash,
-        adapter=adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))),
+        adapter=adapter_hash,
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
@@ -290,6 +295,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         "versions": versions,
         "git_commit": _git_commit(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "hosts": jax.process_count(),
         "mesh": dict(prepared.mesh.shape),
         "model": {
             "path": prepared.config.model.path,

@@ -8,6 +8,7 @@ stays in memory.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -23,9 +24,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from tddpo_jax.hosts import agree, first_only
 from tddpo_jax.layout import Batch, Pair, Shape
 from tddpo_jax.packing import pack, unpack
-from tddpo_jax.sharding import place, row_sharding
+from tddpo_jax.sharding import place, row_sharding, rows_here
 from tddpo_jax.train_step import Frozen
 
 # Pairs packed together, and micro-batches the host may be ahead of the device.
@@ -36,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Spreads the rows of a micro-batch over the mesh."""
+    """Spreads the rows of a micro-batch over the mesh; each host places those of its devices."""
     return jax.tree.map(lambda x: place(x, row_sharding(mesh)), batch)
 
 
@@ -63,7 +65,7 @@ def log_probs(
     parts = []
     for first in range(0, len(pairs), GROUP_PAIRS):
         group = pairs[first : first + GROUP_PAIRS]
-        batches = pack(group, shapes)
+        batches = pack(group, shapes, here=functools.partial(rows_here, mesh))
         values: list[Any] = []
         waiting: collections.deque = collections.deque()
         done = first
@@ -71,7 +73,7 @@ def log_probs(
             waiting.append(run(trainable, frozen, place_batch(batch, mesh)))
             if len(waiting) > IN_FLIGHT:
                 values.append(jax.device_get(waiting.popleft()))
-            done += int(np.sum(batch.weight))
+            done += int(np.sum(batch.pair >= 0))
             if progress is not None:
                 progress(done, len(pairs))
         values += [jax.device_get(value) for value in waiting]
@@ -92,15 +94,27 @@ def reference_log_probs(
     """
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     path = cache / "reference" / f"{key}.npy"
-    if path.exists():
-        try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError, BadZipFile):
-            warnings.warn(f"{path} is damaged; computing the reference again", stacklevel=2)
-    values = compute()
+    values = agree(lambda: _stored(path))
+    if values is None:
+        values = compute()
+        _store(path, values)
+    return values
+
+
+def _stored(path: Path) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, BadZipFile):
+        warnings.warn(f"{path} is damaged; computing the reference again", stacklevel=2)
+        return None
+
+
+@first_only
+def _store(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.save(file, values)
     partial.replace(path)
-    return values

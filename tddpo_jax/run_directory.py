@@ -21,9 +21,12 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config import Config, read_yaml
+from tddpo_jax.hosts import agree, first_only
 
 # See `claims.py`.
 LOCK_FILE = "claim.lock"
+# Sections that say where a run is computed, not what: it may resume on other devices.
+PLACEMENT = ("mesh", "hosts")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -41,7 +44,7 @@ def check_output(path: Path) -> None:
 
 
 class RunDirectory:
-    """One run's files. Nothing is written before `create`."""
+    """One run's files. Nothing is written before `create`, and by the first host alone."""
 
     def __init__(self, path: Path, config: Config) -> None:
         """Looks at the directory.
@@ -51,7 +54,7 @@ class RunDirectory:
         """
         self.path = path
         self.config = config
-        self._resolved = config.model_dump(mode="json", exclude={"output"})
+        self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
         check_output(path)
         if not path.exists() or not any(file.name != LOCK_FILE for file in path.iterdir()):
             return
@@ -59,10 +62,11 @@ class RunDirectory:
         if not stored.exists():
             raise ValueError(f"output: {path} exists and holds no run")
         found = read_yaml(stored)
-        if found != self._resolved:
+        there, here = _identity(found), _identity(self._resolved)
+        if there != here:
             raise ValueError(
                 f"output: {path} holds a run of another configuration: "
-                f"{', '.join(differences(found, self._resolved))}"
+                f"{', '.join(differences(there, here))}"
             )
 
     @property
@@ -75,8 +79,14 @@ class RunDirectory:
         """Makes the directory with its configuration and `run.json`.
 
         Raises:
-            ValueError: the run began with other weights or data, under the same names.
+            ValueError: the run began with other weights or data, under the same names; or this
+                host does not see what the first one wrote.
         """
+        agree(lambda: self._create(facts))
+        if not (self.path / "run.json").exists():
+            raise ValueError(f"output: {self.path} is on no file system that all hosts share")
+
+    def _create(self, facts: dict[str, Any]) -> None:
         self._check_contents(facts)
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self._resolved, sort_keys=False)
@@ -93,6 +103,7 @@ class RunDirectory:
                     f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
                 )
 
+    @first_only
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl`, on disk when this returns."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -110,9 +121,11 @@ class RunDirectory:
         file = self.path / "divergence.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    @first_only
     def diverge(self, facts: dict[str, Any]) -> None:
         write_atomically(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
 
+    @first_only
     def rewind(self, step: int) -> None:
         """Forgets what came after `step` optimiser steps: training of it or later, later tests.
 
@@ -130,13 +143,19 @@ class RunDirectory:
             lines = "".join(json.dumps(record) + "\n" for record in kept)
             write_atomically(self.path / "metrics.jsonl", lines)
 
+    @first_only
     def save_evaluation(self, step: int | str, logps: np.ndarray) -> None:
         """Log-probs `[pairs, 2]` of the validation pairs, in their order."""
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", logps, allow_pickle=False)
 
+    @first_only
     def finish(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in PLACEMENT}
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:

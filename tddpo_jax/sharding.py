@@ -122,6 +122,12 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def rows_here(mesh: Mesh, rows: int) -> set[int]:
+    """The rows of a batch of so many that lie on devices of this host."""
+    parts = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return {row for part in parts if part is not None for row in range(rows)[part[0]]}
+
+
 def head_sharding(mesh: Mesh) -> NamedSharding:
     """The head where it is used: its vocabulary over tensor, its width whole."""
     return NamedSharding(mesh, PartitionSpec("tensor"))

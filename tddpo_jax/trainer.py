@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ from tddpo_jax.evaluation import (
     summarise,
 )
 from tddpo_jax.flops import useful_flops
+from tddpo_jax.hosts import agree
 from tddpo_jax.layout import Batch, Pair, stream_length
 from tddpo_jax.losses import LossScalars, LossSpec
 from tddpo_jax.optimizer import learning_rate
@@ -38,6 +40,7 @@ from tddpo_jax.packing import pack
 from tddpo_jax.preparation import Prepared, facts, loss_spec
 from tddpo_jax.reference import place_batch
 from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.sharding import rows_here
 from tddpo_jax.train_step import Knobs, Totals, TrainState, member, stacked
 from tddpo_jax.writers import Writer
 
@@ -77,9 +80,10 @@ def train(
         screen.say(f"resuming after step {first_step}")
     for directory in directories:
         directory.rewind(first_step)
+    was_diverged = agree(lambda: [directory.divergence is not None for directory in directories])
     members = [
-        Member(config, directory, Writer(directory, config, first_step))
-        for config, directory in zip(configs, directories, strict=True)
+        Member(config, directory, Writer(directory, config, first_step), diverged)
+        for config, directory, diverged in zip(configs, directories, was_diverged, strict=True)
     ]
     reader = _Reader(prepared, members, order, first_step, screen)
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
@@ -171,7 +175,9 @@ def _packed_ahead(
 
     def batches(step: int) -> list[Batch]:
         pairs = order.pairs_of(prepared.dataset.train, step)
-        packed = pack(pairs, prepared.shapes, prepared.reference[order.numbers(step)])
+        reference = prepared.reference[order.numbers(step)]
+        here = functools.partial(rows_here, prepared.mesh)
+        packed = pack(pairs, prepared.shapes, reference, here)
         return [place_batch(batch, prepared.mesh) for batch in packed]
 
     def ahead(pool: ThreadPoolExecutor) -> Iterator[list[Batch]]:

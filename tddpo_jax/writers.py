@@ -7,11 +7,12 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from tddpo_jax.config import Config
+from tddpo_jax.hosts import first_only, is_first
 from tddpo_jax.run_directory import RunDirectory
 
 
 class Writer:
-    """Writes every record of one run to all its places."""
+    """Writes every record of one run to all its places; on the first host alone."""
 
     def __init__(self, directory: RunDirectory, config: Config, first_step: int) -> None:
         """
@@ -19,6 +20,9 @@ class Writer:
             ValueError: Weights & Biases is asked for and not installed.
         """
         self.directory = directory
+        self._wandb = None
+        if not is_first():
+            return
         self._board = SummaryWriter(
             str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
         )
@@ -26,8 +30,10 @@ class Writer:
         for record in directory.records():
             if record["step"] >= first_step:
                 self._chart(record)
-        self._wandb = _wandb_run(directory, config) if config.train.wandb else None
+        if config.train.wandb:
+            self._wandb = _wandb_run(directory, config)
 
+    @first_only
     def log(self, record: dict[str, Any]) -> None:
         """Writes one line of metrics; `step` is its place on every chart."""
         self.directory.log(record)
@@ -39,6 +45,7 @@ class Writer:
         for name, value in _values(record).items():
             self._board.add_scalar(name, value, record["step"])
 
+    @first_only
     def close(self) -> None:
         self._board.close()
         if self._wandb is not None:

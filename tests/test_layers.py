@@ -17,8 +17,8 @@ LAYERS = {
         *("model", "packing"),
     ),
     "placement and input": (
-        *("checkpoint", "convert", "data", "encoding", "hub", "lora", "model_files", "optimizer"),
-        *("order", "peft_files", "row_adapters", "rows", "sharding", "templates"),
+        *("checkpoint", "convert", "data", "encoding", "hosts", "hub", "lora", "model_files"),
+        *("optimizer", "order", "peft_files", "row_adapters", "rows", "sharding", "templates"),
     ),
     "what is compiled": (
         *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),

@@ -134,9 +134,16 @@ def weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 def last_state(directory: Path) -> dict[str, np.ndarray]:
-    """The newest training state by name: parameters, both moments, count."""
-    with ocp.CheckpointManager((directory / "checkpoints").absolute()) as manager:
-        saved = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    """The newest training state by name: parameters, both moments, count; whoever saved it."""
+    folder = (directory / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        step = manager.latest_step()
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+            for name, array in manager.item_metadata(step).items()
+        }
+        saved = manager.restore(step, args=ocp.args.StandardRestore(like))
     return {name: np.asarray(value) for name, value in saved.items()}
 
 

@@ -1,0 +1,221 @@
+"""Several processes as one job: how they find each other, what they agree on, which one writes.
+
+A host is a process of JAX's multi-controller runtime: every host runs the same program over the
+devices of all, holds the part of every array that lies on its own, and has to start the same
+computations in the same order. So whatever decides what is computed next must be the same on all of
+them: what only a file tells is read by the first host, which tells the others (`agree`). The first
+host alone writes files and says lines. A host that is lost ends the job: the others say so in one
+line and leave with status 1, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import pickle
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tddpo_jax.config import HostsConfig
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How each launcher tells a task how many there are. Kubernetes is joined on request alone: an
+# indexed job may as well mean runs of their own.
+TASKS = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
+RESUMES = "the same command resumes, on as many hosts or on others"
+# What the runtime's errors about a connection that broke have in them.
+SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
+
+
+# ---- coming and going ----------------------------------------------------------------------------
+
+
+def join(config: HostsConfig) -> str | None:
+    """Makes this process one host of a job, if it is; to be called before JAX starts its devices.
+
+    Returns:
+        a line that says which, or None in a job of one process.
+
+    Raises:
+        ValueError: the settings name a launcher that JAX does not find here.
+    """
+    launcher = _launcher(config)
+    if config.coordinator is None and launcher is None:
+        return None
+    # XLA's own default for CPUs knows no other process. Other back-ends do not read it.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    explicit = config.coordinator is not None
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.count,
+            config.index,
+            cluster_detection_method="deactivate" if explicit else launcher,
+            heartbeat_timeout_seconds=config.lost_after,
+        )
+    except (ValueError, LookupError, AttributeError) as error:
+        # What JAX raises where the launcher's variables, or its package, are not there.
+        raise ValueError(
+            f"hosts.launcher: JAX does not find this job by {launcher} ({error}); "
+            "give hosts.coordinator, hosts.count and hosts.index"
+        ) from None
+    if not explicit:
+        _see_all_devices_if_alone()
+    _say_why_the_runtime_aborts()
+    by = config.coordinator if explicit else launcher
+    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+    return f"hosts    {jax.process_count()} by {by}; {devices} on this one, the first"
+
+
+def _launcher(config: HostsConfig) -> str | None:
+    if config.launcher == "none" or config.coordinator is not None:
+        return None
+    if config.launcher != "auto":
+        return config.launcher
+    several = (name for name, tasks in TASKS.items() if int(os.environ.get(tasks, 1)) > 1)
+    return next(several, None)
+
+
+def _see_all_devices_if_alone() -> None:
+    """JAX gives each task of a launcher one GPU; a task that has its machine to itself has all."""
+    slurm = [os.environ.get(f"SLURM_STEP_NUM_{what}") for what in ("TASKS", "NODES")]
+    alone = slurm[0] is not None and slurm[0] == slurm[1]
+    alone = alone or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    if alone and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
+
+
+def leave(error: BaseException, status: int | None) -> NoReturn:
+    """Ends this host at once: at an ordinary exit JAX waits for hosts that wait for this one.
+
+    Args:
+        error: why.
+        status: of the exit, if the error has been told.
+    """
+    if status is None:
+        reason = " ".join(str(error).split())
+        if isinstance(error, jax.errors.JaxRuntimeError) and SAYS_LOST.search(reason):
+            reason = f"another host was lost, its log says why ({reason})"
+        else:
+            traceback.print_exception(error)
+        print(f"error: {_whose()} {reason}; {RESUMES}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if status is None else status)
+
+
+def _whose() -> str:
+    return f"host {jax.process_index()} of {jax.process_count()}:"
+
+
+def _say_why_the_runtime_aborts() -> None:
+    """JAX's runtime learns of a lost host in a thread of its own, prints its stack and aborts.
+
+    No Python handler would run then; one of C does, in the thread that aborts.
+    """
+    line = f"error: {_whose()} another host was lost, its log says why; {RESUMES}\n".encode()
+
+    def handler(_: int) -> None:
+        os.write(2, line)
+        os._exit(1)
+
+    as_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    _KEPT.append(as_c)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), as_c)
+
+
+# C holds no reference to the handler.
+_KEPT: list[Any] = []
+
+
+def check_same(settings: dict[str, Any]) -> None:
+    """Every host was given the same command; they meet for the first time here.
+
+    To be called soon after `join`: gloo waits half a minute for hosts to meet, and then for ever.
+
+    Raises:
+        ValueError: this host was given other settings than the first.
+    """
+    mine = {name: value for name, value in settings.items() if name != "hosts"}
+    if agree(lambda: mine) != mine:
+        raise ValueError(f"hosts: {_whose()} other settings than those of the first host")
+
+
+# ---- working together ----------------------------------------------------------------------------
+
+
+def several() -> bool:
+    """Whether other processes work on this job."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return not several() or jax.process_index() == 0
+
+
+def first_only(function: Callable[P, None]) -> Callable[P, None]:
+    """The function on the first host; nothing on the others."""
+
+    @functools.wraps(function)
+    def on_first(*arguments: P.args, **named: P.kwargs) -> None:
+        if is_first():
+            function(*arguments, **named)
+
+    return on_first
+
+
+def agree(compute: Callable[[], T]) -> T:
+    """What `compute` returns on the first host, on all; every host must call it.
+
+    Raises:
+        ValueError: `compute` raised it on the first host; then on all.
+    """
+    if not several():
+        return compute()
+    value: Any = None
+    problem: ValueError | None = None
+    if is_first():
+        try:
+            value = compute()
+        except ValueError as error:
+            problem = error
+    value, problem = pickle.loads(_broadcast(pickle.dumps((value, problem))))
+    if problem is not None:
+        raise ValueError(str(problem))
+    return value
+
+
+def _broadcast(message: bytes) -> bytes:
+    """The first host's message. Its length goes ahead: all hosts must offer as many bytes."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    # Powers of two, since every length is a program.
+    room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
+    room[: min(size, len(message))] = np.frombuffer(message[:size], np.uint8)
+    return multihost_utils.broadcast_one_to_all(room)[:size].tobytes()
+
+
+def first_before_others(load: Callable[[], T]) -> T:
+    """`load` on the first host, then on the others, who may find what the first has cached."""
+    loaded: list[T] = []
+    agree(lambda: loaded.append(load()))
+    return loaded[0] if loaded else load()
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The values of an array that may lie on devices of several hosts; every host must call it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -1,0 +1,268 @@
+"""Several processes as one job: real processes over gloo, against one process.
+
+The oracle is this process with as many devices. Sums over devices are taken in another order
+between processes than within one, so losses agree to float32's rounding; with the same processes
+they agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_runs
+import yaml
+from test_resume import assert_same_run
+
+from tddpo_jax import hosts
+from tddpo_jax.config import HostsConfig, resolve
+from tddpo_jax.layout import Shape
+from tddpo_jax.packing import pack
+from tddpo_jax.run_directory import RunDirectory
+
+REPOSITORY = Path(__file__).parents[1]
+DEVICES_EACH = 2
+# Long enough to be killed on the way, with a checkpoint after 3, 4, 6 and 8 steps.
+LINES_BEFORE_THE_KILL = 8
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of all runs."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def start(inputs, output, count):
+    """The processes of a job; their settings, but for the hosts, are those of `tiny_runs`."""
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(tiny_runs.settings(inputs, output)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(DEVICES_EACH),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    command = [sys.executable, "run.py", "--config", str(file), "--hosts.count", str(count)]
+    command += ["--hosts.coordinator", coordinator, "--hosts.lost-after", "10", "--hosts.index"]
+    return [
+        subprocess.Popen(
+            [*command, str(index)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def ended(processes, seconds=300):
+    """(status, output, errors) of every process."""
+    try:
+        outputs = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(processes, outputs, strict=True)]
+
+
+def run_on_hosts(inputs, output, count):
+    """What each of the processes printed, after all ended well."""
+    results = ended(start(inputs, output, count))
+    assert [status for status, _, _ in results] == [0] * count, results
+    return [output for _, output, _ in results]
+
+
+def run_here(inputs, output, devices):
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_runs.use_devices(patch, devices)
+        tiny_runs.run(inputs, output)
+    return output
+
+
+def assert_same_losses(directory, expected):
+    """Every loss of training and validation, within 1e-5 of its size."""
+    found, wanted = (tiny_runs.lines(run) for run in (directory, expected))
+    assert [line["step"] for line in found] == [line["step"] for line in wanted]
+    for line, other in zip(found, wanted, strict=True):
+        name = "loss" if "loss" in line else "eval_loss"
+        np.testing.assert_allclose(line[name], other[name], rtol=1e-5, err_msg=str(line["step"]))
+
+
+@pytest.fixture(scope="module")
+def by_two(inputs, runs):
+    """The directory of a run of two processes, and what they printed."""
+    return runs / "by_two", run_on_hosts(inputs, runs / "by_two", 2)
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, runs):
+    """A run whose second process was killed on its way: its directory, and the first's end."""
+    output = runs / "killed"
+    first, second = processes = start(inputs, output, 2)
+    metrics = output / "metrics.jsonl"
+    while first.poll() is None and not (
+        metrics.exists() and metrics.read_text().count("\n") >= LINES_BEFORE_THE_KILL
+    ):
+        time.sleep(0.002)
+    second.kill()
+    results = ended(processes, seconds=60)
+    assert results[1][0] == -signal.SIGKILL
+    assert not (output / "summary.json").exists()
+    shutil.copytree(output, runs / "killed_too")
+    return output, results[0]
+
+
+# ---- the same as one process ---------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one(by_two, inputs, runs):
+    assert_same_losses(by_two[0], run_here(inputs, runs / "by_one", 2 * DEVICES_EACH))
+
+
+def test_one_process_speaks_and_all_are_counted(by_two):
+    directory, (first, second) = by_two
+    assert "hosts    2 by 127.0.0.1" in first
+    assert "2 of 4 devices" in first
+    assert "finished after 8 steps" in first
+    said = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    assert said == []
+    facts = json.loads((directory / "run.json").read_text())
+    assert (facts["hosts"], facts["device"]["count"]) == (2, 4)
+    assert len(list((directory / "tensorboard").iterdir())) == 1
+    assert not list(directory.rglob("*.partial"))
+
+
+def test_four_processes_train_as_one(inputs, runs):
+    run_on_hosts(inputs, runs / "by_four", 4)
+    whole = run_here(inputs, runs / "by_one_of_eight", 4 * DEVICES_EACH)
+    assert_same_losses(runs / "by_four", whole)
+    for name, tensor in tiny_runs.weights(runs / "by_four").items():
+        np.testing.assert_allclose(tensor, tiny_runs.weights(whole)[name], atol=1e-6, err_msg=name)
+
+
+# ---- a lost host ---------------------------------------------------------------------------------
+
+
+def test_a_lost_host_ends_the_others_with_one_line(killed):
+    status, _, errors = killed[1]
+    assert status == 1
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: host 0 of 2: another host was lost")
+    assert "the same command resumes" in last
+
+
+def test_the_restarted_job_is_an_uninterrupted_one(killed, by_two, inputs):
+    outputs = run_on_hosts(inputs, killed[0], 2)
+    assert "resuming after step" in outputs[0]
+    assert_same_run(killed[0], by_two[0])
+
+
+def test_a_restart_on_another_number_of_hosts_and_devices(killed, by_two, inputs, runs):
+    """What two processes of two devices began, one process of eight ends."""
+    assert_same_losses(run_here(inputs, runs / "killed_too", 8), by_two[0])
+    facts = json.loads((runs / "killed_too" / "run.json").read_text())
+    assert (facts["hosts"], facts["device"]["count"]) == (1, 8)
+
+
+def test_devices_and_hosts_are_no_part_of_what_a_run_is(tmp_path):
+    began = resolve({"mesh": {"fsdp": 8}})
+    text = yaml.safe_dump(began.model_dump(mode="json", exclude={"output", "hosts"}))
+    (tmp_path / "config.yaml").write_text(text)
+    elsewhere = {"coordinator": "a:1", "count": 2, "index": 1}
+    RunDirectory(tmp_path, resolve({"mesh": {"fsdp": 4}, "hosts": elsewhere}))
+    with pytest.raises(ValueError, match=r"configuration: seed is 0, asked for 1$"):
+        RunDirectory(tmp_path, resolve({"mesh": {"fsdp": 4}, "seed": 1}))
+
+
+# ---- one's own part ------------------------------------------------------------------------------
+
+
+def test_rows_of_other_hosts_are_not_filled_in():
+    """Of them only the numbers of the pairs are known, so that their results can be told apart."""
+    pairs = tiny.random_pairs([(5, 4, 3)] * 6)
+    shapes = (Shape(4, 24, 16, 4),)
+    (whole,) = pack(pairs, shapes)
+    (part,) = pack(pairs, shapes, here=lambda rows: {1, 2})
+    np.testing.assert_array_equal(part.pair, whole.pair)
+    for mine, all_rows in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(mine[1:3], all_rows[1:3])
+    assert not part.tokens[0].any()
+    assert not part.weight[[0, 3]].any()
+    assert whole.tokens[0].any()
+
+
+# ---- which processes are a job -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "launcher"),
+    [
+        ({}, {}, None),
+        ({"SLURM_NTASKS": "4"}, {}, None),  # the batch script itself, or an interactive shell
+        ({"SLURM_STEP_NUM_TASKS": "1"}, {}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}, "slurm"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, {}, "ompi"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {"launcher": "none"}, None),
+        ({}, {"launcher": "k8s"}, "k8s"),
+    ],
+)
+def test_a_launcher_is_found_by_what_it_started(environment, settings, launcher, monkeypatch):
+    for variable in hosts.TASKS.values():
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert hosts._launcher(HostsConfig(**settings)) == launcher
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"coordinator": "a:1"}, r"hosts\.count: needed"),
+        ({"count": 2, "index": 0}, r"hosts\.coordinator: needed"),
+        ({"coordinator": "a:1", "count": 2, "index": 2}, r"hosts\.index: 2 is none of 0 to 1"),
+        ({"launcher": "pbs"}, r"hosts\.launcher"),
+    ],
+)
+def test_mistakes_are_named(settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        resolve({"hosts": settings})
+
+
+def test_a_launcher_that_is_not_there_is_told(tmp_path):
+    """In a process of its own: a failed start leaves JAX half started."""
+    command = [sys.executable, "run.py", "--hosts.launcher", "slurm", "--output", tmp_path / "run"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    result = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: hosts.launcher: JAX does not find")
+
+
+def test_alone_everything_is_agreed():
+    assert hosts.agree(lambda: {"a": 1}) == {"a": 1}
+    assert hosts.first_before_others(lambda: 3) == 3
+    assert hosts.is_first()
+    with pytest.raises(ValueError, match="wrong"):
+        hosts.agree(lambda: int("wrong"))
