@@ -22,8 +22,9 @@ import yaml
 
 from tddpo_jax.config import Config, read_yaml
 
-# See `claims.py`.
+# See `claims.py` and `submission.py`.
 LOCK_FILE = "claim.lock"
+JOBS_FOLDER = "jobs"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -31,6 +32,15 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def is_free(path: Path) -> bool:
+    """Whether a directory lacks any file of a run or a grid, or of somebody else."""
+    if not path.exists():
+        return True
+    names = (file.name for file in path.iterdir())
+    # Another process may be about to begin the run.
+    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(".partial") for name in names)
 
 
 def check_output(path: Path) -> None:
@@ -53,7 +63,7 @@ class RunDirectory:
         self.config = config
         self._resolved = config.model_dump(mode="json", exclude={"output"})
         check_output(path)
-        if not path.exists() or not any(file.name != LOCK_FILE for file in path.iterdir()):
+        if is_free(path):
             return
         stored = path / "config.yaml"
         if not stored.exists():
