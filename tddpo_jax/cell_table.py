@@ -73,7 +73,7 @@ class CellTable:
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
         shown = self._choose(len(self.cells) if height is None else max(1, height - OTHER_LINES))
-        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
         table.add_column("cell", no_wrap=True)
         table.add_column("state", no_wrap=True, min_width=9)
         for title in ("step", "loss", "accuracy", "held-out", "left"):
@@ -152,7 +152,7 @@ class _Cell:
         """What the table shows: the accuracy on held-out pairs is that of the best policy."""
         loss, accuracy = (self.newest.get(name) for name in ("loss", "rewards/accuracies"))
         held_out = (self.best or {}).get("eval_rewards/accuracies")
-        numbers = (_number(loss, 4), _number(accuracy, 3), _number(held_out, 4))
+        numbers = (_number(loss), _number(accuracy), _number(held_out))
         left = _clock(self._seconds_left()) if self.state in ("training", "elsewhere") else ""
         return (self.name, self.state, f"{self.step}/{self.steps}", *numbers, left)
 
@@ -217,8 +217,8 @@ class _Cell:
         return [json.loads(line) for line in whole.splitlines() if line.endswith(b"}")]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:#.4g}"
 
 
 def _clock(seconds: float | None) -> str:
