@@ -167,7 +167,7 @@ class _Cell:
         """How a cell that is over ended."""
         summary, took = self.directory.summary or {}, _clock(seconds)
         if summary["divergence"]:
-            return f"diverged after {took}: {summary['divergence']['reason']}"
+            return f"diverged after {took}, at step {summary['divergence']['step']}"
         best, metric = summary["best"], summary["best_metric"]
         if best is None:
             return f"done in {took}"

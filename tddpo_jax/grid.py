@@ -89,7 +89,7 @@ def _train_cells(
                         train(prepared, configs, rest, screen)
         if len(left) == len(populations):
             if not waiting:
-                screen.say(f"waiting for {sum(map(len, left))} cells of other processes")
+                screen.say(f"waiting for other processes; cells they hold: {sum(map(len, left))}")
             waiting = True
             time.sleep(WAIT_SECONDS)
         populations = [rest for rest in left if rest]

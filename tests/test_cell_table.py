@@ -135,7 +135,7 @@ def test_cells_that_are_over_say_how(cells, clock, capsys):
         f"{first}: training",
         f"{second}: training",
         f"{first}: done in 1:40, best eval_rewards/accuracies 0.875 at step 10; 2 of 3 cells over",
-        f"{second}: diverged after 1:40: loss is not finite at step 4; 2 of 3 cells over",
+        f"{second}: diverged after 1:40, at step 4; 2 of 3 cells over",
     ]
 
 
