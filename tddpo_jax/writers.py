@@ -10,7 +10,6 @@ from tensorboardX import SummaryWriter
 from tddpo_jax.config import Config
 from tddpo_jax.run_directory import RunDirectory
 
-
 # Says of every loss that is infinite, and nothing else, that it is: our own lines do.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
