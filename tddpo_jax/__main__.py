@@ -7,18 +7,24 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tddpo_jax.command_line import Parser, add_settings, run_command, settings_of
 from tddpo_jax.config import expand, resolve
 from tddpo_jax.devices import DEVICES
 from tddpo_jax.hub import offline_unless_it_answers
+from tddpo_jax.submission import Jobs, add_submission, jobs_of, submit
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    """Trains one run or every cell of a grid; status 1 if a lone run diverged."""
+    """Trains one run or every cell of a grid, or submits it; status 1 if a lone run diverged."""
     parser = Parser(prog="run.py", description="Train on preference pairs; several values: a grid.")
     add_settings(parser)
-    settings = settings_of(parser.parse_args(arguments))
+    add_submission(parser)
+    given = parser.parse_args(arguments)
+    settings, jobs = settings_of(given), jobs_of(given)
+    if jobs is not None:
+        return _submit(settings, jobs)
     # Imported late, so that a mistake in the options is told without starting JAX.
     from tddpo_jax import hosts
     from tddpo_jax.console import Screen
@@ -31,6 +37,18 @@ def train_command(arguments: Sequence[str]) -> int:
         screen.say(joined)
     summaries = run_experiment(settings, screen)
     return int(len(summaries) == 1 and summaries[0]["state"] == "diverged")
+
+
+def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
+    started = submit(settings, jobs)
+    for job in started:
+        print(f"{jobs.cluster} job {job.job_id}: log {job.paths.stdout}")
+    print(
+        "the same command without --submit shows the cells, and trains with the jobs"
+        if started
+        else "every cell is over; nothing to submit"
+    )
+    return 0
 
 
 def logps_command(arguments: Sequence[str]) -> int:

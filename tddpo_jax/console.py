@@ -1,4 +1,4 @@
-"""What the user sees while a program works: progress bars on a terminal, plain lines elsewhere."""
+"""What the user sees while a program works: on a terminal live drawings, elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 10.0
@@ -15,7 +16,7 @@ Update = Callable[..., None]
 
 
 class Screen:
-    """Lines and one progress bar at a time; silent if `quiet`."""
+    """Lines, and below them what is going on; silent if `quiet`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
@@ -24,18 +25,32 @@ class Screen:
         self.console.print(text)
 
     @contextlib.contextmanager
+    def drawing(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
+        """Keeps what `draw` returns below all lines of a terminal; nothing elsewhere.
+
+        `draw` is called several times a second, by another thread. A drawing within another stands
+        below it.
+        """
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(get_renderable=draw, console=self.console, transient=True):
+            yield
+
+    @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Update]:
         """A stage of the work; yields `update(done, total, text="")`."""
-        if self.console.is_terminal:
-            with _bar(self.console) as progress:
-                task = progress.add_task(label, total=None, text="")
-
-                def update(done: int, total: int, text: str = "") -> None:
-                    progress.update(task, completed=done, total=total, text=text)
-
-                yield update
-        else:
+        if not self.console.is_terminal:
             yield self._plain(label)
+            return
+        progress = _bar(self.console)
+        task = progress.add_task(label, total=None, text="")
+
+        def update(done: int, total: int, text: str = "") -> None:
+            progress.update(task, completed=done, total=total, text=text)
+
+        with self.drawing(progress.get_renderable):
+            yield update
 
     def _plain(self, label: str) -> Update:
         last = time.monotonic()

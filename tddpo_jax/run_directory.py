@@ -23,8 +23,9 @@ import yaml
 from tddpo_jax.config import Config, read_yaml
 from tddpo_jax.hosts import agree, first_only
 
-# See `claims.py`.
+# See `claims.py` and `submission.py`.
 LOCK_FILE = "claim.lock"
+JOBS_FOLDER = "jobs"
 # Sections that say where a run is computed, not what: it may resume on other devices.
 PLACEMENT = ("mesh", "hosts")
 
@@ -34,6 +35,15 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def is_free(path: Path) -> bool:
+    """Whether a directory lacks any file of a run or a grid, or of somebody else."""
+    if not path.exists():
+        return True
+    names = (file.name for file in path.iterdir())
+    # Another process may be about to begin the run.
+    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(".partial") for name in names)
 
 
 def check_output(path: Path) -> None:
@@ -56,7 +66,7 @@ class RunDirectory:
         self.config = config
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
         check_output(path)
-        if not path.exists() or not any(file.name != LOCK_FILE for file in path.iterdir()):
+        if is_free(path):
             return
         stored = path / "config.yaml"
         if not stored.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -9,6 +10,9 @@ from tensorboardX import SummaryWriter
 from tddpo_jax.config import Config
 from tddpo_jax.hosts import first_only, is_first
 from tddpo_jax.run_directory import RunDirectory
+
+# Says of every loss that is infinite, and nothing else, that it is: our own lines do.
+logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
 
 
 class Writer:

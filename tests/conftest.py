@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import submitit  # noqa: F401  When first imported it closes all log handlers, here still none.
 from hypothesis import settings
 
 XLA_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tddpo_jax" / "xla"

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from tddpo_jax import grid
+from tddpo_jax.cell_table import CellTable
 from tddpo_jax.claims import claim
-from tddpo_jax.config import cell_name, expand, resolve
 from tddpo_jax.console import Screen
+from tddpo_jax.grid_directory import cell_directories
 from tddpo_jax.preparation import Prepared
-from tddpo_jax.run_directory import RunDirectory
 
 HOLDER = """
 import sys, time
@@ -64,22 +64,28 @@ def test_a_population_is_claimed_whole_or_not_at_all(tmp_path, other_process):
 
 
 def cells_of(root, betas):
-    mapping = {"loss": {"beta": list(betas)}}
-    configs = [resolve(cell) for cell in expand(mapping)]
-    return [(config, RunDirectory(root / cell_name(config), config)) for config in configs]
+    return cell_directories({"loss": {"beta": list(betas)}, "output": str(root)})
+
+
+OVER = {"state": "finished", "steps": 8, "best": None, "best_metric": "", "divergence": None}
+
+
+def train_cells(cells):
+    table = CellTable(cells, steps=8)
+    grid.train_cells(object.__new__(Prepared), cells, table, Screen(quiet=True))
 
 
 def finish(_, configs, directories, screen):
     """In place of training: the run is over at once."""
     for directory in directories:
         assert directory.summary is None, "a cell was trained twice"
-        directory.finish({"state": "finished"})
+        directory.finish(OVER)
 
 
 def test_cells_of_another_process_are_waited_for(tmp_path, other_process, monkeypatch):
     """The last cell is held by a process that dies while we wait: we train it then."""
     cells = cells_of(tmp_path, (0.1, 0.2, 0.3))
-    holder, held = other_process(cells[2][1].path)
+    holder, held = other_process(cells[2].path)
     assert held
     trained = []
 
@@ -94,20 +100,20 @@ def test_cells_of_another_process_are_waited_for(tmp_path, other_process, monkey
 
     monkeypatch.setattr(grid, "train", train)
     monkeypatch.setattr(grid.time, "sleep", wait)
-    grid._train_cells(object.__new__(Prepared), cells, Screen(quiet=True))
+    train_cells(cells)
     assert trained == [0.1, 0.2, 0.3]
 
 
 def test_a_cell_that_another_process_finished_is_left_alone(tmp_path, other_process, monkeypatch):
     cells = cells_of(tmp_path, (0.1, 0.2))
-    holder, _ = other_process(cells[0][1].path)
+    holder, _ = other_process(cells[0].path)
 
     def wait(_):
-        cells[0][1].finish({"state": "finished"})
+        cells[0].finish(OVER)
         holder.kill()
         holder.wait()
 
     monkeypatch.setattr(grid, "train", finish)
     monkeypatch.setattr(grid.time, "sleep", wait)
-    grid._train_cells(object.__new__(Prepared), cells, Screen(quiet=True))
-    assert all(directory.summary == {"state": "finished"} for _, directory in cells)
+    train_cells(cells)
+    assert all(directory.summary == OVER for directory in cells)

@@ -24,8 +24,9 @@ LAYERS = {
         *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),
     ),
     "loops and run directories": (
-        *("claims", "console", "description", "evaluation", "grid", "plan", "plan_text"),
-        *("preparation", "run_directory", "scoring", "trainer", "writers"),
+        *("cell_table", "claims", "console", "description", "evaluation", "grid"),
+        *("grid_directory", "plan", "plan_text", "preparation", "run_directory", "scoring"),
+        *("submission", "trainer", "writers"),
     ),
     "programs": ("__main__", "command_line", "make_embedded"),
 }

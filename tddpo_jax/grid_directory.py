@@ -1,0 +1,88 @@
+"""The cells of an experiment and their directories; starts no device.
+
+One cell writes into the output itself, several into a directory each below it, beside `grid.json`:
+what the cells share, and their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tddpo_jax.config import Config, cell_name, expand, get, resolve
+from tddpo_jax.hosts import first_only
+from tddpo_jax.run_directory import (
+    PLACEMENT,
+    RunDirectory,
+    check_output,
+    differences,
+    is_free,
+    write_atomically,
+)
+
+
+def cell_directories(settings: dict[str, Any]) -> list[RunDirectory]:
+    """The directories of all cells of the settings, in the order of the grid; writes nothing.
+
+    Raises:
+        ValueError: a setting is wrong, or a directory holds a run of another configuration.
+    """
+    configs = list(dict.fromkeys(resolve(cell) for cell in expand(settings)))
+    if len(configs) == 1:
+        return [RunDirectory(_root(configs), configs[0])]
+    root = _root(configs)
+    check_output(root)
+    if not is_free(root):
+        _check_grid(root, configs)
+    return [RunDirectory(root / cell_name(config), config) for config in configs]
+
+
+def output_of(directories: Sequence[RunDirectory]) -> Path:
+    """The directory of the lone run, or of the grid."""
+    return _root([directory.config for directory in directories])
+
+
+def _root(configs: Sequence[Config]) -> Path:
+    config = configs[0]
+    default = "grid" if len(configs) > 1 else cell_name(config)
+    return Path(config.output or f"runs/{default}")
+
+
+def _check_grid(root: Path, configs: Sequence[Config]) -> None:
+    """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
+    file = root / "grid.json"
+    if not file.exists():
+        raise ValueError(f"output: {root} exists and holds no grid")
+    found = json.loads(file.read_text())["settings"]
+    wanted = _shared(configs, found)
+    if found != wanted:
+        raise ValueError(
+            f"output: {root} holds a grid of another configuration: "
+            f"{', '.join(differences(found, wanted))}"
+        )
+
+
+def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cells of a grid have in common, with the learning rates of all losses so far."""
+    axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+    axes |= dict.fromkeys(PLACEMENT, True)
+    rates = {config.loss.name: config.train.learning_rate for config in configs}
+    settings = configs[0].model_dump(mode="json", exclude=axes)
+    settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
+    return settings
+
+
+@first_only
+def record_grid(directories: Sequence[RunDirectory]) -> None:
+    """Writes `grid.json` if there are several cells; those of earlier commands stay, first."""
+    if len(directories) == 1:
+        return
+    root, configs = output_of(directories), [directory.config for directory in directories]
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / "grid.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {"cells": [], "settings": {}}
+    cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
+    grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+    write_atomically(file, json.dumps(grid, indent=2) + "\n")
