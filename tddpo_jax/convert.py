@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,11 +23,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tddpo_jax.hosts import agree, is_first, whole
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling
 from tddpo_jax.sharding import check_mesh, parameter_shardings, path_name
+from tddpo_jax.tensor_files import write_tensors
 
 # (Hugging Face name, our path); {} is the number of the layer, its place on our leading axis.
 NAMES: tuple[tuple[str, str], ...] = (
@@ -296,8 +297,9 @@ def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any])
 def _tensors(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """Every name and its `PySafeSlice`, of which nothing is read before it is indexed."""
     for file in sorted(set(files.values())):
-        with safe_open(file, "np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open has no __iter__
+        for name in _names_in(file):
+            # Opened anew for each: all that was read of an open file stays mapped into memory.
+            with safe_open(file, "np") as tensors:
                 yield name, tensors.get_slice(name)
 
 
@@ -339,10 +341,9 @@ def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | N
     shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _host(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
-        if is_first():
-            path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
-            save_file(tensors, path, metadata={"format": "pt"})
+        path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
+        # All hosts put each tensor together, in the same order.
+        _write_shard(path if is_first() else Path(os.devnull), shard, arrays, dtype)
     if not is_first():
         return
     if len(shards) > 1:
@@ -362,14 +363,39 @@ def companion_files(source: Path) -> list[Path]:
     ]
 
 
-def _host(array: jax.Array, layer: int | None, dtype: Any) -> np.ndarray:
-    host = whole(array if layer is None else array[layer])
-    return np.ascontiguousarray(host.astype(dtype) if dtype is not None else host)
+def _write_shard(
+    file: Path, shard: dict[str, tuple[str, int | None]], arrays: dict[str, jax.Array], dtype: Any
+) -> None:
+    def tensor(name: str) -> np.ndarray:
+        path, layer = shard[name]
+        return _host(arrays[path], layer, specs[name].dtype)
+
+    specs = {name: _spec(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
+    write_tensors(file, specs, tensor)
+
+
+def _host(array: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """A tensor of the checkpoint on the host."""
+    part = array if layer is None else array[layer]
+    if not part.is_fully_addressable:
+        return whole(part).astype(dtype, copy=False)
+    host = np.empty(part.shape, dtype)
+    for shard in part.addressable_shards:
+        if shard.replica_id == 0:
+            # An array keeps what the host fetched of it: of the model's own, fetch copies.
+            host[shard.index] = shard.data.copy() if layer is None else shard.data
+    return host
+
+
+def _spec(array: jax.Array, layer: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a tensor of the checkpoint."""
+    shape = array.shape if layer is None else array.shape[1:]
+    return jax.ShapeDtypeStruct(shape, array.dtype if dtype is None else dtype)
 
 
 def _bytes(array: jax.Array, layer: int | None, dtype: Any) -> int:
-    size = array.size if layer is None else array.size // array.shape[0]
-    return size * np.dtype(dtype if dtype is not None else array.dtype).itemsize
+    spec = _spec(array, layer, dtype)
+    return spec.size * spec.dtype.itemsize
 
 
 def _shards(

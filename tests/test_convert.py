@@ -18,6 +18,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from tddpo_jax import convert
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling, count_parameters
 from tddpo_jax.sharding import path_name
+from tddpo_jax.tensor_files import write_tensors
 
 SINGLE, INDEX = convert.WEIGHT_FILES
 
@@ -263,14 +264,14 @@ def test_an_interrupted_export_leaves_the_old_folder(folder, tmp_path, monkeypat
     monkeypatch.setattr(convert, "SHARD_BYTES", 6000)
     written = []
 
-    def save_two_files(tensors, path, **settings):
+    def write_two_files(path, *tensors):
         if len(written) == 2:
             raise OSError("No space left on device")
         written.append(path)
-        save_file(tensors, path, **settings)
+        write_tensors(path, *tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "save_file", save_two_files)
+        patch.setattr(convert, "write_tensors", write_two_files)
         with pytest.raises(OSError, match="No space"):
             convert.export(model, folder, output)
         assert not output.exists()
