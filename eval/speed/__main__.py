@@ -185,7 +185,7 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
 def _measure(mode: str, given: Any, model: LlamaConfig) -> list[dict[str, Any]]:
     """One row of figures for each thing that is measured."""
     # Not before JAX knows how many devices it has.
-    from eval.speed import comparison, decoding, peers, profile, training
+    from eval.speed import comparison, decoding, peers, pieces, training
 
     case = training.Case(
         model=model,
@@ -200,7 +200,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> list[dict[str, Any]]:
         },
     )
     if mode == "profile":
-        return profile.measure_pieces(case)
+        return pieces.measure_pieces(case)
     if mode == "prefix":
         return [comparison.measure_prefix(case)]
     if mode == "population":

@@ -197,8 +197,9 @@ class _Peer:
         self.name = peer
         worker = Path(__file__).with_name(f"{peer}_worker.py")
         try:
+            # Isolated: nothing of ours may be imported in place of a module of the peer's.
             self.process = subprocess.Popen(
-                [python, str(worker), str(file)],
+                [python, "-I", str(worker), str(file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -13,6 +13,7 @@ multiple of 256, which compiles several shapes; the model's defaults, without re
 are already its fastest. The optimiser is the user's to choose: AdamW as ours.
 """
 
+import functools
 import json
 import os
 import sys
@@ -43,6 +44,7 @@ class WaitingTrainer(dpo_trainer.DPOTrainer):
         self.seen.append(jax.block_until_ready(aux))
 
 
+@functools.wraps(dpo_trainer.dpo_loss_fn)  # its signature is read
 def loss_beside_metrics(*arguments: Any, **more: Any) -> Any:
     loss, metrics = dpo_trainer.dpo_loss_fn(*arguments, **more)
     return loss, {**metrics, "loss": loss}
