@@ -149,6 +149,9 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
             raise ValueError(f"{_option(name)}: is not read {flag}")
         if name in POSITIVE and value <= 0:
             raise ValueError(f"{_option(name)}: must be above 0, got {value}")
+    folder = Path(given.get("output", "")).parent
+    if not folder.is_dir():
+        raise ValueError(f"--output: {folder} is no folder")
     if "json" in given and "markdown" in given:
         raise ValueError("--markdown: cannot be combined with --json")
     return mode, argparse.Namespace(**{**DEFAULTS, **given})

@@ -20,18 +20,19 @@ from eval.speed.training import (
     Trainer,
     load_pairs,
     matmul_rate,
-    random_model,
     shapes_of,
     timed_pairs,
+    trained_model,
 )
 from tddpo_jax.attention import attention
 from tddpo_jax.flops import layer_matmul_parameters, useful_flops
 from tddpo_jax.layout import Batch, score_count, stream_length
 from tddpo_jax.logprobs import branch_logps
-from tddpo_jax.model import LINEAR_NAMES, LlamaConfig, dense
+from tddpo_jax.model import LINEAR_NAMES, dense
 from tddpo_jax.packing import pack
 from tddpo_jax.preparation import attention_implementation
 from tddpo_jax.reference import place_batch
+from tddpo_jax.sharding import make_mesh
 from tddpo_jax.train_step import Totals
 
 
@@ -98,10 +99,7 @@ def _whole(trainer: Trainer, batch: Batch) -> tuple[float, float]:
         return sums
 
     def update() -> Any:
-        trainer.state, metrics = trainer.program.update(
-            trainer.state, sums, trainer.knobs(), totals
-        )
-        return metrics
+        return trainer.update(sums, totals)
 
     steps = trainer.case.steps
     return _seconds(gradients, steps), _seconds(update, steps)
@@ -161,12 +159,10 @@ def _head(case: Case, batch: Batch) -> Callable[[], Any]:
 def _matmuls(case: Case, batch: Batch) -> Callable[[], Any]:
     """The seven products of all layers and what backward makes of them, nothing between them."""
     config, dtype = case.model, jnp.dtype(case.dtype)
-    stack = random_model(case, None if case.mode == "full" else _mesh(case)).layers
+    stack = trained_model(case, make_mesh(case.mesh)).layers
     weights = {name: getattr(stack, name).weight.get_value() for name in LINEAR_NAMES}
     widths = sorted({config.width, config.heads * config.head_size, config.feed_forward})
-    inputs = {
-        width: _normal(width, (*batch.tokens.shape, width), case.dtype) for width in widths
-    }
+    inputs = {width: _normal(width, (*batch.tokens.shape, width), case.dtype) for width in widths}
 
     def products(weights: Any, inputs: Any) -> jax.Array:
         total = jnp.zeros(())
@@ -189,9 +185,3 @@ def _matmuls(case: Case, batch: Batch) -> Callable[[], Any]:
         return jax.lax.scan(layer, inputs, weights)
 
     return lambda: layers(weights, inputs)
-
-
-def _mesh(case: Case) -> Any:
-    from tddpo_jax.sharding import make_mesh
-
-    return make_mesh(case.mesh)

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from tddpo_jax import lora
-from tddpo_jax.ahead_of_time import Step, compile_step, on
+from tddpo_jax.ahead_of_time import beside_arguments, bytes_of_device
 from tddpo_jax.config import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
 from tddpo_jax.data import load_dataset, load_tokenizer
 from tddpo_jax.flops import measured_matmul_rate, useful_flops
@@ -30,7 +30,7 @@ from tddpo_jax.packing import choose_shapes, pack, padding_share
 from tddpo_jax.plan import stated_pairs
 from tddpo_jax.preparation import attention_implementation, cache_folder, computation
 from tddpo_jax.reference import log_probs, place_batch
-from tddpo_jax.sharding import make_mesh, row_devices, tree_shardings
+from tddpo_jax.sharding import make_mesh, row_devices
 from tddpo_jax.train_step import (
     Frozen,
     Knobs,
@@ -121,9 +121,8 @@ def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
     )
 
 
-def random_model(case: Case, mesh: Any) -> Llama:
-    """Random weights of the case's shape on the devices, with adapters and NF4 as its mode asks."""
-    dtype = jnp.float32 if case.mode == "full" else jnp.dtype(case.dtype)
+def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
+    """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
 
     @jax.jit
     def make(key: jax.Array) -> Llama:
@@ -135,6 +134,11 @@ def random_model(case: Case, mesh: Any) -> Llama:
     if case.mode != "full":
         lora.add_adapters(model, LoraConfig(), 0, mesh)
     return model
+
+
+def trained_model(case: Case, mesh: Any) -> Llama:
+    """As above, in the dtype in which training stores it: master weights are float32."""
+    return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
 
 # ---- the step ------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ class Trainer:
         self.case, self.pairs, self.shapes, self.members = case, pairs, shapes, members
         self.mesh = make_mesh(case.mesh)
         kind = nnx.Param if case.mode == "full" else LoraParam
-        graphdef, trainable, base = split_model(random_model(case, self.mesh), kind)
+        graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         self.program = make_program(
             graphdef,
             trainable,
@@ -169,6 +173,9 @@ class Trainer:
         self.frozen = Frozen(base, None)
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), 2), np.float32)
+        self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
+        # Of one device, all that it holds while it computes gradients or updates.
+        self.peak_bytes = 0
         self.reference_seconds: list[float] = []
         self.seconds: list[float] = []
         self.matmul: list[float] = []
@@ -204,25 +211,38 @@ class Trainer:
         placed = jax.block_until_ready([place_batch(batch, self.mesh) for batch in batches])
         totals = Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
         self.matmul.append(matmul_rate(self.case.dtype))
-        knobs = self.knobs()
         start = time.perf_counter()
         sums = self.program.zeros(self.state)
         for batch in placed:
             sums = self.add_gradients(sums, batch, totals)
-        self.state, metrics = self.program.update(self.state, sums, knobs, totals)
+        metrics = self.update(sums, totals)
         jax.block_until_ready((self.state, metrics))
         self.seconds.append(time.perf_counter() - start)
         self.counts.append(_counts(self.case, pairs, batches))
         self.last_metrics = {name: float(value[0]) for name, value in metrics.items()}
         self.first_metrics = self.first_metrics or self.last_metrics
-        self.largest = placed[0]
         return self.seconds[-1]
 
     def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
         """The sums with the gradients of one micro-batch added."""
-        return self.program.add_gradients(
-            sums, self.state, self.frozen, self.knobs(), batch, totals, None
-        )
+        arguments = sums, self.state, self.frozen, self.knobs(), batch, totals, None
+        return self._run("add_gradients", batch.tokens.shape, arguments)
+
+    def update(self, sums: Sums, totals: Totals) -> dict[str, jax.Array]:
+        """The optimiser's update; the metrics of the step."""
+        arguments = self.state, sums, self.knobs(), totals
+        self.state, metrics = self._run("update", (), arguments)
+        return metrics
+
+    def _run(self, name: str, shape: tuple[int, ...], arguments: tuple) -> Any:
+        """Calls a function of the program, compiled once so that it can be asked for its memory."""
+        if (name, shape) not in self.compiled:
+            lowered = getattr(self.program, name).lower(*arguments)
+            self.compiled[name, shape] = lowered.compile()
+            arrays = [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
+            held = bytes_of_device(arrays) + beside_arguments(self.compiled[name, shape])
+            self.peak_bytes = max(self.peak_bytes, held)
+        return self.compiled[name, shape](*arguments)
 
     def knobs(self) -> Knobs:
         """DPO at a usual beta and rate, the same for all members."""
@@ -258,22 +278,13 @@ class Trainer:
             "useful_share": useful / rate,
             # Of a step's pairs, once in a run of several epochs; not in the step's time.
             "reference_seconds": statistics.median(reference) if reference else None,
-            "peak_bytes": self._peak_bytes(),
+            "peak_bytes": self.peak_bytes,
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
-    def _peak_bytes(self) -> int:
-        """Of one device while it computes gradients or updates, by the compiler's account."""
-        shapes = jax.eval_shape(self.program.zeros, self.state)
-        sums = on(shapes, tree_shardings(shapes, self.mesh))
-        step = Step(
-            self.program, sums, self.state, self.frozen, self.knobs(), self.largest, Totals(1.0, 1.0)
-        )
-        return compile_step(step).report.peak
-
     def base_model(self) -> Llama:
         """The random weights as they started, without adapters."""
-        return random_model(dataclasses.replace(self.case, mode="full"), self.mesh)
+        return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 
 
 def measure_training(case: Case) -> dict[str, Any]:

@@ -7,8 +7,8 @@ Reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_cho
 tokenising, for the token ids are given, and the order of the rows, which is kept. Collating the
 rows is not in the seconds.
 
-Settings `default`: TRL's, but float32 for bfloat16, for the dtype is the same on both sides. `best`:
-the reference's log-probs computed before training, no gradient checkpointing.
+Settings `default`: TRL's, but float32 for bfloat16, for the dtype is the same on both sides.
+`best`: the reference's log-probs computed before training, no gradient checkpointing.
 """
 
 import json

@@ -92,7 +92,9 @@ def one_of_each_shape(batches: list[Any], per_step: int) -> list[Any]:
     return found + [found[0]] * (-len(found) % per_step)
 
 
-def on_command(trainer: WaitingTrainer, first: list[Any], batches: list[Any], per_step: int) -> Iterator:
+def on_command(
+    trainer: WaitingTrainer, first: list[Any], batches: list[Any], per_step: int
+) -> Iterator:
     """What training reads: `first`, then a step's micro-batches whenever one is asked for."""
     yield from first
     for start in range(0, len(batches), per_step):
@@ -106,7 +108,9 @@ def on_command(trainer: WaitingTrainer, first: list[Any], batches: list[Any], pe
             "logp_chosen": "log_probs/chosen",
             "logp_rejected": "log_probs/rejected",
         }
-        means = {ours: float(np.mean([m[name] for m in trainer.seen])) for ours, name in names.items()}
+        means = {
+            ours: float(np.mean([m[name] for m in trainer.seen])) for ours, name in names.items()
+        }
         print(json.dumps({"seconds": seconds, **means}), file=CHANNEL, flush=True)
 
 
