@@ -5,9 +5,11 @@ Whatever measures runs in a process of its own, for it chooses how many devices 
 
 import json
 import math
+import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -15,6 +17,7 @@ import tiny
 from eval.speed import __main__ as command
 from eval.speed.comparison import _apart
 from eval.speed.peers import _check_same
+from eval.speed.suite import run_suite
 from eval.speed.table import table
 from tddpo_jax.flops import attended_keys
 from tddpo_jax.layout import stream_length
@@ -23,7 +26,7 @@ SMALL = (
     *("--width", "64", "--layers", "1", "--heads", "2", "--feed-forward", "64"),
     *("--max-length", "128", "--batch-pairs", "2", "--steps", "1", "--json"),
 )
-# A peer that scores what it is told to have scored; `python -I` runs it, with this Python.
+# A peer that answers every step, having scored nothing.
 WORKER = """
 import json, sys
 job = json.load(open(sys.argv[1]))
@@ -34,10 +37,16 @@ for line in sys.stdin:
 """
 
 
+def run(*arguments):
+    call = [sys.executable, "-m", "eval.speed", *arguments]
+    # As in the tests themselves: what compiles for less than a second is kept as well.
+    kept = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    return subprocess.run(call, capture_output=True, text=True, check=False, env=kept)
+
+
 def figures(*arguments):
     """The JSON of a call that must succeed."""
-    call = [sys.executable, "-m", "eval.speed", *arguments]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -75,15 +84,20 @@ def test_the_small_suite_measures_every_part(tmp_path):
         assert not row.get("failed"), row
         if "remat" in name:
             assert row["pairs_per_second"] > 0
-            assert 0 < row["peak_bytes"]
+            assert row["peak_bytes"] > 0
             assert row["row_length"] == 256
     assert parts["decode"]["tokens_per_second"] > 0
 
 
-def test_a_suite_without_time_names_what_it_leaves_out():
-    suite = figures("--suite", "gpu", "--small", "--json", "--minutes", "0.001")
-    assert [row["part"] for row in suite["rows"]][-1] == "decode"
-    assert all("left out" in row["remark"] for row in suite["rows"])
+def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
+    with pytest.raises(ValueError, match="measures one device, here are 8"):
+        run_suite(small=True, minutes=9)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rows = run_suite(small=True, minutes=0)
+    assert [row["part"] for row in rows][-1] == "decode"
+    assert {row["remark"] for row in rows} == {"left out: 0 minutes are over"}
+    with pytest.raises(ValueError, match="there is no GPU"):
+        run_suite(small=False, minutes=9)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +134,22 @@ def test_a_peer_that_does_other_work_is_refused():
     ours = {"loss": math.log(2), "logps/chosen": -100.0, "logps/rejected": -90.0}
     theirs = {"loss": math.log(2), "logp_chosen": -100.001, "logp_rejected": -90.0}
     _check_same(ours, theirs, "trl")
-    with pytest.raises(ValueError, match="chosen is -100.000 here and -101.000 in trl"):
+    with pytest.raises(ValueError, match=r"chosen is -100\.000 here and -101\.000 in trl"):
         _check_same(ours, {**theirs, "logp_chosen": -101.0}, "trl")
-    with pytest.raises(ValueError, match="trl's first loss is 0.50000, not log 2"):
+    with pytest.raises(ValueError, match=r"trl's first loss is 0\.50000, not log 2"):
         _check_same(ours, {**theirs, "loss": 0.5}, "trl")
+
+
+def test_a_peer_is_given_the_pairs_and_answers_in_turn(tmp_path):
+    """The process that stands for the peer's Python gets `-I`, the worker, the job."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py" "$3"\n')
+    python.chmod(0o755)
+    done = run(*SMALL, "--against", "trl", "--peer-python", str(python), "--peer-micro-batch", "1")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: --against: at the first step the mean log-prob of chosen")
+    assert done.stderr.endswith("and 0.000 in trl: not the same weights or pairs\n")
 
 
 def test_a_failure_and_memory_are_told_in_the_table():

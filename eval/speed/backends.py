@@ -23,7 +23,7 @@ PAIRS, HEADS, KEY_VALUE_HEADS, HEAD_SIZE = 6, 8, 2, 64
 # Of the root mean square error to that of the values: a few roundings of the dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Batch], jax.Array]
+Attend = Callable[..., jax.Array]  # (q, k, v, batch) to the output
 
 
 def check_backends(longest: int) -> list[dict[str, Any]]:

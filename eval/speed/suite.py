@@ -127,7 +127,8 @@ def run_suite(*, small: bool, minutes: float) -> list[dict[str, Any]]:
         raise ValueError("--suite gpu: there is no GPU; --small runs it on a CPU")
     start = time.monotonic()
     sizes = _small() if small else _large()
-    rows, longest = [], sizes.usual_seconds
+    rows: list[dict[str, Any]] = []
+    longest = sizes.usual_seconds
     for name, part in _parts(sizes).items():
         began = time.monotonic()
         if began + longest > start + 60 * minutes:

@@ -56,6 +56,8 @@ class TokenIdsTrainer(DPOTrainer):
 class OnCommand(TrainerCallback):
     """Starts a step when told to, and tells how long it took."""
 
+    trainer: TokenIdsTrainer
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if not sys.stdin.readline():
             sys.exit(0)

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 import qwix
 from flax import nnx
-from tunix.models.llama3.model import ModelConfig
+from tunix.models.llama3.model import Llama3, ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
 from tunix.sft.dpo import dpo_trainer
 
@@ -114,7 +114,7 @@ def on_command(
         print(json.dumps({"seconds": seconds, **means}), file=CHANNEL, flush=True)
 
 
-def load(job: dict[str, Any]) -> nnx.Module:
+def load(job: dict[str, Any]) -> Llama3:
     shape = job["model"]
     config = ModelConfig(
         num_layers=shape["layers"],
