@@ -293,7 +293,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
     versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
     return {
         "versions": versions,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "hosts": jax.process_count(),
         "mesh": dict(prepared.mesh.shape),
@@ -322,7 +322,7 @@ def parameters_of(config: LlamaConfig) -> int:
     return count_parameters(jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0)))
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

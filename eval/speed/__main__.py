@@ -1,18 +1,29 @@
-"""`python -m eval.speed`: our training step or decode step, as figures and as JSON.
+"""`python -m eval.speed`: how fast we train and decode, as a table and as JSON.
 
-    python -m eval.speed                                          the embedded pairs, a small Llama
+    python -m eval.speed                                     a training step, the embedded pairs
     python -m eval.speed --data FILE --tokenizer DIR --max-length 1024 --mode lora
+    python -m eval.speed --profile                           where the time of a step goes
+    python -m eval.speed --prefix                            what sharing prompts gains
+    python -m eval.speed --population 8 --batch-pairs 4      8 LoRA policies at once, or in turn
     python -m eval.speed --decode --rows 80
     python -m eval.speed --against trl --peer-python .peers/trl/bin/python
+    python -m eval.speed --against tunix --peer-python .peers/tunix/bin/python
+    python -m eval.speed --suite gpu --output suite.json     one large GPU, Llama-2-7B, 9 minutes
 
-A peer runs its own trainer on the same weights' shapes, the same token ids, dtype and threads, in
-its own environment; the two take turns in one call (A B A B). To make the environment:
+Without `--data` the pairs are the embedded ones; `--data stated` are random tokens of the lengths
+of dpo-mix-7k. Each line above is a mode; an option that a mode does not read is refused.
+
+A peer runs its own trainer on the same weights, the same token ids, dtype and threads, in its own
+environment; the two take turns in one call (A B A B), once with the peer's default settings and
+once with its best. To make the environments:
 
     python -m venv .peers/trl && .peers/trl/bin/pip install torch==2.13.0 trl==1.16.0 peft
+    python -m venv .peers/tunix && .peers/tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -21,6 +32,7 @@ from typing import Any
 
 import jax
 
+from eval.speed.table import facts, table
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.convert import read_config
@@ -28,39 +40,132 @@ from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import EMBEDDED
 from tddpo_jax.preparation import use_compilation_cache
 
+DEFAULTS: dict[str, Any] = {
+    "model": None,
+    "width": 256,
+    "layers": 6,
+    "heads": 8,
+    "feed_forward": 688,
+    "vocabulary": 512,
+    "dtype": "float32",
+    "attention": "auto",
+    "devices": 1,
+    "data": "embedded",
+    "tokenizer": str(EMBEDDED),
+    "max_length": 1024,
+    "batch_pairs": 16,
+    "row_length": None,
+    "mode": "full",
+    "remat": "dots",
+    "layout": "packed",
+    "steps": 5,
+    "rows": 16,
+    "prompt_tokens": 128,
+    "new_tokens": 128,
+    "peer_python": None,
+    "peer_settings": "both",
+    "peer_micro_batch": None,
+    "minutes": 9.0,
+    "small": False,
+}
+SIZES = ("width", "layers", "heads", "feed_forward", "vocabulary")
+SHAPE = {"model", *SIZES, "dtype", "devices", "mode"}
+STEP = SHAPE | {"attention", "data", "tokenizer", "max_length", "batch_pairs", "remat", "steps"}
+PEER = {"peer_python", "peer_settings", "peer_micro_batch"}
+# What each mode reads; the first is the mode without a flag.
+READ = {
+    "training": STEP | {"row_length", "layout"},
+    "profile": STEP | {"row_length", "layout"},
+    "prefix": STEP | {"row_length"},
+    "population": STEP | {"row_length"},
+    "decode": SHAPE | {"rows", "prompt_tokens", "new_tokens"},
+    "against": STEP | PEER | {"row_length"},
+    "suite": {"minutes", "small"},
+}
+OUTPUT = {"json", "markdown", "output"}
+POSITIVE = (
+    *SIZES,
+    *("devices", "max_length", "batch_pairs", "row_length", "steps", "rows", "prompt_tokens"),
+    *("peer_micro_batch", "minutes", "population"),
+)
+
 
 def _parser() -> Parser:
-    parser = Parser(prog="eval.speed", description="Speed of training steps and of decoding.")
-    parser.add_argument("--model", help="folder whose config.json gives the shape")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--feed-forward", type=int, default=688)
-    parser.add_argument("--vocabulary", type=int, default=512)
-    parser.add_argument("--data", default="embedded", help="preference file")
-    parser.add_argument("--tokenizer", default=str(EMBEDDED), help="folder of the tokenizer")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens of one branch")
-    parser.add_argument("--batch-pairs", type=int, default=16)
-    parser.add_argument("--mode", default="full", choices=["full", "lora", "qlora"])
-    parser.add_argument("--remat", default="dots", choices=["none", "full", "dots"])
-    parser.add_argument("--layout", default="packed", choices=["packed", "plain"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed")
-    parser.add_argument("--devices", type=int, default=1, help="data-parallel devices, on CPU too")
-    parser.add_argument("--decode", action="store_true", help="decoding instead of training")
-    parser.add_argument("--rows", type=int, default=16, help="rows that are decoded together")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--against", choices=["trl", "tunix"], help="a peer to measure beside us")
-    parser.add_argument("--peer-python", help="the Python of the peer's environment")
-    parser.add_argument("--peer-settings", default="default", choices=["default", "best"])
-    parser.add_argument("--json", action="store_true", help="JSON instead of lines")
+    parser = Parser(
+        prog="eval.speed",
+        description="Speed of training steps and of decoding.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--profile", action="store_true", help="where the time of a step goes")
+    add("--prefix", action="store_true", help="what sharing prompts gains")
+    add("--population", type=int, metavar="N", help="N LoRA policies in one program, and in turn")
+    add("--decode", action="store_true", help="decoding instead of training")
+    add("--against", choices=["trl", "tunix"], help="a peer's trainer beside ours")
+    add("--suite", choices=["gpu"], help="Llama-2-7B on one large GPU, all at once")
+    add("--model", help="folder whose config.json gives the shape")
+    for name in SIZES:
+        add("--" + name.replace("_", "-"), type=int, help=f"default {DEFAULTS[name]}")
+    add("--data", help="preference file, `embedded` or `stated`")
+    add("--tokenizer", help="folder of the tokenizer")
+    add("--max-length", type=int, help="tokens of one branch (default 1024)")
+    add("--batch-pairs", type=int, help="pairs of a step (default 16)")
+    add("--row-length", type=int, help="stream positions of a row (default: chosen)")
+    add("--mode", choices=["full", "lora", "qlora"], help="default full")
+    add("--remat", choices=["none", "full", "dots"], help="default dots")
+    add("--layout", choices=["packed", "plain"], help="default packed")
+    add("--dtype", choices=["float32", "bfloat16"], help="default float32")
+    add("--attention", choices=["auto", "xla", "cudnn"], help="back-end (default auto)")
+    add("--steps", type=int, help="steps that are timed (default 5)")
+    add("--devices", type=int, help="data-parallel devices, on CPU too (default 1)")
+    add("--rows", type=int, help="rows that are decoded together (default 16)")
+    add("--prompt-tokens", type=int, help="of each row (default 128)")
+    add("--new-tokens", type=int, help="of each row (default 128)")
+    add("--peer-python", help="the Python of the peer's environment")
+    add("--peer-settings", choices=["default", "best", "both"], help="default both")
+    add("--peer-micro-batch", type=int, help="pairs the peer computes at once (default its own)")
+    add("--minutes", type=float, help="time the suite may take (default 9)")
+    add("--small", action="store_true", help="the suite on tiny shapes, on a CPU too")
+    add("--json", action="store_true", help="JSON instead of a table")
+    add("--markdown", action="store_true", help="a table for a README")
+    add("--output", help="file for the JSON, beside what is printed")
     return parser
 
 
-def _shape(given: Any) -> LlamaConfig:
+def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
+    """The mode and all options.
+
+    Raises:
+        ValueError: two modes, an option that the mode does not read, or a number below 1.
+    """
+    given = vars(_parser().parse_args(arguments))
+    modes = [name for name in READ if name in given]
+    if len(modes) > 1:
+        raise ValueError(f"--{modes[1]}: cannot be combined with --{modes[0]}")
+    mode = modes[0] if modes else "training"
+    for name, value in given.items():
+        if name not in READ[mode] | OUTPUT | {mode}:
+            flag = f"with --{mode}" if modes else "in a plain call"
+            raise ValueError(f"{_option(name)}: is not read {flag}")
+        if name in POSITIVE and value <= 0:
+            raise ValueError(f"{_option(name)}: must be above 0, got {value}")
+    folder = Path(given.get("output", "")).parent
+    if not folder.is_dir():
+        raise ValueError(f"--output: {folder} is no folder")
+    if "json" in given and "markdown" in given:
+        raise ValueError("--markdown: cannot be combined with --json")
+    return mode, argparse.Namespace(**{**DEFAULTS, **given})
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     if given.model:
+        for name in SIZES:
+            if any(word.partition("=")[0] == _option(name) for word in arguments):
+                raise ValueError(f"{_option(name)}: --model gives the shape")
         return read_config(Path(given.model))
     if given.width % given.heads:
         raise ValueError(f"--heads: {given.heads} does not divide --width {given.width}")
@@ -80,46 +185,66 @@ def _shape(given: Any) -> LlamaConfig:
     )
 
 
+def _measure(mode: str, given: Any, model: LlamaConfig) -> list[dict[str, Any]]:
+    """One row of figures for each thing that is measured."""
+    # Not before JAX knows how many devices it has.
+    from eval.speed import comparison, decoding, peers, pieces, training
+
+    case = training.Case(
+        model=model,
+        mesh=MeshConfig(data=given.devices, fsdp=1),
+        tokenizer=Path(given.tokenizer),
+        **{
+            name: getattr(given, name)
+            for name in (
+                *("data", "max_length", "batch_pairs", "row_length", "mode", "remat"),
+                *("layout", "dtype", "attention", "steps"),
+            )
+        },
+    )
+    if mode == "profile":
+        return pieces.measure_pieces(case)
+    if mode == "prefix":
+        return [comparison.measure_prefix(case)]
+    if mode == "population":
+        return [comparison.measure_population(case, given.population)]
+    if mode == "decode":
+        rows, prompt, new = given.rows, given.prompt_tokens, given.new_tokens
+        return [decoding.measure_decoding(case, rows, prompt, new)]
+    if mode == "training":
+        return [training.measure_training(case)]
+    if given.peer_python is None:
+        raise ValueError(f"--peer-python: name the Python of the environment of {given.against}")
+    both = given.peer_settings == "both"
+    return [
+        peers.measure_against(
+            case, given.against, given.peer_python, settings, given.peer_micro_batch
+        )
+        for settings in (("default", "best") if both else (given.peer_settings,))
+    ]
+
+
 def _command(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
+    mode, given = _settings(arguments)
+    model = None if mode == "suite" else _shape(given, arguments)
     # Only a CPU counts: an accelerator has the devices it has.
     jax.config.update("jax_num_cpu_devices", given.devices)
     use_compilation_cache()
-    from eval.speed.decoding import measure_decoding
-    from eval.speed.peers import measure_against
-    from eval.speed.training import Case, measure_training
-
-    case = Case(
-        model=_shape(given),
-        data=given.data,
-        tokenizer=Path(given.tokenizer),
-        max_length=given.max_length,
-        batch_pairs=given.batch_pairs,
-        mode=given.mode,
-        remat=given.remat,
-        layout=given.layout,
-        dtype=given.dtype,
-        attention=given.attention,
-        steps=given.steps,
-        mesh=MeshConfig(data=given.devices, fsdp=1),
-    )
-    if given.decode:
-        figures = measure_decoding(case, given.rows, given.prompt_tokens, given.new_tokens)
-    elif given.against:
-        if given.peer_python is None:
-            raise ValueError(
-                f"--peer-python: name the Python of the environment of {given.against}"
-            )
-        figures = measure_against(case, given.against, given.peer_python, given.peer_settings)
+    about = {"speed": mode, **facts()}
+    if model is not None:
+        rows = _measure(mode, given, model)
     else:
-        figures = measure_training(case)
-    figures = {"device": jax.devices()[0].device_kind, "devices": given.devices, **figures}
-    if given.json:
+        from eval.speed.suite import run_suite
+
+        rows = run_suite(small=given.small, minutes=given.minutes)
+    figures = {**about, **rows[0]} if len(rows) == 1 else {**about, "rows": rows}
+    if "output" in given:
+        Path(given.output).write_text(json.dumps(figures, indent=1) + "\n")
+    if "json" in given:
         print(json.dumps(figures))
     else:
-        for name, value in figures.items():
-            print(f"{name:30} {value:.4g}" if isinstance(value, float) else f"{name:30} {value}")
-    return 0
+        print(table(about, rows, markdown="markdown" in given))
+    return 1 if any(row.get("failed") for row in rows) else 0
 
 
 def main() -> int:

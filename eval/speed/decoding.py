@@ -7,6 +7,7 @@ large. The device's bandwidth is measured in the same run.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.speed.training import Case, random_model
+from tddpo_jax.ahead_of_time import bytes_of_device
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.generate import continue_prompts
 from tddpo_jax.row_adapters import adapter_set
@@ -24,29 +26,50 @@ READ_SHAPE = (16384, 8192)  # 512 MiB of float32
 LEAST_BYTES = 256 * 2**20
 
 
-def measured_bandwidth(repeats: int = 5) -> float:
+def measured_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
     """Bytes per second read by the best of a few products of a large matrix with a vector.
 
     A copy would measure the first touch of new memory as well, which decoding does not do.
     """
-    matrix, vector = jnp.ones(READ_SHAPE, jnp.float32), jnp.ones(READ_SHAPE[1], jnp.float32)
+    matrix, vector = jnp.ones(shape, jnp.float32), jnp.ones(shape[1], jnp.float32)
     product = jax.jit(lambda matrix, vector: matrix @ vector)
-    product(matrix, vector).block_until_ready()
+    return matrix.nbytes / _best(lambda: product(matrix, vector), repeats)
+
+
+def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
+    """Bytes per second, read and written, by the best of a few changes of an array in place."""
+    negative = jax.jit(jnp.negative, donate_argnums=0)
+    array = jnp.ones(shape, jnp.float32)
+
+    def change() -> jax.Array:
+        nonlocal array
+        array = negative(array)
+        return array
+
+    return 2 * array.nbytes / _best(change, repeats)
+
+
+def _best(program: Callable[[], jax.Array], repeats: int) -> float:
+    """Seconds of the fastest call after a first one, which compiles."""
+    program().block_until_ready()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        product(matrix, vector).block_until_ready()
+        program().block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return matrix.nbytes / min(seconds)
+    return min(seconds)
 
 
-def measure_decoding(case: Case, rows: int, prompt: int, new_tokens: int) -> dict[str, Any]:
+def measure_decoding(
+    case: Case, rows: int, prompt: int, new_tokens: int, read_shape: tuple[int, int] = READ_SHAPE
+) -> dict[str, Any]:
     """Tokens per second of `rows` prompts, and the share of the memory-bandwidth limit.
 
     The prefill is taken out by a second run that stops after one token.
     """
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
-    model, dtype = random_model(case, mesh), jnp.dtype(case.dtype)
+    dtype = jnp.dtype(case.dtype)
+    model = random_model(case, mesh, case.dtype)
     adapters = adapter_set([model])
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, case.model.vocabulary, prompt, np.int32) for _ in range(rows)]
@@ -64,11 +87,11 @@ def measure_decoding(case: Case, rows: int, prompt: int, new_tokens: int) -> dic
         return best
 
     decode = (seconds(new_tokens) - seconds(1)) / (new_tokens - 1)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    weights = bytes_of_device(model)
     config, itemsize = case.model, dtype.itemsize
     per_token = 2 * config.layers * config.key_value_heads * config.head_size * itemsize
     read = weights + rows * per_token * (prompt + new_tokens / 2)
-    bandwidth = measured_bandwidth()
+    bandwidth = measured_bandwidth(read_shape)
     return {
         "rows": rows,
         "decode_step_seconds": decode,

@@ -1,89 +1,170 @@
-"""Our step beside a peer's: the same shapes, pairs, dtype and threads, taking turns in one call."""
+"""Our step beside a peer's: the same weights, pairs, dtype and threads, taking turns in one call.
+
+The two start from the same weights and score the same pairs, and that is checked: at the first step
+both must report the loss log 2 and the same log-probs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
 import statistics
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
+import jax
 
-from eval.speed.training import WARM_UP, Case, Trainer, load_pairs
+from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
 from tddpo_jax import convert
 from tddpo_jax.layout import Pair
 
+# Of the mean log-prob of a response at the first step: rounding, over hundreds of tokens.
+SAME_LOGPS = 1e-4
+SAME_LOSS = 1e-3
+# Pairs of a micro-batch unless told otherwise: TRL's default is 8. Tunix has none; more than 2 of
+# its attention matrices over the whole length would not fit a small machine.
+MICRO_BATCH = {"trl": 8, "tunix": 2}
+# Tunix' Llama reads no rope_theta: it always rotates by this one, and so must ours beside it.
+TUNIX_THETA = 1_000_000.0
 
-def measure_against(case: Case, peer: str, python: str, settings: str) -> dict[str, Any]:
+
+def measure_against(
+    case: Case, peer: str, python: str, settings: str, micro_batch: int | None = None
+) -> dict[str, Any]:
     """Median step times of ours and the peer's, and their ratio, from steps that take turns.
 
-    Both take the same pairs in the same order.
+    Both take the same pairs in the same order. Steps of the warm-up count for neither.
+
+    Args:
+        case: what is measured.
+        peer: `trl` or `tunix`.
+        python: of the peer's environment.
+        settings: `default` or `best`, see the peer's worker.
+        micro_batch: pairs that the peer computes at once.
 
     Raises:
-        ValueError: the peer's Python cannot be run, or its trainer failed.
+        ValueError: the peer cannot do this, its Python cannot be run, or its trainer failed.
     """
+    micro_batch = micro_batch or MICRO_BATCH[peer]
+    _check(case, micro_batch)
+    if peer == "tunix":
+        case = dataclasses.replace(
+            case, model=dataclasses.replace(case.model, rope_theta=TUNIX_THETA)
+        )
     pairs = load_pairs(case)
-    order = np.random.default_rng(0).permutation(len(pairs))
-    needed = (case.steps + WARM_UP) * case.batch_pairs
-    chosen = [pairs[number] for number in np.resize(order, needed)]
+    chosen = timed_pairs(case, pairs)
+    trainer = Trainer(case, chosen, shapes_of(case, pairs))
+    trainer.score_reference()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(case, chosen)
-        job = _write_job(case, trainer, chosen, Path(folder), settings)
-        worker = Path(__file__).with_name(f"{peer}_worker.py")
-        process = _start([python, str(worker), str(job)])
-        assert process.stdin is not None
-        assert process.stdout is not None
-        ours, theirs = [], []
-        try:
+        job = _job(case, chosen, Path(folder), settings, micro_batch, _longest(pairs))
+        convert.export(trainer.base_model(), _shape_folder(case, Path(folder)), Path(job["folder"]))
+        with _Peer(peer, python, job, Path(folder) / "job.json") as worker:
+            answers = []
             for step in range(case.steps + WARM_UP):
-                ours.append(trainer.step(step))
-                theirs.append(_peer_step(process.stdin, process.stdout, peer))
-        finally:
-            process.kill()
-            process.wait()
-    our, their = (statistics.median(seconds[WARM_UP:]) for seconds in (ours, theirs))
+                trainer.step(step)
+                answers.append(worker.step())
+    _check_same(trainer.first_metrics, answers[0], peer)
+    theirs = [answer["seconds"] for answer in answers]
+    our, their = (statistics.median(each[WARM_UP:]) for each in (trainer.seconds, theirs))
     return {
         "peer": peer,
         "peer_settings": settings,
+        "peer_micro_batch": micro_batch,
         "mode": case.mode,
+        "threads": os.cpu_count(),
         "our_step_seconds": our,
         "peer_step_seconds": their,
+        "times_faster": their / our,
         "our_pairs_per_second": case.batch_pairs / our,
         "peer_pairs_per_second": case.batch_pairs / their,
-        "times_faster": their / our,
-        "our_seconds": ours,
+        "our_first_loss": trainer.first_metrics["loss"],
+        "peer_first_loss": answers[0]["loss"],
+        "our_first_logp_chosen": trainer.first_metrics["logps/chosen"],
+        "peer_first_logp_chosen": answers[0]["logp_chosen"],
+        "our_last_loss": trainer.last_metrics["loss"],
+        "peer_last_loss": answers[-1]["loss"],
+        "our_seconds": trainer.seconds,
         "peer_seconds": theirs,
         **trainer.rates(),
     }
 
 
-def _write_job(
-    case: Case, trainer: Trainer, pairs: list[Pair], folder: Path, settings: str
-) -> Path:
-    """The random weights as a Hugging Face folder, and a file that says what to do with them."""
-    shape = folder / "shape"
-    shape.mkdir()
-    (shape / "config.json").write_text(json.dumps(_config_json(case)))
-    convert.export(trainer.base_model(), shape, folder / "model")
+def _check(case: Case, micro_batch: int) -> None:
+    if case.mode == "qlora":
+        raise ValueError("--mode: a peer is measured with full or lora, not qlora")
+    if case.dtype != "float32":
+        raise ValueError(f"--dtype: a peer is measured in float32, not {case.dtype}")
+    if jax.default_backend() != "cpu":
+        raise ValueError("--against: peers are measured on the CPU; set JAX_PLATFORMS=cpu")
+    if micro_batch < 1 or case.batch_pairs % micro_batch:
+        raise ValueError(
+            f"--peer-micro-batch: {micro_batch} does not divide --batch-pairs {case.batch_pairs}"
+        )
+
+
+def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> None:
+    """Refuses figures of two trainers that do not do the same work.
+
+    Raises:
+        ValueError: first losses that are not log 2, or log-probs that differ.
+    """
+    for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
+        if not abs(loss - math.log(2)) <= SAME_LOSS:
+            raise ValueError(f"--against: {name} first loss is {loss:.5f}, not log 2")
+    for branch in ("chosen", "rejected"):
+        our, their = ours[f"logps/{branch}"], theirs[f"logp_{branch}"]
+        if not math.isclose(our, their, rel_tol=SAME_LOGPS):
+            raise ValueError(
+                f"--against: at the first step the mean log-prob of {branch} is {our:.3f} here "
+                f"and {their:.3f} in {peer}: not the same weights or pairs"
+            )
+
+
+# ---- what the peer is given ----------------------------------------------------------------------
+
+
+def _job(
+    case: Case,
+    pairs: list[Pair],
+    folder: Path,
+    settings: str,
+    micro_batch: int,
+    longest: tuple[int, int],
+) -> dict[str, Any]:
     rows = [
         {f"{name}_ids": getattr(pair, name).tolist() for name in ("prompt", "chosen", "rejected")}
         for pair in pairs
     ]
-    job = {
+    return {
         "folder": str(folder / "model"),
         "tokenizer": str(case.tokenizer.absolute()),
+        "model": dataclasses.asdict(case.model),
         "mode": case.mode,
         "settings": settings,
         "batch_pairs": case.batch_pairs,
+        "micro_batch": micro_batch,
         "max_length": case.max_length,
+        "longest": longest,
         "steps": case.steps + WARM_UP,
         "pairs": rows,
     }
-    path = folder / "job.json"
-    path.write_text(json.dumps(job))
-    return path
+
+
+def _longest(pairs: list[Pair]) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest response of the whole data."""
+    responses = (max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    return max(len(pair.prompt) for pair in pairs), max(responses)
+
+
+def _shape_folder(case: Case, folder: Path) -> Path:
+    shape = folder / "shape"
+    shape.mkdir()
+    (shape / "config.json").write_text(json.dumps(_config_json(case)))
+    return shape
 
 
 def _config_json(case: Case) -> dict[str, Any]:
@@ -105,17 +186,46 @@ def _config_json(case: Case) -> dict[str, Any]:
     }
 
 
-def _start(command: list[str]) -> subprocess.Popen[str]:
-    try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    except OSError as error:
-        raise ValueError(f"--peer-python: {command[0]}: {error.strerror}") from None
+# ---- the peer's process --------------------------------------------------------------------------
 
 
-def _peer_step(commands: IO[str], answers: IO[str], peer: str) -> float:
-    commands.write("step\n")
-    commands.flush()
-    line = answers.readline()
-    if not line:
-        raise ValueError(f"--against: the trainer of {peer} stopped; its own words are above")
-    return json.loads(line)["seconds"]
+class _Peer:
+    """A worker that makes one step each time it is told to."""
+
+    def __init__(self, peer: str, python: str, job: dict[str, Any], file: Path) -> None:
+        file.write_text(json.dumps(job))
+        self.name = peer
+        worker = Path(__file__).with_name(f"{peer}_worker.py")
+        try:
+            # Isolated: nothing of ours may be imported in place of a module of the peer's.
+            self.process = subprocess.Popen(
+                [python, "-I", str(worker), str(file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            raise ValueError(f"--peer-python: {python}: {error.strerror}") from None
+
+    def step(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = self.process.stdout.readline()
+        if not line:
+            raise ValueError(
+                f"--against: the trainer of {self.name} stopped; its own words are above"
+            )
+        return json.loads(line)
+
+    def __enter__(self) -> _Peer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.communicate()

@@ -18,21 +18,35 @@ import numpy as np
 from flax import nnx
 
 from tddpo_jax import lora
-from tddpo_jax.config import DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
+from tddpo_jax.ahead_of_time import beside_arguments, bytes_of_device
+from tddpo_jax.config import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
 from tddpo_jax.data import load_dataset, load_tokenizer
 from tddpo_jax.flops import measured_matmul_rate, useful_flops
-from tddpo_jax.layout import Batch, Pair, stream_length
+from tddpo_jax.layout import Batch, Pair, Shape, stream_length
 from tddpo_jax.losses import LossScalars, LossSpec
 from tddpo_jax.model import Llama, LlamaConfig, LoraParam
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes, pack, padding_share
-from tddpo_jax.preparation import cache_folder, computation
-from tddpo_jax.reference import place_batch
+from tddpo_jax.plan import stated_pairs
+from tddpo_jax.preparation import attention_implementation, cache_folder, computation
+from tddpo_jax.reference import log_probs, place_batch
 from tddpo_jax.sharding import make_mesh, row_devices
-from tddpo_jax.train_step import Frozen, Knobs, Totals, make_program, split_model
+from tddpo_jax.train_step import (
+    Frozen,
+    Knobs,
+    Sums,
+    Totals,
+    make_program,
+    split_model,
+    stacked,
+)
 
-MATMUL_SIZE = 2048
+STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
+# Sides of the square product whose rate is the device's: large enough to fill it.
+MATMUL_SIZE = {"cpu": 2048}
+ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
+BETA = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +65,64 @@ class Case:
     attention: str
     steps: int
     mesh: MeshConfig
+    row_length: int | None = None
+
+    @property
+    def settings(self) -> ModelConfig:
+        """How the model is computed, as a run would say it."""
+        return ModelConfig.model_validate(
+            {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
+        )
+
+
+# ---- pairs and weights ---------------------------------------------------------------------------
 
 
 def load_pairs(case: Case) -> list[Pair]:
     """All pairs of the data, cut to the case's length."""
     data = DataConfig(path=case.data, max_length=case.max_length, validation=0)
+    if case.data == STATED:
+        rng = np.random.default_rng(0)
+        pairs = stated_pairs(Config(data=data), case.model)
+        return [
+            Pair(
+                pair.row,
+                *(rng.integers(3, case.model.vocabulary, len(ids), np.int32) for ids in pair[1:]),
+            )
+            for pair in pairs
+        ]
     tokenizer = load_tokenizer(case.tokenizer)
-    return load_dataset(data, tokenizer, context=case.max_length, cache=cache_folder()).train
+    dataset = load_dataset(
+        data,
+        tokenizer,
+        context=case.max_length,
+        cache=cache_folder(),
+        vocab_size=case.model.vocabulary,
+    )
+    return dataset.train
 
 
-def random_model(case: Case, mesh: Any) -> Llama:
-    """Random weights of the case's shape on the devices, with adapters and NF4 as its mode asks."""
-    dtype = jnp.float32 if case.mode == "full" else jnp.dtype(case.dtype)
+def timed_pairs(case: Case, pairs: list[Pair]) -> list[Pair]:
+    """The pairs of all steps, warm-up first, in a random order that is always the same."""
+    order = np.random.default_rng(0).permutation(len(pairs))
+    needed = (case.steps + WARM_UP) * case.batch_pairs
+    return [pairs[number] for number in np.resize(order, needed)]
+
+
+def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
+    """The micro-batches that training on all these pairs would choose."""
+    return choose_shapes(
+        pairs,
+        case.batch_pairs,
+        rows=row_devices(make_mesh(case.mesh)),
+        row_length=case.row_length,
+        plain=case.layout == "plain",
+        causal_rows=attention_implementation(case.settings) == "cudnn",
+    )
+
+
+def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
+    """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
 
     @jax.jit
     def make(key: jax.Array) -> Llama:
@@ -76,59 +136,121 @@ def random_model(case: Case, mesh: Any) -> Llama:
     return model
 
 
-class Trainer:
-    """Our compiled step over given pairs, `case.batch_pairs` a step, timed one step at a time."""
+def trained_model(case: Case, mesh: Any) -> Llama:
+    """As above, in the dtype in which training stores it: master weights are float32."""
+    return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
-    def __init__(self, case: Case, pairs: list[Pair]) -> None:
-        self.case, self.pairs = case, pairs
+
+# ---- the step ------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Our compiled step over given pairs, `case.batch_pairs` a step, timed one step at a time.
+
+    Args:
+        case: what is measured.
+        pairs: of all steps, in order.
+        shapes: of the micro-batches.
+        members: policies that the step trains at once.
+    """
+
+    def __init__(
+        self, case: Case, pairs: list[Pair], shapes: tuple[Shape, ...], members: int = 1
+    ) -> None:
+        self.case, self.pairs, self.shapes, self.members = case, pairs, shapes, members
         self.mesh = make_mesh(case.mesh)
-        self.shapes = choose_shapes(
-            pairs,
-            case.batch_pairs,
-            rows=row_devices(self.mesh),
-            plain=case.layout == "plain",
-        )
         kind = nnx.Param if case.mode == "full" else LoraParam
-        graphdef, trainable, base = split_model(random_model(case, self.mesh), kind)
-        settings = ModelConfig.model_validate(
-            {"dtype": case.dtype, "remat": case.remat, "attention": case.attention}
-        )
+        graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         self.program = make_program(
             graphdef,
             trainable,
             (LossSpec("dpo"),),
             make_optimizer(TrainConfig()),
             self.mesh,
-            computation(settings, self.mesh),
+            computation(case.settings, self.mesh),
+            members,
         )
-        self.state, self.frozen = self.program.start(trainable), Frozen(base, None)
+        self.frozen = Frozen(base, None)
+        self.state = self.program.start(stacked([trainable] * members))
+        self.reference = np.zeros((len(pairs), 2), np.float32)
+        self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
+        # Of one device, all that it holds while it computes gradients or updates.
+        self.peak_bytes = 0
+        self.reference_seconds: list[float] = []
         self.seconds: list[float] = []
         self.matmul: list[float] = []
         self.counts: list[dict[str, float]] = []
+        self.first_metrics: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
+
+    def score_reference(self) -> None:
+        """The reference's log-probs of all pairs, as a run makes them before its first step."""
+        batch, parts = self.case.batch_pairs, []
+        for first in range(0, len(self.pairs), batch):
+            start = time.perf_counter()
+            logps, _ = log_probs(
+                self.program.log_probs_of_one,
+                self.state.trainable,
+                self.frozen,
+                self.pairs[first : first + batch],
+                self.shapes,
+                self.mesh,
+            )
+            self.reference_seconds.append(time.perf_counter() - start)
+            parts.append(logps[0])
+        self.reference = np.concatenate(parts)
 
     def step(self, number: int) -> float:
         """Runs step `number` and returns its seconds.
 
         Packing is left out: in training it runs beside the device.
         """
-        first = number * self.case.batch_pairs
-        pairs = self.pairs[first : first + self.case.batch_pairs]
-        batches = pack(pairs, self.shapes)
+        rows = slice(number * self.case.batch_pairs, (number + 1) * self.case.batch_pairs)
+        pairs = self.pairs[rows]
+        batches = pack(pairs, self.shapes, self.reference[rows])
         placed = jax.block_until_ready([place_batch(batch, self.mesh) for batch in batches])
         totals = Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
-        self.matmul.append(measured_matmul_rate(jnp.dtype(self.case.dtype), MATMUL_SIZE))
+        self.matmul.append(matmul_rate(self.case.dtype))
         start = time.perf_counter()
         sums = self.program.zeros(self.state)
         for batch in placed:
-            sums = self.program.add_gradients(
-                sums, self.state, self.frozen, _knobs(), batch, totals, None
-            )
-        self.state, metrics = self.program.update(self.state, sums, _knobs(), totals)
+            sums = self.add_gradients(sums, batch, totals)
+        metrics = self.update(sums, totals)
         jax.block_until_ready((self.state, metrics))
         self.seconds.append(time.perf_counter() - start)
         self.counts.append(_counts(self.case, pairs, batches))
-        self.largest = placed[0]
+        self.last_metrics = {name: float(value[0]) for name, value in metrics.items()}
+        self.first_metrics = self.first_metrics or self.last_metrics
         return self.seconds[-1]
+
+    def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
+        """The sums with the gradients of one micro-batch added."""
+        arguments = sums, self.state, self.frozen, self.knobs(), batch, totals, None
+        return self._run("add_gradients", batch.tokens.shape, arguments)
+
+    def update(self, sums: Sums, totals: Totals) -> dict[str, jax.Array]:
+        """The optimiser's update; the metrics of the step."""
+        arguments = self.state, sums, self.knobs(), totals
+        self.state, metrics = self._run("update", (), arguments)
+        return metrics
+
+    def _run(self, name: str, shape: tuple[int, ...], arguments: tuple) -> Any:
+        """Calls a function of the program, compiled once so that it can be asked for its memory."""
+        if (name, shape) not in self.compiled:
+            lowered = getattr(self.program, name).lower(*arguments)
+            self.compiled[name, shape] = lowered.compile()
+            arrays = [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
+            held = bytes_of_device(arrays) + beside_arguments(self.compiled[name, shape])
+            self.peak_bytes = max(self.peak_bytes, held)
+        return self.compiled[name, shape](*arguments)
+
+    def knobs(self) -> Knobs:
+        """DPO at a usual beta and rate, the same for all members."""
+        knobs = Knobs(0, LossScalars(BETA, 1.0, 0.0, 0.05, 0.5), 1e-5)
+        return jax.tree.map(
+            lambda x: np.full(self.members, x, np.int32 if isinstance(x, int) else np.float32),
+            knobs,
+        )
 
     def rates(self) -> dict[str, Any]:
         """Medians over the steps after the warm-up, each step by itself: their tokens differ."""
@@ -143,8 +265,9 @@ class Trainer:
 
         # On a CPU the virtual devices share the cores that the one product uses too.
         devices = 1 if jax.default_backend() == "cpu" else self.mesh.size
-        useful = per_second("useful")
+        useful = per_second("useful") * self.members
         rate = statistics.median(self.matmul[WARM_UP:]) * devices
+        reference = self.reference_seconds[WARM_UP:]
         return {
             "tokens_per_second": per_second("tokens"),
             "positions_per_second": per_second("positions"),
@@ -153,51 +276,44 @@ class Trainer:
             "useful_tflops": useful / 1e12,
             "matmul_tflops": rate / 1e12,
             "useful_share": useful / rate,
-            "peak_bytes": self._peak_bytes(),
+            # Of a step's pairs, once in a run of several epochs; not in the step's time.
+            "reference_seconds": statistics.median(reference) if reference else None,
+            "peak_bytes": self.peak_bytes,
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
-    def _peak_bytes(self) -> int:
-        """Of the compiled gradient program on one device: all it holds while it runs."""
-        lowered = self.program.add_gradients.lower(  # type: ignore[attr-defined]
-            self.program.zeros(self.state),
-            self.state,
-            self.frozen,
-            _knobs(),
-            self.largest,
-            Totals(1.0, 1.0),
-            None,
-        )
-        memory = lowered.compile().memory_analysis()
-        held = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-
     def base_model(self) -> Llama:
         """The random weights as they started, without adapters."""
-        return random_model(dataclasses.replace(self.case, mode="full"), self.mesh)
+        return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 
 
 def measure_training(case: Case) -> dict[str, Any]:
     """Median step time after the warm-up, and what it comes to."""
     pairs = load_pairs(case)
-    order = np.random.default_rng(0).permutation(len(pairs))
-    needed = (case.steps + WARM_UP) * case.batch_pairs
-    trainer = Trainer(case, [pairs[number] for number in np.resize(order, needed)])
-    seconds = [trainer.step(number) for number in range(case.steps + WARM_UP)][WARM_UP:]
-    median = statistics.median(seconds)
+    trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
+    trainer.score_reference()
+    return step_figures(trainer)
+
+
+def step_figures(trainer: Trainer) -> dict[str, Any]:
+    """Runs all steps of a fresh trainer; its median step time, and what it comes to."""
+    case = trainer.case
+    median = statistics.median(
+        [trainer.step(number) for number in range(case.steps + WARM_UP)][WARM_UP:]
+    )
     return {
         "mode": case.mode,
+        "remat": case.remat,
         "step_seconds": median,
         "pairs_per_second": case.batch_pairs / median,
         **trainer.rates(),
     }
 
 
-def _knobs() -> Knobs:
-    knobs = Knobs(0, LossScalars(0.1, 1.0, 0.0, 0.05, 0.5), 1e-5)
-    return jax.tree.map(
-        lambda x: np.array([x], np.int32 if isinstance(x, int) else np.float32), knobs
-    )
+def matmul_rate(dtype: str) -> float:
+    """Operations per second of a large product on one device, measured now."""
+    size = MATMUL_SIZE.get(jax.default_backend(), ACCELERATOR_MATMUL_SIZE)
+    return measured_matmul_rate(jnp.dtype(dtype), size)
 
 
 def _counts(case: Case, pairs: list[Pair], batches: list[Batch]) -> dict[str, float]:

@@ -2,9 +2,13 @@
 
     python trl_worker.py JOB.json
 
-Reads `step` lines on stdin and answers each with `{"seconds": s}` once the step is done. The only
-parts of the trainer that are replaced are tokenising, for the token ids are given, and the order
-of the rows, which is kept.
+Reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_chosen",
+"logp_rejected"}` once the step is done. The only parts of the trainer that are replaced are
+tokenising, for the token ids are given, and the order of the rows, which is kept. Collating the
+rows is not in the seconds.
+
+Settings `default`: TRL's, but float32 for bfloat16, for the dtype is the same on both sides.
+`best`: the reference's log-probs computed before training, no gradient checkpointing.
 """
 
 import json
@@ -19,6 +23,8 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
 
 class TokenIdsTrainer(DPOTrainer):
     """DPOTrainer on rows that are token ids already, in their order."""
@@ -29,9 +35,28 @@ class TokenIdsTrainer(DPOTrainer):
     def _get_train_sampler(self, *rest: Any) -> Any:
         return SequentialSampler(self.train_dataset)
 
+    def compute_loss(self, *arguments: Any, **more: Any) -> Any:
+        loss = super().compute_loss(*arguments, **more)
+        self._metrics["train"]["loss_of_micro_batch"].append(loss.item())
+        return loss
+
+    def means(self) -> dict[str, float]:
+        """Of the step that has just ended: its micro-batches have the same number of pairs."""
+        metrics = self._metrics["train"]
+        names = {
+            "loss": "loss_of_micro_batch",
+            "logp_chosen": "logps/chosen",
+            "logp_rejected": "logps/rejected",
+        }
+        means = {ours: sum(metrics[name]) / len(metrics[name]) for ours, name in names.items()}
+        metrics.clear()
+        return means
+
 
 class OnCommand(TrainerCallback):
     """Starts a step when told to, and tells how long it took."""
+
+    trainer: TokenIdsTrainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if not sys.stdin.readline():
@@ -39,7 +64,7 @@ class OnCommand(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        answer({"seconds": time.perf_counter() - self.start})
+        answer({"seconds": time.perf_counter() - self.start, **self.trainer.means()})
 
 
 def answer(message: dict[str, float]) -> None:
@@ -51,8 +76,8 @@ def main(job: dict[str, Any]) -> None:
     best = job["settings"] == "best"
     config = DPOConfig(
         output_dir=job["folder"] + "/trl",
-        per_device_train_batch_size=min(8, job["batch_pairs"]),
-        gradient_accumulation_steps=max(1, job["batch_pairs"] // 8),
+        per_device_train_batch_size=job["micro_batch"],
+        gradient_accumulation_steps=job["batch_pairs"] // job["micro_batch"],
         max_steps=job["steps"],
         max_length=job["max_length"],
         learning_rate=1e-5,
@@ -60,6 +85,7 @@ def main(job: dict[str, Any]) -> None:
         precompute_ref_log_probs=best,
         bf16=False,
         use_cpu=True,
+        dataloader_pin_memory=False,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -69,15 +95,17 @@ def main(job: dict[str, Any]) -> None:
     if job["mode"] == "lora":
         from peft import LoraConfig
 
-        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules=LINEAR)
+    callback = OnCommand()
     trainer = TokenIdsTrainer(
         model=AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32),
         args=config,
         train_dataset=Dataset.from_list(job["pairs"]),
         processing_class=AutoTokenizer.from_pretrained(job["tokenizer"], pad_token="</s>"),
         peft_config=peft_config,
-        callbacks=[OnCommand()],
+        callbacks=[callback],
     )
+    callback.trainer = trainer
     trainer.train()
 
 

@@ -1,0 +1,117 @@
+"""Every back-end of attention against float32 on fresh random inputs: values and gradients.
+
+The reference computes every score, masks and normalises, in float32 throughout.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tddpo_jax.attention import attention
+from tddpo_jax.attention_cudnn import causal_rows_attention
+from tddpo_jax.layout import Batch, Pair, Shape
+from tddpo_jax.packing import pack
+
+PAIRS, HEADS, KEY_VALUE_HEADS, HEAD_SIZE = 6, 8, 2, 64
+# Of the root mean square error to that of the values: a few roundings of the dtype.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
+
+Attend = Callable[..., jax.Array]  # (q, k, v, batch) to the output
+
+
+def check_backends(longest: int) -> list[dict[str, Any]]:
+    """The error of each back-end at hand, and `failed` where it is beyond the dtype's rounding.
+
+    Without an NVIDIA GPU the causal rows that cuDNN reads are checked with XLA's kernel.
+
+    Args:
+        longest: tokens of a prompt or a response.
+    """
+    seed = secrets.randbelow(2**31)
+    batch = _batch(np.random.default_rng(seed), longest)
+    cudnn = jax.devices()[0].device_kind.startswith("NVIDIA")
+
+    def by_rows(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
+        kernel: Any = "cudnn" if cudnn else "xla"
+        return causal_rows_attention(q, k, v, batch.causal_rows, kernel=kernel)
+
+    backends: list[tuple[str, str, Attend]] = [
+        ("xla", "float32", _by_ranges),
+        ("xla", "bfloat16", _by_ranges),
+        ("cudnn" if cudnn else "causal rows", "bfloat16", by_rows),
+    ]
+    return [_checked(name, dtype, attend, batch, seed) for name, dtype, attend in backends]
+
+
+def _batch(rng: np.random.Generator, longest: int) -> Batch:
+    """A row of pairs of random lengths, of a shape that holds the longest, so always the same."""
+    lengths = rng.integers(1, longest + 1, (PAIRS, 3))
+    pairs = [
+        Pair(row, *(np.zeros(length, np.int32) for length in three))
+        for row, three in enumerate(lengths)
+    ]
+    most, wide = 3 * longest * PAIRS, 2 * longest
+    rows = ((wide, 2 * PAIRS), (wide // 2, PAIRS))
+    shape = Shape(1, most, 2 * longest * PAIRS, PAIRS, causal_rows=rows)
+    return jax.tree.map(jnp.asarray, pack(pairs, (shape,))[0])
+
+
+def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
+    return attention(q, k, v, batch.key_start, batch.key_end)
+
+
+def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
+    k, v = (jnp.repeat(x, HEADS // KEY_VALUE_HEADS, axis=2) for x in (k, v))
+    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / HEAD_SIZE**0.5
+    key = jnp.arange(k.shape[1])
+    start, end = batch.key_start[:, None, :, None], batch.key_end[:, None, :, None]
+    seen = (start <= key) & (key < end)
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)
+    return jnp.einsum("BHQK,BKHS->BQHS", jnp.where(seen, weights, 0), v)
+
+
+def _checked(name: str, dtype: str, attend: Attend, batch: Batch, seed: int) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(seed), 4)
+    counts = (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS, HEADS)
+    arrays = [
+        jax.random.normal(key, (*batch.tokens.shape, count, HEAD_SIZE), jnp.dtype(dtype))
+        for key, count in zip(keys, counts, strict=True)
+    ]
+    # What stands behind the pairs is no query: nobody reads its output, nothing flows back.
+    live = (batch.key_end > batch.key_start)[..., None, None]
+    arrays[3] = jnp.where(live, arrays[3], 0)
+    with jax.default_matmul_precision("highest"):
+        actual = _value_and_gradients(attend, *arrays, batch)
+        exact = [array.astype(jnp.float32) for array in arrays]
+        expected = _value_and_gradients(_dense, *exact, batch)
+    errors = [
+        float(_relative(jnp.where(live, got, 0).astype(jnp.float32), jnp.where(live, want, 0)))
+        for got, want in zip(actual, expected, strict=True)
+    ]
+    good = max(errors) <= TOLERANCE[dtype]  # false for nan
+    return {
+        "part": f"check {name} {dtype}",
+        "relative_error": max(errors),
+        "remark": f"relative error {max(errors):.2g}",
+        "seed": seed,
+        "failed": None if good else f"error above {TOLERANCE[dtype]}",
+    }
+
+
+def _relative(actual: jax.Array, expected: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean((actual - expected) ** 2) / jnp.mean(expected**2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_gradients(
+    attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, batch: Batch
+) -> tuple[jax.Array, ...]:
+    out, backward = jax.vjp(lambda *qkv: attend(*qkv, batch), q, k, v)
+    return out, *backward(d_out)

@@ -1,0 +1,93 @@
+"""Two ways of our own beside each other, their steps taking turns: shared prompts, populations."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+import numpy as np
+
+from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
+from tddpo_jax.layout import Pair
+
+
+def measure_prefix(case: Case) -> dict[str, Any]:
+    """A step whose prompts are shared beside one whose prompts stand there twice, both packed.
+
+    `gain_over_ratio` says how much of the tokens that sharing saves is saved in time.
+    """
+    pairs = load_pairs(case)
+    shared = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
+    branches = dataclasses.replace(case, batch_pairs=2 * case.batch_pairs)
+    apart = Trainer(branches, _apart(shared.pairs), shapes_of(branches, _apart(pairs)))
+    seconds = _in_turns(case, shared, apart)
+    tokens, unshared = (
+        statistics.median(count["tokens"] for count in trainer.counts[WARM_UP:])
+        for trainer in (shared, apart)
+    )
+    gain, ratio = seconds[1] / seconds[0], unshared / tokens
+    return {
+        "mode": case.mode,
+        "shared_step_seconds": seconds[0],
+        "unshared_step_seconds": seconds[1],
+        "shared_tokens": tokens,
+        "unshared_tokens": unshared,
+        "shared_padding": shared.rates()["padding_share"],
+        "unshared_padding": apart.rates()["padding_share"],
+        "gain": gain,
+        "token_ratio": ratio,
+        "gain_over_ratio": gain / ratio,
+        "shared_seconds": shared.seconds,
+        "unshared_seconds": apart.seconds,
+    }
+
+
+def _apart(pairs: list[Pair]) -> list[Pair]:
+    """Each branch with a prompt of its own: a pair whose other response is one token.
+
+    That token is a target and takes no place in the stream, so all that it adds is one score.
+    """
+    one = np.zeros(1, np.int32)
+    return [
+        Pair(pair.row, pair.prompt, response, one)
+        for pair in pairs
+        for response in (pair.chosen, pair.rejected)
+    ]
+
+
+def measure_population(case: Case, members: int) -> dict[str, Any]:
+    """A step of `members` policies in one program beside as many steps of one, in turns.
+
+    Raises:
+        ValueError: not adapters are trained, or there is only one member.
+    """
+    if case.mode == "full":
+        raise ValueError("--population: needs --mode lora or qlora")
+    if members < 2:
+        raise ValueError(f"--population: must be at least 2, got {members}")
+    pairs = load_pairs(case)
+    chosen, shapes = timed_pairs(case, pairs), shapes_of(case, pairs)
+    together, single = (Trainer(case, chosen, shapes, count) for count in (members, 1))
+    seconds = _in_turns(case, together, single)
+    return {
+        "mode": case.mode,
+        "members": members,
+        "batch_pairs": case.batch_pairs,
+        "population_step_seconds": seconds[0],
+        "single_step_seconds": seconds[1],
+        "times_faster": members * seconds[1] / seconds[0],
+        "population_useful_share": together.rates()["useful_share"],
+        "single_useful_share": single.rates()["useful_share"],
+        "peak_bytes": together.rates()["peak_bytes"],
+        "population_seconds": together.seconds,
+        "single_seconds": single.seconds,
+    }
+
+
+def _in_turns(case: Case, *trainers: Trainer) -> list[float]:
+    """Median step seconds of each, warm-up left out."""
+    for step in range(case.steps + WARM_UP):
+        for trainer in trainers:
+            trainer.step(step)
+    return [statistics.median(trainer.seconds[WARM_UP:]) for trainer in trainers]

@@ -1,0 +1,187 @@
+"""Where the time of a micro-batch goes: its pieces as programs of their own, forward and backward.
+
+The pieces are computed without rematerialisation, and apart from the whole nothing is fused across
+them, so they need not add up; `rest` is what the whole takes beside them: norms, rotations, the
+embedding, adapters, dequantising, recomputing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eval.speed.training import (
+    Case,
+    Trainer,
+    load_pairs,
+    matmul_rate,
+    shapes_of,
+    timed_pairs,
+    trained_model,
+)
+from tddpo_jax.attention import attention
+from tddpo_jax.flops import layer_matmul_parameters, useful_flops
+from tddpo_jax.layout import Batch, score_count, stream_length
+from tddpo_jax.logprobs import branch_logps
+from tddpo_jax.model import LINEAR_NAMES, dense
+from tddpo_jax.packing import pack
+from tddpo_jax.preparation import attention_implementation
+from tddpo_jax.reference import place_batch
+from tddpo_jax.sharding import make_mesh
+from tddpo_jax.train_step import Totals
+
+
+def measure_pieces(case: Case) -> list[dict[str, Any]]:
+    """Seconds, share of the whole and useful operations of each piece of one micro-batch.
+
+    The optimiser's update, once a step, is a row of its own beside the whole.
+    """
+    pairs = load_pairs(case)
+    trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
+    first = trainer.pairs[: case.batch_pairs]
+    packed = pack(first, trainer.shapes)[0]
+    held = [first[number] for number in packed.pair[packed.pair >= 0]]
+    batch = place_batch(packed, trainer.mesh)
+    frozen = case.mode != "full"
+    tokens, scores = sum(map(stream_length, held)), sum(map(score_count, held))
+    passes = 2 if frozen else 3
+    matmuls = 2 * passes * case.model.layers * layer_matmul_parameters(case.model) * tokens
+    head = 2 * passes * case.model.vocabulary * case.model.width * scores
+    useful = sum(useful_flops(case.model, pair, frozen_base=frozen) for pair in held)
+    flops = {"attention": useful - matmuls - head, "head": head, "matmuls": matmuls}
+    programs = {
+        "attention": _attention(case, batch),
+        "head": _head(case, batch),
+        "matmuls": _matmuls(case, batch),
+    }
+    whole, update = _whole(trainer, batch)
+    seconds = {name: _seconds(program, case.steps) for name, program in programs.items()}
+    seconds["rest"] = whole - sum(seconds.values())
+    rate = matmul_rate(case.dtype)
+    rows = {"whole": (whole, useful), **{n: (s, flops.get(n)) for n, s in seconds.items()}}
+    rows["update"] = update, None
+    return [
+        {
+            "piece": name,
+            "seconds": taken,
+            "share_of_whole": taken / whole,
+            "useful_tflops": operations and operations / taken / 1e12,
+            "useful_share": operations and operations / taken / rate,
+        }
+        for name, (taken, operations) in rows.items()
+    ]
+
+
+def _seconds(program: Callable[[], Any], steps: int) -> float:
+    """Median after a first call, which compiles."""
+    jax.block_until_ready(program())
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        jax.block_until_ready(program())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _whole(trainer: Trainer, batch: Batch) -> tuple[float, float]:
+    """Seconds of the gradients of a micro-batch, and of the update."""
+    totals = Totals(1.0, 1.0)
+    sums = trainer.program.zeros(trainer.state)
+
+    def gradients() -> Any:
+        nonlocal sums  # the old ones are donated
+        sums = trainer.add_gradients(sums, batch, totals)
+        return sums
+
+    def update() -> Any:
+        return trainer.update(sums, totals)
+
+    steps = trainer.case.steps
+    return _seconds(gradients, steps), _seconds(update, steps)
+
+
+def _normal(number: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jax.random.normal(jax.random.key(number), shape, jnp.dtype(dtype))
+
+
+def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
+    """All layers' attention, forward and backward, one after another."""
+    model, implementation = case.model, attention_implementation(case.settings)
+    counts = (model.heads, model.key_value_heads, model.key_value_heads)
+    q, k, v = (
+        _normal(n, (*batch.tokens.shape, count, model.head_size), case.dtype)
+        for n, count in enumerate(counts)
+    )
+
+    def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = attention(
+            q,
+            k,
+            v,
+            batch.key_start,
+            batch.key_end,
+            implementation=implementation,
+            causal_rows=batch.causal_rows,
+        )
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    @jax.jit
+    def layers(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        # Each layer's inputs come from the one before, or all but one would be computed once.
+        def layer(qkv: Any, _: None) -> tuple[Any, None]:
+            gradients = jax.grad(attended, (0, 1, 2))(*qkv)
+            return jax.tree.map(lambda x, d: x + 1e-6 * d, qkv, gradients), None
+
+        return jax.lax.scan(layer, (q, k, v), None, length=model.layers)[0]
+
+    return lambda: layers(q, k, v)
+
+
+def _head(case: Case, batch: Batch) -> Callable[[], Any]:
+    """Log-probs of the scored tokens, forward and backward."""
+    model = case.model
+    hidden = _normal(0, (*batch.tokens.shape, model.width), case.dtype)
+    head = _normal(1, (model.vocabulary, model.width), case.dtype)
+    wanted = 0 if case.mode != "full" else (0, 1)
+
+    @jax.jit
+    def gradients(hidden: jax.Array, head: jax.Array) -> Any:
+        return jax.grad(lambda h, w: jnp.sum(branch_logps(h, w, batch)), wanted)(hidden, head)
+
+    return lambda: gradients(hidden, head)
+
+
+def _matmuls(case: Case, batch: Batch) -> Callable[[], Any]:
+    """The seven products of all layers and what backward makes of them, nothing between them."""
+    config, dtype = case.model, jnp.dtype(case.dtype)
+    stack = trained_model(case, make_mesh(case.mesh)).layers
+    weights = {name: getattr(stack, name).weight.get_value() for name in LINEAR_NAMES}
+    widths = sorted({config.width, config.heads * config.head_size, config.feed_forward})
+    inputs = {width: _normal(width, (*batch.tokens.shape, width), case.dtype) for width in widths}
+
+    def products(weights: Any, inputs: Any) -> jax.Array:
+        total = jnp.zeros(())
+        for weight in weights.values():
+            matrix = dense(weight).astype(dtype)
+            out = jnp.einsum("BTI,OI->BTO", inputs[matrix.shape[1]], matrix)
+            total = total + jnp.sum(out.astype(jnp.float32) ** 2)
+        return total
+
+    @jax.jit
+    def layers(weights: Any, inputs: Any) -> Any:
+        def layer(inputs: Any, weights: Any) -> tuple[Any, Any]:
+            if case.mode != "full":
+                gradients = jax.grad(products, 1)(weights, inputs)
+                d_weights = None
+            else:
+                d_weights, gradients = jax.grad(products, (0, 1))(weights, inputs)
+            return jax.tree.map(lambda x, d: x + 1e-6 * d, inputs, gradients), d_weights
+
+        return jax.lax.scan(layer, inputs, weights)
+
+    return lambda: layers(weights, inputs)

@@ -1,0 +1,250 @@
+"""`--suite gpu`: all that one large GPU can say about us, in one call and in minutes.
+
+First every back-end of attention is checked, then the device is measured, then training and
+decoding of a random-weight Llama-2-7B. What does not fit is said by the plan before anything
+compiles; a part that runs out of memory or fails all the same is a row that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eval.speed.backends import check_backends
+from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.training import (
+    ACCELERATOR_MATMUL_SIZE,
+    STATED,
+    Case,
+    Trainer,
+    load_pairs,
+    shapes_of,
+    step_figures,
+    timed_pairs,
+)
+from tddpo_jax.config import Config, MeshConfig, resolve
+from tddpo_jax.convert import read_config
+from tddpo_jax.devices import DEVICES, GIB, Device
+from tddpo_jax.flops import measured_matmul_rate
+from tddpo_jax.layout import Pair
+from tddpo_jax.model import LlamaConfig
+from tddpo_jax.packing import needed_length
+from tddpo_jax.plan import KNOWN_SHAPES, arithmetic, longest_row, usable
+from tddpo_jax.xla_flags import MEMORY_SHARE
+
+# Adapters keep less than full fine-tuning, so backward may keep more.
+TRAINING = (
+    ("full", "full"),
+    ("lora", "dots"),
+    ("lora", "none"),
+    ("qlora", "dots"),
+    ("qlora", "none"),
+)
+# A part that nothing is known of yet takes about so long on an H200, with its compilation.
+USUAL_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    model: LlamaConfig
+    max_length: int
+    batch_pairs: int
+    row_length: int
+    steps: int
+    matmul: int
+    read_shape: tuple[int, int]
+    decoded: tuple[int, int, int]  # rows, tokens of a prompt, new tokens
+    checked: int  # longest prompt and response that the back-ends are checked with
+    usual_seconds: float
+
+
+def _large() -> Sizes:
+    return Sizes(
+        model=read_config(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
+        max_length=2048,
+        batch_pairs=16,
+        row_length=8192,
+        steps=4,
+        matmul=ACCELERATOR_MATMUL_SIZE,
+        read_shape=READ_SHAPE,
+        decoded=(80, 128, 128),
+        checked=300,
+        usual_seconds=USUAL_SECONDS,
+    )
+
+
+def _small() -> Sizes:
+    model = dataclasses.replace(
+        _large().model,
+        vocabulary=512,
+        width=64,
+        layers=2,
+        heads=2,
+        key_value_heads=2,
+        head_size=32,
+        feed_forward=128,
+    )
+    return Sizes(
+        model=model,
+        max_length=64,
+        batch_pairs=4,
+        row_length=256,
+        steps=1,
+        matmul=256,
+        read_shape=(512, 512),
+        decoded=(4, 8, 8),
+        checked=32,
+        usual_seconds=1.0,
+    )
+
+
+def run_suite(*, small: bool, minutes: float) -> list[dict[str, Any]]:
+    """A row of figures for each part.
+
+    Args:
+        small: tiny shapes, on any device.
+        minutes: a part that would probably end later is left out, and its row says so.
+
+    Raises:
+        ValueError: there is no GPU, or more than one device.
+    """
+    if jax.device_count() > 1:
+        raise ValueError(
+            f"--suite gpu: measures one device, here are {jax.device_count()}; "
+            "set CUDA_VISIBLE_DEVICES=0"
+        )
+    if jax.default_backend() == "cpu" and not small:
+        raise ValueError("--suite gpu: there is no GPU; --small runs it on a CPU")
+    start = time.monotonic()
+    sizes = _small() if small else _large()
+    rows: list[dict[str, Any]] = []
+    longest = sizes.usual_seconds
+    for name, part in _parts(sizes).items():
+        began = time.monotonic()
+        if began + longest > start + 60 * minutes:
+            rows.append({"part": name, "remark": f"left out: {minutes:g} minutes are over"})
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows += _guarded(name, part)
+        # Checks and rates take no time to speak of, and say nothing about what training takes.
+        longest = max(longest, time.monotonic() - began)
+        rows[-1]["part_seconds"] = time.monotonic() - began
+    return rows
+
+
+def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """Everything that is measured, the most important first."""
+
+    def training(mode: str, remat: str) -> Callable[[], list[dict[str, Any]]]:
+        return lambda: [_training(_case(sizes, mode, remat))]
+
+    return {
+        "checks": lambda: check_backends(sizes.checked),
+        "device": lambda: [_device(sizes)],
+        **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in TRAINING},
+        "decode": lambda: [_decode(sizes)],
+    }
+
+
+def _guarded(name: str, part: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The part's rows, or one that says why there are none: the card may be here only once."""
+    try:
+        return [{"part": name, **row} for row in part()]
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        if "RESOURCE_EXHAUSTED" in reason or "out of memory" in reason.lower():
+            return [{"part": name, "remark": f"out of memory: {reason}"}]
+        return [{"part": name, "failed": f"{type(error).__name__}: {reason}"}]
+    finally:
+        gc.collect()  # what the part held on the device
+
+
+def _device(sizes: Sizes) -> dict[str, Any]:
+    matmul = measured_matmul_rate(jnp.bfloat16, sizes.matmul)
+    read, copy = measured_bandwidth(sizes.read_shape), copy_bandwidth(sizes.read_shape)
+    return {
+        "matmul_tflops": matmul / 1e12,
+        "read_bytes_per_second": read,
+        "copy_bytes_per_second": copy,
+        "remark": f"matmul {matmul / 1e12:.4g} TFLOP/s, read {read / 1e12:.3g} TB/s, "
+        f"copy {copy / 1e12:.3g} TB/s",
+    }
+
+
+def _decode(sizes: Sizes) -> dict[str, Any]:
+    case = _case(sizes, "full", "none")
+    figures = measure_decoding(case, *sizes.decoded, sizes.read_shape)
+    share = figures["bandwidth_share"]
+    remark = f"{figures['rows']} rows" + (f", {share:.3f} of the bandwidth" if share else "")
+    return {**figures, "step_seconds": figures["decode_step_seconds"], "remark": remark}
+
+
+def _case(sizes: Sizes, mode: str, remat: str) -> Case:
+    return Case(
+        model=sizes.model,
+        data=STATED,
+        tokenizer=Path(),
+        max_length=sizes.max_length,
+        batch_pairs=sizes.batch_pairs,
+        mode=mode,
+        remat=remat,
+        layout="packed",
+        dtype="bfloat16",
+        attention="auto",
+        steps=sizes.steps,
+        mesh=MeshConfig(data=1, fsdp=1),
+        row_length=sizes.row_length,
+    )
+
+
+def _training(case: Case) -> dict[str, Any]:
+    """The figures of one mode, or a note if the plan says that it does not fit."""
+    pairs, device = load_pairs(case), _this_device()
+    config = _config(case)
+    row_length = _fitting_row(case, config, pairs, device)
+    if row_length is None:
+        return {"remark": f"does not fit {usable(device) / GIB:.1f} GiB by the plan"}
+    case = dataclasses.replace(case, row_length=row_length)
+    shapes = shapes_of(case, pairs)
+    planned = arithmetic(config, case.model, shapes[0]).peak
+    figures = step_figures(Trainer(case, timed_pairs(case, pairs), shapes))
+    return {"row_length": row_length, "planned_bytes": planned, **figures}
+
+
+def _fitting_row(case: Case, config: Config, pairs: list[Pair], device: Device) -> int | None:
+    """The case's row length, or the longest that fits by the plan; none if no pair fits it."""
+    longest = longest_row(config, case.model, shapes_of(case, pairs)[0], device)
+    assert case.row_length is not None
+    row_length = min(case.row_length, longest)
+    needed = max(needed_length(pair, plain=False) for pair in pairs)
+    return row_length if row_length >= needed else None
+
+
+def _config(case: Case) -> Config:
+    return resolve(
+        {
+            "model": {"remat": case.remat},
+            "data": {"max_length": case.max_length, "row_length": case.row_length},
+            "train": {"mode": case.mode, "batch_pairs": case.batch_pairs},
+            "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+        }
+    )
+
+
+def _this_device() -> Device:
+    """A device whose memory is what JAX may take of this one."""
+    known = DEVICES["h200-141"]
+    statistics = jax.devices()[0].memory_stats()
+    if statistics is None:  # a CPU
+        return known
+    return dataclasses.replace(known, memory=int(statistics["bytes_limit"] / float(MEMORY_SHARE)))

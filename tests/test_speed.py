@@ -1,0 +1,160 @@
+"""The speed bench: figures that fit together, what it refuses, its suite and its peers' side.
+
+Whatever measures runs in a process of its own, for it chooses how many devices there are.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from eval.speed import __main__ as command
+from eval.speed.comparison import _apart
+from eval.speed.peers import _check_same
+from eval.speed.suite import run_suite
+from eval.speed.table import table
+from tddpo_jax.flops import attended_keys
+from tddpo_jax.layout import stream_length
+
+SMALL = (
+    *("--width", "64", "--layers", "1", "--heads", "2", "--feed-forward", "64"),
+    *("--max-length", "128", "--batch-pairs", "2", "--steps", "1", "--json"),
+)
+# A peer that answers every step, having scored nothing.
+WORKER = """
+import json, sys
+job = json.load(open(sys.argv[1]))
+assert len(job["pairs"]) == job["steps"] * job["batch_pairs"]
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.5, "loss": 0.6931472, "logp_chosen": 0, "logp_rejected": 0}))
+    sys.stdout.flush()
+"""
+
+
+def run(*arguments):
+    call = [sys.executable, "-m", "eval.speed", *arguments]
+    # As in the tests themselves: what compiles for less than a second is kept as well.
+    kept = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    return subprocess.run(call, capture_output=True, text=True, check=False, env=kept)
+
+
+def figures(*arguments):
+    """The JSON of a call that must succeed."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def refusal(capsys, monkeypatch, *arguments):
+    """The one line of a call that must be refused before anything is measured."""
+    monkeypatch.setattr("sys.argv", ["speed", *arguments])
+    try:
+        status = command.main()
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_the_figures_of_a_step_fit_together():
+    row = figures(*SMALL, "--mode", "lora")
+    assert row["pairs_per_second"] == pytest.approx(2 / row["step_seconds"])
+    live = row["tokens_per_second"] / row["positions_per_second"]
+    assert live == pytest.approx(1 - row["padding_share"])
+    assert row["useful_share"] == pytest.approx(row["useful_tflops"] / row["matmul_tflops"])
+    assert row["peak_bytes"] > 0
+    assert row["reference_seconds"] > 0
+    assert {"commit", "device", "load_before"} <= set(row)
+
+
+def test_the_small_suite_measures_every_part(tmp_path):
+    file = tmp_path / "suite.json"
+    suite = figures("--suite", "gpu", "--small", "--json", "--output", str(file))
+    assert json.loads(file.read_text()) == suite
+    parts = {row["part"]: row for row in suite["rows"]}
+    assert len(parts) == 3 + 1 + 5 + 1
+    for name, row in parts.items():
+        assert not row.get("failed"), row
+        if "remat" in name:
+            assert row["pairs_per_second"] > 0
+            assert row["peak_bytes"] > 0
+            assert row["row_length"] == 256
+    assert parts["decode"]["tokens_per_second"] > 0
+
+
+def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
+    with pytest.raises(ValueError, match="measures one device, here are 8"):
+        run_suite(small=True, minutes=9)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    rows = run_suite(small=True, minutes=0)
+    assert [row["part"] for row in rows][-1] == "decode"
+    assert {row["remark"] for row in rows} == {"left out: 0 minutes are over"}
+    with pytest.raises(ValueError, match="there is no GPU"):
+        run_suite(small=False, minutes=9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--decode", "--profile"], "--decode: cannot be combined with --profile"),
+        (["--rows", "4"], "--rows: is not read in a plain call"),
+        (["--decode", "--remat", "full"], "--remat: is not read with --decode"),
+        (["--prefix", "--layout", "plain"], "--layout: is not read with --prefix"),
+        (["--suite", "gpu", "--width", "8"], "--width: is not read with --suite"),
+        (["--steps", "0"], "--steps: must be above 0, got 0"),
+        (["--heads", "7"], "--heads: 7 does not divide --width 256"),
+        (["--json", "--markdown"], "--markdown: cannot be combined with --json"),
+        (["--model", "x", "--width", "8"], "--width: --model gives the shape"),
+        (["--output", "no/such/folder/x.json"], "--output: no/such/folder is no folder"),
+    ],
+)
+def test_what_is_refused(arguments, said, capsys, monkeypatch):
+    assert refusal(capsys, monkeypatch, *arguments) == f"error: {said}"
+
+
+def test_branches_apart_are_the_same_work_but_for_one_score():
+    """Positions: prompt and all but the last token of its response; keys: a triangle of them."""
+    pairs = tiny.random_pairs([(7, 5, 11), (3, 1, 2)])
+    for pair, chosen, rejected in zip(pairs, *(_apart(pairs)[n::2] for n in (0, 1)), strict=True):
+        for branch, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
+            length = len(pair.prompt) + len(response) - 1
+            assert stream_length(branch) == length
+            assert attended_keys(branch) == length * (length + 1) // 2
+            np.testing.assert_array_equal(branch.chosen, response)
+
+
+def test_a_peer_that_does_other_work_is_refused():
+    ours = {"loss": math.log(2), "logps/chosen": -100.0, "logps/rejected": -90.0}
+    theirs = {"loss": math.log(2), "logp_chosen": -100.001, "logp_rejected": -90.0}
+    _check_same(ours, theirs, "trl")
+    with pytest.raises(ValueError, match=r"chosen is -100\.000 here and -101\.000 in trl"):
+        _check_same(ours, {**theirs, "logp_chosen": -101.0}, "trl")
+    with pytest.raises(ValueError, match=r"trl's first loss is 0\.50000, not log 2"):
+        _check_same(ours, {**theirs, "loss": 0.5}, "trl")
+
+
+def test_a_peer_is_given_the_pairs_and_answers_in_turn(tmp_path):
+    """The process that stands for the peer's Python gets `-I`, the worker, the job."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py" "$3"\n')
+    python.chmod(0o755)
+    done = run(*SMALL, "--against", "trl", "--peer-python", str(python), "--peer-micro-batch", "1")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: --against: at the first step the mean log-prob of chosen")
+    assert done.stderr.endswith("and 0.000 in trl: not the same weights or pairs\n")
+
+
+def test_a_failure_and_memory_are_told_in_the_table():
+    rows = [{"part": "a", "peak_bytes": 2**30}, {"part": "b", "failed": "why"}]
+    markdown = table({"speed": "suite", "commit": "c"}, rows, markdown=True).splitlines()
+    assert markdown[0] == "speed suite, commit c"
+    assert markdown[2] == "| part | peak_gib | remark |"
+    assert markdown[4:] == ["| a | 1 | - |", "| b | - | FAILED: why |"]
