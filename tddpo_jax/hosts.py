@@ -6,6 +6,8 @@ computations in the same order. So whatever decides what is computed next must b
 them: what only a file tells is read by the first host, which tells the others (`agree`). The first
 host alone writes files and says lines. A host that is lost ends the job: the others say so in one
 line and leave with status 1, and the same command resumes.
+
+JAX is imported where it is used: what only reads run directories goes without it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from tddpo_jax.config import HostsConfig
 
@@ -53,6 +53,8 @@ def join(config: HostsConfig) -> str | None:
     launcher = _launcher(config)
     if config.coordinator is None and launcher is None:
         return None
+    import jax
+
     # XLA's own default for CPUs knows no other process. Other back-ends do not read it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     explicit = config.coordinator is not None
@@ -89,6 +91,8 @@ def _launcher(config: HostsConfig) -> str | None:
 
 def _see_all_devices_if_alone() -> None:
     """JAX gives each task of a launcher one GPU; a task that has its machine to itself has all."""
+    import jax
+
     slurm = [os.environ.get(f"SLURM_STEP_NUM_{what}") for what in ("TASKS", "NODES")]
     alone = slurm[0] is not None and slurm[0] == slurm[1]
     alone = alone or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
@@ -104,6 +108,8 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
         error: why.
         status: of the exit, if the error has been told.
     """
+    import jax
+
     if status is None:
         reason = " ".join(str(error).split())
         if isinstance(error, jax.errors.JaxRuntimeError) and SAYS_LOST.search(reason):
@@ -117,6 +123,8 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
 
 
 def _whose() -> str:
+    import jax
+
     return f"host {jax.process_index()} of {jax.process_count()}:"
 
 
@@ -158,12 +166,20 @@ def check_same(settings: dict[str, Any]) -> None:
 
 def several() -> bool:
     """Whether other processes work on this job."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes."""
-    return not several() or jax.process_index() == 0
+    if not several():
+        return True
+    import jax
+
+    return jax.process_index() == 0
 
 
 def first_only(function: Callable[P, None]) -> Callable[P, None]:
@@ -200,6 +216,8 @@ def agree(compute: Callable[[], T]) -> T:
 
 def _broadcast(message: bytes) -> bytes:
     """The first host's message. Its length goes ahead: all hosts must offer as many bytes."""
+    from jax.experimental import multihost_utils
+
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     # Powers of two, since every length is a program.
     room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
@@ -214,8 +232,10 @@ def first_before_others(load: Callable[[], T]) -> T:
     return loaded[0] if loaded else load()
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def whole(array: Any) -> np.ndarray:
     """The values of an array that may lie on devices of several hosts; every host must call it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
+    from jax.experimental import multihost_utils
+
     return multihost_utils.process_allgather(array, tiled=True)
