@@ -233,7 +233,8 @@ def results_csv(analysis: Analysis) -> str:
         [
             *("cell", "state", "loss", "beta", "tau", "seed", "diverged_at_step"),
             *("checkpoint_of_first_half", "checkpoint_of_second_half"),
-            *(score.name for score in scores),
+            # `loss` is the loss's name already.
+            *("eval_loss" if score.name == "loss" else score.name for score in scores),
             *("largest_grad_norm", "pairs_per_second"),
         ]
     )
