@@ -33,6 +33,7 @@ T = TypeVar("T")
 # How each launcher tells a task how many there are. Kubernetes is joined on request alone: an
 # indexed job may as well mean runs of their own.
 TASKS = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
+CPU_THREADS = 64
 RESUMES = "the same command resumes, on as many hosts or on others"
 # What the runtime's errors about a connection that broke have in them.
 SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
@@ -55,8 +56,11 @@ def join(config: HostsConfig) -> str | None:
         return None
     import jax
 
-    # XLA's own default for CPUs knows no other process. Other back-ends do not read it.
+    # For CPUs; other back-ends read neither. XLA's own default knows no other process, and a thread
+    # that takes part in a collective is blocked: with one for each core, hosts have been seen to
+    # wait for ever, each for a collective that the other had no thread left to begin.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    os.environ.setdefault("NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
     explicit = config.coordinator is not None
     try:
         jax.distributed.initialize(
