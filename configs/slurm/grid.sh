@@ -14,6 +14,8 @@
 #
 # Expected  one log for each job, slurm-JOB_TASK.out, with the cells that it trained; the last jobs
 #           wait for the cells of others, and all end when the grid is whole.
+#           Seen on one machine, two jobs on 4 cells of the embedded model: two cells each, none twice,
+#           both ended with status 0.
 #SBATCH --job-name=tddpo-grid
 #SBATCH --array=0-7
 #SBATCH --nodes=1

@@ -23,6 +23,12 @@
 #   JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 sbatch --nodes=1 --ntasks-per-node=2 --gpus-per-node=0 \
 #     --cpus-per-task=1 --mem=4G configs/slurm/several_nodes.sh --config configs/embedded.yaml \
 #     --train.max-steps 6 --output runs/slurm
+#
+# Seen with slurm-wlm 22.05 of Debian 12 on one machine of two cores: the line above ends with status
+# 0. Of a run of 30 steps, task 1 was killed with SIGKILL after step 10: half a minute later task 0
+# said "error: host 0 of 2: another host was lost, ...; the same command resumes, ..." and ended with
+# status 1, srun said "Exited with exit code 1"; the same line with --ntasks-per-node=3 said
+# "hosts    3 by slurm; 2 of 6 devices" and "resuming after step 10" and went on to step 30.
 #SBATCH --job-name=tddpo
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
