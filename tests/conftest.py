@@ -16,6 +16,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
+# A thread that takes part in a collective is blocked; with one for each device, eight devices on
+# two cores have been seen to wait for each other for ever.
+os.environ.setdefault("NPROC", "32")
+
 # Before anything asks for a device: what is tested on several is never skipped.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
