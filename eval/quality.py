@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig, ModelConfig
 from tddpo_jax.console import Screen
@@ -30,7 +31,7 @@ from tddpo_jax.generate import Completion, Generator
 from tddpo_jax.layout import Pair
 from tddpo_jax.model import Llama
 from tddpo_jax.model_files import resolve
-from tddpo_jax.preparation import computation, load_model, use_compilation_cache
+from tddpo_jax.preparation import computation, load_model
 from tddpo_jax.rows import read_rows
 from tddpo_jax.run_directory import write_atomically
 from tddpo_jax.sampling import Sampling

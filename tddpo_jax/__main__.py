@@ -95,8 +95,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
+    from tddpo_jax.cache import use_compilation_cache
     from tddpo_jax.generate import generate_text
-    from tddpo_jax.preparation import use_compilation_cache
 
     use_compilation_cache()
     settings = {

@@ -28,12 +28,24 @@ def claim(runs: Sequence[Path]) -> Iterator[bool]:
         yield agree(lambda: all(_lock(run, stack) for run in sorted(runs)))
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder, which is made."""
+    with contextlib.ExitStack() as stack:
+        fcntl.flock(_open(folder, stack), fcntl.LOCK_EX)
+        yield
+
+
 def _lock(run: Path, stack: contextlib.ExitStack) -> bool:
-    run.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT)
-    stack.callback(os.close, lock)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_open(run, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _open(folder: Path, stack: contextlib.ExitStack) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    stack.callback(os.close, lock)
+    return lock

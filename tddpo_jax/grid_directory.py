@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tddpo_jax.claims import alone_in
 from tddpo_jax.config import Config, cell_name, expand, get, resolve
-from tddpo_jax.hosts import first_only
+from tddpo_jax.hosts import agree
 from tddpo_jax.run_directory import (
     PLACEMENT,
     RunDirectory,
@@ -74,15 +75,23 @@ def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, 
     return settings
 
 
-@first_only
 def record_grid(directories: Sequence[RunDirectory]) -> None:
-    """Writes `grid.json` if there are several cells; those of earlier commands stay, first."""
-    if len(directories) == 1:
-        return
-    root, configs = output_of(directories), [directory.config for directory in directories]
-    root.mkdir(parents=True, exist_ok=True)
-    file = root / "grid.json"
-    earlier = json.loads(file.read_text()) if file.exists() else {"cells": [], "settings": {}}
-    cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
-    grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
-    write_atomically(file, json.dumps(grid, indent=2) + "\n")
+    """Writes `grid.json` if there are several cells; those of earlier commands stay, first.
+
+    Raises:
+        ValueError: since we looked, another command began a grid of another configuration there.
+    """
+    if len(directories) > 1:
+        agree(lambda: _record([directory.config for directory in directories]))
+
+
+def _record(configs: Sequence[Config]) -> None:
+    root = _root(configs)
+    with alone_in(root):
+        if not is_free(root):
+            _check_grid(root, configs)
+        file = root / "grid.json"
+        earlier = json.loads(file.read_text()) if file.exists() else {"cells": [], "settings": {}}
+        cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
+        grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+        write_atomically(file, json.dumps(grid, indent=2) + "\n")

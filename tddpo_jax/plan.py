@@ -27,6 +27,7 @@ from tddpo_jax.ahead_of_time import (
     on,
     placed,
 )
+from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.convert import read_config
 from tddpo_jax.data import load_dataset, load_tokenizer
@@ -39,7 +40,7 @@ from tddpo_jax.model_files import resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.order import Order, make_order
 from tddpo_jax.packing import pack, padding_share
-from tddpo_jax.preparation import cache_folder, load_tokenizer_if_any, micro_batch_shapes
+from tddpo_jax.preparation import load_tokenizer_if_any, micro_batch_shapes
 from tddpo_jax.sharding import check_mesh, tree_shardings
 
 # Shapes that ship with the project, for their hub ids need no network then.

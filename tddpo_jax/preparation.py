@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax import __version__, convert, lora
+from tddpo_jax.cache import cache_folder, use_compilation_cache
 from tddpo_jax.config import Config, ModelConfig, ignored_settings
 from tddpo_jax.console import Screen
 from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
@@ -38,18 +38,6 @@ from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_shardi
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-
-def cache_folder() -> Path:
-    """Where tokenised data, reference log-probs and compiled programs are kept."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tddpo_jax"
-    return Path(os.environ.get("TDDPO_CACHE", default))
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless the user already keeps them elsewhere."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 def attention_implementation(config: ModelConfig) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from tddpo_jax import convert
+from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.config import MeshConfig, ModelConfig
 from tddpo_jax.data import Unusable, check_vocabulary, load_uncut_pairs
 from tddpo_jax.layout import Batch, Pair
@@ -27,7 +28,6 @@ from tddpo_jax.preparation import (
     computation,
     load_model,
     load_tokenizer_if_any,
-    use_compilation_cache,
 )
 from tddpo_jax.reference import log_probs
 from tddpo_jax.run_directory import check_output, write_atomically

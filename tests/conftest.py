@@ -1,14 +1,15 @@
 """Every test run: eight virtual CPU devices, programs kept between runs, a cache of its own."""
 
 import os
-from pathlib import Path
 
 import jax
 import pytest
 import submitit  # noqa: F401  When first imported it closes all log handlers, here still none.
 from hypothesis import settings
 
-XLA_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tddpo_jax" / "xla"
+from tddpo_jax.cache import cache_folder
+
+XLA_CACHE = cache_folder() / "xla"
 
 # Compilation is most of the time of the tests, so its results outlive the run. The environment is
 # for the processes that tests start.

@@ -1,16 +1,18 @@
 """Several processes on one grid: no cell twice, and none lost with a killed process."""
 
+import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tddpo_jax import grid
 from tddpo_jax.cell_table import CellTable
-from tddpo_jax.claims import claim
+from tddpo_jax.claims import alone_in, claim
 from tddpo_jax.console import Screen
-from tddpo_jax.grid_directory import cell_directories
+from tddpo_jax.grid_directory import cell_directories, record_grid
 from tddpo_jax.preparation import Prepared
 
 HOLDER = """
@@ -53,6 +55,24 @@ def test_a_cell_has_one_holder_until_it_dies(tmp_path, other_process):
     holder.wait()
     with claim([tmp_path / "a"]) as ours:
         assert ours
+
+
+def test_two_commands_that_record_a_grid_at_once_lose_no_cell(tmp_path):
+    low, high = (
+        cell_directories({"loss": {"name": "dpo", "beta": betas}, "output": str(tmp_path)})
+        for betas in ([0.1, 0.2], [0.3, 0.4])
+    )
+    record_grid(low)
+    recorder = threading.Thread(target=record_grid, args=[high])
+    with alone_in(tmp_path):
+        recorder.start()
+        recorder.join(0.5)
+        assert recorder.is_alive(), "nobody may read while another is about to write"
+        cells = json.loads((tmp_path / "grid.json").read_text())["cells"]
+        assert cells == [directory.path.name for directory in low]
+    recorder.join()
+    cells = json.loads((tmp_path / "grid.json").read_text())["cells"]
+    assert cells == [directory.path.name for directory in [*low, *high]]
 
 
 def test_a_population_is_claimed_whole_or_not_at_all(tmp_path, other_process):

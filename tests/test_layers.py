@@ -11,7 +11,15 @@ PACKAGE = ROOT / "tddpo_jax"
 
 # Every file of the package, once; a new one is given its layer here.
 LAYERS = {
-    "plain data": ("__init__", "config", "devices", "embedded_task", "metrics", "xla_flags"),
+    "plain data": (
+        "__init__",
+        "cache",
+        "config",
+        "devices",
+        "embedded_task",
+        "metrics",
+        "xla_flags",
+    ),
     "mathematics": (
         *("attention", "attention_cudnn", "causal_rows", "flops", "layout", "logprobs", "losses"),
         *("model", "packing"),

@@ -30,7 +30,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in fetch.CHECKSUMS
     }
     monkeypatch.setattr(fetch, "CHECKSUMS", pinned)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from pathlib import Path
 
 from eval.mt_bench.data import JUDGE_PROMPTS, QUESTIONS, sha256
+from tddpo_jax.cache import cache_folder
 
 COMMIT = "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
 SOURCE = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"
@@ -22,8 +22,7 @@ CHECKSUMS = {
 
 def default_folder() -> Path:
     """Where `fetch` puts the files and the other commands look for them, under the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "tddpo_jax" / f"mt_bench-{COMMIT[:12]}"
+    return cache_folder() / f"mt_bench-{COMMIT[:12]}"
 
 
 def fetch(folder: Path, source: str = SOURCE) -> list[Path]:

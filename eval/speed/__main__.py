@@ -33,12 +33,12 @@ from typing import Any
 import jax
 
 from eval.speed.table import facts, table
+from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.convert import read_config
 from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import EMBEDDED
-from tddpo_jax.preparation import use_compilation_cache
 
 DEFAULTS: dict[str, Any] = {
     "model": None,

@@ -40,10 +40,10 @@ from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors import safe_open
 
 from tddpo_jax import convert
+from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.model import Llama, LlamaConfig
-from tddpo_jax.preparation import use_compilation_cache
 from tddpo_jax.sharding import make_mesh, path_name
 from tddpo_jax.tensor_files import write_tensors
 

@@ -19,6 +19,7 @@ from flax import nnx
 
 from tddpo_jax import lora
 from tddpo_jax.ahead_of_time import beside_arguments, bytes_of_device
+from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
 from tddpo_jax.data import load_dataset, load_tokenizer
 from tddpo_jax.flops import measured_matmul_rate, useful_flops
@@ -28,7 +29,7 @@ from tddpo_jax.model import Llama, LlamaConfig, LoraParam
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes, pack, padding_share
 from tddpo_jax.plan import stated_pairs
-from tddpo_jax.preparation import attention_implementation, cache_folder, computation
+from tddpo_jax.preparation import attention_implementation, computation
 from tddpo_jax.reference import log_probs, place_batch
 from tddpo_jax.sharding import make_mesh, row_devices
 from tddpo_jax.train_step import (

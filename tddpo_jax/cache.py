@@ -1,0 +1,20 @@
+"""Where things that can be made again are kept; imports no JAX."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Of tokenised data, reference log-probs, compiled programs and downloads: `TDDPO_CACHE`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tddpo_jax"
+    return Path(os.environ.get("TDDPO_CACHE") or default).expanduser()
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless the user already keeps them elsewhere."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
