@@ -18,7 +18,7 @@ from tddpo_jax.config import read_yaml, resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.grid import run_experiment
 from tddpo_jax.preparation import prepare
-from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.run_directory import LOCK_FILE, RunDirectory
 from tddpo_jax.trainer import train
 
 SHORT = {"train.max_steps": 2, "train.eval_every": None}
@@ -188,7 +188,7 @@ CELLS = [
 
 def test_a_grid_holds_one_run_directory_per_cell(grid):
     """A loss without tau has one cell, not one per tau."""
-    assert sorted(path.name for path in grid.iterdir()) == sorted(["grid.json", *CELLS])
+    assert {path.name for path in grid.iterdir()} == {"grid.json", LOCK_FILE, *CELLS}
     assert json.loads((grid / "grid.json").read_text())["cells"] == CELLS
     for cell in CELLS:
         assert json.loads((grid / cell / "summary.json").read_text())["state"] == "finished"
