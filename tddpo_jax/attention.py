@@ -5,8 +5,8 @@ implementation costs what the ranges cost: queries go in blocks, and each block 
 blocks that its own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array
 exists on any device. On NVIDIA GPUs `attention_cudnn` does the same for the branches one by one.
 
-Einsum letters: B rows, T stream positions, K key/value heads, G queries per key/value head, Q and C
-the queries and keys of a block, S head size.
+Letters: B rows, T stream positions, K key/value heads, S head size, N blocks, C the keys of a
+block, Q its queries: those of all heads that share a key/value head, one head after the other.
 
 References:
     Dao et al., "FlashAttention" (2022), algorithm 1 and its backward pass in appendix B.
@@ -26,8 +26,9 @@ from tddpo_jax.attention_cudnn import causal_rows_attention
 from tddpo_jax.causal_rows import CausalRows
 
 BLOCK = 64
-# Finite, so that the difference of two masked scores is 0 and never nan.
-MASKED = -1e30
+# Finite, so that no difference is nan; the largest score of a query starts above every masked one,
+# so that these have weight 0 also where the query has seen no key yet.
+MASKED, SMALLEST = -1e30, -5e29
 
 
 def attention(
@@ -61,30 +62,39 @@ def attention(
         return causal_rows_attention(q, k, v, causal_rows)
     if implementation != "xla":
         raise ValueError(f"model.attention: {implementation!r} is not available")
+    start, end = key_start, key_end
     rows, length, heads, size = q.shape
     padding = -length % BLOCK
     if padding:
         q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
-        key_start, key_end = (
-            jnp.pad(x, ((0, 0), (0, padding)), constant_values=length) for x in (key_start, key_end)
+        start, end = (
+            jnp.pad(x, ((0, 0), (0, padding)), constant_values=length) for x in (start, end)
         )
-    key_value_heads = k.shape[2]
-    q = (q * size**-0.5).reshape(rows, -1, key_value_heads, heads // key_value_heads, size)
-    out = _ranged(
-        q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2), key_start, key_end
+    shared = heads // k.shape[2]
+    q = (q * size**-0.5).reshape(rows, -1, BLOCK, k.shape[2], shared, size)
+    q = q.transpose(1, 0, 3, 4, 2, 5).reshape(-1, rows, k.shape[2], shared * BLOCK, size)
+    k, v = (x.reshape(rows, -1, BLOCK, *x.shape[2:]).transpose(1, 0, 3, 2, 4) for x in (k, v))
+    start, end = (
+        jnp.tile(x.reshape(rows, -1, BLOCK).swapaxes(0, 1), (1, 1, shared)) for x in (start, end)
     )
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, -1, heads, size)[:, :length]
+    out = _ranged(q, k, v, start, end).reshape(-1, rows, k.shape[2], shared, BLOCK, size)
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, size)[:, :length]
 
 
-def _blocks(x: Array, axis: int) -> Array:
-    """Cuts an axis into blocks and puts the block number in front, for `scan`."""
-    shape = (*x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
+# Rows times columns, the form that a matrix product takes without a transpose.
+_product = functools.partial(jnp.einsum, "BKxy,BKyz->BKxz", preferred_element_type=jnp.float32)
 
 
-def _unblocked(x: Array, axis: int) -> Array:
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+def _transposed(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
+
+
+def _at(blocks: Array, j: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(blocks, j, keepdims=False)
+
+
+def _add_at(blocks: Array, block: Array, j: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(blocks, _at(blocks, j) + block, j, 0)
 
 
 def _reach(start: Int[Array, "B Q"], end: Int[Array, "B Q"]) -> tuple[Array, Array]:
@@ -92,62 +102,55 @@ def _reach(start: Int[Array, "B Q"], end: Int[Array, "B Q"]) -> tuple[Array, Arr
     return jnp.min(start) // BLOCK, (jnp.max(jnp.where(end > start, end, 0)) + BLOCK - 1) // BLOCK
 
 
-def _key_block(x: Float[Array, "B K T S"], j: Array) -> Float[Array, "B K C S"]:
-    return jax.lax.dynamic_slice_in_dim(x, j * BLOCK, BLOCK, axis=2)
-
-
-def _scores(q: Array, k: Array, start: Array, end: Array, j: Array) -> Float[Array, "B K G Q C"]:
-    scores = jnp.einsum("BKGQS,BKCS->BKGQC", q, k, preferred_element_type=jnp.float32)
+def _scores(
+    q: Float[Array, "B K Q S"], k: Float[Array, "B K S C"], start: Array, end: Array, j: Array
+) -> Float[Array, "B K Q C"]:
     key = j * BLOCK + jnp.arange(BLOCK)
     seen = (start[:, :, None] <= key) & (key < end[:, :, None])
-    return jnp.where(seen[:, None, None], scores, MASKED)
+    return jnp.where(seen[:, None], _product(q, k), MASKED)
+
+
+def _weights(scores: Array, shift: Array) -> Array:
+    # Behind a barrier, or each of its readers computes the exponentials again.
+    return jax.lax.optimization_barrier(jnp.exp(scores - shift[..., None]))
 
 
 def _forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Array, Array]:
     """The output and the log-sum-exp of the scores of each query."""
+    k = _transposed(k)
 
     def query_block(_: None, block: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
         q, start, end = block
 
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             out, total, largest = carry
-            scores = _scores(q, _key_block(k, j), start, end, j)
+            scores = _scores(q, _at(k, j), start, end, j)
             new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
-            # A query that has seen no key yet has largest == MASKED; exp(0) must not count then.
-            weights = jnp.where(scores > MASKED, jnp.exp(scores - new_largest[..., None]), 0.0)
+            weights = _weights(scores, new_largest)
             shrink = jnp.exp(largest - new_largest)
-            mixed = jnp.einsum(
-                "BKGQC,BKCS->BKGQS",
-                weights.astype(v.dtype),
-                _key_block(v, j),
-                preferred_element_type=jnp.float32,
-            )
-            out = out * shrink[..., None] + mixed
+            out = out * shrink[..., None] + _product(weights.astype(v.dtype), _at(v, j))
             return out, total * shrink + jnp.sum(weights, axis=-1), new_largest
 
         # Derived from q, so that a scan inside shard_map or vmap sees one consistent type.
         out = jnp.zeros_like(q, dtype=jnp.float32)
         total = jnp.zeros_like(q[..., 0], dtype=jnp.float32)
-        first, last = _reach(start, end)
-        out, total, largest = jax.lax.fori_loop(
-            first, last, key_block, (out, total, total + MASKED)
-        )
+        start_values = (out, total, total + SMALLEST)
+        out, total, largest = jax.lax.fori_loop(*_reach(start, end), key_block, start_values)
         safe = jnp.where(total > 0, total, 1.0)
         return None, ((out / safe[..., None]).astype(q.dtype), largest + jnp.log(safe))
 
-    blocks = (_blocks(q, 3), _blocks(start, 1), _blocks(end, 1))
-    _, (out, log_total) = jax.lax.scan(query_block, None, blocks)
-    return _unblocked(out, 3), _unblocked(log_total, 3)
+    _, (out, log_total) = jax.lax.scan(query_block, None, (q, start, end))
+    return out, log_total
 
 
 @jax.custom_vjp
 def _ranged(
-    q: Float[Array, "B K G T S"],
-    k: Float[Array, "B K T S"],
-    v: Float[Array, "B K T S"],
-    start: Int[Array, "B T"],
-    end: Int[Array, "B T"],
-) -> Float[Array, "B K G T S"]:
+    q: Float[Array, "N B K Q S"],
+    k: Float[Array, "N B K C S"],
+    v: Float[Array, "N B K C S"],
+    start: Int[Array, "N B Q"],
+    end: Int[Array, "N B Q"],
+) -> Float[Array, "N B K Q S"]:
     return _forward(q, k, v, start, end)[0]
 
 
@@ -159,42 +162,35 @@ def _ranged_forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> t
 
 
 def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None]:
+    """Sums the gradients of keys and values transposed: so no product transposes any weights."""
     q, k, v, start, end, out, log_total = saved
     # Row sums of d_scores * weights, FlashAttention appendix B.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    k_t, v_t = _transposed(k), _transposed(v)
 
     def query_block(carry: tuple[Array, Array], block: tuple) -> tuple[tuple[Array, Array], Array]:
-        q, d_out, log_total, inner, start, end = block
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        q, q_t, d_out, d_out_t, log_total, inner, start, end = block
 
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = carry
-            kj, vj = _key_block(k, j), _key_block(v, j)
-            scores = _scores(q, kj, start, end, j)
-            weights = jnp.where(scores > MASKED, jnp.exp(scores - log_total[..., None]), 0.0)
-            d_weights = product("BKGQS,BKCS->BKGQC", d_out, vj)
+            weights = _weights(_scores(q, _at(k_t, j), start, end, j), log_total)
+            d_weights = _product(d_out, _at(v_t, j))
             d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
-            d_vj = product("BKGQC,BKGQS->BKCS", weights.astype(q.dtype), d_out)
-            d_kj = product("BKGQC,BKGQS->BKCS", d_scores, q)
-            d_q = d_q + product("BKGQC,BKCS->BKGQS", d_scores, kj)
-            return d_q, _add_block(d_k, d_kj, j), _add_block(d_v, d_vj, j)
+            d_scores = jax.lax.optimization_barrier(d_scores)  # it has two readers as well
+            return (
+                d_q + _product(d_scores, _at(k, j)),
+                _add_at(d_k, _product(q_t, d_scores), j),
+                _add_at(d_v, _product(d_out_t, weights.astype(q.dtype)), j),
+            )
 
         d_q = jnp.zeros_like(q, dtype=jnp.float32)
-        d_q, *carry_out = jax.lax.fori_loop(*_reach(start, end), key_block, (d_q, *carry))
-        return (carry_out[0], carry_out[1]), d_q.astype(q.dtype)
+        d_q, *sums = jax.lax.fori_loop(*_reach(start, end), key_block, (d_q, *carry))
+        return (sums[0], sums[1]), d_q.astype(q.dtype)
 
-    zeros = jnp.zeros_like(k, dtype=jnp.float32), jnp.zeros_like(v, dtype=jnp.float32)
-    blocks = (
-        *(_blocks(x, 3) for x in (q, d_out, log_total, inner)),
-        _blocks(start, 1),
-        _blocks(end, 1),
-    )
+    zeros = jnp.zeros_like(k_t, dtype=jnp.float32), jnp.zeros_like(v_t, dtype=jnp.float32)
+    blocks = (q, _transposed(q), d_out, _transposed(d_out), log_total, inner, start, end)
     (d_k, d_v), d_q = jax.lax.scan(query_block, zeros, blocks)
-    return _unblocked(d_q, 3), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
-
-
-def _add_block(x: Float[Array, "B K T S"], block: Float[Array, "B K C S"], j: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, _key_block(x, j) + block, j * BLOCK, axis=2)
+    return d_q, _transposed(d_k).astype(k.dtype), _transposed(d_v).astype(v.dtype), None, None
 
 
 _ranged.defvjp(_ranged_forward, _ranged_backward)

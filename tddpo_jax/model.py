@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -26,7 +26,6 @@ from qwix import QArray
 from qwix import dequantize as qwix_dequantize
 
 from tddpo_jax.attention import attention
-from tddpo_jax.causal_rows import CausalRows
 
 Remat = Literal["none", "full", "dots"]
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -244,8 +243,7 @@ class Llama(nnx.Module):
         key_end: Int[Array, "B T"],
         *,
         dtype: jnp.dtype | type,
-        implementation: str = "xla",
-        causal_rows: Sequence[CausalRows] = (),
+        attend: Callable[..., Array] = attention,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -258,24 +256,20 @@ class Llama(nnx.Module):
             key_start: first stream position each token sees.
             key_end: one past the last stream position each token sees.
             dtype: of the computation; weights are cast at use.
-            implementation: the attention back-end, see `attention`.
-            causal_rows: what the back-end `cudnn` reads in place of the key ranges.
+            attend: takes queries, keys, values, key_start and key_end, as `attention` does.
             remat: what the backward pass recomputes.
             constrain: applied to the stream between layers, to pin its sharding.
             dropout_key: of the adapters' dropout; none: no dropout.
         """
         angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(self.config)
 
-        def attend(q: Array, k: Array, v: Array) -> Array:
-            ranges = key_start, key_end
-            return attention(
-                q, k, v, *ranges, implementation=implementation, causal_rows=causal_rows
-            )
+        def in_range(q: Array, k: Array, v: Array) -> Array:
+            return attend(q, k, v, key_start, key_end)
 
         def layer(x: Array, block_and_key: tuple[Block, Array | None]) -> tuple[Array, None]:
             block, key = block_and_key
             keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
-            return constrain(block(x, angle, attend, keys)), None
+            return constrain(block(x, angle, in_range, keys)), None
 
         x = constrain(self.embed[...][tokens].astype(dtype))
         layer_keys = None

@@ -133,6 +133,11 @@ def head_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("tensor"))
 
 
+def head_parallel(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """Queries, keys and values `[B, T, heads, size]`: rows over ROWS, heads over tensor."""
+    return NamedSharding(mesh, PartitionSpec(ROWS, None, "tensor"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

@@ -22,12 +22,19 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from tddpo_jax.attention import attention
 from tddpo_jax.layout import Batch
 from tddpo_jax.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses import LossScalars, LossSpec, PairLogps, log_ratios, per_pair_loss, rewards
 from tddpo_jax.metrics import PAIR_METRICS
 from tddpo_jax.model import Llama, Remat
-from tddpo_jax.sharding import PARAMETER_SPECS, head_sharding, replicated, tree_shardings
+from tddpo_jax.sharding import (
+    PARAMETER_SPECS,
+    head_parallel,
+    head_sharding,
+    replicated,
+    tree_shardings,
+)
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
@@ -99,6 +106,24 @@ def split_model(
     return parts
 
 
+def attention_over(batch: Batch, how: Computation) -> Callable[..., Array]:
+    """Attention as `how` says. The loops of `xla` run on each device as far as its own rows reach.
+
+    Left to the compiler they would run in step on all devices, as far as the farthest row reaches.
+    """
+    if how.attention != "xla":
+        return functools.partial(
+            attention, implementation=how.attention, causal_rows=batch.causal_rows
+        )
+    heads, ranges = head_parallel(how.rows.mesh).spec, how.rows.spec
+    return jax.shard_map(
+        attention,
+        mesh=how.rows.mesh,
+        in_specs=(heads, heads, heads, ranges, ranges),
+        out_specs=heads,
+    )
+
+
 def hidden_states(
     model: Llama, batch: Batch, how: Computation, dropout_key: PRNGKeyArray | None = None
 ) -> Float[Array, "B T D"]:
@@ -109,8 +134,7 @@ def hidden_states(
         batch.key_start,
         batch.key_end,
         dtype=how.dtype,
-        implementation=how.attention,
-        causal_rows=batch.causal_rows,
+        attend=attention_over(batch, how),
         remat=how.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,

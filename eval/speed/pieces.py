@@ -24,16 +24,15 @@ from eval.speed.training import (
     timed_pairs,
     trained_model,
 )
-from tddpo_jax.attention import attention
 from tddpo_jax.flops import layer_matmul_parameters, useful_flops
 from tddpo_jax.layout import Batch, score_count, stream_length
 from tddpo_jax.logprobs import branch_logps
 from tddpo_jax.model import LINEAR_NAMES, dense
 from tddpo_jax.packing import pack
-from tddpo_jax.preparation import attention_implementation
+from tddpo_jax.preparation import computation
 from tddpo_jax.reference import place_batch
 from tddpo_jax.sharding import make_mesh
-from tddpo_jax.train_step import Totals
+from tddpo_jax.train_step import Totals, attention_over
 
 
 def measure_pieces(case: Case) -> list[dict[str, Any]]:
@@ -111,7 +110,8 @@ def _normal(number: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 
 def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
     """All layers' attention, forward and backward, one after another."""
-    model, implementation = case.model, attention_implementation(case.settings)
+    model = case.model
+    attend = attention_over(batch, computation(case.settings, make_mesh(case.mesh)))
     counts = (model.heads, model.key_value_heads, model.key_value_heads)
     q, k, v = (
         _normal(n, (*batch.tokens.shape, count, model.head_size), case.dtype)
@@ -119,15 +119,7 @@ def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
     )
 
     def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        out = attention(
-            q,
-            k,
-            v,
-            batch.key_start,
-            batch.key_end,
-            implementation=implementation,
-            causal_rows=batch.causal_rows,
-        )
+        out = attend(q, k, v, batch.key_start, batch.key_end)
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     @jax.jit
