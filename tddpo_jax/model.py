@@ -94,6 +94,40 @@ class RMSNorm(nnx.Module):
         return normed * self.weight[...].astype(x.dtype)
 
 
+def dense(weight: Array | QArray) -> Array:
+    """A weight as an ordinary array, whether it is stored quantised or not."""
+    return qwix_dequantize(weight) if isinstance(weight, QArray) else weight
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "B T I"], weight: Array | QArray) -> Float[Array, "B T O"]:
+    """`x W^T` in the dtype of x, for a weight `[O, I]` of any dtype, quantised or not.
+
+    Backward makes the weight whole again, so nothing holds it but as it is stored.
+    """
+    return jnp.einsum("BTI,OI->BTO", x, dense(weight).astype(x.dtype))
+
+
+def _linear_forward(x: Array, weight: Array | QArray) -> tuple[Array, tuple]:
+    return linear(x, weight), (x, weight)
+
+
+def _linear_backward(saved: tuple, d_out: Array) -> tuple[Array, Array | None]:
+    x, weight = saved
+    d_x = jnp.einsum("BTO,OI->BTI", d_out, dense(weight).astype(x.dtype))
+    if isinstance(weight, QArray):  # frozen
+        return d_x, None
+    # XLA copies its left operand to sum over tokens on a CPU; JAX alone would put d_out there.
+    if x.shape[-1] <= d_out.shape[-1]:
+        d_weight = jnp.einsum("BTI,BTO->IO", x, d_out).T
+    else:
+        d_weight = jnp.einsum("BTO,BTI->OI", d_out, x)
+    return d_x, d_weight.astype(weight.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 class LoraParam(nnx.Param):
     """A trainable factor of an adapter, told from the frozen base by its type."""
 
@@ -122,10 +156,10 @@ class Adapter(nnx.Module):
         if dropout_key is not None and self.dropout > 0:
             kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
-        down = jnp.einsum("BTI,RI->BTR", x, self.a[...].astype(x.dtype))
+        down = linear(x, self.a[...])
         if self.gate is not None:
             down = down * self.gate[...][:, None].astype(x.dtype)
-        return self.scale * jnp.einsum("BTR,OR->BTO", down, self.b[...].astype(x.dtype))
+        return linear(self.scale * down, self.b[...])
 
 
 class Linear(nnx.Module):
@@ -141,13 +175,8 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T O"]:
-        y = jnp.einsum("BTI,OI->BTO", x, dense(self.weight.get_value()).astype(x.dtype))
+        y = linear(x, self.weight.get_value())
         return y if self.adapter is None else y + self.adapter(x, dropout_key)
-
-
-def dense(weight: Array | QArray) -> Array:
-    """A weight as an ordinary array, whether it is stored quantised or not."""
-    return qwix_dequantize(weight) if isinstance(weight, QArray) else weight
 
 
 # One key per linear layer, in the order of LINEAR_NAMES.
@@ -187,7 +216,12 @@ class Block(nnx.Module):
     def feed_forward(
         self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT
     ) -> Float[Array, "B T D"]:
-        gate, up = _product(self.gate_proj(x, keys[4])), _product(self.up_proj(x, keys[5]))
+        # Behind a barrier, and so are their gradients: each is the operand of several products, and
+        # fused into the transpose that one of them wants, the activation would be computed down
+        # columns (on CPU; on a GPU products read and write memory in any case).
+        gate, up = jax.lax.optimization_barrier(
+            (_product(self.gate_proj(x, keys[4])), _product(self.up_proj(x, keys[5])))
+        )
         return self.down_proj(jax.nn.silu(gate) * up, keys[6])
 
     def __call__(
@@ -211,10 +245,13 @@ def _product(x: Array) -> Array:
 def _rematerialised(function: Callable, remat: Remat) -> Callable:
     if remat == "none":
         return function
-    if remat == "full":
-        return jax.checkpoint(function)
-    policy = jax.checkpoint_policies.save_only_these_names("product", "attention")
-    return jax.checkpoint(function, policy=policy)
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": policies.nothing_saveable,
+        "dots": policies.save_only_these_names("product", "attention"),
+    }[remat]
+    # Within a scan nothing can be merged across the two passes, so nothing need prevent it.
+    return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
 class Llama(nnx.Module):

@@ -1,12 +1,13 @@
 """Which pairs share a row, and how long the rows are: a step's pairs in as few tokens as possible.
 
 A step takes exactly its pairs and packs them into micro-batches of one or two fixed shapes, so that
-a run compiles once or twice whatever its order of data. The second, half as long, takes the last
-row of a small step, where rounding up to a whole long row would cost most.
+a run compiles once or twice whatever its order of data. The second is half as long, for the rest of
+a step, where rounding up to a whole long micro-batch would cost most.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
@@ -35,10 +36,9 @@ class _Sizes(NamedTuple):
     def of(self, numbers: Any) -> _Sizes:
         return _Sizes(*(size[numbers] for size in self))
 
-    def needs(self, shape: Shape) -> Int[np.ndarray, "pairs capacities"]:
+    def needs(self, widths: Sequence[int]) -> Int[np.ndarray, "pairs capacities"]:
         """What each pair takes of each of `_capacities`."""
         columns = np.stack([self.lengths, self.scores, np.ones_like(self.lengths)], axis=1)
-        widths = [width for width, _ in shape.causal_rows]
         return np.hstack([columns, branch_counts(self.branches, widths)])
 
 
@@ -52,40 +52,55 @@ def _sizes(pairs: Sequence[Pair], plain: bool) -> _Sizes:
     )
 
 
-def _capacities(shape: Shape) -> Int[np.ndarray, " capacities"]:
-    """Positions, scores and pairs of a row, and for each width its causal rows and all wider."""
-    counts = np.cumsum([count for _, count in shape.causal_rows], dtype=int)
+def _widths(shapes: Sequence[Shape]) -> list[int]:
+    """All widths of causal rows, widest first."""
+    return sorted({width for shape in shapes for width, _ in shape.causal_rows}, reverse=True)
+
+
+def _capacities(shape: Shape, widths: Sequence[int]) -> Int[np.ndarray, " capacities"]:
+    """Positions, scores and pairs of a row, and its causal rows of each width and all wider."""
+    counts = [sum(n for wide, n in shape.causal_rows if wide >= width) for width in widths]
     return np.array([shape.length, shape.scores, shape.pairs, *counts])
 
 
-def _bins(sizes: _Sizes, shape: Shape) -> list[list[int]]:
-    """Best-fit decreasing: the numbers of the pairs of each row, within all capacities."""
-    lengths, needs = sizes.lengths, sizes.needs(shape)
-    if shape.plain:
-        return [[number] for number in range(len(lengths))]
-    bins: list[list[int]] = []
-    left = np.tile(_capacities(shape), (len(lengths), 1))
-    for number in np.lexsort((np.arange(len(lengths)), -lengths)):
-        used = len(bins)
-        fits = (left[:used] >= needs[number]).all(axis=1)
-        if fits.any():
-            best = int(np.argmin(np.where(fits, left[:used, 0], shape.length + 1)))
-        else:
-            best = used
-            bins.append([])
-        bins[best].append(int(number))
-        left[best] -= needs[number]
-    return bins
+def _micro_batches(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[Shape, list[list[int]]]]:
+    """The least micro-batches that hold these pairs, and the numbers of the pairs of each row."""
+    widths = _widths(shapes)
+    needs, capacities = sizes.needs(widths), [_capacities(shape, widths) for shape in shapes]
+    # Counted in the shortest shape, of which each longer one is worth twice the one behind it.
+    units = -(-int(needs[:, 0].sum()) // (shapes[-1].rows * shapes[-1].length))
+    while True:
+        numbers, rest = [], units
+        for number in range(len(shapes)):
+            count, rest = divmod(rest, 2 ** (len(shapes) - 1 - number))
+            numbers += [number] * count
+        rows = np.repeat(numbers, [shapes[number].rows for number in numbers]).astype(int)
+        filled = _filled(needs, [capacities[number] for number in rows])
+        if filled is not None:
+            break
+        units += 1
+    its_rows = iter(filled)
+    return [
+        (shapes[number], list(itertools.islice(its_rows, shapes[number].rows)))
+        for number in numbers
+    ]
 
 
-def _placed(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[list[int], Shape]]:
-    """The rows of a step, each in the shortest shape that holds it, longest rows first."""
-    placed = []
-    for numbers in _bins(sizes, shapes[0]):
-        row = sizes.of(numbers)
-        fitting = [s for s in shapes if (row.needs(s).sum(axis=0) <= _capacities(s)).all()]
-        placed.append((numbers, min(fitting, key=lambda shape: shape.length)))
-    return sorted(placed, key=lambda row: -row[1].length)
+def _filled(
+    needs: Int[np.ndarray, "pairs capacities"], capacities: list[np.ndarray]
+) -> list[list[int]] | None:
+    """Best-fit decreasing into rows of these capacities; none if they are too few."""
+    left = np.array(capacities)
+    filled: list[list[int]] = [[] for _ in capacities]
+    for number in np.lexsort((np.arange(len(needs)), -needs[:, 0])):
+        after = left - needs[number]
+        fits = (after >= 0).all(axis=1)
+        if not fits.any():
+            return None
+        best = int(np.argmin(np.where(fits, after[:, 0], np.iinfo(int).max)))
+        filled[best].append(int(number))
+        left[best] = after[best]
+    return filled
 
 
 def pack(
@@ -113,15 +128,12 @@ def pack(
                 f"data.row_length: row {pair.row} of the data needs {length} positions, "
                 f"a row has {shapes[0].length}"
             )
-    placed = _placed(sizes, shapes)
-    batches = []
-    for shape in shapes:
-        rows = [numbers for numbers, its_shape in placed if its_shape == shape]
-        rows += [[] for _ in range(-len(rows) % shape.rows)]
-        for first in range(0, len(rows), shape.rows):
-            of_batch = rows[first : first + shape.rows]
-            batches.append(_batch(pairs, of_batch, shape, ref_logps, here(shape.rows)))
-    return batches
+    widths = _widths(shapes)
+    assert (sizes.needs(widths) <= _capacities(shapes[0], widths)).all(), "no row holds this pair"
+    return [
+        _batch(pairs, rows, shape, ref_logps, here(shape.rows))
+        for shape, rows in _micro_batches(sizes, shapes)
+    ]
 
 
 def _batch(
@@ -230,9 +242,14 @@ def _trial(
 ) -> tuple[int, tuple[Shape, ...]]:
     """What the sample costs with this row length, in stream positions, and the shapes to do it."""
     unlimited = Shape(rows, length, int(sizes.scores.sum()) + 1, len(sizes.lengths))
-    bins = [[step[b] for b in _bins(sizes.of(step), unlimited)] for step in steps]
-    most_scores = max(sizes.scores[b].sum() for step in bins for b in step)
-    most_pairs = max(len(b) for step in bins for b in step)
+    filled = [
+        step[numbers]
+        for step in steps
+        for _, of_batch in _micro_batches(sizes.of(step), (unlimited,))
+        for numbers in of_batch
+    ]
+    most_scores = max(sizes.scores[numbers].sum() for numbers in filled)
+    most_pairs = max(map(len, filled))
     # Room for rows of other orders of the data; the longest single pair must fit in any case.
     places = most_pairs + most_pairs // 4
     shape = Shape(
@@ -242,15 +259,14 @@ def _trial(
         places,
         causal_rows=_causal_rows(sizes, length, places, widths),
     )
-    shapes = (shape, *([_half(shape, sizes, widths)] if rows == 1 else []))
-    # The shortest row has no half, and a shape that stood there twice would be packed twice.
-    shapes = tuple(dict.fromkeys(shapes))
-    used = 0
-    for step in steps:
-        placed = [its_shape for _, its_shape in _placed(sizes.of(step), shapes)]
-        for each in shapes:
-            batches = -(-placed.count(each) // each.rows)
-            used += batches * (each.rows * each.length + MICRO_BATCH_POSITIONS)
+    # The shortest row has no half.
+    half = _half(shape, sizes, widths)
+    shapes = tuple(dict.fromkeys((shape, half, _half(half, sizes, widths))))
+    used = sum(
+        each.rows * each.length + MICRO_BATCH_POSITIONS
+        for step in steps
+        for each, _ in _micro_batches(sizes.of(step), shapes)
+    )
     return used, shapes
 
 
@@ -259,7 +275,8 @@ def _half(shape: Shape, sizes: _Sizes, widths: list[int]) -> Shape:
     if length == shape.length:
         return shape
     causal_rows = _causal_rows(sizes, length, shape.pairs, widths)
-    return Shape(1, length, _rounded(shape.scores // 2), shape.pairs, causal_rows=causal_rows)
+    scores = _rounded(shape.scores // 2)
+    return Shape(shape.rows, length, scores, shape.pairs, causal_rows=causal_rows)
 
 
 def _causal_rows(sizes: _Sizes, length: int, pairs: int, widths: list[int]) -> Widths:

@@ -250,6 +250,27 @@ def test_fresh_adapters_on_a_quantised_base_change_nothing(quantized):
     np.testing.assert_array_equal(tiny.hidden_states(model, TOKENS), expected)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_backward_keeps_no_weight_made_whole(quantized, remat):
+    """What backward holds of a quantised base is its four bits; float, it would be the base."""
+    model = with_adapters(nnx.merge(*nnx.split(quantized[0])))
+    graphdef, adapters, base = nnx.split(model, LoraParam, ...)
+
+    def kept(adapters, base):
+        def states(adapters):
+            model = nnx.merge(graphdef, adapters, base)
+            return tiny.plain_states(model, jnp.asarray(TOKENS), remat=remat)
+
+        return jax.vjp(states, adapters)[1]
+
+    kept_arrays = jax.tree.leaves(jax.eval_shape(kept, adapters, base))
+    stacks = {getattr(quantized[1].layers, name).weight.shape for name in LINEAR_NAMES}
+    floats = {x.shape for x in kept_arrays if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert not stacks & floats
+    if remat == "none":  # and it does hold what it need not compute again
+        assert (2, *TOKENS.shape, QUANTIZED["feed_forward"]) in floats
+
+
 def test_a_quantised_model_has_shapes_without_arrays():
     """What a plan of the memory needs."""
     config = tiny.llama(**QUANTIZED).config

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from tddpo_jax.model import Llama, RopeScaling, rope_frequencies
+from tddpo_jax.model import Llama, RopeScaling, linear, rope_frequencies
 
 TOKENS = np.random.default_rng(1).integers(0, tiny.CONFIG.vocabulary, (3, 37), np.int32)
 # With 64 trained positions the five frequencies of a head of size 10 make 10.2, 1.6, 0.2, ... turns
@@ -128,6 +128,19 @@ def test_scan_is_a_loop_over_the_layers():
         return model.norm(x)
 
     np.testing.assert_allclose(loop(model), tiny.hidden_states(model, TOKENS), atol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 7), (7, 3)])
+def test_the_gradients_of_a_linear_layer(inputs, outputs):
+    """Expected: the product differentiated by JAX, whichever operand is the narrower."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 5, inputs), (outputs, inputs), (2, 5, outputs)
+    x, weight, d_out = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    out, backward = jax.vjp(linear, x, weight)
+    expected, by_jax = jax.vjp(lambda x, weight: x @ weight.T, x, weight)
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
+    for got, wanted in zip(backward(d_out), by_jax(d_out), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -110,17 +110,26 @@ def drawn_like_preferences(count):
     return empty_pairs(np.stack([prompt, *responses], axis=1))
 
 
-@pytest.mark.parametrize(("batch_pairs", "most"), [(128, 0.03), (16, 0.08)])
-def test_padding(batch_pairs, most):
+@pytest.mark.parametrize(
+    ("batch_pairs", "rows", "most"), [(128, 1, 0.03), (16, 1, 0.08), (128, 8, 0.05)]
+)
+def test_padding(batch_pairs, rows, most):
     """The share of positions without a token, over ten steps in an order that the choice of shapes
     has not seen."""
     pairs = drawn_like_preferences(2500)
-    shapes = choose_shapes(pairs, batch_pairs)
+    shapes = choose_shapes(pairs, batch_pairs, rows=rows)
     order = np.random.default_rng(1).permutation(len(pairs))
     batches: list[Batch] = []
     for first in range(0, 10 * batch_pairs, batch_pairs):
         batches += pack([pairs[n] for n in order[first : first + batch_pairs]], shapes)
     assert padding_share(batches) <= most
+
+
+def test_the_rest_of_a_step_takes_a_shorter_shape():
+    """Seven pairs of 16 positions: 4 in a row of 64, 2 in one of 32, 1 in one of 16."""
+    pairs = empty_pairs([(8, 5, 5)] * 7)
+    shapes = [Shape(1, length, 64, 4) for length in (64, 32, 16)]
+    assert [batch.tokens.shape for batch in pack(pairs, shapes)] == [(1, 64), (1, 32), (1, 16)]
 
 
 def test_padding_share_counts_positions():
