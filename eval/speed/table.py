@@ -31,9 +31,9 @@ COLUMNS = {
         *("useful_share", "padding_share", "row_length", "peak_gib", "remark"),
     ),
     "against": (
-        *("peer", "peer_settings", "peer_micro_batch", "mode", "our_step_seconds"),
-        *("peer_step_seconds", "times_faster", "our_first_loss", "peer_first_loss"),
-        *("our_first_logp_chosen", "peer_first_logp_chosen", "padding_share", "useful_share"),
+        *("peer", "peer_settings", "peer_micro_batch", "mode", "our_pairs_per_second"),
+        *("peer_pairs_per_second", "times_faster", "reference_seconds", "useful_share"),
+        *("padding_share", "our_first_loss", "peer_first_loss", "our_last_loss", "peer_last_loss"),
     ),
 }
 
