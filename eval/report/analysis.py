@@ -131,9 +131,15 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
         if len(experiment.points) > 1:
             lines.append(
                 "Intervals are of 95 %, items and seeds resampled together. Resampled, three seeds "
-                "vary by too little, so Student's t over seeds stands beside, and a comparison is "
-                "judged by the span of the two. From the variance across beta, and from each "
-                "resampled one, what noise adds is taken off."
+                "know too little of their own spread, so Student's t over seeds stands beside (of "
+                "logarithms, for ratios of variances), and a comparison is judged by the span of "
+                "the two. What noise adds to a variance across beta is taken off, by an analysis "
+                "of variance; t takes the seeds' ratios as they are."
+            )
+            lines.append(
+                "What the halves chose, the best tau and the best beta, is held fixed while "
+                "resampling: an interval is of the settings chosen and does not know that others "
+                "might have been."
             )
     diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
     if diverged:

@@ -119,6 +119,7 @@ def _score(study: Study) -> dict[str, Any]:
                 "betas": found.betas,
                 "ratio": _finite(found.value),
                 "interval": _both(found.interval),
+                "t_interval_over_seeds": _both(found.over_seeds),
             }
             for found in study.ratios.values()
         ],
