@@ -21,7 +21,7 @@ class Tested:
 
     Attributes:
         claims: with the diverged cells, as they count.
-        without: without them; None if no cell that has the score diverged.
+        without: without them; None if no cell diverged.
     """
 
     study: Study
@@ -145,7 +145,8 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
     if diverged:
         lines.append(
             f"{plural(len(diverged), 'cell')} diverged, to be counted with the last finite "
-            f"validation: {', '.join(diverged)}."
+            "validation, and in answers with the best one before, or the base where there was "
+            f"none: {', '.join(diverged)}."
         )
     waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.over]
     if waiting:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from eval.quality_file import quality_of
 from eval.report import tables
 from eval.report.analysis import Analysis, Tested
 from eval.report.beta_plots import against_beta, sensitivities
@@ -22,7 +23,7 @@ from eval.report.curves import gradient_norms, learning_curves
 from eval.report.drawing import Picture
 from eval.report.frontier import frontier
 from eval.report.heat_maps import heat_map
-from eval.report.scores import Score, quality_of
+from eval.report.scores import Score
 from eval.report.tables import Table
 from tddpo_jax.run_directory import write_atomically
 

@@ -68,17 +68,26 @@ def chosen_checkpoints(
     """Which validations the first and the second half of the pairs choose, as places in `steps`.
 
     By the run's own `train.best_metric`, as training chooses `best/`. A diverged run has no choice:
-    it counts with its last finite validation. Nor has a run whose metric cannot be computed pair by
-    pair.
+    it counts with its last finite validation. Nor has a run of which no half can choose.
     """
     assert cell.config is not None
     last = len(cell.steps) - 1
-    metric = cell.config.train.best_metric
-    per_pair = values[metric.removeprefix("eval_")]
-    if cell.state == "diverged" or not np.isfinite(per_pair).all():
+    if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
+    metric = cell.config.train.best_metric
+    per_pair = values[_name(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
+
+
+def halves_can_choose(cell: Cell, values: PairValues) -> bool:
+    """Whether the run's `train.best_metric` is known pair by pair, and not only as a mean."""
+    assert cell.config is not None
+    return bool(np.isfinite(values[_name(cell.config.train.best_metric)]).all())
+
+
+def _name(metric: str) -> str:
+    return metric.removeprefix("eval_")
 
 
 def _best(steps: Sequence[int], per_pair: Float[np.ndarray, "T h"], metric: str) -> int:

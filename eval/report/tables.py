@@ -208,8 +208,9 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
     ]
     diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
     return Table(
-        "Steps chosen by the first / the second half of the validation pairs; scores of a diverged "
-        "cell (highlighted) are of its last finite validation. A click on a head sorts.",
+        "Steps chosen by the first / the second half of the validation pairs. A diverged cell "
+        "(highlighted) is scored by its last finite validation, its answers are of the best one "
+        "before or else the base's. A click on a head sorts.",
         head,
         rows,
         highlighted=diverged,
