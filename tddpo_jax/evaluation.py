@@ -167,10 +167,15 @@ def record_divergence(
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
-    last_good = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    last_good = agree(lambda: _last_training_line(run.directory))
     run.diverged = True
     run.directory.diverge({"step": step, "reason": reason, "rows": rows, "metrics": last_good})
     return f"{run.directory.path.name} diverged: {reason}"
+
+
+def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
+    """Of the last step that was logged, which only steps of finite loss and gradient are, or {}."""
+    return next((line for line in reversed(directory.records()) if "loss" in line), {})
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:
