@@ -15,7 +15,9 @@ import pytest
 from synthetic_grid import experiment_cells, write_grid, write_quality
 
 from eval.report.__main__ import main
-from tddpo_jax.config import cell_name
+from eval.report.cells import read_experiment
+from eval.report.settings import differing_settings, shared_settings
+from tddpo_jax.config import cell_name, resolve
 
 CELLS = experiment_cells(beta=[0.01, 2.5], tau=[0.5, 2.0], seed=[0, 1])
 NAMES = [cell_name(cell) for cell in CELLS]
@@ -135,6 +137,36 @@ def test_results_have_a_row_per_cell(grid: Path) -> None:
     assert 0.3 < float(last["accuracy"]) < 0.9
     assert rows[NAMES.index(NAMES[5])]["accuracy"] == ""
     assert next(reversed(last)) == "pairs_per_second"
+
+
+def test_settings_are_said_to_be_shared_only_where_they_are(tmp_path: Path) -> None:
+    """DPO learns faster than TD-DPO, and one of its cells has a schedule of its own."""
+    rates = {"td_dpo": 1e-3, "dpo": 2e-3}
+    cells = [
+        resolve({"loss": {"name": loss}, "seed": seed, "train": {"learning_rate": rates[loss]}})
+        for loss in rates
+        for seed in (0, 1)
+    ]
+    last = resolve(
+        cells[-1].model_dump() | {"train": {"learning_rate": 2e-3, "schedule": "linear"}}
+    )
+    folder = write_grid(tmp_path / "g", [*cells[:-1], last], lambda _: 0.7, pairs=20)
+    experiment = read_experiment(folder)
+    shared = shared_settings(experiment)
+    assert "learning_rate" not in shared["train"]
+    assert "schedule" not in shared["train"]
+    assert shared["train"]["epochs"] == 3
+    assert differing_settings(experiment) == {
+        "train.learning_rate": {"td_dpo": [1e-3], "dpo": [2e-3]},
+        "train.schedule": {"td_dpo": ["cosine"], "dpo": ["cosine", "linear"]},
+    }
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "| train.learning_rate | 0.001 | 0.002 |" in text
+    assert "| train.schedule | cosine | cosine; linear |" in text
+    assert [row["learning_rate"] for row in results(folder)] == ["0.001"] * 2 + ["0.002"] * 2
+    card = json.loads((folder / "experiment.json").read_text())
+    assert card["results"]["learning_rates"] == {"td_dpo": [1e-3], "dpo": [2e-3]}
 
 
 def test_the_card_has_exactly_the_named_fields(grid: Path) -> None:

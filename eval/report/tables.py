@@ -16,6 +16,7 @@ from eval.report.claims import Claim, rule_of
 from eval.report.drawing import EXTREMES
 from eval.report.scores import Checkpoints, Found, Margins, Score
 from eval.report.sensitivity import Ratio
+from eval.report.settings import differing_settings
 from eval.report.study import Study
 from eval.report.words import NONE, RATIO, Format, plural, significant
 
@@ -285,6 +286,20 @@ def facts_table(experiment: Experiment) -> Table:
     )
     add("cells", [states_of(experiment)])
     return Table("What run.json of the cells says.", ["", ""], rows)
+
+
+def differing_tables(experiment: Experiment) -> list[Table]:
+    """The settings in which cells differ beside the axes of the grid, if there are any."""
+    differing = differing_settings(experiment)
+    if not differing:
+        return []
+    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    rows: list[list[Entry]] = [
+        [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
+        for name, values in differing.items()
+    ]
+    caption = "Settings in which cells differ, beside loss, beta, tau and seed."
+    return [Table(caption, ["setting", *losses], rows)]
 
 
 def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:
