@@ -111,6 +111,7 @@ def evaluate(
         run.directory.save_evaluation(step, logps[number])
         if step == 0:
             run.directory.save_evaluation("reference", reference)
+            run.directory.save_evaluation("lengths", lengths)
         screen.say(
             f"{run.directory.path.name} step {step}: eval_loss {metrics['eval_loss']:.4f}  "
             f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "

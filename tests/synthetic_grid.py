@@ -108,7 +108,7 @@ def _train(
     signal: np.ndarray,
 ) -> None:
     generator = np.random.default_rng(7)
-    lengths = 20 + 10 * generator.random((len(signal), 2))
+    lengths = generator.integers(20, 31, (len(signal), 2)).astype(np.float32)
     reference = (-2.0 * lengths).astype(np.float32)
     for step in range(last + 1):
         share = step / STEPS
@@ -130,6 +130,7 @@ def _train(
             directory.save_evaluation(step, logps)
             if step == 0:
                 directory.save_evaluation("reference", reference)
+                directory.save_evaluation("lengths", lengths)
         if step < last:
             noise = generator.normal(size=3)
             directory.log(

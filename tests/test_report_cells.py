@@ -163,27 +163,37 @@ def test_a_diverged_cell_counts_with_its_last_finite_validation(grid: Path) -> N
     assert math.isnan(score.of(3))
 
 
-def test_a_loss_that_needs_lengths_is_the_recorded_mean(tmp_path: Path) -> None:
-    ipo = [resolve({"loss": {"name": "ipo", "beta": 0.1}})]
-    write_grid(tmp_path / "g", ipo, lambda _: 0.7, pairs=10)
+def test_a_loss_that_needs_the_whole_vocabulary_is_the_recorded_mean(tmp_path: Path) -> None:
+    cell = resolve({"loss": {"kl": "full"}})
+    write_grid(tmp_path / "g", [cell], lambda _: 0.7, pairs=10)
     found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
     loss = next(score for score in found.scores if score.name == "loss")
-    step = found.checkpoints[cell_name(ipo[0])].first
+    step = found.checkpoints[cell_name(cell)].first
     assert loss.of(0) == pytest.approx(0.7 - 0.3 * step / 20)
 
 
+def test_a_loss_that_needs_lengths_is_known_where_they_were_kept(tmp_path: Path) -> None:
+    """IPO: (s_w / length_w - s_l / length_l - 1 / (2 beta))², with TRL's means over tokens."""
+    write_grid(tmp_path / "g", [resolve({"loss": {"name": "ipo", "beta": 0.1}})], lambda _: 0.7)
+    cell = read_experiment(tmp_path / "g").cells[0]
+    s_w, s_l = np.moveaxis((cell.logps.astype(np.float64) - cell.reference) / cell.lengths, -1, 0)
+    np.testing.assert_allclose(pair_values(cell)["loss"], (s_w - s_l - 5) ** 2, rtol=1e-4)
+    (cell.folder / "evaluations" / "lengths.npy").unlink()
+    assert np.isnan(pair_values(read_experiment(tmp_path / "g").cells[0])["loss"]).all()
+
+
 def test_a_checkpoint_that_no_half_can_choose_is_the_last_and_told(tmp_path: Path) -> None:
-    """IPO divides by lengths, which are not stored; DPO's loss is known of every pair."""
-    settings = {"train": {"best_metric": "eval_loss"}, "loss": {"beta": 0.1}}
-    cells = [resolve(settings | {"loss": {"name": name, "beta": 0.1}}) for name in ("ipo", "dpo")]
+    """Exact KLs are not stored; DPO's loss is known of every pair."""
+    losses = ({"name": "td_dpo", "kl": "full"}, {"name": "dpo", "beta": 0.1})
+    cells = [resolve({"train": {"best_metric": "eval_loss"}, "loss": loss}) for loss in losses]
     write_grid(tmp_path / "g", cells, lambda _: 0.3, pairs=10)
     found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
-    ipo, dpo = map(cell_name, cells)
-    assert found.checkpoints[ipo] == (20, 20)
+    full, dpo = map(cell_name, cells)
+    assert found.checkpoints[full] == (20, 20)
     assert found.checkpoints[dpo] != (20, 20)
     (note,) = found.notes
     assert "the metric of 1 cell by which checkpoints are chosen is not known pair by pair" in note
-    assert note.endswith(f": {ipo}")
+    assert note.endswith(f": {full}")
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------

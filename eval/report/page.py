@@ -26,6 +26,7 @@ from eval.report.heat_maps import heat_map
 from eval.report.scores import Score
 from eval.report.settings import shared_settings
 from eval.report.tables import Table
+from eval.report.why import why_tables
 from tddpo_jax.run_directory import write_atomically
 
 FIGURES = "report_figures"
@@ -121,6 +122,11 @@ def _sections(analysis: Analysis) -> list[Section]:
             "Dot: variance less noise, with its 95 % interval. Upright line: variance as observed.",
             tables=[tables.sensitivity_table(one.study) for one in _sensitive(analysis)],
             pictures=[sensitivities(one.study) for one in _sensitive(analysis)],
+        ),
+        Section(
+            "Why",
+            "What the losses did to the log-probs that they saw.",
+            tables=why_tables(experiment),
         ),
         Section(
             "Reward against KL",

@@ -21,7 +21,9 @@ PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 
 
 def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
-    """The training loop's metrics for each pair at each validation; NaN where they need lengths.
+    """The training loop's metrics for each pair at each validation.
+
+    NaN where they need what is not stored: exact KLs, and lengths in runs of earlier versions.
 
     Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
     """
@@ -35,11 +37,11 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
         simpo_gamma=loss.simpo_gamma,
     )
     spec = LossSpec(loss.name, loss.margin, loss.kl)
-    unknown = np.full(len(cell.reference), np.nan, np.float32)
+    unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
-        columns = [x[:, branch] for x in (logps, cell.reference) for branch in (0, 1)]
-        pairs = PairLogps(*map(jnp.asarray, [*columns, *[unknown] * 4]))
+        whole = (logps, cell.reference, cell.lengths, unknown)
+        pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
         found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
