@@ -14,13 +14,17 @@ from tddpo_jax.config import resolve
 CELLS = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.5], tau=[2.0], seed=[0, 1])
 
 
-def test_bins_are_thirds_and_ties_stay_together() -> None:
-    assert [one.tolist() for one in length_bins(np.array([5, -1, 0]))] == [
-        [False, True, False],
-        [False, False, True],
-        [True, False, False],
+def test_bins_are_cut_at_equal_lengths_and_at_the_median_of_the_others() -> None:
+    """The median of 1, 1, 2, 5 and 7 is 2."""
+    longer = np.array([5, -1, 0, -7, 0, 1, 2])
+    assert [longer[one].tolist() for one in length_bins(longer)] == [
+        [-7],
+        [-1],
+        [0, 0],
+        [1, 2],
+        [5],
     ]
-    assert [one.sum() for one in length_bins(np.array([0, 0, 0, 0, 7]))] == [4, 1]
+    assert [one.tolist() for one in length_bins(np.array([0, 0]))] == [[True, True]]
 
 
 def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
@@ -44,8 +48,7 @@ def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
     first = experiment.cells[0]
     longer = first.lengths[:, 0] - first.lengths[:, 1]
     before = first.reference[:, 0] - first.reference[:, 1]
-    # The last third: what is above two thirds of all.
-    last = longer > np.quantile(longer, 2 / 3)
+    last = longer > np.median(np.abs(longer[longer != 0]))
     assert by_length.head[-1].endswith(f"to +{longer.max():.0f} tokens ({last.sum()} pairs)")
     assert float(str(by_length.rows[0][-1]).replace("−", "-")) == np.round(before[last].mean(), 2)
     accuracy = np.mean(

@@ -17,7 +17,6 @@ from eval.report.tables import Entry, Table
 from eval.report.words import NONE, Format, significant
 
 NATS, SHARE = Format(2), Format(3)
-BINS = 3
 
 
 class Moved(NamedTuple):
@@ -89,7 +88,7 @@ def _distances(moved: dict[Point, Moved]) -> Table:
 
 
 def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
-    """The thirds of the pairs by how much longer the chosen response is; none without lengths."""
+    """The same by how much longer the chosen response is; none without lengths."""
     if not np.isfinite(cell.lengths).all():
         return []
     longer = (cell.lengths[:, 0] - cell.lengths[:, 1]).astype(int)
@@ -110,20 +109,22 @@ def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
             row.append(f"{accuracy} ({NATS.number(float(s_w))}, {NATS.number(float(s_l))})")
         rows.append(row)
     caption = (
-        "The same pairs in thirds, by tokens of the chosen response less those of the rejected: "
-        "reward accuracy, and in brackets s_w and s_l. td_dpo's margin of log-probs has no "
+        "The same pairs by tokens of the chosen response less those of the rejected: reward "
+        "accuracy, and in brackets s_w and s_l. td_dpo's margin of log-probs has no "
         "reference in it, so it starts from what stands in the first row."
     )
     return [Table(caption, ["setting", *head], rows)]
 
 
 def length_bins(longer: Int[np.ndarray, " P"]) -> list[Bool[np.ndarray, " P"]]:
-    """Thirds as far as ties allow; an empty one is left out."""
-    edges = np.quantile(longer, [n / BINS for n in range(1, BINS)])
-    places = np.searchsorted(edges, longer)
-    return [places == place for place in range(BINS) if (places == place).any()]
+    """Shorter, equal and longer, both sides cut at the median difference; empty ones left out."""
+    unequal = np.abs(longer[longer != 0])
+    middle = np.median(unequal) if len(unequal) else 0
+    places = np.sign(longer) * (1 + (np.abs(longer) > middle))
+    return [places == place for place in np.unique(places)]
 
 
 def _tokens(longer: Int[np.ndarray, " N"]) -> str:
-    low, high = (f"{value:+d}".replace("-", "−") for value in (longer.min(), longer.max()))
+    ends = (longer.min(), longer.max())
+    low, high = (f"{value:+d}".replace("-", "−") if value else "0" for value in ends)
     return f"{low} tokens" if low == high else f"{low} to {high} tokens"
