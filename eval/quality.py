@@ -7,11 +7,14 @@ to the base per token.
 
 The KL is a Monte Carlo estimate on the policy's own samples, the mean of log pi(y | x) - log
 pi_base(y | x) over answers, divided by their tokens. Shown, and written as `quality.json` into each
-run's or model's folder.
+run's or model's folder. Of a grid every cell that is over is measured: by its `best/`, or by the
+base if it diverged before it had one. A cell whose file is of the same policy, asked the same, is
+left alone, so that the command may be stopped and given again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -22,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from eval.quality_file import FILE, Standing, is_of, read_quality, standing_of
+from eval.report.cells import read_experiment
 from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig, ModelConfig
@@ -39,8 +44,6 @@ from tddpo_jax.scoring import pair_log_probs
 from tddpo_jax.sharding import make_mesh
 from tddpo_jax.templates import encode_prompt
 
-FILE = "quality.json"
-
 
 class Asked(NamedTuple):
     """The fixed prompts and how they are sampled."""
@@ -49,12 +52,37 @@ class Asked(NamedTuple):
     sampling: Sampling
     seed: int
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What figures must have in common to be compared, as JSON."""
+        prompts = json.dumps(self.prompts).encode()
+        return {
+            "prompts": len(self.prompts),
+            "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
+            "sampling": self.sampling._asdict(),
+            "seed": self.seed,
+        }
+
 
 class Policy(NamedTuple):
     """A model twice: to sample from, and (adapters merged) to score with."""
 
     generator: Generator
     model: Llama
+
+
+class Base(NamedTuple):
+    """What policies are compared with: the base and its answers."""
+
+    policy: Policy
+    answers: list[Completion]
+
+
+class Subject(NamedTuple):
+    """What is measured: a cell by the policy that stands for it, or a model, which is no cell."""
+
+    folder: Path
+    standing: Standing | None
 
 
 def load_policy(path: str, mesh: Mesh) -> Policy:
@@ -91,18 +119,15 @@ def answers(generator: Generator, asked: Asked) -> list[Completion]:
     return generator.generate(ids, [asked.sampling] * len(ids), keys)
 
 
-def measure(policy: Policy, base: Policy, asked: Asked, mesh: Mesh) -> dict[str, Any]:
+def measure(policy: Policy, base: Base, asked: Asked, mesh: Mesh) -> dict[str, Any]:
     """All figures of one policy; `scores` are per prompt, the rest are means over prompts."""
-    ours, theirs = answers(policy.generator, asked), answers(base.generator, asked)
+    ours = base.answers if policy is base.policy else answers(policy.generator, asked)
     texts = [answer.text for answer in ours]
     scores, base_scores = (
-        np.array([score(answer.text) for answer in each]) for each in (ours, theirs)
+        np.array([score(answer.text) for answer in each]) for each in (ours, base.answers)
     )
     wins = (scores > base_scores) + 0.5 * (scores == base_scores)
     return {
-        "prompts": len(texts),
-        "sampling": asked.sampling._asdict(),
-        "seed": asked.seed,
         "score": float(scores.mean()),
         "base_score": float(base_scores.mean()),
         "win_rate": float(wins.mean()),
@@ -111,15 +136,18 @@ def measure(policy: Policy, base: Policy, asked: Asked, mesh: Mesh) -> dict[str,
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "repetition": float(np.mean([repetition(text) for text in texts])),
-        "kl_per_token": _kl_per_token(policy, base, asked, ours, mesh),
+        "kl_per_token": kl_per_token(policy, base.policy, asked, ours, mesh),
         "scores": scores.tolist(),
     }
 
 
-def _kl_per_token(
+def kl_per_token(
     policy: Policy, base: Policy, asked: Asked, ours: Sequence[Completion], mesh: Mesh
-) -> float:
-    """Nats per token, on the policy's samples; an answer of no token says nothing."""
+) -> float | None:
+    """Nats per token, on the policy's samples; an answer of no token says nothing.
+
+    None if no answer has a token.
+    """
     pairs = []
     for number, (prompt, answer) in enumerate(zip(asked.prompts, ours, strict=True)):
         ids = np.array(answer.token_ids, np.int32)
@@ -127,6 +155,8 @@ def _kl_per_token(
             prompt_ids = encode_prompt(policy.generator.tokenizer, prompt, None)
             # Scored as the chosen response; a pair needs a second one, and this costs nothing.
             pairs.append(Pair(number, prompt_ids, ids, ids[:1]))
+    if not pairs:
+        return None
     how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
     logps, base_logps = (
         pair_log_probs(model, pairs, how, mesh)[:, 0] for model in (policy.model, base.model)
@@ -157,14 +187,21 @@ def read_prompts(path: str | None, most: int) -> list[list[dict[str, str]]]:
     return prompts[:most]
 
 
-def _runs(path: Path) -> list[Path]:
-    """A grid's runs that have a policy, or the run or model itself."""
+def subjects_of(path: Path) -> list[Subject]:
+    """A grid's cells that are over, or the run or model itself.
+
+    Raises:
+        ValueError: no cell of the grid is over.
+    """
+    if (path / "config.yaml").is_file():
+        return [Subject(path, standing_of(cell)) for cell in read_experiment(path).cells]
     if not (path / "grid.json").is_file():
-        return [path]
-    runs = sorted(best.parent for best in path.glob("*/best"))
-    if not runs:
-        raise ValueError(f"{path}: no cell of the grid has a policy yet")
-    return runs
+        return [Subject(path, None)]
+    standings = {cell.folder: standing_of(cell) for cell in read_experiment(path).cells}
+    found = [Subject(folder, standing) for folder, standing in standings.items() if standing]
+    if not found:
+        raise ValueError(f"{path}: no cell of the grid is over yet")
+    return found
 
 
 def _base_path(run: Path, given: str | None) -> str:
@@ -195,18 +232,34 @@ def _command(arguments: Sequence[str]) -> int:
     asked = Asked(read_prompts(given.prompts, given.most), sampling, given.seed)
     screen = Screen()
     mesh = make_mesh(MeshConfig())
-    bases: dict[str, Policy] = {}
-    for run in _runs(Path(given.path)):
-        base = _base_path(run, given.base)
-        if base not in bases:
-            bases[base] = load_policy(base, mesh)
-        figures = measure(load_policy(str(run), mesh), bases[base], asked, mesh)
+    bases: dict[str, Base] = {}
+    for folder, standing in subjects_of(Path(given.path)):
+        path = _base_path(folder, given.base)
+        about = {"asked": asked.record | {"base": path}}
+        if _is_known(folder, standing, about):
+            screen.say(f"{folder.name}: measured before; left alone")
+            continue
+        if path not in bases:
+            policy = load_policy(path, mesh)
+            bases[path] = Base(policy, answers(policy.generator, asked))
+        base = bases[path]
+        by_base = standing is not None and standing.policy == "base"
+        policy = base.policy if by_base else load_policy(str(folder), mesh)
+        figures = measure(policy, base, asked, mesh)
         shown = {n: round(v, 4) for n, v in figures.items() if isinstance(v, float)}
-        screen.say(f"{run.name}: {json.dumps(shown)}")
+        why = " (diverged before any best/: its base)" if by_base else ""
+        screen.say(f"{folder.name}{why}: {json.dumps(shown)}")
         # `embedded` and hub ids are no folders of the user's: their figures are only shown.
-        if run.is_dir():
-            write_atomically(run / FILE, json.dumps(figures, indent=2) + "\n")
+        if folder.is_dir():
+            written = (standing._asdict() if standing else {}) | about | figures
+            write_atomically(folder / FILE, json.dumps(written, indent=2) + "\n")
     return 0
+
+
+def _is_known(folder: Path, standing: Standing | None, about: dict[str, Any]) -> bool:
+    """Whether the folder's figures are of this policy, asked this."""
+    found = read_quality(folder)
+    return found is not None and is_of(found, standing) and found.get("asked") == about["asked"]
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 A claim is an advisory lock on a file (`flock`), which the system itself lets go when its holder
 dies, however it dies: a killed worker's cells are free at once. Works on one machine and on shared
-file systems with POSIX locks (NFS 4, Lustre mounted with `flock`).
+file systems with POSIX locks (NFS 4, Lustre mounted with `flock`). The file says who took the lock
+last, host and process, for whoever wonders; nothing depends on what it says.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tddpo_jax.hosts import agree
 from tddpo_jax.run_directory import LOCK_FILE
+
+TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 @contextlib.contextmanager
@@ -23,29 +27,38 @@ def claim(runs: Sequence[Path]) -> Iterator[bool]:
 
     Every claim takes its locks in the same order and waits for none, so that two processes cannot
     block each other. Of several hosts the first holds them for all.
+
+    Raises:
+        ValueError: the file system gives no locks.
     """
     with contextlib.ExitStack() as stack:
-        yield agree(lambda: all(_lock(run, stack) for run in sorted(runs)))
+        yield agree(lambda: all(_lock(run, stack, TRY) for run in sorted(runs)))
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same folder, which is made."""
+    """Waits until no other process is in here with the same folder, which is made.
+
+    Raises:
+        ValueError: the file system gives no locks.
+    """
     with contextlib.ExitStack() as stack:
-        fcntl.flock(_open(folder, stack), fcntl.LOCK_EX)
+        _lock(folder, stack, fcntl.LOCK_EX)
         yield
 
 
-def _lock(run: Path, stack: contextlib.ExitStack) -> bool:
-    try:
-        fcntl.flock(_open(run, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _open(folder: Path, stack: contextlib.ExitStack) -> int:
+def _lock(folder: Path, stack: contextlib.ExitStack, how: int) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
     stack.callback(os.close, lock)
-    return lock
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ValueError(
+            f"output: {folder}: its file system gives no locks, which runs need ({error.strerror})"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{socket.gethostname()} {os.getpid()}\n".encode())
+    return True

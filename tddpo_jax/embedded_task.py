@@ -12,7 +12,7 @@ import itertools
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MOODS = {  # what a sentence earns: the mood words that earn it
     1.0: ("happy", "merry", "cheerful", "jolly", "bright", "lucky"),
@@ -61,6 +61,12 @@ class Prompt:
     text: str
     sentences: int
     scene: Mapping[str, str]  # words of the slots `who`, `place` and `time`
+
+
+def asking_for(prompt: Prompt, count: int) -> Prompt:
+    """The same prompt, for another number of sentences."""
+    text = prompt.text.replace(COUNTS[prompt.sentences], COUNTS[count])
+    return replace(prompt, text=text, sentences=count)
 
 
 def all_prompts() -> list[Prompt]:

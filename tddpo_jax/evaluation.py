@@ -111,6 +111,7 @@ def evaluate(
         run.directory.save_evaluation(step, logps[number])
         if step == 0:
             run.directory.save_evaluation("reference", reference)
+            run.directory.save_evaluation("lengths", lengths)
         screen.say(
             f"{run.directory.path.name} step {step}: eval_loss {metrics['eval_loss']:.4f}  "
             f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "
@@ -167,10 +168,15 @@ def record_divergence(
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
-    last_good = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    last_good = agree(lambda: _last_training_line(run.directory))
     run.diverged = True
     run.directory.diverge({"step": step, "reason": reason, "rows": rows, "metrics": last_good})
     return f"{run.directory.path.name} diverged: {reason}"
+
+
+def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
+    """Of the last step that was logged, which only steps of finite loss and gradient are, or {}."""
+    return next((line for line in reversed(directory.records()) if "loss" in line), {})
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A tokenizer of the little world of `embedded_task`, a tiny Llama that the projec
 to speak it with neutral moods, and on-policy preference pairs: answers sampled from that Llama,
 better and worse by the exact rule. Everything follows from `SEED`; only the rounding of the weights
 is the machine's, and what few samples it tips over.
+
+With `--unequal` only pairs are made, for trials, from the Llama that the package ships: their two
+answers were asked for as three, four or five sentences, whatever the prompt beside them asks for.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tddpo_jax import convert
 from tddpo_jax.command_line import run_command
 from tddpo_jax.console import Screen
-from tddpo_jax.embedded_task import SEED, Prompt, divided_prompts, score, write_answer
+from tddpo_jax.embedded_task import (
+    COUNTS,
+    SEED,
+    Prompt,
+    asking_for,
+    divided_prompts,
+    score,
+    write_answer,
+)
 from tddpo_jax.generate import Generator
 from tddpo_jax.grid import run_experiment
 from tddpo_jax.model import Llama
@@ -33,7 +44,9 @@ from tddpo_jax.sampling import Sampling
 from tddpo_jax.templates import encode_prompt
 
 PAIRS = {"train": 900, "validation": 200}  # of more prompts: a few make no pair
-ANSWERS_PER_PROMPT = 4  # of which two become a pair
+# For how many sentences each answer is asked, of which two become a pair; None: for the prompt's.
+EQUAL: tuple[int | None, ...] = (None,) * 4
+UNEQUAL: tuple[int | None, ...] = (*COUNTS, *COUNTS)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=96)
 CLOSE_EVERY = 5  # of so many pairs, one differs as little as possible, the others clearly
 LESSONS_PER_PROMPT = 3
@@ -132,6 +145,21 @@ def make_tokenizer(lessons: Sequence[tuple[str, str]]) -> Tokenizer:
     return tokenizer
 
 
+def make_unequal(output: Path) -> None:
+    """Writes pairs of the shipped base whose answers differ in length into a new directory.
+
+    Raises:
+        ValueError: the directory exists.
+    """
+    if output.exists():
+        raise ValueError(f"output: {output} exists")
+    base = Generator.from_path("embedded", "float32")
+    prompts = divided_prompts()
+    output.mkdir(parents=True)
+    for side, count in PAIRS.items():
+        write_lines(output / f"{side}.jsonl", make_pairs(base, prompts[side], UNEQUAL)[:count])
+
+
 def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
     """Adds the weights to a folder that has all else: random ones, trained by the project's SFT."""
     with tempfile.TemporaryDirectory() as name:
@@ -157,9 +185,14 @@ def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> l
     return [answer.text if answer.finish_reason == "stop" else None for answer in answers]
 
 
-def make_pairs(base: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt."""
-    draws = [sample_responses(base, prompts, draw) for draw in range(ANSWERS_PER_PROMPT)]
+def make_pairs(
+    base: Generator, prompts: Sequence[Prompt], counts: Sequence[int | None] = EQUAL
+) -> list[dict[str, Any]]:
+    """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt; counts: see `EQUAL`."""
+    draws = [
+        sample_responses(base, [p if n is None else asking_for(p, n) for p in prompts], draw)
+        for draw, n in enumerate(counts)
+    ]
     rows = []
     for number, (prompt, *answers) in enumerate(zip(prompts, *draws, strict=True)):
         ended = [answer for answer in answers if answer]
@@ -208,7 +241,9 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, type=Path, help="directory to write, a new one")
-    make(parser.parse_args(arguments).output)
+    parser.add_argument("--unequal", action="store_true", help="only pairs of unequal length")
+    options = parser.parse_args(arguments)
+    (make_unequal if options.unequal else make)(options.output)
     return 0
 
 

@@ -3,7 +3,7 @@
 config.yaml     the run, fully resolved
 run.json        versions, commit, device, hashes, row counts
 metrics.jsonl   a line per step and per validation
-evaluations/    log-probs of every validation pair, per validation
+evaluations/    log-probs of every validation pair, per validation; the reference's; token counts
 tensorboard/    the same metrics as event files
 checkpoints/    the last training state (Orbax)
 best/           the best policy: a Hugging Face folder, or a PEFT folder after LoRA
@@ -154,10 +154,10 @@ class RunDirectory:
             write_atomically(self.path / "metrics.jsonl", lines)
 
     @first_only
-    def save_evaluation(self, step: int | str, logps: np.ndarray) -> None:
-        """Log-probs `[pairs, 2]` of the validation pairs, in their order."""
+    def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
+        """Log-probs `[pairs, 2]` of the validation pairs, in their order, or what goes beside."""
         name = step if isinstance(step, str) else f"{step:06d}"
-        np.save(self.path / "evaluations" / f"{name}.npy", logps, allow_pickle=False)
+        np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.quality_file import standing_of
+from eval.report.cells import read_experiment
 from tddpo_jax.config import Config, cell_name, expand, resolve
 from tddpo_jax.run_directory import RunDirectory
 
 NORMAL = statistics.NormalDist()
 STEPS = 20
+EVERY = 5  # steps between validations
 
 Accuracy = Callable[[Config], float]
 
@@ -87,7 +90,8 @@ def write_grid(
             directory.diverge({"step": last, "reason": reason, "rows": [3], "metrics": {}})
         if name not in set(unfinished):
             directory.finish({"state": "diverged" if last < STEPS else "finished", "steps": last})
-            (folder / name / "best").mkdir()
+            if last >= EVERY:
+                (folder / name / "best").mkdir()
     return folder
 
 
@@ -104,11 +108,11 @@ def _train(
     signal: np.ndarray,
 ) -> None:
     generator = np.random.default_rng(7)
-    lengths = 20 + 10 * generator.random((len(signal), 2))
+    lengths = generator.integers(20, 31, (len(signal), 2)).astype(np.float32)
     reference = (-2.0 * lengths).astype(np.float32)
     for step in range(last + 1):
         share = step / STEPS
-        if step % 5 == 0:
+        if step % EVERY == 0:
             half = share * signal / (1 + cell.loss.beta)
             drift = share * 2.0 / (0.3 + cell.loss.beta)
             ratios = np.stack([half - drift, -half - drift], axis=1)
@@ -126,6 +130,7 @@ def _train(
             directory.save_evaluation(step, logps)
             if step == 0:
                 directory.save_evaluation("reference", reference)
+                directory.save_evaluation("lengths", lengths)
         if step < last:
             noise = generator.normal(size=3)
             directory.log(
@@ -163,10 +168,19 @@ def facts(pairs: int) -> dict[str, object]:
 
 
 def write_quality(folder: Path, quality: Callable[[str], float], prompts: int = 40) -> None:
-    """`quality.json` in every run directory, as `python -m eval.quality` writes it."""
-    for run in sorted(file.parent for file in folder.glob("*/summary.json")):
-        level = quality(run.name)
-        generator = np.random.default_rng(len(run.name))
+    """`quality.json` in the directory of every run that is over, as `eval.quality` writes it."""
+    for cell in read_experiment(folder).cells:
+        standing = standing_of(cell)
+        if standing is None:
+            continue
+        level = quality(cell.name)
+        generator = np.random.default_rng(len(cell.name))
         scores = np.clip(level + 0.1 * generator.normal(size=prompts), 0, 1).round(3).tolist()
-        found = {"score": float(np.mean(scores)), "scores": scores, "kl_per_token": 0.02}
-        (run / "quality.json").write_text(json.dumps(found))
+        found = {
+            **standing._asdict(),
+            "asked": {"prompts": prompts, "seed": 0},
+            "score": float(np.mean(scores)),
+            "kl_per_token": 0.02,
+            "scores": scores,
+        }
+        (cell.folder / "quality.json").write_text(json.dumps(found))

@@ -1,19 +1,23 @@
 """Several processes on one grid: no cell twice, and none lost with a killed process."""
 
+import errno
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from tddpo_jax import grid
+from tddpo_jax import claims, grid
 from tddpo_jax.cell_table import CellTable
 from tddpo_jax.claims import alone_in, claim
 from tddpo_jax.console import Screen
 from tddpo_jax.grid_directory import cell_directories, record_grid
 from tddpo_jax.preparation import Prepared
+from tddpo_jax.run_directory import LOCK_FILE
 
 HOLDER = """
 import sys, time
@@ -55,6 +59,27 @@ def test_a_cell_has_one_holder_until_it_dies(tmp_path, other_process):
     holder.wait()
     with claim([tmp_path / "a"]) as ours:
         assert ours
+
+
+def test_the_lock_says_who_holds_it(tmp_path, other_process):
+    (tmp_path / LOCK_FILE).write_text("a host with a long name 123456789\n")
+    holder, _ = other_process(tmp_path)
+    with claim([tmp_path]) as ours:
+        assert not ours
+    assert (tmp_path / LOCK_FILE).read_text() == f"{socket.gethostname()} {holder.pid}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(claims.fcntl, "flock", refuse)
+    for holding in (claim([tmp_path]), alone_in(tmp_path)):
+        with pytest.raises(ValueError, match="its file system gives no locks") as error, holding:
+            pass
+        assert str(tmp_path) in str(error.value)
+        assert os.strerror(number) in str(error.value)
 
 
 def test_two_commands_that_record_a_grid_at_once_lose_no_cell(tmp_path):

@@ -378,6 +378,9 @@ def test_an_absurd_learning_rate_diverges_and_keeps_the_last_good_state(inputs, 
     summary = json.loads((output / "summary.json").read_text())
     assert summary["state"] == "diverged"
     assert summary["steps"] == summary["divergence"]["step"] == 1
+    # Beside the failure stand the metrics of the last step that was none.
+    (before_it,) = tiny_runs.training_lines(output)
+    assert summary["divergence"]["metrics"] == before_it
     state = tiny_runs.last_state(output)
     assert all(np.isfinite(value).all() for value in state.values())
     assert all(np.isfinite(weight).all() for weight in tiny_runs.weights(output).values())

@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tddpo_jax
 from tddpo_jax import make_embedded
 from tddpo_jax.embedded_task import (
+    COUNTS,
     MOODS,
     SENTENCES,
     all_prompts,
+    asking_for,
     divided_prompts,
     mood_of,
     score,
@@ -174,6 +176,28 @@ def test_the_shipped_pairs_are_answers_of_the_shipped_base(base):
     assert sum(row in made for row in rows("validation")) > 0.9 * len(made)
 
 
+def test_unequal_pairs_differ_in_sentences_and_keep_their_prompts(base):
+    """Of three lengths, asked for twice each, the best and the worst are alike in a third."""
+    prompts = divided_prompts()["validation"][:30]
+    made = make_embedded.make_pairs(base, prompts, make_embedded.UNEQUAL)
+    assert {texts(row)[0] for row in made} <= {prompt.text for prompt in prompts}
+    longer = [
+        len(sentences_of(chosen)) - len(sentences_of(rejected))
+        for _, chosen, rejected in map(texts, made)
+    ]
+    assert sum(difference != 0 for difference in longer) > 0.4 * len(made)
+    assert min(longer) < 0 < max(longer)
+
+
+def test_asking_for_another_number_changes_that_word_alone():
+    for prompt in all_prompts()[::500]:
+        asked = asking_for(prompt, 5)
+        assert asked.sentences == 5
+        words = dict.fromkeys(zip(prompt.text.split(), asked.text.split(), strict=True))
+        changed = [pair for pair in words if pair[0] != pair[1]]
+        assert changed == [] if prompt.sentences == 5 else [(COUNTS[prompt.sentences], "five")]
+
+
 def test_the_pieces_follow_from_the_seed():
     prompts = divided_prompts()
     tokenizer = make_embedded.make_tokenizer(make_embedded.make_lessons(prompts["lessons"]))
@@ -198,5 +222,6 @@ def test_the_base_speaks_the_language_with_neutral_moods():
 
 
 def test_the_script_refuses_a_directory_that_exists(tmp_path):
-    with pytest.raises(ValueError, match="exists"):
-        make_embedded.make(tmp_path)
+    for make in (make_embedded.make, make_embedded.make_unequal):
+        with pytest.raises(ValueError, match="exists"):
+            make(tmp_path)

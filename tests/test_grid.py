@@ -287,5 +287,5 @@ def test_a_diverged_cell_does_not_stop_the_others(inputs, tmp_path):
     changes = {**SHORT, "loss.tau": [1e-38, 1.0]}
     diverged, finished = tiny_runs.run(inputs, tmp_path / "grid", changes)
     assert (diverged["state"], finished["state"]) == ("diverged", "finished")
-    assert diverged["divergence"]["step"] == 0
+    assert (diverged["divergence"]["step"], diverged["divergence"]["metrics"]) == (0, {})
     assert finished["steps"] == 2

@@ -11,9 +11,11 @@ import pytest
 from mt_bench_files import judgment, write_lines
 from synthetic_grid import experiment_cells, steady, write_grid, write_quality
 
+from eval.quality_file import standing_of
 from eval.report.cells import Point, read_experiment
 from eval.report.pairs import chosen_checkpoints, halves, pair_values
 from eval.report.scores import find_scores
+from eval.report.study import study_both_ways
 from tddpo_jax.config import cell_name, resolve
 
 SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
@@ -161,13 +163,37 @@ def test_a_diverged_cell_counts_with_its_last_finite_validation(grid: Path) -> N
     assert math.isnan(score.of(3))
 
 
-def test_a_loss_that_needs_lengths_is_the_recorded_mean(tmp_path: Path) -> None:
-    ipo = [resolve({"loss": {"name": "ipo", "beta": 0.1}})]
-    write_grid(tmp_path / "g", ipo, lambda _: 0.7, pairs=10)
+def test_a_loss_that_needs_the_whole_vocabulary_is_the_recorded_mean(tmp_path: Path) -> None:
+    cell = resolve({"loss": {"kl": "full"}})
+    write_grid(tmp_path / "g", [cell], lambda _: 0.7, pairs=10)
     found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
     loss = next(score for score in found.scores if score.name == "loss")
-    step = found.checkpoints[cell_name(ipo[0])].first
+    step = found.checkpoints[cell_name(cell)].first
     assert loss.of(0) == pytest.approx(0.7 - 0.3 * step / 20)
+
+
+def test_a_loss_that_needs_lengths_is_known_where_they_were_kept(tmp_path: Path) -> None:
+    """IPO: (s_w / length_w - s_l / length_l - 1 / (2 beta))², with TRL's means over tokens."""
+    write_grid(tmp_path / "g", [resolve({"loss": {"name": "ipo", "beta": 0.1}})], lambda _: 0.7)
+    cell = read_experiment(tmp_path / "g").cells[0]
+    s_w, s_l = np.moveaxis((cell.logps.astype(np.float64) - cell.reference) / cell.lengths, -1, 0)
+    np.testing.assert_allclose(pair_values(cell)["loss"], (s_w - s_l - 5) ** 2, rtol=1e-4)
+    (cell.folder / "evaluations" / "lengths.npy").unlink()
+    assert np.isnan(pair_values(read_experiment(tmp_path / "g").cells[0])["loss"]).all()
+
+
+def test_a_checkpoint_that_no_half_can_choose_is_the_last_and_told(tmp_path: Path) -> None:
+    """Exact KLs are not stored; DPO's loss is known of every pair."""
+    losses = ({"name": "td_dpo", "kl": "full"}, {"name": "dpo", "beta": 0.1})
+    cells = [resolve({"train": {"best_metric": "eval_loss"}, "loss": loss}) for loss in losses]
+    write_grid(tmp_path / "g", cells, lambda _: 0.3, pairs=10)
+    found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
+    full, dpo = map(cell_name, cells)
+    assert found.checkpoints[full] == (20, 20)
+    assert found.checkpoints[dpo] != (20, 20)
+    (note,) = found.notes
+    assert "the metric of 1 cell by which checkpoints are chosen is not known pair by pair" in note
+    assert note.endswith(f": {full}")
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------
@@ -229,13 +255,63 @@ def test_a_wrong_file_of_scores_is_named(
         find_scores(read_experiment(grid), [file], None, 0)
 
 
-def test_damaged_quality_is_named(tmp_path: Path) -> None:
+def test_quality_of_other_prompts_is_refused_and_damage_is_named(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", SMALL[4:], pairs=10)
-    for name, scores in ((NAMES[4], [1.0]), (NAMES[5], [1.0, 0.5])):
-        (tmp_path / "g" / name / "quality.json").write_text(json.dumps({"scores": scores}))
+    write_quality(tmp_path / "g", lambda _: 0.5)
+    file = tmp_path / "g" / NAMES[5] / "quality.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"asked": {"prompts": 40, "seed": 1}}))
     experiment = read_experiment(tmp_path / "g")
-    with pytest.raises(ValueError, match="different numbers of prompts"):
+    with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: was asked other prompts"):
         find_scores(experiment, [], None, 0)
-    (tmp_path / "g" / NAMES[4] / "quality.json").write_text("{}")
-    with pytest.raises(ValueError, match="scores: must be a list"):
-        find_scores(experiment, [], None, 0)
+    for text, message in (("{}", "scores: must be a list"), ("{", "not JSON")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: {message}"):
+            find_scores(experiment, [], None, 0)
+
+
+def test_quality_of_an_earlier_best_is_left_out_and_told(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:], pairs=10)
+    write_quality(tmp_path / "g", lambda _: 0.5)
+    file = tmp_path / "g" / NAMES[5] / "quality.json"
+    found = json.loads(file.read_text())
+    for old in ({**found, "step": found["step"] - 5}, {"scores": found["scores"]}):
+        file.write_text(json.dumps(old))
+        scores = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
+        assert [scores.scores[0].has(number) for number in range(4)] == [True, False, True, True]
+        assert any("1 cell measured by another policy" in note for note in scores.notes)
+
+
+def test_a_cell_that_diverged_before_any_best_counts_with_its_base(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:6], pairs=10, diverged={NAMES[4]: 3, NAMES[5]: 12})
+    write_quality(tmp_path / "g", lambda name: 0.9 if name == NAMES[4] else 0.2)
+    rows = [
+        judgment(name, 81 + question, turn, rating)
+        for name, rating in (("embedded", 3), (NAMES[5], 7), ("other", 9))
+        for question in range(80)
+        for turn in (1, 2)
+    ]
+    write_lines(tmp_path / "g" / "mt_bench" / "model_judgment" / "j_single.jsonl", rows)
+    experiment = read_experiment(tmp_path / "g")
+    assert [standing_of(cell) for cell in experiment.cells] == [("base", 0), ("best", 5)]
+    found = find_scores(experiment, [], None, 0)
+    mt_bench, quality = found.scores[:2]
+    assert [mt_bench.of(number) for number in range(2)] == [3, 7]
+    assert quality.of(0) > 0.6 > quality.of(1)
+    for title in ("MT-Bench", "answer quality"):
+        assert any(note.startswith(f"{title}: 1 cell that diverged before") for note in found.notes)
+    # Without the base in the campaign there is nothing to count with.
+    write_lines(tmp_path / "g" / "mt_bench" / "model_judgment" / "j_single.jsonl", rows[160:])
+    found = find_scores(experiment, [], None, 0)
+    assert math.isnan(found.scores[0].of(0))
+    assert f"MT-Bench: 1 cell over and without one: {NAMES[4]}" in found.notes
+
+
+def test_a_study_is_made_without_the_diverged_where_they_have_no_score(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:], pairs=10, diverged={NAMES[4]: 3})
+    write_quality(tmp_path / "g", lambda _: 0.5)
+    (tmp_path / "g" / NAMES[4] / "quality.json").unlink()
+    experiment = read_experiment(tmp_path / "g")
+    quality = find_scores(experiment, [], None, 0).scores[0]
+    assert not quality.has(0)
+    assert study_both_ways(experiment, quality)[1] is not None

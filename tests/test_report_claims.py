@@ -94,7 +94,7 @@ def test_missing_cells_leave_a_claim_undecided(tmp_path: Path) -> None:
     assert parts[0].numbers == "dpo, beta 0.05 has no score"
     assert parts[2].numbers == "there is no such cell"
     assert parts[3].numbers.endswith("has no score")
-    assert parts[-1].numbers == "the two have fewer than two betas in common"
+    assert parts[-1].numbers == "the two share no seed of at least two betas"
     assert parts[1].numbers.count("(dpo, beta 0.01)") == 1
     assert {claim.verdict for claim in found.tested[0].claims[1:]} == {"undecided"}
 

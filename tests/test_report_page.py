@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 from synthetic_grid import experiment_cells, write_grid, write_quality
 
 from eval.report.__main__ import main
-from tddpo_jax.config import cell_name
+from eval.report.cells import read_experiment
+from eval.report.settings import differing_settings, shared_settings
+from tddpo_jax.config import cell_name, resolve
 
 CELLS = experiment_cells(beta=[0.01, 2.5], tau=[0.5, 2.0], seed=[0, 1])
 NAMES = [cell_name(cell) for cell in CELLS]
@@ -137,6 +140,36 @@ def test_results_have_a_row_per_cell(grid: Path) -> None:
     assert next(reversed(last)) == "pairs_per_second"
 
 
+def test_settings_are_said_to_be_shared_only_where_they_are(tmp_path: Path) -> None:
+    """DPO learns faster than TD-DPO, and one of its cells has a schedule of its own."""
+    rates = {"td_dpo": 1e-3, "dpo": 2e-3}
+    cells = [
+        resolve({"loss": {"name": loss}, "seed": seed, "train": {"learning_rate": rates[loss]}})
+        for loss in rates
+        for seed in (0, 1)
+    ]
+    last = resolve(
+        cells[-1].model_dump() | {"train": {"learning_rate": 2e-3, "schedule": "linear"}}
+    )
+    folder = write_grid(tmp_path / "g", [*cells[:-1], last], lambda _: 0.7, pairs=20)
+    experiment = read_experiment(folder)
+    shared = shared_settings(experiment)
+    assert "learning_rate" not in shared["train"]
+    assert "schedule" not in shared["train"]
+    assert shared["train"]["epochs"] == 3
+    assert differing_settings(experiment) == {
+        "train.learning_rate": {"td_dpo": [1e-3], "dpo": [2e-3]},
+        "train.schedule": {"td_dpo": ["cosine"], "dpo": ["cosine", "linear"]},
+    }
+    assert main([str(folder)]) == 0
+    text = (folder / "report.md").read_text()
+    assert "| train.learning_rate | 0.001 | 0.002 |" in text
+    assert "| train.schedule | cosine | cosine; linear |" in text
+    assert [row["learning_rate"] for row in results(folder)] == ["0.001"] * 2 + ["0.002"] * 2
+    card = json.loads((folder / "experiment.json").read_text())
+    assert card["results"]["learning_rates"] == {"td_dpo": [1e-3], "dpo": [2e-3]}
+
+
 def test_the_card_has_exactly_the_named_fields(grid: Path) -> None:
     card = json.loads((grid / "experiment.json").read_text())
     assert list(card) == [
@@ -247,17 +280,21 @@ addEventListener("load", () => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome here")
+@pytest.mark.skipif(
+    CHROMIUM is None and "TDDPO_BROWSER" not in os.environ,
+    reason="no chromium, chromium-browser or google-chrome here",
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(grid: Path, tmp_path: Path, width: int) -> None:
     """It renders, the table sorts, nothing is said on the console, nothing comes from outside.
 
     Every host name leads nowhere, so that an attempt to load something would be an error.
     """
+    assert CHROMIUM is not None, "TDDPO_BROWSER is set, and there is no browser"
     page = tmp_path / "page.html"
     page.write_text((grid / "report.html").read_text().replace("</body>", f"{PROBE}</body>"))
     command = [
-        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
         *("--enable-logging=stderr", "--virtual-time-budget=5000"),
         *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"),
         *("--host-resolver-rules=MAP * ~NOTFOUND", page.as_uri()),

@@ -176,6 +176,12 @@ def test_validation_metrics_are_means_over_pairs(finished):
             np.testing.assert_allclose(found, values.mean(), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_the_lengths_of_the_responses_are_kept_beside(finished, inputs):
+    rows = [json.loads(line) for line in inputs.validation.read_text().splitlines()]
+    expected = [[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in rows]
+    np.testing.assert_array_equal(np.load(finished / "evaluations" / "lengths.npy"), expected)
+
+
 def test_tensorboard_shows_the_same_numbers(finished):
     written = [
         (line["step"], name, pytest.approx(value, rel=1e-6))

@@ -21,7 +21,7 @@ class Tested:
 
     Attributes:
         claims: with the diverged cells, as they count.
-        without: without them; None if no cell that has the score diverged.
+        without: without them; None if no cell diverged.
     """
 
     study: Study
@@ -131,15 +131,22 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
         if len(experiment.points) > 1:
             lines.append(
                 "Intervals are of 95 %, items and seeds resampled together. Resampled, three seeds "
-                "vary by too little, so Student's t over seeds stands beside, and a comparison is "
-                "judged by the span of the two. From the variance across beta, and from each "
-                "resampled one, what noise adds is taken off."
+                "know too little of their own spread, so Student's t over seeds stands beside (of "
+                "logarithms, for ratios of variances), and a comparison is judged by the span of "
+                "the two. What noise adds to a variance across beta is taken off, by an analysis "
+                "of variance; t takes the seeds' ratios as they are."
+            )
+            lines.append(
+                "What the halves chose, the best tau and the best beta, is held fixed while "
+                "resampling: an interval is of the settings chosen and does not know that others "
+                "might have been."
             )
     diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
     if diverged:
         lines.append(
             f"{plural(len(diverged), 'cell')} diverged, to be counted with the last finite "
-            f"validation: {', '.join(diverged)}."
+            "validation, and in answers with the best one before, or the base where there was "
+            f"none: {', '.join(diverged)}."
         )
     waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.over]
     if waiting:

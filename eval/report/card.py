@@ -11,6 +11,7 @@ from eval.report.arms import best_settings
 from eval.report.cells import Cell, Experiment
 from eval.report.claims import Claim
 from eval.report.intervals import Estimate
+from eval.report.settings import learning_rates
 from eval.report.study import Study
 from tddpo_jax.losses import LOSSES
 
@@ -33,6 +34,7 @@ def card(analysis: Analysis) -> dict[str, Any]:
         "hyperparameters_to_search": _searched(experiment),
         "results": {
             "cells": {cell.name: cell.state for cell in experiment.cells},
+            "learning_rates": learning_rates(experiment),
             "verdict": analysis.headlines,
             "notes": list(analysis.notes),
             "scores": {name: _score(study) for name, study in analysis.studies.items()},
@@ -119,6 +121,7 @@ def _score(study: Study) -> dict[str, Any]:
                 "betas": found.betas,
                 "ratio": _finite(found.value),
                 "interval": _both(found.interval),
+                "t_interval_over_seeds": _both(found.over_seeds),
             }
             for found in study.ratios.values()
         ],

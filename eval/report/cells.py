@@ -76,6 +76,7 @@ class Cell:
         steps: of the validations whose log-probs are finite, for a run that is over.
         logps: `[T, P, 2]`, of the chosen and the rejected response of every validation pair, nats.
         reference: `[P, 2]`, the same under the reference.
+        lengths: `[P, 2]`, tokens of both responses; NaN for runs that did not keep them.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Cell:
     steps: tuple[int, ...]
     logps: Float[np.ndarray, "T P 2"]
     reference: Float[np.ndarray, "P 2"]
+    lengths: Float[np.ndarray, "P 2"]
 
     @property
     def over(self) -> bool:
@@ -170,7 +172,7 @@ def _read_cell(folder: Path) -> Cell:
     divergence = _json(folder / "divergence.json")
     summary = _json(folder / "summary.json")
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
-    steps, logps, reference = _evaluations(folder, records) if state != "unfinished" else _NOTHING
+    evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
     has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
     return Cell(
         name=folder.resolve().name,
@@ -182,9 +184,7 @@ def _read_cell(folder: Path) -> Cell:
         facts=_json(folder / "run.json"),
         records=tuple(records),
         divergence=divergence or None,
-        steps=steps,
-        logps=logps,
-        reference=reference,
+        **evaluations._asdict(),
     )
 
 
@@ -211,23 +211,25 @@ def _missing_cell(folder: Path) -> Cell:
         facts={},
         records=(),
         divergence=None,
-        steps=(),
-        logps=_NOTHING[1],
-        reference=_NOTHING[2],
+        **_NOTHING._asdict(),
     )
 
 
-_NOTHING: tuple[tuple[int, ...], np.ndarray, np.ndarray] = (
-    (),
-    np.zeros((0, 0, 2), np.float32),
-    np.zeros((0, 2), np.float32),
-)
+class _Evaluations(NamedTuple):
+    """As in `Cell`."""
+
+    steps: tuple[int, ...]
+    logps: Float[np.ndarray, "T P 2"]
+    reference: Float[np.ndarray, "P 2"]
+    lengths: Float[np.ndarray, "P 2"]
 
 
-def _evaluations(
-    folder: Path, records: list[Record]
-) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Steps, log-probs and the reference's log-probs of the validations that are all finite."""
+_NONE = np.zeros((0, 2), np.float32)
+_NOTHING = _Evaluations((), np.zeros((0, 0, 2), np.float32), _NONE, _NONE)
+
+
+def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
+    """Of the validations that are all finite."""
     steps, logps = [], []
     for record in records:
         file = folder / "evaluations" / f"{record['step']:06d}.npy"
@@ -240,7 +242,10 @@ def _evaluations(
     if not steps:
         return _NOTHING
     reference = np.load(folder / "evaluations" / "reference.npy", allow_pickle=False)
-    return tuple(steps), np.stack(logps), reference
+    file = folder / "evaluations" / "lengths.npy"
+    known = file.exists()
+    lengths = np.load(file, allow_pickle=False) if known else np.full_like(reference, np.nan)
+    return _Evaluations(tuple(steps), np.stack(logps), reference, lengths)
 
 
 def _records(file: Path) -> list[Record]:

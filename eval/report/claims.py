@@ -203,15 +203,18 @@ def _steadier(study: Study, baseline: str) -> Part:
     text = f"variance across beta, td_dpo with its best tau against {baseline}"
     found = study.ratios.get((("td_dpo", "best"), (baseline, None)))
     if found is None:
-        numbers = "the two have fewer than two betas in common"
+        numbers = "the two share no seed of at least two betas"
         return Part(text, "steadier", "undecided", numbers)
     value = f"the ratio is {RATIO.number(found.value)}"
     if math.isnan(found.value):
         value = f"{baseline} varies by no more than noise, the ratio is not known"
-    numbers = f"{value}, 95 % {RATIO.interval(found.interval)}, over {len(found.betas)} betas"
+    numbers = f"{value}, 95 % {RATIO.interval(found.interval)}"
+    if found.over_seeds is not None:
+        numbers += f", t over {found.seeds} seeds {RATIO.interval(found.over_seeds)}"
+    numbers += f", over {len(found.betas)} betas"
     if found.seeds < 2:
         return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
-    return Part(text, "steadier", judge_ratio(found.interval), numbers, ratio=found)
+    return Part(text, "steadier", judge_ratio(found.span), numbers, ratio=found)
 
 
 def judge_ratio(interval: Interval) -> Verdict:

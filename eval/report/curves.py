@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from eval.report.cells import Cell, Experiment, Record
 from eval.report.drawing import Picture, legend_below, look, panel, picture
@@ -84,7 +84,7 @@ def _panels(
             for cell in own:
                 _draw(axes, cell, curves[cell.name], betas.index(float(cell.point.beta)))
             if logarithmic:
-                axes.set_yscale("log")
+                _logarithmic(axes)
             if same_scale:
                 _same_scale(axes, every, logarithmic)
             axes.set_xlabel("step")
@@ -115,6 +115,14 @@ def _draw(axes: Axes, cell: Cell, curve: Curve, number: int) -> None:
         axes.plot(
             steps[-1], values[-1], "x", color="black", markersize=8, zorder=4, label="diverged"
         )
+
+
+def _logarithmic(axes: Axes) -> None:
+    """With short labels: those of `6 x 10^0`, which matplotlib would write, have no room."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _same_scale(axes: Axes, values: Float[np.ndarray, " N"], logarithmic: bool) -> None:

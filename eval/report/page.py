@@ -13,17 +13,20 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from eval.quality_file import quality_of
 from eval.report import tables
 from eval.report.analysis import Analysis, Tested
 from eval.report.beta_plots import against_beta, sensitivities
 from eval.report.card import card
-from eval.report.cells import Cell, Experiment
+from eval.report.cells import Cell
 from eval.report.curves import gradient_norms, learning_curves
 from eval.report.drawing import Picture
 from eval.report.frontier import frontier
 from eval.report.heat_maps import heat_map
-from eval.report.scores import Score, quality_of
+from eval.report.scores import Score
+from eval.report.settings import shared_settings
 from eval.report.tables import Table
+from eval.report.why import why_tables
 from tddpo_jax.run_directory import write_atomically
 
 FIGURES = "report_figures"
@@ -59,7 +62,7 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         "states": tables.states_of(analysis.experiment),
         "headlines": analysis.headlines,
         "sections": sections,
-        "settings": settings_text(analysis.experiment),
+        "settings": yaml.safe_dump(shared_settings(analysis.experiment), sort_keys=False),
         "command": command,
         "figures": FIGURES,
     }
@@ -121,6 +124,11 @@ def _sections(analysis: Analysis) -> list[Section]:
             pictures=[sensitivities(one.study) for one in _sensitive(analysis)],
         ),
         Section(
+            "Why",
+            "What the losses did to the log-probs that they saw.",
+            tables=why_tables(experiment),
+        ),
+        Section(
             "Reward against KL",
             "A small mark per cell, a large one per setting at its beta. Up and to the left is "
             "better: more of the score for less distance from the reference.",
@@ -137,7 +145,10 @@ def _sections(analysis: Analysis) -> list[Section]:
             tables=[tables.settings_table(experiment, list(studies.values()))] if studies else [],
         ),
         Section("Cells", tables=[tables.cells_table(experiment, analysis.found)]),
-        Section("Where the runs came from", tables=[tables.facts_table(experiment)]),
+        Section(
+            "Where the runs came from",
+            tables=[tables.facts_table(experiment), *tables.differing_tables(experiment)],
+        ),
     ]
 
 
@@ -214,16 +225,6 @@ def _kl_of(
     return on_pairs, "KL penalty on validation pairs, mean of (s_w² + s_l²) / 2 (nats)"
 
 
-def settings_text(experiment: Experiment) -> str:
-    """The settings that all cells share, as YAML."""
-    known = [cell.config for cell in experiment.cells if cell.config is not None]
-    if not known:
-        return ""
-    axes: dict = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
-    exclude = axes if experiment.is_grid else {"output": True}
-    return yaml.safe_dump(known[0].model_dump(mode="json", exclude=exclude), sort_keys=False)
-
-
 def results_csv(analysis: Analysis) -> str:
     """One row per cell, full names of losses and scores; only the last column is a timing."""
     scores = analysis.found.scores
@@ -231,7 +232,8 @@ def results_csv(analysis: Analysis) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         [
-            *("cell", "state", "loss", "beta", "tau", "seed", "diverged_at_step"),
+            *("cell", "state", "loss", "beta", "tau", "seed", "learning_rate"),
+            "diverged_at_step",
             *("checkpoint_of_first_half", "checkpoint_of_second_half"),
             # `loss` is the loss's name already.
             *("eval_loss" if score.name == "loss" else score.name for score in scores),
@@ -243,6 +245,7 @@ def results_csv(analysis: Analysis) -> str:
         writer.writerow(
             [
                 *(cell.name, cell.state, *cell.point, cell.seed),
+                cell.config.train.learning_rate if cell.config else None,
                 cell.divergence["step"] if cell.divergence else None,
                 *(chosen or (None, None)),
                 *(_plain(score.of(number)) for score in scores),

@@ -21,7 +21,9 @@ PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 
 
 def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
-    """The training loop's metrics for each pair at each validation; NaN where they need lengths.
+    """The training loop's metrics for each pair at each validation.
+
+    NaN where they need what is not stored: exact KLs, and lengths in runs of earlier versions.
 
     Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
     """
@@ -35,11 +37,11 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
         simpo_gamma=loss.simpo_gamma,
     )
     spec = LossSpec(loss.name, loss.margin, loss.kl)
-    unknown = np.full(len(cell.reference), np.nan, np.float32)
+    unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
-        columns = [x[:, branch] for x in (logps, cell.reference) for branch in (0, 1)]
-        pairs = PairLogps(*map(jnp.asarray, [*columns, *[unknown] * 4]))
+        whole = (logps, cell.reference, cell.lengths, unknown)
+        pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
         found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
@@ -68,17 +70,26 @@ def chosen_checkpoints(
     """Which validations the first and the second half of the pairs choose, as places in `steps`.
 
     By the run's own `train.best_metric`, as training chooses `best/`. A diverged run has no choice:
-    it counts with its last finite validation. Nor has a run whose metric cannot be computed pair by
-    pair.
+    it counts with its last finite validation. Nor has a run of which no half can choose.
     """
     assert cell.config is not None
     last = len(cell.steps) - 1
-    metric = cell.config.train.best_metric
-    per_pair = values[metric.removeprefix("eval_")]
-    if cell.state == "diverged" or not np.isfinite(per_pair).all():
+    if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
+    metric = cell.config.train.best_metric
+    per_pair = values[_name(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
+
+
+def halves_can_choose(cell: Cell, values: PairValues) -> bool:
+    """Whether the run's `train.best_metric` is known pair by pair, and not only as a mean."""
+    assert cell.config is not None
+    return bool(np.isfinite(values[_name(cell.config.train.best_metric)]).all())
+
+
+def _name(metric: str) -> str:
+    return metric.removeprefix("eval_")
 
 
 def _best(steps: Sequence[int], per_pair: Float[np.ndarray, "T h"], metric: str) -> int:

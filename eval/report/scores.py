@@ -18,8 +18,10 @@ from jaxtyping import Bool, Float
 from eval.mt_bench.judgments import current
 from eval.mt_bench.report import read_judgments
 from eval.mt_bench.score import scores_of
+from eval.quality_file import FILE, quality_of, standing_of
 from eval.report.cells import Cell, Experiment
-from eval.report.pairs import chosen_checkpoints, halves, pair_values
+from eval.report.pairs import chosen_checkpoints, halves, halves_can_choose, pair_values
+from eval.report.words import plural
 
 
 class Margins(NamedTuple):
@@ -104,29 +106,37 @@ def find_scores(
     Raises:
         ValueError: a file of scores is damaged or does not fit the cells.
     """
-    found = [
-        *_mt_bench(experiment, judge_model, split_seed),
-        *_quality(experiment, split_seed),
-        *(read_score(experiment, file, split_seed) for file in files),
-    ]
-    notes = _notes(experiment, found)
-    pairs, checkpoints = _validation(experiment, split_seed)
-    return Found([*found, *pairs], checkpoints, notes)
+    rated, of_rated = _mt_bench(experiment, judge_model, split_seed)
+    measured, of_measured = _quality(experiment, split_seed)
+    given = [read_score(experiment, file, split_seed) for file in files]
+    pairs, checkpoints, of_pairs = _validation(experiment, split_seed)
+    outside = [*rated, *measured, *given]
+    notes = [*of_rated, *of_measured, *_lacking(experiment, outside), *of_pairs]
+    return Found([*outside, *pairs], checkpoints, notes)
 
 
-def _notes(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
+def _lacking(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
     """Which cells that are over lack a score that others have."""
     lines = []
     for score in scores:
-        lacking = [
+        names = [
             cell.name
             for number, cell in enumerate(experiment.cells)
             if cell.over and not score.has(number)
         ]
-        if lacking:
-            shown = ", ".join(lacking[:4]) + (", ..." if len(lacking) > 4 else "")
-            lines.append(f"{score.title}: {len(lacking)} cells that are over have none: {shown}")
+        lines += _note(names, f"{score.title}: {{}} over and without one")
     return lines
+
+
+def _note(names: Sequence[str], text: str) -> list[str]:
+    """A line that says something of some cells and names them; none of no cells."""
+    if not names:
+        return []
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return [f"{text.format(plural(len(names), 'cell'))}: {shown}"]
+
+
+BY_BASE = "{}: {{}} that diverged before there was a best/ to be counted with the base's score"
 
 
 # ---- Validation pairs ----------------------------------------------------------------------------
@@ -143,21 +153,23 @@ VALIDATION = (
 
 def _validation(
     experiment: Experiment, split_seed: int
-) -> tuple[list[Score], dict[str, Checkpoints]]:
+) -> tuple[list[Score], dict[str, Checkpoints], list[str]]:
     cells = experiment.cells
     pairs = max((len(cell.reference) for cell in cells), default=0)
     if pairs < 2:
-        return [], {}
+        return [], {}, []
     strata = ("pairs",) * pairs
     second = halves(strata, split_seed)
     shape = len(cells), pairs
     choosing = {name: np.full(shape, np.nan) for name, *_ in VALIDATION}
     scoring = {name: np.full(shape, np.nan) for name, *_ in VALIDATION}
-    checkpoints = {}
+    checkpoints, unchosen = {}, []
     for number, cell in enumerate(cells):
         if not cell.steps:
             continue
         values = pair_values(cell)
+        if cell.state != "diverged" and not halves_can_choose(cell, values):
+            unchosen.append(cell.name)
         of_first, of_second = chosen_checkpoints(cell, values, second)
         checkpoints[cell.name] = Checkpoints(cell.steps[of_first], cell.steps[of_second])
         # What cannot be computed pair by pair is the recorded mean, for every pair alike.
@@ -184,7 +196,11 @@ def _validation(
         )
         for name, title, unit, higher, decimals, _ in VALIDATION
     ]
-    return scores, checkpoints
+    text = (
+        "validation pairs: the metric of {} by which checkpoints are chosen is not known pair by "
+        "pair; no half chose, and the last validation counts"
+    )
+    return scores, checkpoints, _note(unchosen, text)
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------
@@ -206,20 +222,30 @@ def _outside(
     return Score(strata=tuple(strata), second=second, choosing=table, scoring=table, **about)
 
 
-def _mt_bench(experiment: Experiment, judge_model: str | None, split_seed: int) -> list[Score]:
-    """The mean rating of each question, for cells whose every question has been rated."""
+def _mt_bench(
+    experiment: Experiment, judge_model: str | None, split_seed: int
+) -> tuple[list[Score], list[str]]:
+    """The mean rating of each question, for cells whose every question has been rated.
+
+    A cell that diverged before it had a policy to ask is rated as its base, if that was asked.
+    """
     files = sorted((experiment.folder / "mt_bench" / "model_judgment").glob("*.jsonl"))
     if not files:
-        return []
+        return [], []
     models = scores_of(current(read_judgments(files, judge_model)))
-    names = {cell.name for cell in experiment.cells}
-    complete = {name: s for name, s in models.items() if name in names and s.complete}
+    asked = {cell.name: _asked(cell) for cell in experiment.cells}
+    complete = {
+        name: found
+        for name, model in asked.items()
+        if (found := models.get(model)) is not None and found.complete
+    }
     if not complete:
-        return []
+        return [], []
     first = next(iter(complete.values()))
     differing = [name for name, s in complete.items() if s.questions != first.questions]
     if differing:
         raise ValueError(f"{files[0].parent}: {differing[0]} was asked other questions")
+    by_base = [name for name in complete if asked[name] != name]
     return [
         _outside(
             experiment,
@@ -234,26 +260,51 @@ def _mt_bench(experiment: Experiment, judge_model: str | None, split_seed: int) 
             margins=MARGINS["mt_bench"],
             decimals=2,
         )
-    ]
+    ], _note(by_base, BY_BASE.format("MT-Bench"))
 
 
-def _quality(experiment: Experiment, split_seed: int) -> list[Score]:
-    """What `python -m eval.quality` wrote beside the runs: the rule's score of sampled answers."""
-    values = {
-        cell.name: np.asarray(quality["scores"], np.float64)
-        for cell in experiment.cells
-        if (quality := quality_of(cell)) is not None
+def _asked(cell: Cell) -> str:
+    """The id of the model whose answers stand for a cell: by default its folder's name."""
+    standing = standing_of(cell)
+    if standing is None or standing.policy == "best":
+        return cell.name
+    return Path(cell.facts["model"]["path"]).name
+
+
+def _quality(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
+    """What `python -m eval.quality` wrote beside the runs: the rule's score of sampled answers.
+
+    Raises:
+        ValueError: the cells were asked different things.
+    """
+    found = {
+        cell.name: quality for cell in experiment.cells if (quality := quality_of(cell)) is not None
     }
-    if not values:
-        return []
-    counts = {name: len(scores) for name, scores in values.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"quality.json: the cells have different numbers of prompts: {counts}")
+    stale = [
+        cell.name
+        for cell in experiment.cells
+        if cell.over and cell.name not in found and (cell.folder / FILE).exists()
+    ]
+    notes = _note(
+        stale,
+        "answer quality: {} measured by another policy than the one in best/ now (python -m "
+        "eval.quality measures these again)",
+    )
+    if not found:
+        return [], notes
+    first = next(iter(found))
+    for name, quality in found.items():
+        if quality["asked"] != found[first]["asked"]:
+            raise ValueError(
+                f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
+                "another way; python -m eval.quality asks all the same"
+            )
+    by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
     return [
         _outside(
             experiment,
-            values,
-            ("prompts",) * next(iter(counts.values())),
+            {name: np.asarray(one["scores"], np.float64) for name, one in found.items()},
+            ("prompts",) * len(found[first]["scores"]),
             split_seed,
             name="quality",
             title="answer quality",
@@ -263,22 +314,7 @@ def _quality(experiment: Experiment, split_seed: int) -> list[Score]:
             margins=MARGINS["quality"],
             decimals=3,
         )
-    ]
-
-
-def quality_of(cell: Cell) -> dict[str, Any] | None:
-    """A cell's `quality.json`, or None.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    file = cell.folder / "quality.json"
-    if not file.exists():
-        return None
-    found = _mapping(file)
-    if not isinstance(found.get("scores"), list):
-        raise ValueError(f"{file}: scores: must be a list, one number per prompt")
-    return found
+    ], [*notes, *_note(by_base, BY_BASE.format("answer quality"))]
 
 
 def read_score(experiment: Experiment, file: Path, split_seed: int) -> Score:

@@ -1,9 +1,17 @@
 """How much a score changes with beta: its variance across the betas, and ratios of two of them.
 
 Noise alone makes the means of several betas differ, so their variance is too large by what noise
-adds, and the variance of resampled means by as much again. Resampling shows how much that is:
-it is taken off once from the estimate and twice from the draws. Without this, the interval of a
-loss that does not depend on beta at all would never reach 0 (measured in the tests). D draws.
+adds, which an analysis of variance over seeds and items estimates; resampling adds noise of its
+own, which the draws show. The first is taken off the estimate, both off the draws. Without this,
+the interval of a loss that does not depend on beta at all would never reach 0 (measured in the
+tests). B betas, S seeds, U items, D draws.
+
+A bootstrap over three seeds covers less than it says, so Student's interval over seeds stands
+beside that of a ratio, of its logarithm in each seed. No noise is taken off there: it draws a ratio
+towards that of the noises, and it can only widen the span of the two.
+
+References:
+    Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4, on the crossed design.
 """
 
 from __future__ import annotations
@@ -16,8 +24,8 @@ from jaxtyping import Float
 
 from eval.report.arms import Arm
 from eval.report.cells import Point
-from eval.report.intervals import Draws
-from eval.uncertainty import LEVEL, Interval
+from eval.report.intervals import Draws, span
+from eval.uncertainty import LEVEL, Interval, t_interval
 
 Series = tuple[str, float | str | None]  # a loss and its tau, if it has one
 
@@ -28,10 +36,11 @@ class Sensitivity:
 
     Attributes:
         series: one arm per beta.
-        seeds: the fewest that a beta has.
+        seeds: how many all betas have.
         observed: variance of the means over seeds, n - 1 in the denominator.
         variance: the same less what noise adds, at least 0.
         interval: 95 %, of `variance`.
+        per_seed: `[S]`, the variance of each seed's own means; NaN where it lacks a beta.
         draws: `[D]`, of `variance`; NaN where a draw has no seed of some beta.
     """
 
@@ -41,14 +50,20 @@ class Sensitivity:
     observed: float
     variance: float
     interval: Interval
+    per_seed: Float[np.ndarray, " S"]
     draws: Float[np.ndarray, " D"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """One sensitivity over another, over the betas that both losses have; 95 % interval.
+    """One sensitivity over another, over the betas that both losses have.
 
-    `value` is NaN where the baseline varies by no more than noise.
+    Attributes:
+        seeds: how many have all these betas in both losses.
+        value: NaN where the baseline varies by no more than noise.
+        interval: 95 %, items and seeds resampled together.
+        over_seeds: 95 %, Student's t over the logarithms of the seeds' own ratios, whose noise is
+            not taken off; None for a single seed.
     """
 
     series: str
@@ -57,6 +72,12 @@ class Ratio:
     seeds: int
     value: float
     interval: Interval
+    over_seeds: Interval | None
+
+    @property
+    def span(self) -> Interval:
+        """What a verdict rests on."""
+        return span(self.interval, self.over_seeds)
 
 
 def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
@@ -69,28 +90,57 @@ def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
 
 
 def sensitivity(arms: Sequence[Arm], draws: Draws) -> Sensitivity | None:
-    """Of a series; None if it has fewer than two betas."""
-    if len(arms) < 2:
+    """Of a series; None if it has fewer than two betas, or no seed that all of them have."""
+    per_seed = np.array([arm.per_seed for arm in arms])
+    seeds = int(np.isfinite(per_seed).all(axis=0).sum())
+    if len(arms) < 2 or not seeds:
         return None
     means = np.array([arm.mean for arm in arms])
     drawn = np.stack([draws[arm.point] for arm in arms], axis=1)
-    noise = float(np.nanmean((drawn - means).var(axis=1, ddof=1)))
+    noise = noise_of(np.stack([arm.scoring for arm in arms]))
+    of_drawing = float(np.nanmean((drawn - means).var(axis=1, ddof=1)))
     observed = float(means.var(ddof=1))
-    variances = np.maximum(drawn.var(axis=1, ddof=1) - 2 * noise, 0.0)
+    variances = np.maximum(drawn.var(axis=1, ddof=1) - of_drawing - noise, 0.0)
     known = variances[np.isfinite(variances)]
     return Sensitivity(
         series=arms[0].point.series,
         betas=tuple(float(arm.point.beta) for arm in arms),
-        seeds=min(arm.seeds for arm in arms),
+        seeds=seeds,
         observed=observed,
         variance=max(observed - noise, 0.0),
         interval=_between(known, known),
+        per_seed=per_seed.var(axis=0, ddof=1),
         draws=variances,
     )
 
 
+def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
+    """What noise adds to the variance of the B means, estimated from the seeds that all betas have.
+
+    A score is taken for the sum of what beta, a seed, an item and both together do to it. The
+    variance of its mean is then (MS_seeds + MS_items - MS_rest) / (S U), without bias, and what all
+    betas have in common moves no variance across them.
+    """
+    values = values[:, np.isfinite(values).any(axis=2).all(axis=0)]
+    values = values[:, :, np.isfinite(values).all(axis=(0, 1))]
+    values = values - values.mean(axis=0)
+    betas, seeds, items = values.shape
+    whole = values.mean(axis=(1, 2), keepdims=True)
+    of_seeds = values.mean(axis=2, keepdims=True) - whole
+    of_items = values.mean(axis=1, keepdims=True) - whole
+    rest = values - whole - of_seeds - of_items
+    # A single seed or item has no spread, and its sums of squares are 0.
+    seeds_free, items_free = max(seeds - 1, 1), max(items - 1, 1)
+    mean_squares = (
+        items * np.sum(of_seeds**2) / seeds_free
+        + seeds * np.sum(of_items**2) / items_free
+        - np.sum(rest**2) / (seeds_free * items_free)
+    )
+    return max(float(mean_squares) / (seeds * items * (betas - 1)), 0.0)
+
+
 def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], draws: Draws) -> Ratio | None:
-    """Of two series over their common betas; None if these are fewer than two."""
+    """Of two series over their common betas; None if these, or their seeds, do not suffice."""
     betas = {arm.point.beta for arm in arms} & {arm.point.beta for arm in baseline}
     over, under = (
         sensitivity([arm for arm in side if arm.point.beta in betas], draws)
@@ -107,10 +157,21 @@ def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], draws: Draws) -> Ratio |
         series=over.series,
         baseline=under.series,
         betas=over.betas,
-        seeds=min(over.seeds, under.seeds),
+        seeds=int(np.isfinite(over.per_seed + under.per_seed).sum()),
         value=over.variance / under.variance if under.variance > 0 else float("nan"),
         interval=_between(low, high),
+        over_seeds=_over_seeds(over.per_seed, under.per_seed),
     )
+
+
+def _over_seeds(over: Float[np.ndarray, " S"], under: Float[np.ndarray, " S"]) -> Interval | None:
+    known = np.isfinite(over) & np.isfinite(under)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logarithms = np.log(over[known]) - np.log(under[known])
+    if not np.isfinite(logarithms).all():  # a seed in which a loss does not vary at all
+        return (0.0, float("inf")) if len(logarithms) > 1 else None
+    found = t_interval(logarithms)
+    return found and (float(np.exp(found[0])), float(np.exp(found[1])))
 
 
 def _between(low: Float[np.ndarray, " D"], high: Float[np.ndarray, " D"]) -> Interval:

@@ -73,14 +73,9 @@ def _pairs(series: Mapping[Series, list[Arm]]) -> list[tuple[Series, Series]]:
 def study_both_ways(
     experiment: Experiment, score: Score, drawn: Resampling | None = None
 ) -> tuple[Study, Study | None]:
-    """With the diverged cells, and without them if there are any among those that have a score."""
+    """With the diverged cells, and without them if there are any."""
     drawn = drawn or resampling(score.strata, len(experiment.seeds))
-    diverged = [
-        number
-        for number, cell in enumerate(experiment.cells)
-        if cell.state == "diverged" and score.has(number)
-    ]
     whole = make_study(experiment, score, drawn, with_diverged=True)
-    if not diverged:
+    if not experiment.count("diverged"):
         return whole, None
     return whole, make_study(experiment, score, drawn, with_diverged=False)

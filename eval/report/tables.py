@@ -15,6 +15,8 @@ from eval.report.cells import Cell, Experiment, Point
 from eval.report.claims import Claim, rule_of
 from eval.report.drawing import EXTREMES
 from eval.report.scores import Checkpoints, Found, Margins, Score
+from eval.report.sensitivity import Ratio
+from eval.report.settings import differing_settings
 from eval.report.study import Study
 from eval.report.words import NONE, RATIO, Format, plural, significant
 
@@ -169,15 +171,21 @@ def sensitivity_table(study: Study) -> Table:
         ]
         for baseline in baselines:
             one = study.ratios.get((name, baseline))
-            row.append(f"{RATIO.number(one.value)} {RATIO.interval(one.interval)}" if one else NONE)
+            row.append(_ratio(one) if one else NONE)
         rows.append(row)
     score = study.score
     return Table(
         f"Variance across beta of the mean {score.title} ({score.unit}, squared). Noise makes "
-        "means differ too; what it adds is taken off. Ratios below 1 mean less sensitive.",
+        "means differ too; what it adds is taken off. Ratios below 1 mean less sensitive; in "
+        "brackets 95 %, after the t Student's over the seeds' own ratios, as observed.",
         head,
         rows,
     )
+
+
+def _ratio(found: Ratio) -> str:
+    intervals = f"{RATIO.interval(found.interval)} t {RATIO.interval(found.over_seeds)}"
+    return f"{RATIO.number(found.value)} {intervals}"
 
 
 def margins_table(studies: Sequence[Study]) -> Table:
@@ -201,8 +209,9 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
     ]
     diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
     return Table(
-        "Steps chosen by the first / the second half of the validation pairs; scores of a diverged "
-        "cell (highlighted) are of its last finite validation. A click on a head sorts.",
+        "Steps chosen by the first / the second half of the validation pairs. A diverged cell "
+        "(highlighted) is scored by its last finite validation, its answers are of the best one "
+        "before or else the base's. A click on a head sorts.",
         head,
         rows,
         highlighted=diverged,
@@ -277,6 +286,20 @@ def facts_table(experiment: Experiment) -> Table:
     )
     add("cells", [states_of(experiment)])
     return Table("What run.json of the cells says.", ["", ""], rows)
+
+
+def differing_tables(experiment: Experiment) -> list[Table]:
+    """The settings in which cells differ beside the axes of the grid, if there are any."""
+    differing = differing_settings(experiment)
+    if not differing:
+        return []
+    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    rows: list[list[Entry]] = [
+        [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
+        for name, values in differing.items()
+    ]
+    caption = "Settings in which cells differ, beside loss, beta, tau and seed."
+    return [Table(caption, ["setting", *losses], rows)]
 
 
 def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:

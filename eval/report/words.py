@@ -14,8 +14,12 @@ NONE = "–"
 class Format:
     """Numbers with so many digits after the point; intervals in brackets.
 
+    Of what has more than five digits before it, three are given.
+
     >>> Format(2).number(-0.125), Format(1).interval((0.0, float("inf"))), Format(2).number(None)
     ('−0.12', '[0.0, ∞]', '–')
+    >>> Format(2).number(89988408.51)
+    '9e+07'
     """
 
     decimals: int
@@ -25,6 +29,8 @@ class Format:
             return NONE
         if math.isinf(value):
             return "∞" if value > 0 else "−∞"
+        if abs(value) >= 1e5:
+            return significant(value)
         # No minus sign before what rounds to nothing.
         rounded = round(value, self.decimals) + 0.0
         return f"{rounded:.{self.decimals}f}".replace("-", "−")
