@@ -21,6 +21,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -35,24 +36,31 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to save the state after `step` steps; its arrays may be donated at once."""
+        """Starts to save a tree of arrays, the state after `step` steps; they may be donated."""
         self._manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The saved state, with the structure, dtypes and shardings of `like`.
+        """The saved state, with the structure of `like`, its shapes, dtypes and shardings.
+
+        Args:
+            step: one of `steps`.
+            like: a tree of `jax.ShapeDtypeStruct`.
 
         Raises:
             ValueError: the checkpoint holds other arrays than `like`.
         """
-        restored = self._manager.restore(
-            step, args=ocp.args.StandardRestore(jax.tree.map(_abstract, _by_name(like)))
-        )
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
         return jax.tree_util.tree_map_with_path(lambda path, _: restored[path_name(path)], like)
 
     def close(self) -> None:
         """Waits until the last save is whole."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def saved_steps(folder: Path) -> set[int]:
+    """The steps whose whole states a folder of checkpoints holds; opens and makes nothing."""
+    return {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
 
 
 def common_step(checkpoints: Sequence[Checkpoints]) -> int:
@@ -63,10 +71,6 @@ def common_step(checkpoints: Sequence[Checkpoints]) -> int:
     return step
 
 
-def _by_name(state: Any) -> dict[str, jax.Array]:
+def _by_name(state: Any) -> dict[str, Any]:
     """A flat mapping: the checkpoint then outlives changes of the classes that held the arrays."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)

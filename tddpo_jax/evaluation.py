@@ -157,7 +157,7 @@ def record_divergence(
 ) -> str:
     """Notes that a step's loss or gradient was not finite; returns one line that names the rows.
 
-    The step changed nothing, so the policy that is left still tells which rows were behind it.
+    Neither the step nor any later one changed the policy, which still tells the rows behind it.
     """
     run = members[number]
     pairs = order.pairs_of(prepared.dataset.train, step)

@@ -1,5 +1,8 @@
 """Adapters beside a frozen base, and the base in four bits.
 
+A model that comes with an adapter keeps it, frozen like the base, below the one that is trained:
+merged into the base it would be rounded with it, and in four bits lost.
+
 References:
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
     Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023); NF4 in appendix E.
@@ -8,14 +11,14 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import qwix
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.config import LoraConfig
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam, dense
@@ -24,8 +27,25 @@ from tddpo_jax.sharding import replicated
 NF4_BLOCK = 64
 
 
+class SecondAdapter(Adapter):
+    """An adapter that is trained on top of a first one, which is frozen and sees no dropout."""
+
+    def __init__(self, first: Adapter, own: Adapter) -> None:
+        self.a, self.b = own.a, own.b
+        self.scale, self.dropout = own.scale, own.dropout
+        self.gate = nnx.data(None)
+        self.first = first
+
+    def __call__(
+        self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None
+    ) -> Float[Array, "B T O"]:
+        return self.first(x, None) + super().__call__(x, dropout_key)
+
+
 def add_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> None:
     """Gives every target layer of the model a fresh adapter, stacked like the layers.
+
+    A frozen adapter of such a layer stays below it.
 
     Args:
         model: changed in place.
@@ -45,6 +65,7 @@ def attach(
     place: Callable[[Callable], Callable] = lambda make: make,
 ) -> None:
     """Puts fresh adapters into the model, each made by a function that went through `place`."""
+    first = frozen_adapters(model)
     for number, name in enumerate(LINEAR_NAMES):
         if name not in config.targets:
             continue
@@ -54,7 +75,57 @@ def attach(
         fresh = functools.partial(
             Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
         )
-        linear.adapter = place(jax.vmap(fresh))(keys)
+        own = place(jax.vmap(fresh))(keys)
+        linear.adapter = SecondAdapter(first[name], own) if name in first else own
+
+
+def freeze_adapters(model: Llama) -> None:
+    """Makes the model's adapters part of its frozen base, in place."""
+    for adapter in _adapters(model).values():
+        for factor in ("a", "b"):
+            setattr(adapter, factor, nnx.Param(getattr(adapter, factor)[...]))
+
+
+def frozen_adapters(model: Llama) -> dict[str, Adapter]:
+    """By the name of the linear layer, the adapters that belong to the frozen base."""
+    lowest = {
+        name: adapter.first if isinstance(adapter, SecondAdapter) else adapter
+        for name, adapter in _adapters(model).items()
+    }
+    return {name: each for name, each in lowest.items() if not isinstance(each.a, LoraParam)}
+
+
+def whole_adapters(model: Llama) -> dict[str, Adapter]:
+    """By the name of the linear layer, all that is added to it, as one adapter of one rank.
+
+    A first and a second adapter stand side by side on the rank axis, their scales in B; zeros fill
+    up the ranks of layers that have only one of them.
+    """
+    adapters = _adapters(model)
+    if not frozen_adapters(model):
+        return adapters
+    parts = {
+        name: [adapter.first, adapter] if isinstance(adapter, SecondAdapter) else [adapter]
+        for name, adapter in adapters.items()
+    }
+    rank = max(sum(part.a.shape[1] for part in layer) for layer in parts.values())
+    return {name: _side_by_side(layer, rank) for name, layer in parts.items()}
+
+
+def _side_by_side(parts: Sequence[Adapter], rank: int) -> Adapter:
+    a = jnp.concatenate([part.a[...] for part in parts], axis=1)
+    b = jnp.concatenate([part.scale * part.b[...] for part in parts], axis=2)
+    missing = rank - a.shape[1]
+    sizes = a.shape[2], b.shape[1], rank, 1.0, parts[-1].dropout
+    adapter = jax.eval_shape(lambda key: Adapter(*sizes, key), jax.random.key(0))
+    adapter.a = LoraParam(jnp.pad(a, ((0, 0), (0, missing), (0, 0))))
+    adapter.b = LoraParam(jnp.pad(b, ((0, 0), (0, 0), (0, missing))))
+    return adapter
+
+
+def _adapters(model: Llama) -> dict[str, Adapter]:
+    linears = {name: getattr(model.layers, name) for name in LINEAR_NAMES}
+    return {name: linear.adapter for name, linear in linears.items() if linear.adapter is not None}
 
 
 def check_fresh(model: Llama) -> None:
@@ -63,9 +134,8 @@ def check_fresh(model: Llama) -> None:
     Raises:
         ValueError: not exactly one factor of an adapter is zero.
     """
-    for name in LINEAR_NAMES:
-        adapter = getattr(model.layers, name).adapter
-        if adapter is None:
+    for name, adapter in _adapters(model).items():
+        if not isinstance(adapter.a, LoraParam):
             continue
         zero = [not bool(jnp.any(factor[...])) for factor in (adapter.a, adapter.b)]
         if sum(zero) != 1:
@@ -77,11 +147,15 @@ def check_fresh(model: Llama) -> None:
 def quantize(model: Llama) -> None:
     """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
 
+    Layers that are stored so already stay as they are.
+
     Raises:
         ValueError: a layer's inputs are not a multiple of the block size.
     """
     for name in LINEAR_NAMES:
         linear: Linear = getattr(model.layers, name)
+        if isinstance(linear.weight.get_value(), qwix.QArray):
+            continue
         inputs = linear.weight.shape[-1]
         if inputs % NF4_BLOCK:
             raise ValueError(
@@ -115,12 +189,14 @@ def merged(model: Llama) -> Llama:
     """The model with its adapters added into (dequantised) weights, in the base's dtype."""
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, state)
+    adapters = whole_adapters(copy)
     for name in LINEAR_NAMES:
         linear: Linear = getattr(copy.layers, name)
         weight = dense(linear.weight.get_value())
-        if linear.adapter is not None:
-            a, b = linear.adapter.a[...], linear.adapter.b[...]
-            change = linear.adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
+        if name in adapters:
+            adapter = adapters[name]
+            a, b = adapter.a[...], adapter.b[...]
+            change = adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
             weight = (weight.astype(jnp.float32) + change).astype(weight.dtype)
         linear.weight, linear.adapter = nnx.Param(weight), None
     return copy

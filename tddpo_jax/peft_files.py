@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from tddpo_jax.convert import NAMES
 from tddpo_jax.hosts import is_first
-from tddpo_jax.lora import NF4_BLOCK, quantize
+from tddpo_jax.lora import NF4_BLOCK, quantize, whole_adapters
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
 
 CONFIG_FILE = "adapter_config.json"
@@ -126,18 +126,15 @@ def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
     """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
 
     Args:
-        model: with one adapter on some or all of its linear layers, of one rank and scale.
+        model: with adapters on some or all of its linear layers, of one rank and scale; a first and
+            a second adapter of a layer are written as one.
         folder: replaced if it exists.
         base_name: hub id or path of the base, for `base_model_name_or_path`.
 
     Raises:
         ValueError: the model has no adapter.
     """
-    adapters = {
-        name: linear.adapter
-        for name in LINEAR_NAMES
-        if (linear := getattr(model.layers, name)).adapter is not None
-    }
+    adapters = whole_adapters(model)
     if not adapters:
         raise ValueError(f"{folder}: the model has no adapter to write")
     tensors = {

@@ -80,11 +80,15 @@ def load_tokenizer_if_any(files: ModelFiles) -> PreTrainedTokenizerBase | None:
 
 def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
     """The model of a folder; an adapter that lies on top of it is merged in."""
+    model = _load_unmerged(files, mesh, dtype)
+    return model if files.adapter is None else lora.merged(model)
+
+
+def _load_unmerged(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
     model = convert.load(files.base, mesh, dtype)
-    if files.adapter is None:
-        return model
-    load_adapter(model, files.adapter)
-    return lora.merged(model)
+    if files.adapter is not None:
+        load_adapter(model, files.adapter)
+    return model
 
 
 def loss_spec(config: Config) -> LossSpec:
@@ -226,7 +230,8 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         compute,
         cache_folder(),
         model=prepared.model_hash,
-        adapter=adapter_hash,
+        # Merged into the weights or beside them: not the same to the last digit.
+        adapter=adapter_hash and [adapter_hash, prepared.config.train.mode],
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
@@ -266,7 +271,8 @@ def _split_model(
     if config.train.mode == "full":
         # float32 master weights, whatever the dtype of the computation.
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
-    model = load_model(files, mesh, dtype)
+    model = _load_unmerged(files, mesh, dtype)
+    lora.freeze_adapters(model)
     if config.train.mode == "qlora":
         lora.quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)

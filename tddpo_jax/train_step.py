@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from tddpo_jax.attention import attention
 from tddpo_jax.layout import Batch
@@ -49,10 +49,16 @@ class Frozen(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a step changes, and all that a checkpoint holds."""
+    """What a step changes."""
 
     trainable: nnx.State
     optimizer: optax.OptState
+    alive: Bool[Array, "*M"]  # no step had a number that is not finite; the dead learn nothing more
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """What a checkpoint holds: only the living are saved."""
+        return {"trainable": self.trainable, "optimizer": self.optimizer}
 
 
 class Knobs(NamedTuple):
@@ -76,6 +82,7 @@ class Program:
 
     `log_probs` gives `[M, B, P, 2]` log-probs and exact KLs; `log_probs_of_one` the same for
     parameters that have no members' axis, with M = 1. `summary` takes and gives an axis M.
+    `member_state` tells shapes, dtypes and places of the state of one member.
     """
 
     start: Callable[[nnx.State], TrainState]
@@ -87,6 +94,7 @@ class Program:
     summary: Callable[[Knobs, PairLogps], dict[str, Array]]
     specs: tuple[LossSpec, ...]
     members: int
+    member_state: TrainState
 
 
 class Computation(NamedTuple):
@@ -227,7 +235,7 @@ def make_program(
         )
 
     def start(trainable: nnx.State) -> TrainState:
-        return TrainState(trainable, optimizer.init(trainable))
+        return TrainState(trainable, optimizer.init(trainable), jnp.ones((), bool))
 
     def zeros(state: TrainState) -> Sums:
         metrics = {name: jnp.zeros(()) for name in PAIR_METRICS}
@@ -236,20 +244,20 @@ def make_program(
     def update(
         state: TrainState, sums: Sums, knobs: Knobs, totals: Totals
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One AdamW step, left out where a number is not finite, so that the state stays good."""
+        """One AdamW step; none from the first on whose loss or gradient is not finite."""
         grad_norm = optax.tree.norm(sums.gradients)
-        finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.metrics["loss"])
+        alive = state.alive & jnp.isfinite(grad_norm) & jnp.isfinite(sums.metrics["loss"])
         changes, new_optimizer = optimizer.update(sums.gradients, state.optimizer, state.trainable)
         new_trainable = jax.tree.map(
             lambda p, change: p - knobs.learning_rate * change, state.trainable, changes
         )
-        new = TrainState(new_trainable, new_optimizer)
-        kept = jax.tree.map(functools.partial(jnp.where, finite), new, state)
+        new, old = TrainState(new_trainable, new_optimizer, alive), state._replace(alive=alive)
+        kept = jax.tree.map(functools.partial(jnp.where, alive), new, old)
         means = {
             name: value if name == "loss" else value / totals.pairs
             for name, value in sums.metrics.items()
         }
-        return kept, result({**means, "grad_norm": grad_norm, "finite": finite})
+        return kept, result({**means, "grad_norm": grad_norm, "alive": alive})
 
     def summary(knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
         """Every pair metric, as means over all given pairs (for `sft`, the loss over tokens)."""
@@ -283,6 +291,8 @@ def make_program(
     # Left to itself the compiler would hold the optimiser's zeros whole on every device.
     state = jax.eval_shape(lambda t: each(start, (0,))(stacked([t] * members)), trainable)
     state_place = tree_shardings(state, mesh)
+    member_state = jax.eval_shape(start, trainable)
+    member_place = tree_shardings(member_state, mesh)
     sums_place = tree_shardings(jax.eval_shape(each(zeros, (0,)), state), mesh)
     return Program(
         start=jax.jit(each(start, (0,)), out_shardings=state_place),
@@ -302,6 +312,11 @@ def make_program(
         summary=jax.jit(jax.vmap(summary), out_shardings=whole),
         specs=specs,
         members=members,
+        member_state=jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            member_state,
+            member_place,
+        ),
     )
 
 

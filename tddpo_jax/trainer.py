@@ -40,8 +40,8 @@ from tddpo_jax.packing import pack
 from tddpo_jax.preparation import Prepared, facts, loss_spec
 from tddpo_jax.reference import place_batch
 from tddpo_jax.run_directory import RunDirectory
-from tddpo_jax.sharding import rows_here
-from tddpo_jax.train_step import Knobs, Totals, TrainState, member, stacked
+from tddpo_jax.sharding import place, replicated, rows_here
+from tddpo_jax.train_step import Knobs, Program, Totals, TrainState, member, stacked
 from tddpo_jax.writers import Writer
 
 STEPS_IN_FLIGHT = 2
@@ -57,7 +57,8 @@ def train(
     """Trains cells that share a seed, as one population, and returns the summary of each.
 
     Every directory ends with `best/` and `summary.json`. A cell whose loss or gradient is no
-    longer finite is recorded as diverged and keeps its last good checkpoint; the others go on.
+    longer finite is over, recorded as diverged, and keeps its last good checkpoint; the others go
+    on.
 
     Raises:
         ValueError: policy and reference differ before the first step.
@@ -69,15 +70,12 @@ def train(
     for directory in directories:
         directory.create(facts(prepared))
     checkpoints = [Checkpoints(directory.path / "checkpoints") for directory in directories]
-    state: TrainState = program.start(stacked([prepared.fresh(order.seed)] * len(configs)))
     first_step = common_step(checkpoints)
     if first_step:
-        saved = [
-            checkpoint.restore(first_step, member(state, number, len(configs)))
-            for number, checkpoint in enumerate(checkpoints)
-        ]
-        state = stacked(saved)
+        state = _restored(prepared, program, checkpoints, first_step)
         screen.say(f"resuming after step {first_step}")
+    else:
+        state = program.start(stacked([prepared.fresh(order.seed)] * len(configs)))
     for directory in directories:
         directory.rewind(first_step)
     was_diverged = agree(lambda: [directory.divergence is not None for directory in directories])
@@ -109,6 +107,7 @@ def train(
                 key = _dropout_key(configs[0], step, number)
                 sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
             state, metrics = program.update(state, sums, knobs, totals)
+            del sums  # or the next step's would lie beside them
             waiting.append((step, metrics))
             due = evaluation_due(configs[0], step + 1, order)
             while waiting and (due or len(waiting) >= STEPS_IN_FLIGHT):
@@ -121,11 +120,24 @@ def train(
                 evaluate(prepared, state, knobs, members, step + 1, order, screen)
                 last = step + 1 == order.total_steps
                 export_best(prepared, state, members, step + 1, last=last)
-                for number, checkpoint in enumerate(checkpoints):
-                    checkpoint.save(step + 1, member(state, number, len(members)))
+                for number, (checkpoint, run) in enumerate(zip(checkpoints, members, strict=True)):
+                    if not run.diverged:
+                        checkpoint.save(step + 1, member(state, number, len(members)).lasting)
                 reader.start_clock()
 
     return [summarise(run, order.total_steps) for run in members]
+
+
+def _restored(
+    prepared: Prepared, program: Program, checkpoints: Sequence[Checkpoints], step: int
+) -> TrainState:
+    """The states that were saved after `step` steps, on the devices beside no other weights."""
+    prepared.loaded = None
+    like = program.member_state.lasting
+    alive = place(np.ones((), bool), replicated(prepared.mesh))
+    return stacked(
+        [TrainState(**checkpoint.restore(step, like), alive=alive) for checkpoint in checkpoints]
+    )
 
 
 def evaluation_due(config: Config, step: int, order: Order) -> bool:
@@ -238,18 +250,22 @@ class _Reader:
             if run.diverged:
                 continue
             metrics = {name: float(value[number]) for name, value in values.items()}
-            if not metrics.pop("finite"):
+            if not metrics.pop("alive"):
                 line = record_divergence(
                     self.prepared, state, self.members, number, step, metrics, self.order
                 )
                 self.screen.say(line)
+                summarise(run, self.order.total_steps)
                 continue
             train_config = run.config.train
             metrics["learning_rate"] = learning_rate(train_config, step, self.order.total_steps)
             if step % train_config.log_every == 0:
                 epoch = self.order.epoch(step)
                 run.writer.log({"step": step, "epoch": epoch, **metrics, **shared})
-        loss, accuracy = (float(np.mean(values[n])) for n in ("loss", "rewards/accuracies"))
+        living = [number for number, run in enumerate(self.members) if not run.diverged]
+        if not living:
+            return
+        loss, accuracy = (np.mean(values[n][living]) for n in ("loss", "rewards/accuracies"))
         text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
         update_bar(step + 1, self.order.total_steps, text)
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
-import numpy as np
+import jax
 import pytest
 import tiny_runs
 import yaml
+from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
 
 from tddpo_jax import trainer
 from tddpo_jax.checkpoint import Checkpoints
 from tddpo_jax.config import resolve
+from tddpo_jax.preparation import Prepared
 from tddpo_jax.run_directory import RunDirectory
-from tddpo_jax.writers import Writer
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-class Killed(Exception):
-    """What stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -48,65 +48,7 @@ def finished(inputs, tmp_path_factory):
     return directory
 
 
-def assert_same_run(directory, expected):
-    """The same metrics, validations, summary, export and last state, to the last bit."""
-    found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (directory, expected))
-    assert found == wanted
-    assert tiny_runs.untimed_board(directory) == tiny_runs.untimed_board(expected)
-    for name in ("config.yaml", "run.json"):
-        assert (directory / name).read_text() == (expected / name).read_text()
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (directory, expected)]
-    assert summaries[0] == summaries[1]
-    for folder in ("best", "evaluations"):
-        assert contents(directory / folder) == contents(expected / folder)
-    states = [tiny_runs.last_state(run) for run in (directory, expected)]
-    assert states[0].keys() == states[1].keys()
-    for name, value in states[0].items():
-        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
-
-
-def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def killed_run(inputs, directory, monkeypatch, where, changes=None):
-    """A run that ends where `where`, a patch of the trainer, raises `Killed`."""
-    with monkeypatch.context() as patch:
-        where(patch)
-        with pytest.raises(Killed):
-            tiny_runs.run(inputs, directory, changes)
-    assert not (directory / "summary.json").exists()
-
-
 # ---- where a run may end -------------------------------------------------------------------------
-
-
-def _on_line(matches):
-    def where(patch):
-        log = Writer.log
-
-        def dying_log(self, record):
-            log(self, record)
-            if matches(record):
-                raise Killed
-
-        patch.setattr(Writer, "log", dying_log)
-
-    return where
-
-
-def _before_save(step):
-    def where(patch):
-        save = Checkpoints.save
-
-        def dying_save(self, at, state):
-            if at == step:
-                raise Killed
-            save(self, at, state)
-
-        patch.setattr(Checkpoints, "save", dying_save)
-
-    return where
 
 
 def _before_summary(patch):
@@ -116,15 +58,16 @@ def _before_summary(patch):
     patch.setattr(trainer, "summarise", dying)
 
 
-BEFORE_ANY_CHECKPOINT = _on_line(lambda line: line["step"] == 1 and "loss" in line)
-IN_THE_SECOND_EPOCH = _on_line(lambda line: line["step"] == 5 and "loss" in line)
+BEFORE_ANY_CHECKPOINT = on_line(lambda _, line: line["step"] == 1 and "loss" in line)
+IN_THE_SECOND_EPOCH = on_line(lambda _, line: line["step"] == 5 and "loss" in line)
+ON_THE_SECOND_CELL = on_line(lambda path, line: "beta0.5" in path.name and line["step"] == 2)
 PLACES = {
-    "in the first validation": [_on_line(lambda line: "eval_loss" in line)],
+    "in the first validation": [on_line(lambda _, line: "eval_loss" in line)],
     "before any checkpoint, with a torn line": [BEFORE_ANY_CHECKPOINT],
     "in the second epoch, with a torn line": [IN_THE_SECOND_EPOCH],
-    "after a validation and its export": [_before_save(6)],
+    "after a validation and its export": [before_save(6)],
     "in the last validation, then before the summary": [
-        _on_line(lambda line: line["step"] == 8),
+        on_line(lambda _, line: line["step"] == 8),
         _before_summary,
     ],
 }
@@ -141,6 +84,54 @@ def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_a_resumed_run_holds_its_weights_once(inputs, tmp_path, monkeypatch):
+    """When a state comes off the disk, neither loaded weights nor a fresh state lie beside it."""
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH)
+    restore, restored = Checkpoints.restore, []
+
+    def whole_embeddings():
+        gc.collect()
+        shape = tiny_runs.SHAPE["vocab_size"], tiny_runs.SHAPE["hidden_size"]
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def counting(self, step, like):
+        beside = whole_embeddings() - before
+        state = restore(self, step, like)
+        restored.append((beside, whole_embeddings() - before))
+        return state
+
+    before = whole_embeddings()
+    monkeypatch.setattr(Checkpoints, "restore", counting)
+    tiny_runs.run(inputs, tmp_path / "run")
+    # Of the embedding and of the head: the weights and two moments.
+    assert restored == [(0, 2 * 3)]
+
+
+def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
+    """When a step's sums are made, those of the step before are gone."""
+    program, made = Prepared.program, []
+
+    def watched(self, members):
+        original = program(self, members)
+
+        def zeros(state):
+            assert all(array() is None for array in made), "the last sums are still there"
+            sums = original.zeros(state)
+            made.extend(weakref.ref(array) for array in jax.tree.leaves(sums.gradients))
+            return sums
+
+        def add_gradients(*arguments):
+            sums = original.add_gradients(*arguments)
+            made.extend(weakref.ref(array) for array in jax.tree.leaves(sums.gradients))
+            return sums
+
+        return dataclasses.replace(original, zeros=zeros, add_gradients=add_gradients)
+
+    monkeypatch.setattr(Prepared, "program", watched)
+    tiny_runs.run(inputs, tmp_path / "run", {"train.max_steps": 3, "train.eval_every": None})
+    assert len(made) > 3
+
+
 def test_adapters_and_their_dropout_resume_too(inputs, tmp_path, monkeypatch):
     changes = {"train.mode": "lora", "lora.rank": 2, "lora.dropout": 0.3, "loss.name": "dpo"}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
@@ -152,24 +143,13 @@ def test_adapters_and_their_dropout_resume_too(inputs, tmp_path, monkeypatch):
 def test_a_grid_goes_on_where_it_ended(inputs, tmp_path, monkeypatch):
     changes = {"loss.beta": [0.05, 0.5], "train.max_steps": 4}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
-    killed_run(inputs, tmp_path / "grid", monkeypatch, _on_second_cell, changes)
+    killed_run(inputs, tmp_path / "grid", monkeypatch, ON_THE_SECOND_CELL, changes)
     first, second = (f"td_dpo-beta{beta}-tau1.0-seed0" for beta in (0.05, 0.5))
     before = tiny_runs.times(tmp_path / "grid" / first)
     tiny_runs.run(inputs, tmp_path / "grid", changes)
     assert tiny_runs.times(tmp_path / "grid" / first) == before
     for cell in (first, second):
         assert_same_run(tmp_path / "grid" / cell, tmp_path / "whole" / cell)
-
-
-def _on_second_cell(patch):
-    log = Writer.log
-
-    def dying_log(self, record):
-        log(self, record)
-        if "beta0.5" in self.directory.path.name and record["step"] == 2:
-            raise Killed
-
-    patch.setattr(Writer, "log", dying_log)
 
 
 def test_a_killed_process_resumes(inputs, tmp_path):
