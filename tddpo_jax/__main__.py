@@ -117,16 +117,16 @@ def plan_command(arguments: Sequence[str]) -> int:
     add_settings(parser)
     given = parser.parse_args(arguments)
     cells = expand(settings_of(given))
-    config = resolve(cells[0])
+    configs = [resolve(cell) for cell in cells]
     offline_unless_it_answers()
     import jax
 
     # Devices are planned for, never used.
     jax.config.update("jax_platforms", "cpu")
-    from tddpo_jax.plan import make_plan
+    from tddpo_jax.plan import make_plan, members_of
     from tddpo_jax.plan_text import as_json, lines
 
-    plan = make_plan(config, given.device)
+    plan = make_plan(configs[0], given.device, members_of(configs))
     if given.json:
         print(json.dumps(as_json(plan, len(cells)), indent=2))
     else:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -38,6 +37,7 @@ from tddpo_jax.packing import empty_batch
 from tddpo_jax.sharding import (
     PARAMETER_SPECS,
     check_mesh,
+    compute_dtype,
     make_mesh,
     path_name,
     row_sharding,
@@ -52,7 +52,9 @@ from tddpo_jax.train_step import (
     Totals,
     TrainState,
     make_program,
+    stacked,
 )
+from tddpo_jax.xla_flags import flags_left_to_us
 
 DEVICES_OF_A_HOST = 8
 
@@ -144,7 +146,13 @@ def bytes_of_device(tree: Any) -> int:
 
 
 def abstract_step(
-    config: Config, model_config: LlamaConfig, mesh: Mesh, shape: Shape, attention: str, dtype: Any
+    config: Config,
+    model_config: LlamaConfig,
+    mesh: Mesh,
+    shape: Shape,
+    attention: str,
+    dtype: Any,
+    members: int = 1,
 ) -> Step:
     """The step of a run, ready to be lowered.
 
@@ -155,6 +163,7 @@ def abstract_step(
         shape: of a micro-batch.
         attention: the back-end, by name.
         dtype: of the computation.
+        members: policies that the step trains at once.
     """
     check_mesh(mesh, model_config)
     graphdef, *weights = abstract_weights(config, model_config, dtype)
@@ -162,12 +171,12 @@ def abstract_step(
     spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train)
-    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how)
-    state = jax.eval_shape(program.start, trainable)
+    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how, members)
+    state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)
-    one: Any = np.ones(1, np.float32)
-    which: Any = np.zeros(1, np.int32)
+    one: Any = np.ones(members, np.float32)
+    which: Any = np.zeros(members, np.int32)
     return Step(
         program,
         on(sums, tree_shardings(sums, mesh)),
@@ -202,9 +211,12 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(step: Step) -> CompiledStep:
-    """Compiles the gradients of a micro-batch, and the update."""
+    """Compiles the gradients of a micro-batch, and the update, with the flags of a run."""
     start = time.perf_counter()
-    gradients, update = (lower(step).compile() for lower in (lower_gradients, lower_update))
+    options: Any = flags_left_to_us()
+    gradients, update = (
+        lower(step).compile(compiler_options=options) for lower in (lower_gradients, lower_update)
+    )
     seconds = round(time.perf_counter() - start, 1)
     resident = bytes_of_device([step.sums, step.state, step.frozen, step.batch])
     beside = beside_arguments(gradients), beside_arguments(update)
@@ -222,15 +234,31 @@ def beside_arguments(compiled: jax.stages.Compiled) -> int:
 # ---- devices -------------------------------------------------------------------------------------
 
 
+def hosts_of(count: int) -> int:
+    """Hosts that so many devices are spread over, as many on each.
+
+    Raises:
+        ValueError: they cannot be.
+    """
+    hosts = -(-count // DEVICES_OF_A_HOST)
+    if count % hosts:
+        raise ValueError(
+            f"mesh: {count} devices are no whole number for each of {hosts} hosts, "
+            f"which have at most {DEVICES_OF_A_HOST}"
+        )
+    return hosts
+
+
 def gpus(device: Device, count: int) -> list[jax.Device]:
     """GPUs to compile for, none of them in this machine.
 
     Raises:
         ImportError: the CUDA plug-in is not installed.
+        ValueError: hosts cannot share so many evenly.
     """
     from jax.experimental import topologies
 
-    hosts = -(-count // DEVICES_OF_A_HOST)
+    hosts = hosts_of(count)
     topology = topologies.get_topology_desc(
         platform="cuda",
         target_config=target_config(device),
@@ -256,7 +284,7 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
 
     Args:
         job: `config`, `model` (a folder), `device` (a name, or None for virtual CPU devices),
-            `devices` (their number), `shape`.
+            `devices` (their number), `shape`, `attention` (on the device), `members`.
     """
     command = [sys.executable, "-m", "tddpo_jax.ahead_of_time", json.dumps(job)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -283,14 +311,14 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", job["devices"])
         devices, attention = jax.devices(), "xla"
     else:
-        devices, attention = gpus(DEVICES[job["device"]], job["devices"]), "cudnn"
+        devices, attention = gpus(DEVICES[job["device"]], job["devices"]), job["attention"]
     config = resolve(job["config"])
+    dtype = compute_dtype(config.model.dtype, on_cpu=False)
     widths = tuple((width, count) for width, count in job["shape"].pop("causal_rows"))
     shape = Shape(**job["shape"], causal_rows=widths if attention == "cudnn" else ())
     mesh = make_mesh(config.mesh, devices)
-    step = abstract_step(
-        config, read_config(Path(job["model"])), mesh, shape, attention, jnp.dtype("bfloat16")
-    )
+    model = read_config(Path(job["model"]))
+    step = abstract_step(config, model, mesh, shape, attention, dtype, job["members"])
     print(json.dumps(dataclasses.asdict(compile_step(step).report)))
 
 

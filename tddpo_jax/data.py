@@ -28,6 +28,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tddpo_jax.config import DataConfig
+from tddpo_jax.hub import NotAtHand
 from tddpo_jax.layout import Pair
 from tddpo_jax.rows import SUFFIXES, Example, Source, read_source, split_names
 from tddpo_jax.templates import (
@@ -86,14 +87,15 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a hub id.
 
     Raises:
-        ValueError: there is none; or there is only a `tokenizer.model`, from which transformers
-            makes a tokenizer that splits runs of spaces wrongly.
+        ValueError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
+            from which transformers makes a tokenizer that splits runs of spaces wrongly.
     """
     _check_json(folder, Path(folder, "tokenizer.model"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
+        kind = ValueError if Path(folder).exists() else NotAtHand
+        raise kind(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
     _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
     return tokenizer
 

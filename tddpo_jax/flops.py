@@ -43,11 +43,23 @@ def attended_keys(pair: Pair) -> int:
 def useful_flops(config: LlamaConfig, pair: Pair, *, frozen_base: bool) -> int:
     """Operations of one training step that this pair needs, forward and backward."""
     passes = 2 if frozen_base else 3
-    products = 2 * config.layers * layer_matmul_parameters(config) * stream_length(pair)
-    head = 2 * config.vocabulary * config.width * score_count(pair)
-    # Scores and mixing; backward needs twice as much with a frozen base too.
-    attention = 4 * config.layers * config.heads * config.head_size * attended_keys(pair)
-    return passes * (products + head) + 3 * attention
+    # Attention needs twice as much backward with a frozen base too.
+    return passes * _products(config, pair) + 3 * _attention(config, pair)
+
+
+def forward_flops(config: LlamaConfig, pair: Pair) -> int:
+    """Operations that the log-probs of this pair need."""
+    return _products(config, pair) + _attention(config, pair)
+
+
+def _products(config: LlamaConfig, pair: Pair) -> int:
+    layers = 2 * config.layers * layer_matmul_parameters(config) * stream_length(pair)
+    return layers + 2 * config.vocabulary * config.width * score_count(pair)
+
+
+def _attention(config: LlamaConfig, pair: Pair) -> int:
+    """Scores and mixing."""
+    return 4 * config.layers * config.heads * config.head_size * attended_keys(pair)
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:

@@ -11,9 +11,10 @@ import numpy as np
 
 from tddpo_jax.config import Config
 from tddpo_jax.devices import DEVICES, GIB
-from tddpo_jax.flops import PEAK_RATES
 from tddpo_jax.packing import needed_length
-from tddpo_jax.plan import EXPECTED_SHARE, XLA_CPUS, XLA_CUDA, Plan, longest_row, usable
+from tddpo_jax.plan import XLA_CPUS, XLA_CUDA, Plan
+from tddpo_jax.plan_memory import longest_row, usable
+from tddpo_jax.plan_time import EXPECTED_SHARE
 
 
 def as_json(plan: Plan, cells: int) -> dict[str, Any]:
@@ -27,17 +28,20 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
         "trained": plan.trained,
         "lengths": plan.lengths,
         "pairs": len(plan.pairs),
-        "steps": plan.order.total_steps,
+        "steps": plan.work.order.total_steps,
         "cells": cells,
-        "micro_batches": plan.micro_batches,
+        "members": plan.members,
+        "attention": plan.attention,
+        "micro_batches": plan.work.micro_batches,
         "row_length": plan.shapes[0].length,
-        "padding": plan.padding,
-        "flops_per_pair": plan.flops,
+        "padding": plan.work.padding,
+        "flops_per_pair": plan.work.flops,
         "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
         "compiled": {
             name: {**dataclasses.asdict(report), "peak": report.peak}
             for name, report in plan.compiled.items()
         },
+        "failed": plan.failed,
         "usable": usable(DEVICES[plan.device]),
         "peak": plan.peak,
         "fits": plan.fits,
@@ -48,7 +52,7 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
 
 def lines(plan: Plan, cells: int) -> Iterator[str]:
     """The plan as a person reads it."""
-    config, rate = plan.config, PEAK_RATES[DEVICES[plan.device].kind]
+    config, work = plan.config, plan.work
     sizes = config.mesh.model_dump()
     count = math.prod(sizes.values())
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one"
@@ -63,19 +67,27 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
     )
     rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
     yield (
-        f"steps      {plan.order.total_steps} of {plan.order.batch_pairs} pairs in "
-        f"{plan.micro_batches:.1f} micro-batches of {rows} tokens, {plan.padding:.1%} padding"
+        f"steps      {work.order.total_steps} of {work.order.batch_pairs} pairs in "
+        f"{work.micro_batches:.1f} micro-batches of {rows} tokens, {work.padding:.1%} padding"
     )
-    yield f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}"
+    if plan.members > 1:
+        yield f"population {plan.members} policies in one program"
+    yield (
+        f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}, "
+        f"attention {plan.attention}"
+    )
     yield ""
     yield from _table(plan)
     yield ""
     time = plan.time
     yield (
-        f"compute    {plan.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
-        f"{time.floor / 60:.0f} min at the data sheet's {rate / 1e12:.0f} TFLOP/s, about "
+        f"compute    {work.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
+        f"{time.floor / 60:.0f} min at the data sheet's rate, about "
         f"{max(time.expected, time.moving) / 60:.0f} min at {EXPECTED_SHARE:.0%} of it"
-        f"{f', for each of {cells} cells' if cells > 1 else ''}"
+        f"{_each(plan, cells)}"
+    )
+    yield (
+        f"memory     {time.memory / 60:.1f} min of that reads and writes weights, sums and moments"
     )
     if time.moving:
         yield (
@@ -85,20 +97,30 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
     yield from _verdict(plan)
 
 
+def _each(plan: Plan, cells: int) -> str:
+    if cells == 1:
+        return ""
+    programs = cells // plan.members
+    return f", for each of {programs} {'populations' if plan.members > 1 else 'cells'}"
+
+
 def _table(plan: Plan) -> Iterator[str]:
     memory, reports = plan.memory, plan.compiled
     names = "".join(f"{name:>13}" for name in ("arithmetic", *reports))
     yield f"{'GiB of each device':<44}{names}"
     parts = {
         "weights, trained (float32)": memory.trained,
+        "adapters (float32)": memory.adapters,
         "weights, frozen": memory.frozen,
+        "reference of the exact KL": memory.reference,
         "optimiser": memory.optimizer,
         "sums of gradients": memory.sums,
         "layers and head in use, logits": memory.gathered,
         "activations": memory.activations,
     }
     for label, size in parts.items():
-        yield f"  {label:<42}{size / GIB:>13.2f}"
+        if size:
+            yield f"  {label:<42}{size / GIB:>13.2f}"
     beside = memory.peak - memory.resident
     rows = {
         "always there": (memory.resident, [report.resident for report in reports.values()]),
@@ -110,8 +132,11 @@ def _table(plan: Plan) -> Iterator[str]:
         yield f"{label:<44}" + "".join(f"{size / GIB:>13.2f}" for size in (ours, *compiled))
     if XLA_CPUS in reports:
         yield "  (on CPUs, some versions of XLA keep bfloat16 activations as float32)"
-    seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
-    yield f"{'seconds to compile':<57}{seconds}"
+    if reports:
+        seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
+        yield f"{'seconds to compile':<57}{seconds}"
+    for name, reason in plan.failed.items():
+        yield f"{name}: no word of it, {reason}"
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
@@ -128,12 +153,14 @@ def _verdict(plan: Plan) -> Iterator[str]:
 
 def _changes(plan: Plan) -> Iterator[str]:
     """Up to three settings that make it fit by arithmetic, the gentlest first."""
-    config, shape, device = plan.config, plan.shapes[0], DEVICES[plan.device]
+    config, shape = plan.config, plan.shapes[0]
     longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
     found = 0
     for option, changed in _candidates(config):
         rows = shape.rows * changed.mesh.fsdp // config.mesh.fsdp
-        limit = longest_row(changed, plan.model, dataclasses.replace(shape, rows=rows), device)
+        members = plan.members if changed.train.population else 1
+        wider = dataclasses.replace(shape, rows=rows)
+        limit = longest_row(changed, plan.model, wider, plan.room, members)
         if limit < longest_pair:
             continue
         yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
@@ -151,6 +178,8 @@ def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
         )
 
     yield "", config
+    if config.train.population:
+        yield "--train.population false", changed("train", population=False)
     if config.model.remat != "full":
         yield "--model.remat full", changed("model", remat="full")
     for mode in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(config.train.mode, ()):

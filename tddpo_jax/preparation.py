@@ -40,23 +40,24 @@ from tddpo_jax.train_step import Computation, Frozen, Program, make_program, spl
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def attention_implementation(config: ModelConfig) -> str:
-    """The back-end of attention that the settings mean on the devices at hand.
+def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:
+    """The back-end of attention that the settings mean on a kind of device, by default that here.
 
     `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. What is asked for by
-    name must be possible here; nothing else ever takes its place.
+    name must be possible there; nothing else ever takes its place.
 
     Raises:
         ValueError: it is not.
     """
-    kind, dtype = jax.devices()[0].device_kind, compute_dtype(config.dtype)
+    kind = kind or jax.devices()[0].device_kind
+    dtype = compute_dtype(config.dtype, on_cpu=kind == "cpu")
     has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
     if config.attention == "auto":
         return "cudnn" if has_cudnn else "xla"
     if config.attention == "tokamax":
         raise ValueError(
-            "model.attention: tokamax is not available: up to 0.0.17 its public function takes no "
-            "key range for each query; choose cudnn or xla"
+            "model.attention: tokamax is not available: the Mosaic kernel of its version 0.0.17 "
+            "compiles with neither JAX 0.11.2 nor 0.12; choose cudnn or xla"
         )
     if config.attention == "cudnn" and not has_cudnn:
         raise ValueError(
@@ -180,8 +181,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
             )
         )
     attention = attention_implementation(config.model)
-    pairs = [*dataset.train, *dataset.validation]
-    shapes = micro_batch_shapes(config, row_devices(mesh), pairs, attention)
+    shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     dtype = compute_dtype(config.model.dtype)
     graphdef, trainable, base = _split_model(config, files, mesh, dtype)
     specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
@@ -244,9 +244,9 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
 
 
 def micro_batch_shapes(
-    config: Config, devices: int, pairs: list[Pair], attention: str
+    config: Config, devices: int, dataset: Dataset, attention: str
 ) -> tuple[Shape, ...]:
-    """The shapes of the micro-batches of a run over this many row devices.
+    """The shapes of the micro-batches of a run over this many row devices, validation included.
 
     Raises:
         ValueError: the devices cannot share the rows evenly, or a row cannot hold every pair.
@@ -255,7 +255,7 @@ def micro_batch_shapes(
     if rows % devices:
         raise ValueError(f"data.rows: {rows} is no multiple of the mesh's {devices} row devices")
     return choose_shapes(
-        pairs,
+        [*dataset.train, *dataset.validation],
         config.train.batch_pairs,
         rows=rows,
         row_length=config.data.row_length,

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tddpo_jax.hub import NotAtHand
+
 EMBEDDED = Path(__file__).parent / "embedded"
 SUFFIXES = (".json", ".jsonl", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,7 +93,7 @@ def split_names(path: str | Path) -> list[str]:
     try:
         return datasets.get_dataset_split_names(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data {path}: {_one_line(error)}") from None
+        raise _missing(str(path), error) from None
 
 
 def parse_row(row: dict[str, Any], where: str) -> Example | str:
@@ -195,7 +197,12 @@ def _read_hub(name: str, split: str) -> list[Any]:
     try:
         return datasets.load_dataset(name, split=split).to_list()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data {name}: {_one_line(error)}") from None
+        raise _missing(name, error) from None
+
+
+def _missing(name: str, error: Exception) -> ValueError:
+    kind = ValueError if Path(name).exists() else NotAtHand
+    return kind(f"data {name}: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -152,8 +152,9 @@ def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def compute_dtype(name: str) -> Any:
-    """`auto` is bfloat16 on accelerators and float32 on CPU."""
+def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
+    """`auto` is bfloat16 on accelerators and float32 on CPU, by default the devices at hand."""
     if name == "auto":
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
+        return jnp.dtype("float32" if on_cpu else "bfloat16")
     return jnp.dtype(name)

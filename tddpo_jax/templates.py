@@ -234,13 +234,18 @@ def encode_pairs(
 # ---- what a template does ------------------------------------------------------------------------
 
 
+def check_name(template: str) -> None:
+    """Raises ValueError for a template that `NAMED` does not have."""
+    if template not in NAMED:
+        raise ValueError(f"template {template!r}: no such template; there are {', '.join(NAMED)}")
+
+
 def _named(encoder: Encoder, template: str | None) -> tuple[str, str]:
     tokenizer = encoder.tokenizer
     if template is None and tokenizer.chat_template is not None:
         return "tokenizer", tokenizer.get_chat_template()
     name = "plain" if template is None else template
-    if name not in NAMED:
-        raise ValueError(f"template {name!r}: no such template; there are {', '.join(NAMED)}")
+    check_name(name)
     missing = [need for need in NAMED[name].needs if not _has_token(encoder, need)]
     if missing:
         raise ValueError(f"template {name!r}: the tokenizer lacks {', '.join(missing)}")

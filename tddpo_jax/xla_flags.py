@@ -13,7 +13,7 @@ import os
 FLAGS = {
     # The weights of the next product are gathered, and gradients shared out, while this product is
     # computed: all but the first gather of every layer. Newer versions have it on by default.
-    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_latency_hiding_scheduler": True,
 }
 # Of a GPU's memory. JAX takes three quarters unless told otherwise, which would refuse runs that
 # `plan` says fit; the rest is for the CUDA context, NCCL and cuDNN.
@@ -21,10 +21,15 @@ MEMORY_SHARE = "0.92"
 MEMORY_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
+def flags_left_to_us() -> dict[str, bool]:
+    """Those of `FLAGS` that the environment does not set."""
+    given = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in FLAGS.items() if name not in given}
+
+
 def set_flags() -> None:
     """Sets them in the environment; to be called before JAX starts its devices."""
-    given = os.environ.get("XLA_FLAGS", "")
-    ours = [f"--{name}={value}" for name, value in FLAGS.items() if name not in given]
-    os.environ["XLA_FLAGS"] = " ".join([*ours, given]).strip()
+    ours = [f"--{name}={str(value).lower()}" for name, value in flags_left_to_us().items()]
+    os.environ["XLA_FLAGS"] = " ".join([*ours, os.environ.get("XLA_FLAGS", "")]).strip()
     if not any(name in os.environ for name in MEMORY_VARIABLES):
         os.environ[MEMORY_VARIABLES[0]] = MEMORY_SHARE

@@ -8,6 +8,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]+)\]")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
+_SOURCE = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 # Triton's and cuBLAS' products, and cuDNN's attention.
 _WORK = ("gemm", "cublas", "__cudnn$")
 
@@ -30,6 +31,12 @@ class Instruction(NamedTuple):
     def target(self) -> str | None:
         found = _TARGET.search(self.rest)
         return found and found[1]
+
+    @property
+    def source(self) -> str:
+        """The operation of the traced program that it comes from."""
+        found = _SOURCE.search(self.rest)
+        return found[1] if found else ""
 
     @property
     def works(self) -> bool:

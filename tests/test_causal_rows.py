@@ -196,7 +196,7 @@ def test_the_rule(kind, settings_given, expected, monkeypatch):
             {"attention": "cudnn", "dtype": "float32"},
             "and bfloat16, here are NVIDIA",
         ),
-        ("NVIDIA H100", {"attention": "tokamax", "dtype": "bfloat16"}, "no key range for each"),
+        ("NVIDIA H100", {"attention": "tokamax", "dtype": "bfloat16"}, "compiles with neither"),
     ],
 )
 def test_what_cannot_be_done_is_refused(kind, settings_given, problem, monkeypatch):

@@ -34,8 +34,8 @@ LAYERS = {
     ),
     "loops and run directories": (
         *("cell_table", "claims", "console", "description", "evaluation", "grid"),
-        *("grid_directory", "plan", "plan_text", "preparation", "run_directory", "scoring"),
-        *("submission", "trainer", "writers"),
+        *("grid_directory", "plan", "plan_memory", "plan_text", "plan_time", "preparation"),
+        *("run_directory", "scoring", "submission", "trainer", "writers"),
     ),
     "programs": ("__main__", "command_line", "make_embedded"),
 }

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,15 +14,22 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding
 
-from tddpo_jax import ahead_of_time, lora, plan
+from tddpo_jax import ahead_of_time, hub, lora, plan, plan_memory, plan_time
 from tddpo_jax.__main__ import plan_command
-from tddpo_jax.ahead_of_time import abstract_step, abstract_weights, bytes_of_device, placed
+from tddpo_jax.ahead_of_time import (
+    abstract_step,
+    abstract_weights,
+    bytes_of_device,
+    hosts_of,
+    placed,
+)
 from tddpo_jax.config import expand, read_yaml, resolve
 from tddpo_jax.convert import read_config
 from tddpo_jax.devices import DEVICES, GIB, target_config
 from tddpo_jax.flops import PEAK_RATES
-from tddpo_jax.layout import Shape
-from tddpo_jax.plan_text import lines
+from tddpo_jax.layout import Shape, stream_length
+from tddpo_jax.plan_text import as_json, lines
+from tddpo_jax.preparation import micro_batch_shapes
 from tddpo_jax.sharding import parameter_shardings, path_name
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,7 +41,9 @@ SHAPE["feed_forward"] = 192
 
 def config_of(name, **settings):
     mapping = expand(read_yaml(CONFIGS / f"{name}.yaml"))[0]
-    return resolve({**mapping, **settings})
+    return resolve(
+        mapping | {section: mapping.get(section, {}) | s for section, s in settings.items()}
+    )
 
 
 def shape(devices, length=9216):
@@ -116,7 +127,7 @@ def test_arithmetic_is_near_the_compiler(name, fsdp, remat):
     resident, beside = COMPILED[name, fsdp, remat]
     mesh = {"data": 1, "fsdp": fsdp}
     config = config_of(name, mesh=mesh, model={"remat": remat})
-    memory = plan.arithmetic(config, read_config(LLAMA), shape(fsdp))
+    memory = plan_memory.arithmetic(config, read_config(LLAMA), shape(fsdp))
     assert memory.resident / GIB == pytest.approx(resident, rel=1e-3)
     assert (memory.peak - memory.resident) / GIB == pytest.approx(beside, rel=0.06)
 
@@ -125,10 +136,11 @@ def test_the_longest_row_is_the_longest():
     """It fits, and 1,024 tokens more do not."""
     config = config_of("llama2_7b")
     model, device = read_config(LLAMA), DEVICES["h100-80"]
-    longest = plan.longest_row(config, model, shape(8), device)
-    assert plan.arithmetic(config, model, shape(8, longest)).peak <= plan.usable(device)
-    beyond = plan.arithmetic(config, model, shape(8, longest + plan.ROW_STEP)).peak
-    assert beyond > plan.usable(device)
+    room = plan_memory.usable(device)
+    longest = plan_memory.longest_row(config, model, shape(8), room)
+    assert plan_memory.arithmetic(config, model, shape(8, longest)).peak <= room
+    beyond = shape(8, longest + plan_memory.ROW_STEP)
+    assert plan_memory.arithmetic(config, model, beyond).peak > room
 
 
 def test_stated_lengths_have_the_stated_means():
@@ -153,9 +165,11 @@ def test_every_device_has_a_rate_and_a_description():
 def without_compilers(monkeypatch):
     """Arithmetic alone, and nothing to be had from the hub."""
     monkeypatch.setattr(plan, "_start_compilers", lambda *_: {})
+    monkeypatch.setattr(plan, "STATED_PAIRS", 512)
+    monkeypatch.setattr(plan, "STATED_VALIDATION_PAIRS", 64)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    stated = lambda config, model: (plan.stated_pairs(config, model), "stated lengths")  # noqa: E731
-    monkeypatch.setattr(plan, "pairs_or_stated", stated)
+    # Read when it is imported, which the verb does after it knows.
+    monkeypatch.setattr(plan.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def last_line(config, device):
@@ -196,6 +210,149 @@ def test_the_compilers_word_counts(without_compilers, monkeypatch):
     assert dataclasses.replace(made, compiled={plan.XLA_CPUS: report}).fits
 
 
+def test_what_the_compiler_needs_beyond_arithmetic_is_kept_free(without_compilers):
+    """Arithmetic says yes, the compiler 40 GiB more: rows must be shorter, or something else."""
+    made = plan.make_plan(config_of("llama2_7b"), "h100-80")
+    more = ahead_of_time.Report(made.memory.peak + 40 * GIB, 0, 0, 1.0)
+    told = dataclasses.replace(made, compiled={plan.XLA_CUDA: more})
+    (line,) = [line for line in lines(told, 1) if line.startswith("verdict")]
+    assert re.search(r"does NOT fit: 84\.\d GiB by XLA, .*; try --data\.row-length \d+ or ", line)
+    assert told.longest_row < made.longest_row
+
+
+def test_a_failed_compiler_leaves_the_arithmetic(without_compilers, monkeypatch):
+    def start(*_):
+        command = [sys.executable, "-c", "raise RuntimeError('no ptxas')"]
+        return {plan.XLA_CUDA: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)}
+
+    monkeypatch.setattr(plan, "_start_compilers", start)
+    made = plan.make_plan(config_of("llama2_7b"), "h100-80")
+    assert made.fits
+    reason = "compiling failed: RuntimeError: no ptxas"
+    assert f"XLA, CUDA: no word of it, {reason}" in list(lines(made, 1))
+    assert as_json(made, 1)["failed"] == {plan.XLA_CUDA: reason}
+
+
+# ---- settings that count -------------------------------------------------------------------------
+
+
+def planned(name, members=1, device="h100-80", **settings):
+    return plan.make_plan(config_of(name, **settings), device, members)
+
+
+def test_a_population_has_so_many_adapters_and_activations(without_compilers):
+    """Twenty cells of a seed beside one base; what twenty need of the base is what one needs."""
+    cells = [
+        resolve(cell)
+        for cell in expand(
+            {
+                "loss": {"name": ["td_dpo", "dpo"], "beta": [0.1, 1.0], "tau": [1.0, 2.0]},
+                "seed": [0, 1],
+                "train": {"population": True, "mode": "qlora"},
+            }
+        )
+    ]
+    assert plan.members_of(cells) == 2 * 2 + 2
+    assert plan.members_of([config_of("llama2_7b")] * 3) == 1
+    one, twenty = planned("llama2_7b_qlora"), planned("llama2_7b_qlora", 20)
+    for part in ("adapters", "optimizer", "sums", "activations"):
+        assert getattr(twenty.memory, part) == 20 * getattr(one.memory, part)
+    assert twenty.memory.frozen == one.memory.frozen
+    compute = [made.time.expected - made.time.memory for made in (one, twenty)]
+    reference = one.work.forward * one.work.order.pairs / (989e12 * plan_time.EXPECTED_SHARE)
+    assert compute[1] - reference == pytest.approx(20 * (compute[0] - reference))
+    population = planned("llama2_7b_qlora", 20, train={"population": True})
+    text = "\n".join(lines(population, 60))
+    assert "population 20 policies in one program" in text
+    assert "for each of 3 populations" in text
+    assert "try --train.population false" in text
+
+
+def test_the_exact_kl_has_a_reference_and_its_logits(without_compilers):
+    """A copy of the float32 weights; one forward pass more than the six operations of a token."""
+    short, exact = (planned("llama2_7b", loss={"kl": kl}) for kl in ("k2", "full"))
+    assert exact.memory.reference == exact.memory.trained
+    assert exact.memory.gathered > short.memory.gathered
+    assert exact.work.flops / short.work.flops == pytest.approx(4 / 3)
+    assert exact.time.expected > short.time.expected
+
+
+def test_dtype_and_attention_are_those_asked_for(without_compilers):
+    """float32: products at half the rate, activations of twice the bytes, and no cuDNN."""
+    half = planned("llama2_7b")
+    single = planned("llama2_7b", model={"dtype": "float32"})
+    assert (half.attention, single.attention) == ("cudnn", "xla")
+    assert single.shapes[0].causal_rows == ()
+    assert single.memory.activations == 2 * half.memory.activations
+    assert single.time.floor == pytest.approx(2 * half.time.floor)
+    assert planned("llama2_7b", model={"attention": "xla"}).attention == "xla"
+    with pytest.raises(ValueError, match=r"model\.attention: cudnn needs .* and float32"):
+        planned("llama2_7b", model={"dtype": "float32", "attention": "cudnn"})
+
+
+def test_what_goes_through_the_devices_memory(without_compilers):
+    """One GPU, full remat. Derived: 9 + 2 n times the float32 weights, and in each of 3 n passes
+
+    those again, read, and the layers in bfloat16, written and read.
+    """
+    made = planned("llama2_7b", model={"remat": "full"}, mesh={"fsdp": 1}, device="h200-141")
+    trained, n = 4 * 6_738_415_616, made.work.micro_batches
+    layers = 2 * (6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096)
+    step = (9 + 2 * n) * trained + 3 * n * (trained + 2 * layers)
+    assert made.time.memory == pytest.approx(made.work.order.total_steps * step / 4.8e12)
+    assert made.time.expected > made.time.memory
+
+
+def test_devices_that_hosts_cannot_share_are_refused(without_compilers):
+    assert [hosts_of(count) for count in (1, 8, 10, 16)] == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="mesh: 9 devices are no whole number for each of 2 hosts"):
+        planned("llama2_7b_lora", mesh={"data": 9, "fsdp": 1})
+
+
+# ---- where the lengths come from -----------------------------------------------------------------
+
+
+def test_an_unreachable_hub_leaves_the_stated_lengths(without_compilers):
+    assert planned("llama2_7b").lengths == (
+        "stated lengths of dpo-mix-7k, for the hub cannot be reached: "
+        "no tokenizer meta-llama/Llama-2-7b-chat-hf"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"template": "lama-2"}, "template 'lama-2': no such template"),
+        ({"max_length": 64, "max_prompt_length": 64}, "max_prompt_length: must be less than"),
+        ({"path": "nowhere.jsonl"}, "data nowhere.jsonl: no such file"),
+        ({"validation": "nosplit"}, "data.validation: 'nosplit' is no file"),
+    ],
+)
+def test_mistakes_have_no_stand_in(data, problem, without_compilers):
+    """Whether the model is here or its hub cannot be reached."""
+    names = ["embedded"] if {"path", "validation"} & set(data) else ["embedded", "llama2_7b"]
+    for name in names:
+        with pytest.raises(ValueError, match=re.escape(problem)):
+            planned(name, data=data)
+
+
+def test_what_a_hub_that_answers_does_not_give_is_a_mistake(without_compilers, monkeypatch):
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    with pytest.raises(ValueError, match="tokenizer meta-llama/Llama-2-7b-chat-hf: "):
+        planned("llama2_7b")
+
+
+def test_rows_are_those_of_training(without_compilers):
+    """Validation's pairs are packed into the same rows: the longest of them decides as well."""
+    made = planned("embedded", train={"batch_pairs": 16})
+    dataset, _ = plan.dataset_or_stated(made.config, made.model)
+    assert dataset.validation
+    short = dataclasses.replace(dataset, train=dataset.train[:1], validation=dataset.validation)
+    shapes = micro_batch_shapes(made.config, 1, short, made.attention)
+    longest = max(stream_length(pair) for pair in dataset.validation)
+    assert shapes[0].length >= longest > stream_length(dataset.train[0])
+
+
 # ---- the verb ------------------------------------------------------------------------------------
 
 
@@ -208,7 +365,8 @@ def test_the_verb(capsys):
     assert told["lengths"].startswith("embedded")
     compiled = told["compiled"][plan.XLA_CPUS]
     arithmetic = told["arithmetic"]
-    resident = sum(arithmetic[name] for name in ("trained", "frozen", "optimizer", "sums"))
+    names = ("trained", "adapters", "frozen", "reference", "optimizer", "sums")
+    resident = sum(arithmetic[name] for name in names)
     # Beside these, the compiler counts the micro-batch and the scalars.
     assert resident <= compiled["resident"] <= resident * 1.2
     assert told["time"]["expected"] > told["time"]["floor"] > 0

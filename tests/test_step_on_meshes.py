@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
+import tiny_adapters
 from flax import nnx
 
+from tddpo_jax import lora
 from tddpo_jax.config import TrainConfig
 from tddpo_jax.layout import Shape
 from tddpo_jax.losses import LossScalars, LossSpec
+from tddpo_jax.model import LoraParam
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import pack
 from tddpo_jax.reference import place_batch
@@ -26,17 +30,29 @@ SHAPE = {
     "head_size": 10,
     "feed_forward": 76,
 }
+# The same with inputs that are whole blocks of 64: one and three, fewer than the devices.
+BLOCKS = {**SHAPE, "head_size": 8, "feed_forward": 192}
 LENGTHS = np.random.default_rng(0).integers(1, 40, (12, 3))
 STEPS = 2
+# Adapters are a tenth of the weights: Adam moves every number by as much.
+RATES = {"full": 0.01, "lora": 0.001, "qlora": 0.001}
 
 
-def losses(fsdp, tensor):
-    """The loss of each step, and the gradient's norm."""
-    mesh = tiny.mesh_of(1, fsdp, tensor)
-    model = tiny.llama(**SHAPE)
+def placed(mode, mesh):
+    """A model as training has it: quantised where it lies, adapters of which no factor is zero."""
+    model = tiny.llama(**(SHAPE if mode == "full" else BLOCKS))
     check_mesh(mesh, model.config)
     model = jax.device_put(model, parameter_shardings(model, mesh))
-    graphdef, trainable, base = nnx.split(model, nnx.Param, ...)
+    if mode == "qlora":
+        lora.quantize(model)
+    return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)
+
+
+def losses(mode, fsdp, tensor):
+    """The loss of each step, and the gradient's norm."""
+    mesh = tiny.mesh_of(1, fsdp, tensor)
+    kind = nnx.Param if mode == "full" else LoraParam
+    graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
     how = Computation(jnp.float32, "xla", "none", row_sharding(mesh))
     specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
     program = make_program(graphdef, trainable, specs, optimizer, mesh, how)
@@ -44,7 +60,7 @@ def losses(fsdp, tensor):
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
     scalars = LossScalars(*(one for _ in LossScalars._fields))
-    knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(0.01) * one)
+    knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one)
     totals = Totals(float(len(LENGTHS)), float(LENGTHS[:, 1].sum()))
     state, seen = program.start(trainable), []
     for _ in range(STEPS):
@@ -55,9 +71,10 @@ def losses(fsdp, tensor):
     return np.array(seen)
 
 
-def test_the_same_losses_on_every_mesh():
+@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
+def test_the_same_losses_on_every_mesh(mode):
     """Expected: one device. Only the order of sums differs, by 1e-5 relative after an update."""
-    expected = losses(1, 1)
+    expected = losses(mode, 1, 1)
     assert len(set(expected[:, 0])) == STEPS, "the steps change nothing"
     for sizes in MESHES:
-        np.testing.assert_allclose(losses(*sizes), expected, rtol=1e-5, err_msg=str(sizes))
+        np.testing.assert_allclose(losses(mode, *sizes), expected, rtol=1e-5, err_msg=str(sizes))

@@ -4,9 +4,15 @@ import os
 
 import pytest
 
-from tddpo_jax.xla_flags import FLAGS, MEMORY_SHARE, MEMORY_VARIABLES, set_flags
+from tddpo_jax.xla_flags import (
+    FLAGS,
+    MEMORY_SHARE,
+    MEMORY_VARIABLES,
+    flags_left_to_us,
+    set_flags,
+)
 
-OURS = [f"--{name}={value}" for name, value in FLAGS.items()]
+OURS = ["--xla_gpu_enable_latency_hiding_scheduler=true"]
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +31,10 @@ def environment(monkeypatch, **given):
 
 
 def test_nothing_set(monkeypatch):
+    assert flags_left_to_us() == FLAGS
     after = environment(monkeypatch)
     assert after["XLA_FLAGS"].split() == OURS
+    assert flags_left_to_us() == {}
     assert after[MEMORY_VARIABLES[0]] == MEMORY_SHARE
 
 

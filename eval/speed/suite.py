@@ -37,7 +37,8 @@ from tddpo_jax.flops import measured_matmul_rate
 from tddpo_jax.layout import Pair
 from tddpo_jax.model import LlamaConfig
 from tddpo_jax.packing import needed_length
-from tddpo_jax.plan import KNOWN_SHAPES, arithmetic, longest_row, usable
+from tddpo_jax.plan import KNOWN_SHAPES
+from tddpo_jax.plan_memory import arithmetic, longest_row, usable
 from tddpo_jax.xla_flags import MEMORY_SHARE
 
 # Adapters keep less than full fine-tuning, so backward may keep more.
@@ -223,7 +224,7 @@ def _training(case: Case) -> dict[str, Any]:
 
 def _fitting_row(case: Case, config: Config, pairs: list[Pair], device: Device) -> int | None:
     """The case's row length, or the longest that fits by the plan; none if no pair fits it."""
-    longest = longest_row(config, case.model, shapes_of(case, pairs)[0], device)
+    longest = longest_row(config, case.model, shapes_of(case, pairs)[0], usable(device))
     assert case.row_length is not None
     row_length = min(case.row_length, longest)
     needed = max(needed_length(pair, plain=False) for pair in pairs)
