@@ -6,16 +6,12 @@
 #   sbatch configs/slurm/grid.sh
 #   sbatch --array=0-31 configs/slurm/grid.sh --output runs/other
 #
-# Submit from the repository, with the environment active that has the package; the output on a file
-# system that all nodes share and that has POSIX locks. Jobs may start late, be cancelled, and be
-# added: the same line again takes what is left. What follows the script's name is added to the
-# command. The first job to get there keeps the reference's log-probs for the others; start one job
-# ahead (--array=0) where eight reference passes at once are too many.
+# Jobs may start late, be cancelled, and be added: the same line again takes what is left. The first
+# job to get there keeps the reference's log-probs for the others; start one job ahead (--array=0)
+# where eight reference passes at once are too many.
 #
 # Expected  one log for each job, slurm-JOB_TASK.out, with the cells that it trained; the last jobs
 #           wait for the cells of others, and all end when the grid is whole.
-#           Seen on one machine, two jobs on 4 cells of the embedded model: two cells each, none twice,
-#           both ended with status 0.
 #SBATCH --job-name=tddpo-grid
 #SBATCH --array=0-7
 #SBATCH --nodes=1

@@ -3,9 +3,7 @@
 #
 #   sbatch configs/slurm/one_node.sh --beta 0.05 --tau 1.0 --output runs/x
 #
-# Submit from the repository, with the environment active that has the package. What follows the
-# script's name is added to the command and wins over what stands here. The same line again, after
-# whatever ended the job, resumes; SLURM itself does so after the loss of the node (--requeue).
+# The same line again resumes; SLURM itself does so after the loss of the node (--requeue).
 #
 # Expected  the "devices" line says mesh data 1 x fsdp 8 x tensor 1; one log, slurm-JOB.out.
 #SBATCH --job-name=tddpo

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,18 @@ from tddpo_jax.attention_cudnn import causal_rows_attention
 from tddpo_jax.layout import Batch, Pair, Shape
 from tddpo_jax.packing import pack
 
-PAIRS, HEADS, KEY_VALUE_HEADS, HEAD_SIZE = 6, 8, 2, 64
+PAIRS = 6
+
+
+class Heads(NamedTuple):
+    """Query heads, the key/value heads that they share, and features of each."""
+
+    queries: int
+    keys: int
+    size: int
+
+
+GROUPED, LLAMA_2 = Heads(8, 2, 64), Heads(8, 8, 128)
 # Of the root mean square error to that of the values: a few roundings of the dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
 
@@ -47,7 +58,11 @@ def check_backends(longest: int) -> list[dict[str, Any]]:
         ("xla", "bfloat16", _by_ranges),
         ("cudnn" if cudnn else "causal rows", "bfloat16", by_rows),
     ]
-    return [_checked(name, dtype, attend, batch, seed) for name, dtype, attend in backends]
+    return [
+        _checked(name, dtype, attend, batch, heads, seed)
+        for heads in (GROUPED, LLAMA_2)
+        for name, dtype, attend in backends
+    ]
 
 
 def _batch(rng: np.random.Generator, longest: int) -> Batch:
@@ -68,8 +83,8 @@ def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Ar
 
 
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
-    k, v = (jnp.repeat(x, HEADS // KEY_VALUE_HEADS, axis=2) for x in (k, v))
-    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / HEAD_SIZE**0.5
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / q.shape[-1] ** 0.5
     key = jnp.arange(k.shape[1])
     start, end = batch.key_start[:, None, :, None], batch.key_end[:, None, :, None]
     seen = (start <= key) & (key < end)
@@ -77,11 +92,13 @@ def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
     return jnp.einsum("BHQK,BKHS->BQHS", jnp.where(seen, weights, 0), v)
 
 
-def _checked(name: str, dtype: str, attend: Attend, batch: Batch, seed: int) -> dict[str, Any]:
+def _checked(
+    name: str, dtype: str, attend: Attend, batch: Batch, heads: Heads, seed: int
+) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(seed), 4)
-    counts = (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS, HEADS)
+    counts = (heads.queries, heads.keys, heads.keys, heads.queries)
     arrays = [
-        jax.random.normal(key, (*batch.tokens.shape, count, HEAD_SIZE), jnp.dtype(dtype))
+        jax.random.normal(key, (*batch.tokens.shape, count, heads.size), jnp.dtype(dtype))
         for key, count in zip(keys, counts, strict=True)
     ]
     # What stands behind the pairs is no query: nobody reads its output, nothing flows back.
@@ -97,7 +114,7 @@ def _checked(name: str, dtype: str, attend: Attend, batch: Batch, seed: int) -> 
     ]
     good = max(errors) <= TOLERANCE[dtype]  # false for nan
     return {
-        "part": f"check {name} {dtype}",
+        "part": f"check {name} {dtype}, heads {heads.queries}/{heads.keys} of {heads.size}",
         "relative_error": max(errors),
         "remark": f"relative error {max(errors):.2g}",
         "seed": seed,
