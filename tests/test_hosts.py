@@ -23,7 +23,7 @@ import pytest
 import tiny
 import tiny_runs
 import yaml
-from test_resume import assert_same_run
+from test_resume import assert_same_run, before_save, killed_run
 
 from tddpo_jax import hosts
 from tddpo_jax.config import HostsConfig, resolve
@@ -212,9 +212,10 @@ def test_a_restart_on_another_number_of_hosts_and_devices(killed, by_two, inputs
     assert (facts["hosts"], facts["device"]["count"]) == (1, 8)
 
 
-def test_a_restart_on_more_hosts(by_two, inputs, runs):
-    """What one process began, two end."""
-    killed_on_its_way(inputs, runs / "alone", 1, victim=0)
+def test_a_restart_on_more_hosts(by_two, inputs, runs, monkeypatch):
+    """What one process of two devices began, two of them end."""
+    tiny_runs.use_devices(monkeypatch, DEVICES_EACH)
+    killed_run(inputs, runs / "alone", monkeypatch, before_save(6))
     outputs = run_on_hosts(inputs, runs / "alone", 2)
     assert "resuming after step" in outputs[0]
     assert_same_losses(runs / "alone", by_two[0])

@@ -95,7 +95,7 @@ def _on_line(matches):
     return where
 
 
-def _before_save(step):
+def before_save(step):
     def where(patch):
         save = Checkpoints.save
 
@@ -122,7 +122,7 @@ PLACES = {
     "in the first validation": [_on_line(lambda line: "eval_loss" in line)],
     "before any checkpoint, with a torn line": [BEFORE_ANY_CHECKPOINT],
     "in the second epoch, with a torn line": [IN_THE_SECOND_EPOCH],
-    "after a validation and its export": [_before_save(6)],
+    "after a validation and its export": [before_save(6)],
     "in the last validation, then before the summary": [
         _on_line(lambda line: line["step"] == 8),
         _before_summary,
