@@ -149,7 +149,10 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
 def members_of(cells: Sequence[Config]) -> int:
     """Cells that train in one program: with `train.population` those of the first one's seed."""
     first = cells[0]
-    return sum(cell.seed == first.seed for cell in cells) if first.train.population else 1
+    of_seed, population = sum(cell.seed == first.seed for cell in cells), first.train.population
+    if not population:
+        return 1
+    return of_seed if population is True else min(of_seed, population)
 
 
 # ---- what is planned for -------------------------------------------------------------------------
