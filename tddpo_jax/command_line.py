@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from tddpo_jax.config import GRID_AXES, Config, Section, read_yaml, with_value
 from tddpo_jax.xla_flags import set_flags
@@ -45,13 +45,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
         several = name in GRID_AXES or name == "lora.targets"
+        switch = bool in (field.annotation, *get_args(field.annotation))
         parser.add_argument(
             *names,
             dest=name,
             default=argparse.SUPPRESS,
             metavar=name.rpartition(".")[2].upper(),
-            nargs="+" if several else "?" if field.annotation is bool else None,
-            const=True if field.annotation is bool else None,
+            nargs="+" if several else "?" if switch else None,
+            const=True if switch else None,
             help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
         )
 

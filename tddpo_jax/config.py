@@ -54,6 +54,8 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
     "sft": (),
 }
 
+# Names of types that stand in the place of an error, behind the field.
+VALUE_TYPES = ("float", "str", "bool", "constrained-int")
 GRID_AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 
 
@@ -69,6 +71,11 @@ def _number_if_possible(value: Any) -> Any:
         return float(value)
     except (TypeError, ValueError):
         return value
+
+
+def _whole_number_if_possible(value: Any) -> Any:
+    """A command line gives `1` as text, which might also be meant as `yes`."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -193,8 +200,10 @@ class TrainConfig(Section):
     best_metric: str = Field(
         "eval_rewards/accuracies", description="chooses best/; a loss or a kl is minimised"
     )
-    population: bool = Field(
-        False, description="train the LoRA cells of one seed of a grid in one program"
+    population: Annotated[bool | Count, BeforeValidator(_whole_number_if_possible)] = Field(
+        False,
+        description="train the LoRA cells of one seed of a grid in one program; a number: at most "
+        "so many together",
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
 
@@ -356,7 +365,7 @@ def resolve(mapping: Mapping[str, Any]) -> Config:
 
 
 def _problem(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"] if part not in ("float", "str"))
+    name = ".".join(str(part) for part in problem["loc"] if part not in VALUE_TYPES)
     if problem["type"] == "extra_forbidden":
         return f"{name}: no such setting"
     if problem["type"] == "value_error" and "." in problem["msg"].partition(":")[0]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from tddpo_jax.cell_table import CellTable
+from tddpo_jax.checkpoint import saved_steps
 from tddpo_jax.claims import claim
 from tddpo_jax.config import LOSS_SETTINGS, get
 from tddpo_jax.console import Screen
@@ -33,6 +35,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     directories = cell_directories(settings)
     check_wandb(directories[0].config)
     _say_ignored_taus(settings, directories, screen)
+    _say_ignored_population(directories, screen)
     left = _unfinished(directories)
     if len(left) < len(directories):
         over = len(directories) - len(left)
@@ -57,6 +60,11 @@ def _say_ignored_taus(
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
         if isinstance(taus, list) and len(taus) > 1 and "tau" not in LOSS_SETTINGS[name]:
             screen.say(f"{name} has no tau: one cell, not {len(taus)}, per beta and seed")
+
+
+def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:
+    if directories[0].config.train.population and max(map(len, _populations(directories))) == 1:
+        screen.say("warning: train.population is set, and every cell trains alone")
 
 
 def train_cells(
@@ -85,10 +93,9 @@ def _train_cells(
                 if not ours:
                     left.append(rest)
                     table.refuse(rest)
-                elif rest:
-                    configs = [directory.config for directory in rest]
-                    with table.training(rest, screen):
-                        train(prepared, configs, rest, screen)
+                for group in _in_step(rest) if ours else ():
+                    with table.training(group, screen):
+                        train(prepared, [cell.config for cell in group], group, screen)
         if len(left) == len(populations):
             if not waiting:
                 screen.say(f"waiting for other processes; cells they hold: {sum(map(len, left))}")
@@ -104,7 +111,37 @@ def _unfinished(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 def _populations(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:
     """What trains together: with `train.population` the adapters of one seed, else single cells."""
-    if not cells or not cells[0].config.train.population:
+    population = cells[0].config.train.population if cells else False
+    if not population:
         return [[cell] for cell in cells]
-    seeds = dict.fromkeys(cell.config.seed for cell in cells)
-    return [[cell for cell in cells if cell.config.seed == seed] for seed in seeds]
+    size = len(cells) if population is True else population
+    return [
+        of_seed[first : first + size]
+        for of_seed in _by_seed(cells).values()
+        for first in range(0, len(of_seed), size)
+    ]
+
+
+def _by_seed(cells: Sequence[RunDirectory]) -> dict[int, list[RunDirectory]]:
+    seeds: dict[int, list[RunDirectory]] = collections.defaultdict(list)
+    for cell in cells:
+        seeds[cell.config.seed].append(cell)
+    return seeds
+
+
+def _in_step(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:
+    """The cells in groups that can go on from one step: of saved states, or the start.
+
+    A population that grew has cells without states, and must not begin anew for them.
+    """
+    saved = agree(lambda: [saved_steps(cell.path / "checkpoints") or {0} for cell in cells])
+    groups: list[tuple[set[int], list[RunDirectory]]] = []
+    for cell, steps in zip(cells, saved, strict=True):
+        for common, group in groups:
+            if common & steps:
+                common &= steps
+                group.append(cell)
+                break
+        else:
+            groups.append((steps, [cell]))
+    return [group for _, group in groups]

@@ -64,18 +64,24 @@ def attach(
     key: PRNGKeyArray,
     place: Callable[[Callable], Callable] = lambda make: make,
 ) -> None:
-    """Puts fresh adapters into the model, each made by a function that went through `place`."""
+    """Puts fresh adapters into the model, all made by one function that went through `place`."""
+
+    def make(key: PRNGKeyArray) -> dict[str, Adapter]:
+        adapters: dict[str, Adapter] = {}
+        for number, name in enumerate(LINEAR_NAMES):
+            if name not in config.targets:
+                continue
+            outputs, inputs = getattr(model.layers, name).weight.shape[1:]
+            keys = jax.random.split(jax.random.fold_in(key, number), model.config.layers)
+            fresh = functools.partial(
+                Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
+            )
+            adapters[name] = jax.vmap(fresh)(keys)
+        return adapters
+
     first = frozen_adapters(model)
-    for number, name in enumerate(LINEAR_NAMES):
-        if name not in config.targets:
-            continue
+    for name, own in place(make)(key).items():
         linear: Linear = getattr(model.layers, name)
-        outputs, inputs = linear.weight.shape[1:]
-        keys = jax.random.split(jax.random.fold_in(key, number), model.config.layers)
-        fresh = functools.partial(
-            Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
-        )
-        own = place(jax.vmap(fresh))(keys)
         linear.adapter = SecondAdapter(first[name], own) if name in first else own
 
 

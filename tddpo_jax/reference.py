@@ -8,14 +8,16 @@ stays in memory.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import jax
@@ -35,6 +37,33 @@ GROUP_PAIRS = 1024
 IN_FLIGHT = 2
 
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def ahead(
+    compute: Callable[[Item], Result], items: Iterable[Item], count: int
+) -> Iterator[Iterator[Result]]:
+    """`compute` of every item, in order, by a thread that keeps `count` results ready.
+
+    What `compute` raises is raised where its result is asked for.
+    """
+
+    def results() -> Iterator[Result]:
+        futures: collections.deque[Future[Result]] = collections.deque()
+        for item in items:
+            futures.append(pool.submit(compute, item))
+            if len(futures) > count:
+                yield futures.popleft().result()
+        for future in futures:
+            yield future.result()
+
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield results()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
@@ -62,22 +91,23 @@ def log_probs(
     """
     if not pairs:
         return np.zeros((1, 0, 2), np.float32), np.zeros((1, 0, 2), np.float32)
-    parts = []
-    for first in range(0, len(pairs), GROUP_PAIRS):
-        group = pairs[first : first + GROUP_PAIRS]
-        batches = pack(group, shapes, here=functools.partial(rows_here, mesh))
-        values: list[Any] = []
-        waiting: collections.deque = collections.deque()
-        done = first
-        for batch in batches:
-            waiting.append(run(trainable, frozen, place_batch(batch, mesh)))
-            if len(waiting) > IN_FLIGHT:
-                values.append(jax.device_get(waiting.popleft()))
-            done += int(np.sum(batch.pair >= 0))
-            if progress is not None:
-                progress(done, len(pairs))
-        values += [jax.device_get(value) for value in waiting]
-        parts.append([unpack(batches, column, len(group)) for column in zip(*values, strict=True)])
+    groups = [pairs[first : first + GROUP_PAIRS] for first in range(0, len(pairs), GROUP_PAIRS)]
+    here = functools.partial(rows_here, mesh)
+    parts, done = [], 0
+    with ahead(lambda group: pack(group, shapes, here=here), groups, 1) as packed:
+        for group, batches in zip(groups, packed, strict=True):
+            values: list[Any] = []
+            waiting: collections.deque = collections.deque()
+            for batch in batches:
+                waiting.append(run(trainable, frozen, place_batch(batch, mesh)))
+                if len(waiting) > IN_FLIGHT:
+                    values.append(jax.device_get(waiting.popleft()))
+                done += int(np.sum(batch.pair >= 0))
+                if progress is not None:
+                    progress(done, len(pairs))
+            values += [jax.device_get(value) for value in waiting]
+            columns = zip(*values, strict=True)
+            parts.append([unpack(batches, column, len(group)) for column in columns])
     logps, kls = (np.concatenate(column, axis=-2) for column in zip(*parts, strict=True))
     return logps, kls
 

@@ -11,8 +11,7 @@ import collections
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,7 +37,7 @@ from tddpo_jax.optimizer import learning_rate
 from tddpo_jax.order import Order, make_order
 from tddpo_jax.packing import pack
 from tddpo_jax.preparation import Prepared, facts, loss_spec
-from tddpo_jax.reference import place_batch
+from tddpo_jax.reference import ahead, place_batch
 from tddpo_jax.run_directory import RunDirectory
 from tddpo_jax.sharding import place, replicated, rows_here
 from tddpo_jax.train_step import Knobs, Program, Totals, TrainState, member, stacked
@@ -96,14 +95,16 @@ def train(
             evaluate(prepared, state, knobs, members, 0, order, screen)
 
         #### Train
-        ahead = stack.enter_context(_packed_ahead(prepared, order, first_step))
+        steps = range(first_step, order.total_steps)
+        packed = functools.partial(_packed, prepared, order)
+        batches = stack.enter_context(ahead(packed, steps, STEPS_PACKED_AHEAD))
         update_bar = stack.enter_context(screen.stage("training"))
         reader.start_clock()
-        for step in range(first_step, order.total_steps):
+        for step in steps:
             knobs = _knobs(program.specs, configs, step, order)
             totals = _totals(order.pairs_of(prepared.dataset.train, step))
             sums = program.zeros(state)
-            for number, batch in enumerate(next(ahead)):
+            for number, batch in enumerate(next(batches)):
                 key = _dropout_key(configs[0], step, number)
                 sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
             state, metrics = program.update(state, sums, knobs, totals)
@@ -179,33 +180,13 @@ def _dropout_key(config: Config, step: int, number: int) -> Array | None:
     return jax.random.fold_in(key, number)
 
 
-@contextlib.contextmanager
-def _packed_ahead(
-    prepared: Prepared, order: Order, first_step: int
-) -> Iterator[Iterator[list[Batch]]]:
-    """The micro-batches of every step from the first, packed and placed by a thread, in order."""
-
-    def batches(step: int) -> list[Batch]:
-        pairs = order.pairs_of(prepared.dataset.train, step)
-        reference = prepared.reference[order.numbers(step)]
-        here = functools.partial(rows_here, prepared.mesh)
-        packed = pack(pairs, prepared.shapes, reference, here)
-        return [place_batch(batch, prepared.mesh) for batch in packed]
-
-    def ahead(pool: ThreadPoolExecutor) -> Iterator[list[Batch]]:
-        futures: collections.deque[Future[list[Batch]]] = collections.deque()
-        for step in range(first_step, order.total_steps):
-            futures.append(pool.submit(batches, step))
-            if len(futures) > STEPS_PACKED_AHEAD:
-                yield futures.popleft().result()
-        for future in futures:
-            yield future.result()
-
-    pool = ThreadPoolExecutor(max_workers=1)
-    try:
-        yield ahead(pool)
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _packed(prepared: Prepared, order: Order, step: int) -> list[Batch]:
+    """The micro-batches of a step, packed and placed."""
+    pairs = order.pairs_of(prepared.dataset.train, step)
+    reference = prepared.reference[order.numbers(step)]
+    here = functools.partial(rows_here, prepared.mesh)
+    packed = pack(pairs, prepared.shapes, reference, here)
+    return [place_batch(batch, prepared.mesh) for batch in packed]
 
 
 class _Reader:

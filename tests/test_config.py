@@ -148,6 +148,20 @@ def test_a_population_needs_adapters():
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"), [("no", False), (True, True), ("yes", True), ("1", 1), (4, 4), ("4", 4)]
+)
+def test_a_population_is_a_switch_or_a_largest_size(given, meant):
+    population = resolve({"train": {"population": given, "mode": "lora"}}).train.population
+    assert (population, type(population)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("given", [-1, 2.5, "many"])
+def test_a_population_of_another_size_is_refused(given):
+    with pytest.raises(ValueError, match=r"^train\.population: Input should be"):
+        resolve({"train": {"population": given, "mode": "lora"}})
+
+
+@pytest.mark.parametrize(
     ("given_value", "resolved"),
     [(0, 0.0), ("0", 0.0), ("0.1", 0.1), ("test", "test"), ("held.jsonl", "held.jsonl")],
 )

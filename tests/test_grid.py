@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import json
-import logging
 import math
-import re
 
-import jax
 import numpy as np
 import pytest
 import tiny_runs
@@ -37,19 +33,8 @@ def one_device(monkeypatch):
 @pytest.fixture
 def compiled():
     """How often each function has been compiled, by name; `clear` to start anew."""
-    counts = collections.Counter()
-
-    class Counting(logging.Handler):
-        def emit(self, record):
-            message = re.match(r"Compiling (?:jit\()?([\w<>]+)", record.getMessage())
-            if message:
-                counts[message[1]] += 1
-
-    handler, logger = Counting(), logging.getLogger("jax")
-    logger.addHandler(handler)
-    with jax.log_compiles():
+    with tiny_runs.compilations() as counts:
         yield counts
-    logger.removeHandler(handler)
 
 
 @pytest.fixture

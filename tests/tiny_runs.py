@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
+import logging
+import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +112,24 @@ def use_devices(patch, count: int) -> None:
     for module in (preparation, scoring):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
     patch.setattr(command_line, "set_flags", lambda: None)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[collections.Counter]:
+    """How often each function is compiled meanwhile, by name; `clear` to start anew."""
+    counts: collections.Counter = collections.Counter()
+
+    class Counting(logging.Handler):
+        def emit(self, record):
+            message = re.match(r"Compiling (?:jit\()?([\w<>]+)", record.getMessage())
+            if message:
+                counts[message[1]] += 1
+
+    handler, logger = Counting(), logging.getLogger("jax")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield counts
+    logger.removeHandler(handler)
 
 
 def lines(directory: Path) -> list[dict]:
