@@ -13,8 +13,11 @@ def cache_folder() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless the user already keeps them elsewhere."""
+    """Keeps compiled programs between processes, unless the user says where and which."""
     import jax
 
+    # JAX's own bound, a second, leaves out most programs of a small model.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

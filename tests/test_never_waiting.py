@@ -152,14 +152,21 @@ def test_a_thread_keeps_results_ready_and_no_more():
 
 
 def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
-    kept = jax.config.jax_compilation_cache_dir
+    """Those of a small model too; where and which is the user's to say."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path))
+    seconds = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     try:
+        monkeypatch.setenv(seconds, "7")
+        jax.config.update(names[1], 7.0)
         use_compilation_cache()
-        assert jax.config.jax_compilation_cache_dir == kept, "the user keeps them elsewhere"
+        assert [getattr(jax.config, name) for name in names] == [before[names[0]], 7.0]
+        monkeypatch.delenv(seconds)
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         use_compilation_cache()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+        assert [getattr(jax.config, name) for name in names] == [str(tmp_path / "xla"), 0.1]
         assert jax.config.jax_enable_compilation_cache
     finally:
-        jax.config.update("jax_compilation_cache_dir", kept)
+        for name, value in before.items():
+            jax.config.update(name, value)
