@@ -5,6 +5,7 @@ import os
 import jax
 import pytest
 import submitit  # noqa: F401  When first imported it closes all log handlers, here still none.
+import tiny_runs
 from hypothesis import settings
 
 from tddpo_jax.cache import cache_folder
@@ -36,3 +37,15 @@ def empty_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TDDPO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tiny model and few pairs, as files."""
+    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A run that does not say how it is sharded uses one device, not all eight."""
+    tiny_runs.use_devices(monkeypatch, 1)

@@ -38,11 +38,6 @@ LINES_BEFORE_THE_KILL = 8
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The folder of all runs."""
     return tmp_path_factory.mktemp("runs")

@@ -18,15 +18,7 @@ from tddpo_jax.trainer import STEPS_IN_FLIGHT, STEPS_PACKED_AHEAD, _Reader
 STEPS = 8
 VALIDATED = {3, 4, 6, 8}
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    tiny_runs.use_devices(monkeypatch, 1)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

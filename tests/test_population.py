@@ -41,15 +41,7 @@ TOGETHER = {**CELLS, "train.population": True}
 PROGRAM = ("start", "zeros", "add_gradients", "update", "log_probs", "log_probs_of_one", "summary")
 VICTIM = "dpo-beta0.05-seed0"
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    tiny_runs.use_devices(monkeypatch, 1)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def finished(inputs, directory, changes):

@@ -27,15 +27,7 @@ from tddpo_jax.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).parents[1]
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    tiny_runs.use_devices(monkeypatch, 1)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

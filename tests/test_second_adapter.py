@@ -30,15 +30,7 @@ CHAINS = {
     ],
 }
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    tiny_runs.use_devices(monkeypatch, 1)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module", params=CHAINS)

@@ -23,11 +23,6 @@ from tddpo_jax.submission import Jobs, submit
 REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture(autouse=True)
 def keep_programs(monkeypatch):
     """Processes keep what compiles fast, too."""

@@ -21,15 +21,7 @@ from tddpo_jax.order import Order
 TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMING_METRICS}
 BETA, TAU = 0.05, 1.0
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    tiny_runs.use_devices(monkeypatch, 1)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
