@@ -6,11 +6,11 @@ must be able to tell.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from eval.report.cells import Cell
+from tddpo_jax.json_files import read_object
 from tddpo_jax.metrics import best_record
 
 FILE = "quality.json"
@@ -47,11 +47,9 @@ def read_quality(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.exists():
         return None
-    try:
-        found = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("scores"), list):
+    found = read_object(file)
+    scores = found.get("scores")
+    if not isinstance(scores, list) or not all(isinstance(one, int | float) for one in scores):
         raise ValueError(f"{file}: scores: must be a list, one number per prompt")
     return found
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tddpo_jax.console import Screen
+from tddpo_jax.json_files import parse_records
 from tddpo_jax.metrics import best_record
 from tddpo_jax.run_directory import RunDirectory
 
@@ -214,7 +214,7 @@ class _Cell:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole + newline)
-        return [json.loads(line) for line in whole.splitlines() if line.endswith(b"}")]
+        return parse_records(path, whole + newline)
 
 
 def _number(value: float | None) -> str:

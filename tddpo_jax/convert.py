@@ -25,6 +25,7 @@ from jaxtyping import Array, Int
 from safetensors import SafetensorError, safe_open
 
 from tddpo_jax.hosts import agree, is_first, whole
+from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling
 from tddpo_jax.sharding import check_mesh, parameter_shardings, path_name
 from tddpo_jax.tensor_files import write_tensors
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> LlamaConfig:
         ValueError: the file is missing, lacks an attribute, or has one this project does not know.
     """
     path = folder / "config.json"
-    attributes = _read_json(path)
+    attributes = read_object(path)
     for name, understood in REQUIRED_VALUES.items():
         if name in attributes and attributes[name] not in understood:
             raise ValueError(f"{path}: {name} = {attributes[name]!r} is not supported")
@@ -239,18 +240,6 @@ def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise ValueError(f"{path}: not JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
-    return value
-
-
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
     single, index = (folder / name for name in WEIGHT_FILES)
@@ -258,7 +247,7 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     if single.exists():
         files = dict.fromkeys(_names_in(single), single)
     elif index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index}: weight_map is missing")
         files = {name: folder / file for name, file in weight_map.items()}

@@ -90,7 +90,11 @@ def evaluate(
     order: Order,
     screen: Screen,
 ) -> None:
-    """Logs the metrics of the whole validation set, means over pairs, for every member."""
+    """Logs the metrics of the whole validation set, means over pairs, for every member.
+
+    A member with a number among them that is not finite has no policy any more: it has diverged,
+    and what it saved before stays as it was.
+    """
     validation = prepared.dataset.validation
     if not validation:
         return
@@ -107,6 +111,10 @@ def evaluate(
         if run.diverged:
             continue
         metrics = {f"eval_{name}": float(value[number]) for name, value in values.items()}
+        if not all(map(math.isfinite, metrics.values())):
+            what = f"validation is not finite after {step} steps; rows of the validation data"
+            screen.say(_diverge(run, step, what, _rows_behind(validation, logps[number]), order))
+            continue
         run.writer.log({"step": step, "epoch": order.epoch(step), **metrics})
         run.directory.save_evaluation(step, logps[number])
         if step == 0:
@@ -155,22 +163,33 @@ def record_divergence(
     metrics: dict[str, float],
     order: Order,
 ) -> str:
-    """Notes that a step's loss or gradient was not finite; returns one line that names the rows.
+    """Ends a run whose step had no finite loss or gradient; returns one line that names the rows.
 
     Neither the step nor any later one changed the policy, which still tells the rows behind it.
     """
     run = members[number]
     pairs = order.pairs_of(prepared.dataset.train, step)
     logps, _ = policy_log_probs(prepared, state, len(members), pairs)
-    finite = np.isfinite(logps[number]).all(axis=-1)
-    rows = [pair.row for pair, good in zip(pairs, finite, strict=True) if not good]
-    rows = rows or [pair.row for pair in pairs]
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
+    reason = f"{what} is not finite at step {step}; rows of the data"
+    return _diverge(run, step, reason, _rows_behind(pairs, logps[number]), order)
+
+
+def _rows_behind(pairs: Sequence[Pair], logps: Float[np.ndarray, "pairs 2"]) -> list[int]:
+    """The rows of the data whose log-probs are not finite; all, if none of them stands out."""
+    finite = np.isfinite(logps).all(axis=-1)
+    rows = [pair.row for pair, good in zip(pairs, finite, strict=True) if not good]
+    return rows or [pair.row for pair in pairs]
+
+
+def _diverge(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
+    """The run is over; returns the line that says why."""
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-    reason = f"{what} is not finite at step {step}; rows of the data: {shown}"
+    reason = f"{what}: {shown}"
     last_good = agree(lambda: _last_training_line(run.directory))
     run.diverged = True
     run.directory.diverge({"step": step, "reason": reason, "rows": rows, "metrics": last_good})
+    summarise(run, order.total_steps)
     return f"{run.directory.path.name} diverged: {reason}"
 
 

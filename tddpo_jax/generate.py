@@ -9,7 +9,6 @@ A prompt's result depends on the prompt, its settings and its key, not on what e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from tddpo_jax import convert
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.data import load_tokenizer
 from tddpo_jax.decode import Prompts, cache_slots, generate_rows
+from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.peft_files import load_adapter
@@ -213,10 +213,7 @@ def _configured_stops(files: ModelFiles) -> list[int]:
         file = files.base / name
         if file.is_file():
             break
-    try:
-        ids = json.loads(file.read_text()).get("eos_token_id")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{file}: not a JSON object") from None
+    ids = read_object(file).get("eos_token_id")
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 

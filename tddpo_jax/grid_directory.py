@@ -14,6 +14,7 @@ from typing import Any
 from tddpo_jax.claims import alone_in
 from tddpo_jax.config import Config, cell_name, expand, get, resolve
 from tddpo_jax.hosts import agree
+from tddpo_jax.json_files import read_object
 from tddpo_jax.run_directory import (
     PLACEMENT,
     RunDirectory,
@@ -51,12 +52,27 @@ def _root(configs: Sequence[Config]) -> Path:
     return Path(config.output or f"runs/{default}")
 
 
+def read_grid(file: Path) -> dict[str, Any]:
+    """What a `grid.json` says: the `cells`' names and the `settings` that they share.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    found = read_object(file)
+    cells = found.get("cells")
+    if not isinstance(cells, list) or not all(isinstance(name, str) for name in cells):
+        raise ValueError(f"{file}: cells: must be a list of names")
+    if not isinstance(found.get("settings"), dict):
+        raise ValueError(f"{file}: settings: must be an object")
+    return found
+
+
 def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
     file = root / "grid.json"
     if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
-    found = json.loads(file.read_text())["settings"]
+    found = read_grid(file)["settings"]
     wanted = _shared(configs, found)
     if found != wanted:
         raise ValueError(
@@ -91,7 +107,7 @@ def _record(configs: Sequence[Config]) -> None:
         if not is_free(root):
             _check_grid(root, configs)
         file = root / "grid.json"
-        earlier = json.loads(file.read_text()) if file.exists() else {"cells": [], "settings": {}}
+        earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
         cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
         grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
         write_atomically(file, json.dumps(grid, indent=2) + "\n")

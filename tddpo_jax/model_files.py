@@ -6,12 +6,13 @@ its `best/`), or a hub id `owner/name`.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
+
+from tddpo_jax.json_files import read_object
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -90,10 +91,7 @@ def _best(folder: Path) -> Path:
 def _base_folder(adapter: Path) -> Path:
     """The base that an adapter names; a relative path may start at the adapter or be a user's."""
     file = adapter / ADAPTER_CONFIG
-    try:
-        name = json.loads(file.read_text()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        raise ValueError(f"{file}: not a JSON object") from None
+    name = read_object(file).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ValueError(f"{file}: base_model_name_or_path is missing")
     if name != "embedded" and (adapter / name).is_dir():

@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from tddpo_jax.convert import NAMES
 from tddpo_jax.hosts import is_first
+from tddpo_jax.json_files import read_object
 from tddpo_jax.lora import NF4_BLOCK, quantize, whole_adapters
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
 
@@ -64,12 +65,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
         ValueError: the file is missing, or asks for something other than plain LoRA.
     """
     path = folder / CONFIG_FILE
-    try:
-        attributes = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(attributes, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
+    attributes = read_object(path)
     taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
     for name, value in attributes.items():
         empty = value is None or value is False or value in ({}, [])

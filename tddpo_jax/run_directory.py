@@ -22,10 +22,16 @@ import yaml
 
 from tddpo_jax.config import Config, read_yaml
 from tddpo_jax.hosts import agree, first_only
+from tddpo_jax.json_files import read_object, read_records
 
 # See `claims.py` and `submission.py`.
 LOCK_FILE = "claim.lock"
 JOBS_FOLDER = "jobs"
+# What others read of `run.json`.
+FACTS = {
+    "model": ("path", "sha256", "parameters"),
+    "data": ("path", "sha256", "train_rows", "validation_rows"),
+}
 # Sections that say where a run is computed, not what: it may resume on other devices.
 PLACEMENT = ("mesh", "hosts")
 
@@ -51,6 +57,33 @@ def check_output(path: Path) -> None:
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"output: {path}: {nearest} is no directory that can be written to")
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """What a `run.json` says.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    facts = read_object(file)
+    for part, names in FACTS.items():
+        found = facts.get(part)
+        for name in names:
+            if not isinstance(found, dict) or name not in found:
+                raise ValueError(f"{file}: {part}.{name} is missing")
+    return facts
+
+
+def read_divergence(file: Path) -> dict[str, Any]:
+    """What a `divergence.json` says: the step, the reason, the rows behind it, the last metrics.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    found = read_object(file)
+    if not isinstance(found.get("step"), int):
+        raise ValueError(f"{file}: step: must be a whole number")
+    return found
 
 
 class RunDirectory:
@@ -83,7 +116,7 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """What a finished run came to, or None."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_object(file) if file.exists() else None
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.
@@ -106,7 +139,7 @@ class RunDirectory:
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
         stored = self.path / "run.json"
-        before = json.loads(stored.read_text()) if stored.exists() else facts
+        before = read_facts(stored) if stored.exists() else facts
         for part in ("model", "data"):
             if before[part]["sha256"] != facts[part]["sha256"]:
                 raise ValueError(
@@ -120,16 +153,13 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
-        return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+        return read_records(self.path / "metrics.jsonl")
 
     @property
     def divergence(self) -> dict[str, Any] | None:
         """Where and why the run diverged, or None."""
         file = self.path / "divergence.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_divergence(file) if file.exists() else None
 
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:

@@ -85,6 +85,9 @@ def train(
     reader = _Reader(prepared, members, order, first_step, screen)
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
 
+    def over() -> bool:
+        return all(run.diverged for run in members)
+
     with contextlib.ExitStack() as stack:
         for checkpoint, run in zip(checkpoints, members, strict=True):
             stack.callback(checkpoint.close)
@@ -101,6 +104,8 @@ def train(
         update_bar = stack.enter_context(screen.stage("training"))
         reader.start_clock()
         for step in steps:
+            if over():
+                break
             knobs = _knobs(program.specs, configs, step, order)
             totals = _totals(order.pairs_of(prepared.dataset.train, step))
             sums = program.zeros(state)
@@ -113,11 +118,9 @@ def train(
             due = evaluation_due(configs[0], step + 1, order)
             while waiting and (due or len(waiting) >= STEPS_IN_FLIGHT):
                 reader.read(*waiting.popleft(), state, update_bar)
-            if all(run.diverged for run in members):
-                break
 
             #### Validate, keep the best and the last
-            if due:
+            if due and not over():
                 evaluate(prepared, state, knobs, members, step + 1, order, screen)
                 last = step + 1 == order.total_steps
                 export_best(prepared, state, members, step + 1, last=last)
@@ -236,7 +239,6 @@ class _Reader:
                     self.prepared, state, self.members, number, step, metrics, self.order
                 )
                 self.screen.say(line)
-                summarise(run, self.order.total_steps)
                 continue
             train_config = run.config.train
             metrics["learning_rate"] = learning_rate(train_config, step, self.order.total_steps)

@@ -198,20 +198,29 @@ def test_a_population_that_grows_loses_no_step(together, inputs, tmp_path, monke
 # ---- a member that diverges ----------------------------------------------------------------------
 
 
-def poison(monkeypatch, number, at):
-    """Makes the gradients of one member, or of a lone run, not a number in one step alone."""
+def poison(monkeypatch, number, at, *, policy=False):
+    """Makes the gradients of one member, or of a lone run, not a number in one step alone.
+
+    Or only the policy that the step leaves.
+    """
     program, before = Prepared.program, []
 
     def poisoned(self, members):
         original = program(self, members)
+        place = slice(None) if members == 1 else number
+
+        def without_numbers(tree):
+            return jax.tree.map(lambda leaf: leaf.at[place].set(np.nan), tree)
 
         def update(state, sums, knobs, totals):
-            if len(before) == at:
-                place = slice(None) if members == 1 else number
-                gradients = jax.tree.map(lambda g: g.at[place].set(np.nan), sums.gradients)
-                sums = sums._replace(gradients=gradients)
+            now = len(before) == at
+            if now and not policy:
+                sums = sums._replace(gradients=without_numbers(sums.gradients))
             before.append(jax.tree.map(np.array, state.trainable))
-            return original.update(state, sums, knobs, totals)
+            state, metrics = original.update(state, sums, knobs, totals)
+            if now and policy:
+                state = state._replace(trainable=without_numbers(state.trainable))
+            return state, metrics
 
         return dataclasses.replace(original, update=update)
 
@@ -239,6 +248,27 @@ def test_a_member_that_diverged_stays_dead_and_leaves_the_others_alone(
     assert (found[-1]["step"], saved_steps(victim / "checkpoints")) == (4, {3, 4})
     assert len(said) >= 8
     assert not any("nan" in text for text in said)
+
+
+def test_a_member_that_its_last_step_broke_has_diverged(together, inputs, tmp_path, monkeypatch):
+    """No later step would tell: validation does, and neither best/ nor a state is made of it."""
+    names = [cell.name for cell in cells_of(together[0])]
+    poison(monkeypatch, names.index(VICTIM), at=7, policy=True)
+    tiny_runs.run(inputs, tmp_path / "grid", TOGETHER)
+    for member, expected in zip(cells_of(tmp_path / "grid"), cells_of(together[0]), strict=True):
+        if member.name != VICTIM:
+            assert_same_run(member, expected)
+    victim, unharmed = tmp_path / "grid" / VICTIM, together[0] / VICTIM
+    summary = json.loads((victim / "summary.json").read_text())
+    assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 8, 6)
+    reason = summary["divergence"]["reason"]
+    assert reason.startswith(
+        "validation is not finite after 8 steps; rows of the validation data: "
+    )
+    found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (victim, unharmed))
+    assert found == wanted[: len(found)]
+    assert (found[-1]["step"], saved_steps(victim / "checkpoints")) == (7, {4, 6})
+    assert all(np.isfinite(weight).all() for weight in tiny_runs.weights(victim).values())
 
 
 def test_a_population_resumes_without_the_member_that_diverged(

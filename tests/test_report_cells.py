@@ -77,17 +77,39 @@ def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("grid.json", '{"cells": ["nonsense"]}', "'nonsense' is no name of a cell"),
+        ("grid.json", '{"cells": ["nonsense"], "settings": {}}', "'nonsense' is no name of a cell"),
         ("grid.json", "{", "not JSON"),
         (f"{NAMES[4]}/config.yaml", "loss: {beta: -1}", f"{NAMES[4]}/config.yaml: loss.beta"),
+        ("grid.json", '{"settings": {}}', "cells: must be a list of names"),
+        (
+            f"{NAMES[4]}/config.yaml",
+            "loss: {beta: 7}",
+            f"{NAMES[4]}/config.yaml: is of td_dpo-beta7",
+        ),
         (f"{NAMES[4]}/summary.json", "{", "not JSON"),
+        (f"{NAMES[4]}/summary.json", "[]", "must hold a JSON object"),
+        (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path is missing"),
+        (f"{NAMES[4]}/divergence.json", "{}", "step: must be a whole number"),
+        (f"{NAMES[4]}/metrics.jsonl", "{\n{}\n", "not JSON"),
+        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1, "loss": "low"}', "a step and numbers by name"),
+        (f"{NAMES[4]}/evaluations/000005.npy", "", "cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
     (tmp_path / "g" / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as told:
         read_experiment(tmp_path / "g")
+    assert name in str(told.value)
+
+
+def test_log_probs_of_other_pairs_are_named(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
+    file = tmp_path / "g" / NAMES[4] / "evaluations" / "000005.npy"
+    for values, message in ((np.zeros((9, 2)), "is not of the pairs"), (np.zeros(10), "two numb")):
+        np.save(file, values)
+        with pytest.raises(ValueError, match=rf"000005\.npy: .*{message}"):
+            read_experiment(tmp_path / "g")
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -239,10 +261,21 @@ def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"name": "a"}, "matches: is missing"),
-        ({"cells": {"other": 1}}, "'other' is no cell of"),
-        ({"cells": {NAMES[4]: [1, 2], NAMES[5]: [1]}}, "the same number of items"),
-        ({"cells": {NAMES[4]: "high"}}, "must hold a number or a list of numbers"),
+        ({"name": "a"}, "matches: Field required"),
+        ({"name": "accuracy", "cells": {NAMES[4]: 1}}, "name: another score is called 'accuracy'"),
+        ({"name": "beta", "cells": {NAMES[4]: 1}}, "name: another score is called 'beta'"),
+        ({"name": "a/b", "cells": {}}, "name: String should match"),
+        ({"matches": -1, "cells": {}}, "matches: Input should be greater"),
+        (
+            {"higher_is_better": "false", "cells": {}},
+            "higher_is_better: Input should be a valid bo",
+        ),
+        ({"cells": {NAMES[4]: math.nan}}, "cells.*finite"),
+        ({"cells": {NAMES[4]: []}}, "cells.*at least 1 item"),
+        ({"cells": {}}, "cells: holds no cell"),
+        ({"cells": {"other": 1}}, "cells: 'other' is no cell of"),
+        ({"cells": {NAMES[4]: [1, 2], NAMES[5]: [1]}}, "cells: must hold the same number"),
+        ({"cells": {NAMES[4]: "high"}}, "cells.*should be a valid number"),
     ],
 )
 def test_a_wrong_file_of_scores_is_named(
@@ -251,8 +284,23 @@ def test_a_wrong_file_of_scores_is_named(
     file = tmp_path / "mine.json"
     whole = {"name": "a", "matches": 1, "beats": 1} if "cells" in content else {}
     file.write_text(json.dumps({**whole, **content}))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"mine.json: {message}"):
         find_scores(read_experiment(grid), [file], None, 0)
+
+
+def test_two_scores_of_one_name_are_refused(grid: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"name": "a", "matches": 1, "beats": 1, "cells": {NAMES[4]: 1}}))
+    with pytest.raises(ValueError, match="another score is called 'a'"):
+        find_scores(read_experiment(grid), [file, file], None, 0)
+
+
+def test_a_finished_cell_without_its_evaluations_is_told(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:], pairs=10)
+    for file in (tmp_path / "g" / NAMES[4] / "evaluations").glob("0*.npy"):
+        file.unlink()
+    notes = find_scores(read_experiment(tmp_path / "g"), [], None, 0).notes
+    assert f"validation reward accuracy: 1 cell over and without one: {NAMES[4]}" in notes
 
 
 def test_quality_of_other_prompts_is_refused_and_damage_is_named(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from synthetic_grid import Accuracy, experiment_cells, steady, write_grid
 
 from eval.report.analysis import Analysis, analyse
-from eval.report.claims import LARGEST_RATIO, RULES, judge, judge_ratio
+from eval.report.claims import LARGEST_RATIO, NO_SPREAD, RULES, Claim, judge, judge_ratio
 from tddpo_jax.config import Config, cell_name
 
 TAUS = [0.5, 1.0, 2.0]
@@ -54,7 +55,7 @@ def test_a_world_where_all_is_as_expected(tmp_path: Path) -> None:
     found = report_on(tmp_path, experiment_cells(), expected, spread=0.003, shared=0.995)
     assert verdicts(found) == {1: "supported", 2: "supported", 3: "supported", 4: "supported"}
     assert found.tested[0].without is None
-    assert found.headlines[0].startswith("Does tau make training robust to beta? Yes,")
+    assert found.headlines[0].startswith("Does tau make training robust to beta? Yes, by")
 
 
 def test_a_world_where_nothing_is_as_expected(tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_a_world_where_nothing_is_as_expected(tmp_path: Path) -> None:
     name = "td_dpo-beta2.5-tau2.0-seed1"
     found = report_on(tmp_path, experiment_cells(), opposite, spread=0.005, diverged={name: 12})
     assert set(verdicts(found).values()) == {"not supported"}
+    assert "No (without the diverged cells: not supported), by" in found.headlines[0]
     part = found.tested[0].claims[1].parts[0]
     assert part.numbers == "1 of 3 seeds diverged: seed 1 at step 12"
     assert found.tested[0].without is not None
@@ -93,8 +95,9 @@ def test_missing_cells_leave_a_claim_undecided(tmp_path: Path) -> None:
     parts = [part for claim in found.tested[0].claims for part in claim.parts]
     assert parts[0].numbers == "dpo, beta 0.05 has no score"
     assert parts[2].numbers == "there is no such cell"
-    assert parts[3].numbers.endswith("has no score")
-    assert parts[-1].numbers == "the two share no seed of at least two betas"
+    assert parts[3].numbers == "discopop is not in this grid"
+    assert parts[-2].numbers == "a variance needs two betas that both have"
+    assert parts[-1].numbers == "discopop is not in this grid"
     assert parts[1].numbers.count("(dpo, beta 0.01)") == 1
     assert {claim.verdict for claim in found.tested[0].claims[1:]} == {"undecided"}
 
@@ -122,14 +125,45 @@ def test_small_grids_are_reported_on(tmp_path: Path, axes: dict) -> None:
 def test_a_score_where_lower_is_better_turns_the_difference_round(tmp_path: Path) -> None:
     cells = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 0.05], tau=[0.5])
     folder = write_grid(tmp_path / "grid", cells, pairs=20)
-    values = {cell_name(c): [0.1 if c.loss.name == "td_dpo" else 0.9] * 8 for c in cells}
+    # Of items that are all alike no verdict would be given.
+    values = {
+        cell_name(c): [0.1 if c.loss.name == "td_dpo" else 0.9] * 7
+        + [0.09 if c.loss.name == "td_dpo" else 0.9]
+        for c in cells
+    }
     file = tmp_path / "errors.json"
     about = {"name": "errors", "higher_is_better": False, "matches": 0.1, "beats": 0.2}
     file.write_text(json.dumps({**about, "cells": values}))
     found = analyse(folder, [file]).tested[0]
     assert found.study.score.name == "errors"
     assert found.claims[0].verdict == "supported"
-    assert "better by 0.800" in found.claims[0].parts[0].numbers
+    assert "better by 0.801" in found.claims[0].parts[0].numbers
+
+
+def one_score(folder: Path, value: Callable[[Config], float | list[float]], **axes) -> list[Claim]:
+    """The claims on a grid, by a score of its own."""
+    cells = experiment_cells(**axes)
+    write_grid(folder / "grid", cells, pairs=20)
+    about = {"name": "errors", "matches": 0.1, "beats": 0.2}
+    scores = {cell_name(cell): value(cell) for cell in cells}
+    (folder / "mine.json").write_text(json.dumps({**about, "cells": scores}))
+    return analyse(folder / "grid", [folder / "mine.json"]).tested[0].claims
+
+
+def test_one_number_per_cell_says_what_it_cannot_tell(tmp_path: Path) -> None:
+    """DPO at its best beta, and the best tau, are chosen on other items than they are scored on."""
+    axes = {"loss": ["td_dpo", "dpo"], "beta": [0.01, 0.05], "tau": [0.5]}
+    found = one_score(tmp_path, lambda cell: cell.seed / 10 + cell.loss.beta, **axes)
+    first, last = found[0].parts[1], found[3].parts[0]
+    assert first.numbers == "dpo, best beta: one number per cell cannot both choose it and score it"
+    assert "best tau: one number per cell cannot both" in last.numbers
+    assert found[0].parts[0].estimate is not None
+
+
+def test_items_and_seeds_that_are_all_alike_decide_nothing(tmp_path: Path) -> None:
+    axes = {"loss": ["td_dpo", "dpo"], "beta": [0.01, 0.05], "tau": [0.5]}
+    part = one_score(tmp_path, lambda _: [0.5] * 3, **axes)[0].parts[0]
+    assert (part.verdict, part.numbers.endswith(NO_SPREAD)) == ("undecided", True)
 
 
 def test_losses_are_compared_by_answers_where_there_are_scores_of_them(tmp_path: Path) -> None:

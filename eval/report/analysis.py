@@ -60,11 +60,14 @@ class Analysis:
         first = self.tested[0]
         steady = first.claims[-1]
         numbers = "; ".join(f"{part.text}: {part.numbers}" for part in steady.parts)
+        answer = ANSWERS[steady.verdict]
+        if first.without is not None:
+            answer += f" (without the diverged cells: {first.without[-1].verdict})"
         counted = f"Of the four expected results: {_counted(first.claims)}."
         if first.without is not None:
             counted += f" Without the diverged cells: {_counted(first.without)}."
         return [
-            f"Does tau make training robust to beta? {ANSWERS[steady.verdict]} by "
+            f"Does tau make training robust to beta? {answer}, by "
             f"{first.study.score.title}: {numbers}.",
             counted,
             *self._best_accuracy(),
@@ -81,9 +84,9 @@ class Analysis:
 
 
 ANSWERS: dict[Verdict, str] = {
-    "supported": "Yes,",
-    "not supported": "No,",
-    "undecided": "Undecided,",
+    "supported": "Yes",
+    "not supported": "No",
+    "undecided": "Undecided",
 }
 
 

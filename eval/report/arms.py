@@ -44,7 +44,7 @@ class Arm:
         return float(np.nanmean(self.per_seed))
 
 
-def means_over_items(values: Float[np.ndarray, "S U"]) -> Float[np.ndarray, " S"]:
+def means_over_items(values: Float[np.ndarray, "*A S U"]) -> Float[np.ndarray, "*A S"]:
     """The mean of each seed over the items it has; NaN where it has none."""
     counts = np.isfinite(values).sum(axis=-1)
     totals = np.nansum(values, axis=-1)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tddpo_jax.config import LOSS_SETTINGS, Config, read_yaml, resolve
+from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, read_yaml, resolve
+from tddpo_jax.grid_directory import read_grid
+from tddpo_jax.json_files import read_object, read_records
+from tddpo_jax.run_directory import read_divergence, read_facts
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
 Record = dict[str, Any]
@@ -150,14 +153,20 @@ def read_experiment(folder: Path) -> Experiment:
     cells = sorted(
         map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed)
     )
+    if _is_grid(folder):
+        _check_names(cells)
     _check_distinct(cells)
     _check_same_pairs(cells)
     return Experiment(folder, tuple(cells), is_grid=True)
 
 
+def _is_grid(folder: Path) -> bool:
+    return (folder / "grid.json").exists()
+
+
 def _folders(folder: Path) -> list[Path]:
-    if (folder / "grid.json").exists():
-        return [folder / name for name in _json(folder / "grid.json")["cells"]]
+    if _is_grid(folder):
+        return [folder / name for name in read_grid(folder / "grid.json")["cells"]]
     found = sorted(file.parent for file in folder.glob("*/config.yaml"))
     if not found:
         raise ValueError(f"{folder}: is no grid or run directory: no grid.json, no config.yaml")
@@ -168,9 +177,9 @@ def _read_cell(folder: Path) -> Cell:
     if not (folder / "config.yaml").exists():
         return _missing_cell(folder)
     config = _config(folder / "config.yaml")
-    records = _records(folder / "metrics.jsonl")
-    divergence = _json(folder / "divergence.json")
-    summary = _json(folder / "summary.json")
+    records = read_records(folder / "metrics.jsonl")
+    divergence = _read(read_divergence, folder / "divergence.json")
+    summary = _read(read_object, folder / "summary.json")
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
     has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
@@ -181,11 +190,15 @@ def _read_cell(folder: Path) -> Cell:
         seed=config.seed,
         state=state,
         config=config,
-        facts=_json(folder / "run.json"),
+        facts=_read(read_facts, folder / "run.json") or {},
         records=tuple(records),
-        divergence=divergence or None,
+        divergence=divergence,
         **evaluations._asdict(),
     )
+
+
+def _read(read: Callable[[Path], Record], file: Path) -> Record | None:
+    return read(file) if file.exists() else None
 
 
 def _config(file: Path) -> Config:
@@ -231,38 +244,41 @@ _NOTHING = _Evaluations((), np.zeros((0, 0, 2), np.float32), _NONE, _NONE)
 def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
     """Of the validations that are all finite."""
     steps, logps = [], []
+    if not any("eval_loss" in record for record in records):
+        return _NOTHING
+    reference = _array(folder / "evaluations" / "reference.npy")
     for record in records:
         file = folder / "evaluations" / f"{record['step']:06d}.npy"
         if "eval_loss" not in record or not file.exists():
             continue
-        values = np.load(file, allow_pickle=False)
+        values = _array(file)
+        if values.shape != reference.shape:
+            raise ValueError(f"{file}: is not of the pairs of reference.npy")
         if np.isfinite(values).all():
             steps.append(record["step"])
             logps.append(values)
     if not steps:
         return _NOTHING
-    reference = np.load(folder / "evaluations" / "reference.npy", allow_pickle=False)
     file = folder / "evaluations" / "lengths.npy"
-    known = file.exists()
-    lengths = np.load(file, allow_pickle=False) if known else np.full_like(reference, np.nan)
+    lengths = _array(file) if file.exists() else np.full_like(reference, np.nan)
     return _Evaluations(tuple(steps), np.stack(logps), reference, lengths)
 
 
-def _records(file: Path) -> list[Record]:
-    """The lines of a file that may still be growing: its last line may be cut."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON mapping; an empty one if there is no such file."""
-    if not file.exists():
-        return {}
+def _array(file: Path) -> np.ndarray:
+    """Numbers of the validation pairs, two each."""
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.shape[1] != 2:
+        raise ValueError(f"{file}: must hold two numbers per validation pair")
+    return values
+
+
+def _check_names(cells: list[Cell]) -> None:
+    for cell in cells:
+        if cell.config is not None and cell_name(cell.config) != cell.folder.name:
+            raise ValueError(f"{cell.folder / 'config.yaml'}: is of {cell_name(cell.config)}")
 
 
 def _check_distinct(cells: list[Cell]) -> None:

@@ -7,6 +7,7 @@ What is compared is the better-is-higher difference of two arms; its interval is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -15,7 +16,7 @@ from eval.report.arms import Arm
 from eval.report.cells import Experiment, Point
 from eval.report.intervals import Estimate, difference
 from eval.report.scores import Margins
-from eval.report.sensitivity import Ratio
+from eval.report.sensitivity import Ratio, Series
 from eval.report.study import Study
 from eval.report.words import RATIO
 from eval.uncertainty import Interval
@@ -40,6 +41,7 @@ RULES = {
 Comparison = Literal["matches", "within", "beats"]
 Rule = Literal[Comparison, "converges", "steadier"]
 ONE_SEED = "one seed says nothing about the spread between seeds"
+NO_SPREAD = "items and seeds that are all alike say nothing about how others would spread"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +100,15 @@ def examine(experiment: Experiment, study: Study) -> list[Claim]:
     low, middle, high = (
         Point("td_dpo", beta, tau) for beta, tau in ((0.01, 0.5), (0.05, 1.0), (2.5, 2.0))
     )
+    compare = functools.partial(_compare, experiment, study)
     return [
         Claim(
             1,
             "beta 0.01: TD-DPO with tau 0.5 matches DPO at 0.05 and at its best beta",
             "At beta 0.01, TD-DPO with tau 0.5 matches DPO at beta 0.05, and DPO at its best beta.",
             (
-                _compare(study, "matches", low, Point("dpo", 0.05, None)),
-                _compare(study, "matches", low, Point("dpo", "best", None)),
+                compare("matches", low, Point("dpo", 0.05, None)),
+                compare("matches", low, Point("dpo", "best", None)),
             ),
         ),
         Claim(
@@ -115,32 +118,34 @@ def examine(experiment: Experiment, study: Study) -> list[Claim]:
             f"and at its best reported 0.05, by {margins.beats:g}.",
             (
                 _converges(experiment, high),
-                _compare(study, "beats", high, Point("discopop", 2.5, None)),
-                _compare(study, "beats", high, Point("discopop", 0.05, None)),
+                compare("beats", high, Point("discopop", 2.5, None)),
+                compare("beats", high, Point("discopop", 0.05, None)),
             ),
         ),
         Claim(
             3,
             "beta 0.05: TD-DPO with tau 1 is close to DPO",
             f"At beta 0.05, TD-DPO with tau 1 is within {margins.matches:g} of DPO.",
-            (_compare(study, "within", middle, Point("dpo", 0.05, None)),),
+            (compare("within", middle, Point("dpo", 0.05, None)),),
         ),
         Claim(
             4,
             "TD-DPO's variance across beta is about 40 % smaller",
             "Across beta, the variance of TD-DPO's score, with the best tau for each beta, is "
             "about 40 % smaller.",
-            tuple(_steadier(study, baseline) for baseline in ("dpo", "discopop")),
+            tuple(_steadier(experiment, study, loss) for loss in ("dpo", "discopop")),
         ),
     ]
 
 
-def _compare(study: Study, rule: Comparison, of: Point, against: Point) -> Part:
+def _compare(
+    experiment: Experiment, study: Study, rule: Comparison, of: Point, against: Point
+) -> Part:
     text = f"{of.text}, against {against.text}"
     arm, baseline = study.arms.get(of), study.arms.get(against)
     if arm is None or baseline is None:
         lacking = against if baseline is None else of
-        return Part(text, rule, "undecided", f"{lacking.text} has no score")
+        return Part(text, rule, "undecided", _why_no_score(experiment, study, lacking))
     found = difference(arm, baseline, study.resampling)
     if found is None:
         return Part(text, rule, "undecided", "the two have no seed in common")
@@ -148,9 +153,22 @@ def _compare(study: Study, rule: Comparison, of: Point, against: Point) -> Part:
     numbers = _numbers(study, arm, baseline, better)
     if better.seeds < 2:
         return Part(text, rule, "undecided", f"{numbers}; {ONE_SEED}", better)
+    if better.span[0] == better.span[1]:
+        return Part(text, rule, "undecided", f"{numbers}; {NO_SPREAD}", better)
     margins = study.score.margins
     assert margins is not None
     return Part(text, rule, judge(rule, better.span, _margin(rule, margins)), numbers, better)
+
+
+def _why_no_score(experiment: Experiment, study: Study, point: Point) -> str:
+    """Why there is no arm of this point."""
+    if all(known.loss != point.loss for known in experiment.points):
+        return f"{point.loss} is not in this grid"
+    if point.is_setting and point not in experiment.points:
+        return f"{point.text} is not in this grid"
+    if not point.is_setting and len(study.score.strata) < 2:
+        return f"{point.text}: one number per cell cannot both choose it and score it"
+    return f"{point.text} has no score"
 
 
 def _numbers(study: Study, arm: Arm, baseline: Arm, better: Estimate) -> str:
@@ -199,12 +217,11 @@ def _converges(experiment: Experiment, point: Point) -> Part:
     return Part(text, "converges", "supported", numbers)
 
 
-def _steadier(study: Study, baseline: str) -> Part:
+def _steadier(experiment: Experiment, study: Study, baseline: str) -> Part:
     text = f"variance across beta, td_dpo with its best tau against {baseline}"
     found = study.ratios.get((("td_dpo", "best"), (baseline, None)))
     if found is None:
-        numbers = "the two share no seed of at least two betas"
-        return Part(text, "steadier", "undecided", numbers)
+        return Part(text, "steadier", "undecided", _why_no_ratio(experiment, study, baseline))
     value = f"the ratio is {RATIO.number(found.value)}"
     if math.isnan(found.value):
         value = f"{baseline} varies by no more than noise, the ratio is not known"
@@ -215,6 +232,22 @@ def _steadier(study: Study, baseline: str) -> Part:
     if found.seeds < 2:
         return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
     return Part(text, "steadier", judge_ratio(found.span), numbers, ratio=found)
+
+
+def _why_no_ratio(experiment: Experiment, study: Study, baseline: str) -> str:
+    """Why there is no ratio of the variances of TD-DPO, with its best tau, and of a baseline."""
+    betas = []
+    sides: tuple[Series, Series] = ("td_dpo", "best"), (baseline, None)
+    for loss, tau in sides:
+        own = {point.beta for point in study.arms if (point.loss, point.tau) == (loss, tau)}
+        betas.append(own - {"best"})
+        if not betas[-1]:
+            known = [point for point in experiment.points if point.loss == loss]
+            lacking = Point(loss, known[0].beta if known else "best", tau)
+            return _why_no_score(experiment, study, lacking)
+    if len(betas[0] & betas[1]) < 2:
+        return "a variance needs two betas that both have"
+    return "no seed has all these betas in both"
 
 
 def judge_ratio(interval: Interval) -> Verdict:

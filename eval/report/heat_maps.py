@@ -26,7 +26,7 @@ def heat_map(experiment: Experiment, study: Study, *, logarithmic: bool = False)
     score, betas = study.score, experiment.betas
     columns = list(dict.fromkeys((point.loss, point.tau) for point in experiment.points))
     title = f"{score.title} ({score.unit})"
-    width = FRAME.left + FRAME.right + TILE[0] * max(len(columns), 2)
+    width = FRAME.left + FRAME.right + TILE[0] * max(len(columns), 3)
     height = FRAME.top + FRAME.bottom + TILE[1] * len(betas)
     with panel(title, width=width, height=height, frame=FRAME) as (figure, axes):
         colours = matplotlib.cm.ScalarMappable(

@@ -23,7 +23,7 @@ from eval.report.curves import gradient_norms, learning_curves
 from eval.report.drawing import Picture
 from eval.report.frontier import frontier
 from eval.report.heat_maps import heat_map
-from eval.report.scores import Score
+from eval.report.scores import CELL_COLUMNS, TRAINING_COLUMNS, Score
 from eval.report.settings import shared_settings
 from eval.report.tables import Table
 from eval.report.why import why_tables
@@ -232,12 +232,10 @@ def results_csv(analysis: Analysis) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         [
-            *("cell", "state", "loss", "beta", "tau", "seed", "learning_rate"),
-            "diverged_at_step",
-            *("checkpoint_of_first_half", "checkpoint_of_second_half"),
+            *CELL_COLUMNS,
             # `loss` is the loss's name already.
             *("eval_loss" if score.name == "loss" else score.name for score in scores),
-            *("largest_grad_norm", "pairs_per_second"),
+            *TRAINING_COLUMNS,
         ]
     )
     for number, cell in enumerate(analysis.experiment.cells):

@@ -7,12 +7,12 @@ items: they are split in two halves, and each half scores what the other chose. 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pydantic
 from jaxtyping import Bool, Float
 
 from eval.mt_bench.judgments import current
@@ -22,6 +22,7 @@ from eval.quality_file import FILE, quality_of, standing_of
 from eval.report.cells import Cell, Experiment
 from eval.report.pairs import chosen_checkpoints, halves, halves_can_choose, pair_values
 from eval.report.words import plural
+from tddpo_jax.json_files import read_object
 
 
 class Margins(NamedTuple):
@@ -108,11 +109,23 @@ def find_scores(
     """
     rated, of_rated = _mt_bench(experiment, judge_model, split_seed)
     measured, of_measured = _quality(experiment, split_seed)
-    given = [read_score(experiment, file, split_seed) for file in files]
+    given = _given(experiment, files, split_seed)
     pairs, checkpoints, of_pairs = _validation(experiment, split_seed)
     outside = [*rated, *measured, *given]
-    notes = [*of_rated, *of_measured, *_lacking(experiment, outside), *of_pairs]
+    # The scores of validation pairs are lacking together.
+    lacking = _lacking(experiment, [*outside, *pairs[:1]])
+    notes = [*of_rated, *of_measured, *lacking, *of_pairs]
     return Found([*outside, *pairs], checkpoints, notes)
+
+
+def _given(experiment: Experiment, files: Sequence[Path], split_seed: int) -> list[Score]:
+    scores: dict[str, Score] = {}
+    for file in files:
+        score = read_score(experiment, file, split_seed)
+        if score.name in TAKEN or score.name in scores:
+            raise ValueError(f"{file}: name: another score is called {score.name!r}")
+        scores[score.name] = score
+    return list(scores.values())
 
 
 def _lacking(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
@@ -201,6 +214,17 @@ def _validation(
         "pair; no half chose, and the last validation counts"
     )
     return scores, checkpoints, _note(unchosen, text)
+
+
+# Columns of `results.csv` beside the scores, before and after them.
+CELL_COLUMNS = (
+    *("cell", "state", "loss", "beta", "tau", "seed", "learning_rate", "diverged_at_step"),
+    *("checkpoint_of_first_half", "checkpoint_of_second_half"),
+)
+TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
+# No score of the user's own may be called so.
+TAKEN = {"mt_bench", "quality", "eval_loss", *CELL_COLUMNS, *TRAINING_COLUMNS}
+TAKEN |= {name for name, *_ in VALIDATION}
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------
@@ -294,7 +318,8 @@ def _quality(experiment: Experiment, split_seed: int) -> tuple[list[Score], list
         return [], notes
     first = next(iter(found))
     for name, quality in found.items():
-        if quality["asked"] != found[first]["asked"]:
+        alike = len(quality["scores"]) == len(found[first]["scores"])
+        if not alike or quality.get("asked") != found[first].get("asked"):
             raise ValueError(
                 f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
                 "another way; python -m eval.quality asks all the same"
@@ -317,56 +342,65 @@ def _quality(experiment: Experiment, split_seed: int) -> tuple[list[Score], list
     ], [*notes, *_note(by_base, BY_BASE.format("answer quality"))]
 
 
+Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Margin = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=0)]
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Items = Annotated[list[Number], pydantic.Field(min_length=1), pydantic.BeforeValidator(_as_list)]
+
+
+class ScoreFile(pydantic.BaseModel):
+    """A user's own score, see `read_score`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    # It also names files.
+    name: Annotated[str, pydantic.Field(pattern=r"^\w[\w .-]*$")]
+    unit: str = "score"
+    higher_is_better: bool = True
+    matches: Margin
+    beats: Margin
+    cells: dict[str, Items]
+
+
 def read_score(experiment: Experiment, file: Path, split_seed: int) -> Score:
     """A score of the user's own.
 
-    The file is a JSON mapping: `name`, `unit`, `higher_is_better` (true), the margins `matches` and
+    The file is a JSON object: `name`, `unit`, `higher_is_better` (true), the margins `matches` and
     `beats`, and `cells`, from the name of a cell's directory to one number or a list of one number
     per item, the same items for every cell.
 
     Raises:
-        ValueError: a key is missing or wrong, or a name is no cell's.
+        ValueError: a field is missing or wrong, or a name is no cell's.
     """
-    found = _mapping(file)
-    for key in ("name", "matches", "beats", "cells"):
-        if key not in found:
-            raise ValueError(f"{file}: {key}: is missing")
-    unknown = sorted(set(found["cells"]) - {cell.name for cell in experiment.cells})
+    try:
+        given = ScoreFile.model_validate(read_object(file))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{file}: {name}: {problem['msg']}") from None
+    unknown = sorted(set(given.cells) - {cell.name for cell in experiment.cells})
     if unknown:
         raise ValueError(f"{file}: cells: {unknown[0]!r} is no cell of {experiment.folder}")
-    try:
-        values = {
-            name: np.atleast_1d(np.asarray(value, np.float64))
-            for name, value in found["cells"].items()
-        }
-    except (TypeError, ValueError):
-        raise ValueError(f"{file}: cells: must hold a number or a list of numbers each") from None
+    if not given.cells:
+        raise ValueError(f"{file}: cells: holds no cell")
+    values = {name: np.array(items) for name, items in given.cells.items()}
     if len({value.shape for value in values.values()}) != 1:
-        raise ValueError(
-            f"{file}: cells: must hold the same number of items each, and at least one"
-        )
+        raise ValueError(f"{file}: cells: must hold the same number of items each")
     return _outside(
         experiment,
         values,
         ("items",) * len(next(iter(values.values()))),
         split_seed,
-        name=str(found["name"]),
-        title=str(found["name"]),
-        unit=str(found.get("unit", "score")),
+        name=given.name,
+        title=given.name,
+        unit=given.unit,
         items="items",
-        higher=bool(found.get("higher_is_better", True)),
-        margins=Margins(float(found["matches"]), float(found["beats"]), f"from {file.name}"),
+        higher=given.higher_is_better,
+        margins=Margins(given.matches, given.beats, f"from {file.name}"),
         decimals=3,
     )
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: must hold a mapping")
-    return found

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from eval.report.arms import Arm
+from eval.report.arms import Arm, means_over_items
 from eval.report.cells import Point
-from eval.report.intervals import Draws, span
+from eval.report.intervals import Resampling, means_of, span
 from eval.uncertainty import LEVEL, Interval, t_interval
 
-Series = tuple[str, float | str | None]  # a loss and its tau, if it has one
+Series = tuple[str, float | Literal["best"] | None]  # a loss and its tau, if it has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,13 @@ class Sensitivity:
 
     Attributes:
         series: one arm per beta.
-        seeds: how many all betas have.
+        seeds: how many all betas have; these alone count, or a seed's own level would pass for
+            beta's.
         observed: variance of the means over seeds, n - 1 in the denominator.
         variance: the same less what noise adds, at least 0.
         interval: 95 %, of `variance`.
-        per_seed: `[S]`, the variance of each seed's own means; NaN where it lacks a beta.
-        draws: `[D]`, of `variance`; NaN where a draw has no seed of some beta.
+        per_seed: `[S]`, the variance of each seed's own means; NaN for seeds that do not count.
+        draws: `[D]`, of `variance`; NaN where a draw has none of the seeds.
     """
 
     series: str
@@ -89,23 +91,34 @@ def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
     return found
 
 
-def sensitivity(arms: Sequence[Arm], draws: Draws) -> Sensitivity | None:
-    """Of a series; None if it has fewer than two betas, or no seed that all of them have."""
-    per_seed = np.array([arm.per_seed for arm in arms])
-    seeds = int(np.isfinite(per_seed).all(axis=0).sum())
-    if len(arms) < 2 or not seeds:
+def common_seeds(arms: Sequence[Arm]) -> Bool[np.ndarray, " S"]:
+    """Which seeds have a score in all arms."""
+    return np.isfinite(np.stack([arm.per_seed for arm in arms])).all(axis=0)
+
+
+def sensitivity(
+    arms: Sequence[Arm], drawn: Resampling, seeds: Bool[np.ndarray, " S"] | None = None
+) -> Sensitivity | None:
+    """Of a series, over the given seeds, by default all that its arms have in common.
+
+    None if there are fewer than two betas, or no such seed.
+    """
+    counted = common_seeds(arms) if seeds is None else seeds
+    if len(arms) < 2 or not counted.any():
         return None
-    means = np.array([arm.mean for arm in arms])
-    drawn = np.stack([draws[arm.point] for arm in arms], axis=1)
-    noise = noise_of(np.stack([arm.scoring for arm in arms]))
-    of_drawing = float(np.nanmean((drawn - means).var(axis=1, ddof=1)))
+    values = np.stack([np.where(counted[:, None], arm.scoring, np.nan) for arm in arms])
+    per_seed = means_over_items(values)
+    means = np.nanmean(per_seed, axis=1)
+    drawn_means = means_of(values, drawn)
+    noise = noise_of(values[:, counted])
+    of_drawing = float(np.nanmean((drawn_means - means).var(axis=1, ddof=1)))
     observed = float(means.var(ddof=1))
-    variances = np.maximum(drawn.var(axis=1, ddof=1) - of_drawing - noise, 0.0)
+    variances = np.maximum(drawn_means.var(axis=1, ddof=1) - of_drawing - noise, 0.0)
     known = variances[np.isfinite(variances)]
     return Sensitivity(
         series=arms[0].point.series,
         betas=tuple(float(arm.point.beta) for arm in arms),
-        seeds=seeds,
+        seeds=int(counted.sum()),
         observed=observed,
         variance=max(observed - noise, 0.0),
         interval=_between(known, known),
@@ -115,13 +128,12 @@ def sensitivity(arms: Sequence[Arm], draws: Draws) -> Sensitivity | None:
 
 
 def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
-    """What noise adds to the variance of the B means, estimated from the seeds that all betas have.
+    """What noise adds to the variance of the B means.
 
     A score is taken for the sum of what beta, a seed, an item and both together do to it. The
     variance of its mean is then (MS_seeds + MS_items - MS_rest) / (S U), without bias, and what all
     betas have in common moves no variance across them.
     """
-    values = values[:, np.isfinite(values).any(axis=2).all(axis=0)]
     values = values[:, :, np.isfinite(values).all(axis=(0, 1))]
     values = values - values.mean(axis=0)
     betas, seeds, items = values.shape
@@ -139,13 +151,14 @@ def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
     return max(float(mean_squares) / (seeds * items * (betas - 1)), 0.0)
 
 
-def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], draws: Draws) -> Ratio | None:
+def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], drawn: Resampling) -> Ratio | None:
     """Of two series over their common betas; None if these, or their seeds, do not suffice."""
     betas = {arm.point.beta for arm in arms} & {arm.point.beta for arm in baseline}
-    over, under = (
-        sensitivity([arm for arm in side if arm.point.beta in betas], draws)
-        for side in (arms, baseline)
-    )
+    sides = [[arm for arm in side if arm.point.beta in betas] for side in (arms, baseline)]
+    if not betas:
+        return None
+    seeds = common_seeds([*sides[0], *sides[1]])
+    over, under = (sensitivity(side, drawn, seeds) for side in sides)
     if over is None or under is None:
         return None
     known = np.isfinite(over.draws) & np.isfinite(under.draws)
@@ -157,7 +170,7 @@ def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], draws: Draws) -> Ratio |
         series=over.series,
         baseline=under.series,
         betas=over.betas,
-        seeds=int(np.isfinite(over.per_seed + under.per_seed).sum()),
+        seeds=over.seeds,
         value=over.variance / under.variance if under.variance > 0 else float("nan"),
         interval=_between(low, high),
         over_seeds=_over_seeds(over.per_seed, under.per_seed),

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from eval.report.arms import Arm, arms_of
 from eval.report.cells import Experiment, Point
 from eval.report.intervals import (
-    Draws,
     Estimate,
     Resampling,
     draws_of,
@@ -34,7 +33,6 @@ class Study:
     with_diverged: bool
     resampling: Resampling
     arms: Mapping[Point, Arm]
-    draws: Draws
     estimates: Mapping[Point, Estimate]
     sensitivities: Mapping[Series, Sensitivity]
     ratios: Mapping[tuple[Series, Series], Ratio]
@@ -48,14 +46,13 @@ def make_study(
     arms = arms_of(experiment, score, with_diverged=with_diverged)
     draws = draws_of(arms, drawn)
     series = series_of(arms)
-    found = {name: sensitivity(group, draws) for name, group in series.items()}
-    ratios = {pair: ratio(series[pair[0]], series[pair[1]], draws) for pair in _pairs(series)}
+    found = {name: sensitivity(group, drawn) for name, group in series.items()}
+    ratios = {pair: ratio(series[pair[0]], series[pair[1]], drawn) for pair in _pairs(series)}
     return Study(
         score=score,
         with_diverged=with_diverged,
         resampling=drawn,
         arms=arms,
-        draws=draws,
         estimates={point: estimate(arm, draws) for point, arm in arms.items()},
         sensitivities={name: value for name, value in found.items() if value is not None},
         ratios={pair: value for pair, value in ratios.items() if value is not None},

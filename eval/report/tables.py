@@ -51,16 +51,16 @@ class Table:
 
 
 def verdicts_table(tested: Sequence[Tested]) -> Table:
-    """The verdict on each claim by each score."""
-    claims = tested[0].claims
-    diverged = any(one.without for one in tested)
+    """The verdict on each claim by each score, and without the diverged cells if there are any."""
+    columns = {f"by {one.study.score.title}": one.claims for one in tested}
+    for one in tested:
+        if one.without is not None:
+            columns[f"by {one.study.score.title}, without diverged cells"] = one.without
     rows: list[list[Entry]] = [
-        [str(claim.number), claim.about, *(one.claims[place].verdict for one in tested)]
-        for place, claim in enumerate(claims)
+        [str(claim.number), claim.about, *(claims[place].verdict for claims in columns.values())]
+        for place, claim in enumerate(tested[0].claims)
     ]
-    text = "Diverged cells count. " if diverged else ""
-    caption = f"{text}Numbers, rules and margins follow below."
-    return Table(caption, ["", "expected", *(f"by {t.study.score.title}" for t in tested)], rows)
+    return Table("Numbers, rules and margins follow below.", ["", "expected", *columns], rows)
 
 
 def claims_table(

@@ -43,6 +43,7 @@ from tddpo_jax import convert
 from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
+from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.sharding import make_mesh, path_name
 from tddpo_jax.tensor_files import write_tensors
@@ -201,7 +202,7 @@ def differing_tensor(folder: Path, other: Path) -> str | None:
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
     index = folder / convert.WEIGHT_FILES[1]
     if index.exists():
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = read_object(index)["weight_map"]
         return {name: folder / file for name, file in weight_map.items()}
     file = folder / convert.WEIGHT_FILES[0]
     with safe_open(file, "np") as tensors:
@@ -324,7 +325,7 @@ def _parser() -> Parser:
 def _command(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     convert.read_config(Path(given.model))
-    attributes = json.loads((Path(given.model) / "config.json").read_text())
+    attributes = read_object(Path(given.model) / "config.json")
     attributes["num_hidden_layers"] = given.layers or attributes["num_hidden_layers"]
     Path(given.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:

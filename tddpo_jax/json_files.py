@@ -1,0 +1,56 @@
+"""Reading JSON that may be damaged: errors are one line that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read, is not JSON, or holds no object.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{file}: not JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: must hold a JSON object")
+    return value
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, numbers by name; none if there is no such file.
+
+    The file may still be growing, so that its last line may be cut: such a line is left out.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    return parse_records(file, file.read_bytes()) if file.exists() else []
+
+
+def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
+    """As `read_records`, of a part of the file that was read before."""
+    lines = [line for line in text.split(b"\n") if line]
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number + 1 < len(lines) or text.endswith(b"\n"):
+                raise ValueError(f"{file}: not JSON: {line[:60]!r}") from None
+            break
+        if not isinstance(value, dict) or "step" not in value or not _numbers(value):
+            raise ValueError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
+        records.append(value)
+    return records
+
+
+def _numbers(values: dict[str, Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values.values())
