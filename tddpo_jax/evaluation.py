@@ -112,7 +112,7 @@ def evaluate(
             continue
         metrics = {f"eval_{name}": float(value[number]) for name, value in values.items()}
         if not all(map(math.isfinite, metrics.values())):
-            what = f"validation is not finite after {step} steps; rows of the validation data"
+            what = f"validation is not finite after step {step}; rows of the validation data"
             screen.say(_diverge(run, step, what, _rows_behind(validation, logps[number]), order))
             continue
         run.writer.log({"step": step, "epoch": order.epoch(step), **metrics})

@@ -263,7 +263,7 @@ def test_a_member_that_its_last_step_broke_has_diverged(together, inputs, tmp_pa
     assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 8, 6)
     reason = summary["divergence"]["reason"]
     assert reason.startswith(
-        "validation is not finite after 8 steps; rows of the validation data: "
+        "validation is not finite after step 8; rows of the validation data: "
     )
     found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (victim, unharmed))
     assert found == wanted[: len(found)]
