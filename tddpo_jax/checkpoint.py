@@ -47,9 +47,16 @@ class Checkpoints:
             like: a tree of `jax.ShapeDtypeStruct`.
 
         Raises:
-            ValueError: the checkpoint holds other arrays than `like`.
+            ValueError: the checkpoint is damaged, or holds other arrays than `like`.
         """
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
+        except (ValueError, OSError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(
+                f"{self.folder / str(step)}: cannot be read ({reason}); without this folder the "
+                "same command goes on from the state before"
+            ) from None
         return jax.tree_util.tree_map_with_path(lambda path, _: restored[path_name(path)], like)
 
     def close(self) -> None:

@@ -87,14 +87,19 @@ def _names() -> set[str]:
     return {name for name, _ in _fields(Config)}
 
 
-def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Runs a command; a `ValueError` that our own code raised is the user's mistake: status 2."""
+def run_command(
+    command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool = True
+) -> int:
+    """Runs a command; a `ValueError` that our own code raised is the user's mistake: status 2.
+
+    `resumes`: whether the same command goes on where it was interrupted.
+    """
     warnings.showwarning = _one_line_warning
     set_flags()
     try:
         return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
-        status = _told(error)
+        status = _told(error, resumes)
         # Loaded by the commands that start JAX.
         hosts = sys.modules.get("tddpo_jax.hosts")
         if hosts is not None and hosts.several():
@@ -104,10 +109,10 @@ def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str
         return status
 
 
-def _told(error: BaseException) -> int | None:
+def _told(error: BaseException, resumes: bool) -> int | None:
     """The exit status of a mistake or an interruption, after a line about it; else None."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command resumes", file=sys.stderr)
+        print("interrupted" + "; the same command resumes" * resumes, file=sys.stderr)
         return 130
     if isinstance(error, ValueError) and _raised_here(error):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

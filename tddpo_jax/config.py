@@ -251,6 +251,9 @@ class HostsConfig(Section):
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
                 raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
+        address, _, port = (self.coordinator or "host:1").rpartition(":")
+        if not address or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"hosts.coordinator: must be address:port, got {self.coordinator!r}")
         if self.index is not None and self.count is not None and self.index >= self.count:
             raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
         return self
@@ -321,7 +324,7 @@ def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per cell, in the order of the lists; a loss without tau has no tau axis.
+    """One mapping per cell, in the order of the lists; a loss has no axis that it does not read.
 
     `train.learning_rate` may be a mapping from losses to rates, of which each cell takes its own.
 
@@ -340,8 +343,9 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
         loss = str(get(cell, "loss.name", "td_dpo"))
-        if "loss.tau" in axes and "tau" not in LOSS_SETTINGS.get(loss, ("tau",)):
-            cell = without_value(cell, "loss.tau")
+        for name in ("beta", "tau"):
+            if f"loss.{name}" in axes and name not in LOSS_SETTINGS.get(loss, (name,)):
+                cell = without_value(cell, f"loss.{name}")
         rates = get(cell, "train.learning_rate")
         if isinstance(rates, Mapping):
             if loss not in rates:

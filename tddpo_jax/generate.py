@@ -28,7 +28,7 @@ from tddpo_jax.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.model_files import ModelFiles, resolve
-from tddpo_jax.peft_files import load_adapter
+from tddpo_jax.peft_files import base_dtype, load_adapter
 from tddpo_jax.row_adapters import AdapterSet, adapter_set, copied
 from tddpo_jax.sampling import Sampler, Sampling, check, check_keys, row_keys
 from tddpo_jax.sharding import compute_dtype, make_mesh, place, row_devices, row_sharding
@@ -115,8 +115,10 @@ class Generator:
         stop_ids = {*chat_format(tokenizer, template).stop_ids, *_configured_stops(files[0])}
         devices = make_mesh(mesh)
         compute = compute_dtype(dtype)
-        base = convert.load(files[0].base, devices, compute)
-        models = [_with_adapter(base, found.adapter) for found in files]
+        adapters = [found.adapter for found in files]
+        stored = base_dtype(files[0].base, adapters, compute)
+        base = convert.load(files[0].base, devices, stored)
+        models = [_with_adapter(base, adapter) for adapter in adapters]
         return cls(
             adapter_set(models), tokenizer, stop_ids=sorted(stop_ids), mesh=devices, dtype=compute
         )

@@ -34,7 +34,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     """
     directories = cell_directories(settings)
     check_wandb(directories[0].config)
-    _say_ignored_taus(settings, directories, screen)
+    _say_ignored_axes(settings, directories, screen)
     _say_ignored_population(directories, screen)
     left = _unfinished(directories)
     if len(left) < len(directories):
@@ -53,13 +53,14 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     return agree(lambda: [directory.summary or {} for directory in directories])
 
 
-def _say_ignored_taus(
+def _say_ignored_axes(
     settings: dict[str, Any], directories: Sequence[RunDirectory], screen: Screen
 ) -> None:
-    taus = get(settings, "loss.tau")
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
-        if isinstance(taus, list) and len(taus) > 1 and "tau" not in LOSS_SETTINGS[name]:
-            screen.say(f"{name} has no tau: one cell, not {len(taus)}, per beta and seed")
+        for axis in ("beta", "tau"):
+            values = get(settings, f"loss.{axis}")
+            if isinstance(values, list) and len(values) > 1 and axis not in LOSS_SETTINGS[name]:
+                screen.say(f"{name} has no {axis}: one cell of it, not {len(values)}")
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:

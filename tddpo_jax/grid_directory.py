@@ -16,10 +16,10 @@ from tddpo_jax.config import Config, cell_name, expand, get, resolve
 from tddpo_jax.hosts import agree
 from tddpo_jax.json_files import read_object
 from tddpo_jax.run_directory import (
-    PLACEMENT,
     RunDirectory,
     check_output,
     differences,
+    identity,
     is_free,
     write_atomically,
 )
@@ -72,7 +72,7 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     file = root / "grid.json"
     if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
-    found = read_grid(file)["settings"]
+    found = identity(read_grid(file)["settings"])
     wanted = _shared(configs, found)
     if found != wanted:
         raise ValueError(
@@ -84,9 +84,8 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
 def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What the cells of a grid have in common, with the learning rates of all losses so far."""
     axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
-    axes |= dict.fromkeys(PLACEMENT, True)
     rates = {config.loss.name: config.train.learning_rate for config in configs}
-    settings = configs[0].model_dump(mode="json", exclude=axes)
+    settings = identity(configs[0].model_dump(mode="json", exclude=axes))
     settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
     return settings
 

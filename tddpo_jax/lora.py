@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +154,8 @@ def check_fresh(model: Llama) -> None:
 def quantize(model: Llama) -> None:
     """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
 
-    Layers that are stored so already stay as they are.
+    Layers that are stored so already stay as they are. The weights must be as the checkpoint has
+    them: rounded to another dtype first, they would get other codes (see `peft_files.base_dtype`).
 
     Raises:
         ValueError: a layer's inputs are not a multiple of the block size.
@@ -191,8 +193,8 @@ def _nf4(weight: Array) -> qwix.QArray:
     return jax.jit(quantized, out_shardings=places)(weight)
 
 
-def merged(model: Llama) -> Llama:
-    """The model with its adapters added into (dequantised) weights, in the base's dtype."""
+def merged(model: Llama, dtype: Any) -> Llama:
+    """The model with its adapters added into (dequantised) weights, all of it in this dtype."""
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, state)
     adapters = whole_adapters(copy)
@@ -203,9 +205,9 @@ def merged(model: Llama) -> Llama:
             adapter = adapters[name]
             a, b = adapter.a[...], adapter.b[...]
             change = adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
-            weight = (weight.astype(jnp.float32) + change).astype(weight.dtype)
-        linear.weight, linear.adapter = nnx.Param(weight), None
-    return copy
+            weight = weight.astype(jnp.float32) + change
+        linear.weight, linear.adapter = nnx.Param(weight.astype(dtype)), None
+    return jax.tree.map(lambda weight: weight.astype(dtype), copy)
 
 
 def fresh_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:

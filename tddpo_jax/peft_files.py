@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from qwix import QArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tddpo_jax.convert import NAMES
+from tddpo_jax.convert import NAMES, checkpoint_dtype
 from tddpo_jax.hosts import is_first
 from tddpo_jax.json_files import read_object
 from tddpo_jax.lora import NF4_BLOCK, quantize, whole_adapters
@@ -103,7 +104,7 @@ def load_adapter(model: Llama, folder: Path) -> None:
         for name, shape in _expected(model, linear_name, config.rank).items()
     }
     _check_tensors(path, tensors, shapes)
-    if (folder / QUANTIZED_FILE).is_file():
+    if _has_quantized_base(folder):
         quantize(model)
     place = model.norm.weight[...].sharding
     for linear_name in targets:
@@ -116,6 +117,20 @@ def load_adapter(model: Llama, folder: Path) -> None:
             stacked = np.stack([tensors[name].astype(np.float32) for name in names])
             setattr(adapter, factor, LoraParam(jax.device_put(stacked, place)))
         linear.adapter = adapter
+
+
+def _has_quantized_base(folder: Path) -> bool:
+    return (folder / QUANTIZED_FILE).is_file()
+
+
+def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
+    """The dtype in which to load the weights under these adapters, for a computation in `dtype`.
+
+    Weights that an adapter wants quantised: the checkpoint's own, whatever the computation, so that
+    everybody who loads them finds the four bits that the adapter was trained with.
+    """
+    quantized = any(folder is not None and _has_quantized_base(folder) for folder in adapters)
+    return checkpoint_dtype(base) if quantized else dtype
 
 
 def export_adapter(model: Llama, folder: Path, base_name: str) -> None:

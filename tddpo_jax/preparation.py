@@ -32,7 +32,7 @@ from tddpo_jax.model import Llama, LlamaConfig, LoraParam, count_parameters
 from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes
-from tddpo_jax.peft_files import load_adapter
+from tddpo_jax.peft_files import base_dtype, load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
 from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_sharding
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
@@ -82,11 +82,11 @@ def load_tokenizer_if_any(files: ModelFiles) -> PreTrainedTokenizerBase | None:
 def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
     """The model of a folder; an adapter that lies on top of it is merged in."""
     model = _load_unmerged(files, mesh, dtype)
-    return model if files.adapter is None else lora.merged(model)
+    return model if files.adapter is None else lora.merged(model, dtype)
 
 
 def _load_unmerged(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
-    model = convert.load(files.base, mesh, dtype)
+    model = convert.load(files.base, mesh, base_dtype(files.base, [files.adapter], dtype))
     if files.adapter is not None:
         load_adapter(model, files.adapter)
     return model
@@ -235,7 +235,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
-        quantised=prepared.config.train.mode == "qlora",
+        quantised=prepared.config.train.mode == "qlora" and "as stored",
         # These move the last digits, and validation at step 0 should be exactly the reference.
         micro_batches=[dataclasses.asdict(shape) for shape in shapes],
         attention=prepared.config.model.attention,
@@ -271,9 +271,11 @@ def _split_model(
     if config.train.mode == "full":
         # float32 master weights, whatever the dtype of the computation.
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
-    model = _load_unmerged(files, mesh, dtype)
+    quantized = config.train.mode == "qlora"
+    stored = convert.checkpoint_dtype(files.base) if quantized else dtype
+    model = _load_unmerged(files, mesh, stored)
     lora.freeze_adapters(model)
-    if config.train.mode == "qlora":
+    if quantized:
         lora.quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)
     return split_model(model, LoraParam)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tddpo_jax.config import Config, read_yaml
+from tddpo_jax.config import Config, read_yaml, without_value
 from tddpo_jax.hosts import agree, first_only
 from tddpo_jax.json_files import read_object, read_records
 
@@ -32,7 +32,8 @@ FACTS = {
     "model": ("path", "sha256", "parameters"),
     "data": ("path", "sha256", "train_rows", "validation_rows"),
 }
-# Sections that say where a run is computed, not what: it may resume on other devices.
+# Sections that say where a run is computed, not what: it may resume on other devices. Nor does
+# `train.population` say what: a run may go on in other company.
 PLACEMENT = ("mesh", "hosts")
 
 
@@ -105,7 +106,7 @@ class RunDirectory:
         if not stored.exists():
             raise ValueError(f"output: {path} exists and holds no run")
         found = read_yaml(stored)
-        there, here = _identity(found), _identity(self._resolved)
+        there, here = identity(found), identity(self._resolved)
         if there != here:
             raise ValueError(
                 f"output: {path} holds a run of another configuration: "
@@ -194,8 +195,10 @@ class RunDirectory:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in PLACEMENT}
+def identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say what a run computes; with another of them it is another run."""
+    computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
+    return without_value(computed, "train.population")
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:

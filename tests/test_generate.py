@@ -228,7 +228,8 @@ def test_several_adapters_in_one_batch_are_each_merged_alone():
     ]
     index = [0, 1, 2, -1, 2, 0, -1, 1]
     found = continued(adapter_set(models), prompts_of(LENGTHS), adapters=index)
-    answers = [continued(adapter_set([merged(m)]), prompts_of(LENGTHS)) for m in [*models, base]]
+    single = [merged(model, jnp.float32) for model in [*models, base]]
+    answers = [continued(adapter_set([model]), prompts_of(LENGTHS)) for model in single]
     assert found == [answers[number][row] for row, number in enumerate(index)]
     assert len({str(rows) for rows in answers}) == 4
 

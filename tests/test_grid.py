@@ -13,6 +13,7 @@ from tddpo_jax import preparation
 from tddpo_jax.config import read_yaml, resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.grid import run_experiment
+from tddpo_jax.grid_directory import cell_directories
 from tddpo_jax.preparation import prepare
 from tddpo_jax.run_directory import LOCK_FILE, RunDirectory
 from tddpo_jax.trainer import train
@@ -206,8 +207,15 @@ def test_a_seed_moves_the_order_and_nothing_else(grid):
 def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, capsys):
     changes = {**SHORT, "loss.name": ["dpo"], "loss.tau": [0.5, 1.0, 2.0]}
     run_experiment(tiny_runs.settings(inputs, tmp_path / "run", changes), Screen())
-    assert "dpo has no tau: one cell, not 3" in capsys.readouterr().out
+    assert "dpo has no tau: one cell of it, not 3" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()  # and one cell is a run, not a grid
+
+
+def test_a_loss_without_beta_has_one_cell_per_seed(tmp_path):
+    losses = {"name": ["sft", "dpo"], "beta": [0.1, 0.2]}
+    cells = cell_directories({"loss": losses, "seed": [0, 1], "output": str(tmp_path / "grid")})
+    names = [cell.config.loss.name for cell in cells]
+    assert (names.count("sft"), names.count("dpo")) == (2, 4)
 
 
 def test_a_finished_grid_is_left_alone(grid, inputs):

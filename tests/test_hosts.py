@@ -121,14 +121,19 @@ def by_two(inputs, runs):
     return runs / "by_two", run_on_hosts(inputs, runs / "by_two", 2)
 
 
-def killed_on_its_way(inputs, output, count, victim):
-    """Kills one process of a run; (status, output, errors) of all, within a minute."""
-    processes = start(inputs, output, count)
+def wait_for_lines(process, output):
+    """Until a run has its first checkpoint, or is over."""
     metrics = output / "metrics.jsonl"
-    while processes[0].poll() is None and not (
+    while process.poll() is None and not (
         metrics.exists() and metrics.read_text().count("\n") >= LINES_BEFORE_THE_KILL
     ):
         time.sleep(0.002)
+
+
+def killed_on_its_way(inputs, output, count, victim):
+    """Kills one process of a run; (status, output, errors) of all, within a minute."""
+    processes = start(inputs, output, count)
+    wait_for_lines(processes[0], output)
     processes[victim].kill()
     results = ended(processes, seconds=60)
     assert results[victim][0] == -signal.SIGKILL
@@ -192,6 +197,16 @@ def test_the_first_host_may_be_the_lost_one(inputs, runs):
     """It holds the service by which hosts find each other, and writes; the other ends as well."""
     results = killed_on_its_way(inputs, runs / "headless", 2, victim=0)
     assert_told(results[1], "host 1 of 2")
+
+
+def test_a_job_that_is_asked_to_end_ends(inputs, runs):
+    """SIGTERM, as of scancel: JAX's own service for several hosts would wait for a later step."""
+    (host,) = start(inputs, runs / "terminated", 1)
+    wait_for_lines(host, runs / "terminated")
+    host.terminate()
+    ((status, _, errors),) = ended([host], seconds=30)
+    assert status == -signal.SIGTERM, errors
+    assert not (runs / "terminated" / "summary.json").exists()
 
 
 def test_the_restarted_job_is_an_uninterrupted_one(killed, by_two, inputs):
@@ -290,6 +305,8 @@ def test_a_launcher_is_found_by_what_it_started(environment, settings, launcher,
         ({"coordinator": "a:1"}, r"hosts\.count: needed"),
         ({"count": 2, "index": 0}, r"hosts\.coordinator: needed"),
         ({"coordinator": "a:1", "count": 2, "index": 2}, r"hosts\.index: 2 is none of 0 to 1"),
+        ({"coordinator": "a", "count": 1, "index": 0}, r"hosts\.coordinator: must be address:port"),
+        ({"coordinator": "a:99999", "count": 1, "index": 0}, r"address:port, got 'a:99999'"),
         ({"launcher": "pbs"}, r"hosts\.launcher"),
     ],
 )

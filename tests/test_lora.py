@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_added_product():
         return value(nnx.merge(graphdef, adapters, base))
 
     gradients = tiny.quick_jit(jax.grad(value_of_adapters))(adapters, base)
-    full = tiny.quick_jit(jax.grad(value))(merged(model))
+    full = tiny.quick_jit(jax.grad(value))(merged(model, jnp.float32))
     found = {path_name(p): g for p, g in jax.tree_util.tree_leaves_with_path(gradients)}
     assert len(found) == 2 * len(LINEAR_NAMES)
     for name in LINEAR_NAMES:
@@ -122,17 +122,18 @@ def test_merged_is_the_same_model():
     expected = tiny.hidden_states(model, TOKENS)
     alone = tiny.hidden_states(tiny.llama(), TOKENS)
     assert np.abs(expected - alone).max() > 0.1
-    single = merged(model)
+    single = merged(model, jnp.float32)
     assert not jax.tree.leaves(nnx.state(single, LoraParam))
     actual = tiny.hidden_states(single, TOKENS)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(tiny.hidden_states(model, TOKENS), expected)
 
 
-def test_merged_keeps_the_dtype_of_the_base():
+def test_merged_has_the_dtype_that_was_asked_for():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.llama())
-    single = merged(trained(with_adapters(half)))
-    assert {leaf.dtype for leaf in jax.tree.leaves(single)} == {jnp.dtype(jnp.bfloat16)}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        single = merged(trained(with_adapters(half)), dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(single)} == {jnp.dtype(dtype)}
 
 
 @pytest.mark.parametrize("zeros", [0, 2])
@@ -202,7 +203,7 @@ def quantized():
     """A quantised model and the same with its weights made whole."""
     model = tiny.llama(**QUANTIZED)
     quantize(model)
-    return model, merged(model)
+    return model, merged(model, jnp.float32)
 
 
 def test_weights_are_nf4_in_blocks_of_64(quantized):

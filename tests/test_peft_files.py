@@ -10,12 +10,21 @@ import numpy as np
 import peft
 import pytest
 import tiny
+import tiny_runs
 import torch
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 
+from tddpo_jax import config, preparation
+from tddpo_jax.console import Screen
+from tddpo_jax.generate import Generator
 from tddpo_jax.model import LINEAR_NAMES
+from tddpo_jax.model_files import resolve
 from tddpo_jax.peft_files import export_adapter, load_adapter, read_peft_config
+from tddpo_jax.preparation import prepare
+from tddpo_jax.scoring import export_run
+
+NUMPY = {"float16": np.float16, "bfloat16": jnp.bfloat16}
 
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -173,3 +182,42 @@ def test_a_model_without_adapters_is_not_written(base, tmp_path):
     with pytest.raises(ValueError, match="no adapter to write"):
         export_adapter(tiny.load(base), tmp_path / "adapter", "base")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("stored", NUMPY)
+def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path):
+    """Trained in one dtype, stored in another, loaded in any: the codes and scales are the same.
+
+    What is exported is then the policy, rounded once to the checkpoint's dtype.
+    """
+    shutil.copytree(inputs.model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = {name: tensor.astype(NUMPY[stored]) for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    other = "bfloat16" if stored == "float16" else "float32"
+    changes = {"model.path": str(tmp_path / "model"), "model.dtype": other, "lora.rank": 2}
+    changes |= {"train.mode": "qlora", "train.max_steps": 2}
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert summary["state"] == "finished"
+
+    run, mesh = resolve(str(tmp_path / "run")), tiny.one_device()
+    settings = tiny_runs.settings(inputs, tmp_path / "again", changes)
+    trained = prepare([config.resolve(settings)], Screen(quiet=True))
+    quantized = [trained.model(trained.fresh(0))]
+    quantized += [
+        preparation._load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))
+    ]
+    quantized += [Generator.from_path(str(tmp_path / "run"), "float32").adapters.model]
+    for name in LINEAR_NAMES:
+        first, *rest = (getattr(model.layers, name).weight.get_value() for model in quantized)
+        for another in rest:
+            np.testing.assert_array_equal(another.qvalue, first.qvalue)
+            np.testing.assert_array_equal(another.scale, first.scale)
+
+    export_run(tmp_path / "run", tmp_path / "whole", adapter=False)
+    policy = preparation.load_model(run, mesh, jnp.float32)
+    whole = preparation.load_model(resolve(str(tmp_path / "whole")), mesh, jnp.float32)
+    for name in LINEAR_NAMES:
+        found, wanted = (getattr(m.layers, name).weight.get_value() for m in (whole, policy))
+        np.testing.assert_array_equal(found, wanted.astype(stored).astype("float32"))

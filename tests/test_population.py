@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from synthetic_grid import facts
 from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
 
 from tddpo_jax import grid, trainer
@@ -16,7 +17,7 @@ from tddpo_jax.checkpoint import saved_steps
 from tddpo_jax.config import resolve
 from tddpo_jax.console import Screen
 from tddpo_jax.evaluation import policy_log_probs
-from tddpo_jax.grid_directory import cell_directories
+from tddpo_jax.grid_directory import cell_directories, record_grid
 from tddpo_jax.preparation import Prepared, prepare
 from tddpo_jax.train_step import stacked
 
@@ -262,9 +263,7 @@ def test_a_member_that_its_last_step_broke_has_diverged(together, inputs, tmp_pa
     summary = json.loads((victim / "summary.json").read_text())
     assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 8, 6)
     reason = summary["divergence"]["reason"]
-    assert reason.startswith(
-        "validation is not finite after step 8; rows of the validation data: "
-    )
+    assert reason.startswith("validation is not finite after step 8; rows of the validation data: ")
     found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (victim, unharmed))
     assert found == wanted[: len(found)]
     assert (found[-1]["step"], saved_steps(victim / "checkpoints")) == (7, {4, 6})
@@ -328,6 +327,17 @@ def cells(root, **train):
     """Five cells of each of two seeds."""
     settings = {"loss": {"beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, "seed": [0, 1], "output": str(root)}
     return cell_directories({**settings, "train": {"mode": "lora", **train}})
+
+
+def test_a_grid_may_go_on_in_populations_of_another_size(tmp_path):
+    """One that ran out of memory must; what a cell comes to is the same but for rounding."""
+    first = cells(tmp_path / "grid", population=True)
+    record_grid(first)
+    first[0].create(facts(10))
+    for population in (False, 1, 3):
+        assert len(cells(tmp_path / "grid", population=population)) == 10
+    with pytest.raises(ValueError, match=r"train\.batch_pairs is"):
+        cells(tmp_path / "grid", batch_pairs=3)
 
 
 @pytest.mark.parametrize(

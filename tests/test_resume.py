@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,20 @@ def finished(inputs, tmp_path_factory):
         tiny_runs.use_devices(patch, 1)
         tiny_runs.run(inputs, directory)
     return directory
+
+
+def test_a_damaged_state_is_named(inputs, tmp_path, monkeypatch):
+    """The newest of two, cut short; without it the run goes on from the other."""
+    killed_run(inputs, tmp_path / "run", monkeypatch, before_save(8))
+    newest = tmp_path / "run" / "checkpoints" / "6"
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            os.truncate(file, 100)
+    with pytest.raises(ValueError, match=r"checkpoints/6: cannot be read .*goes on from the state"):
+        tiny_runs.run(inputs, tmp_path / "run")
+    shutil.rmtree(newest)
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run")
+    assert (summary["state"], summary["steps"]) == ("finished", 8)
 
 
 # ---- where a run may end -------------------------------------------------------------------------

@@ -92,13 +92,16 @@ def test_the_small_suite_measures_every_part(tmp_path):
 
 def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
     with pytest.raises(ValueError, match="measures one device, here are 8"):
-        run_suite(small=True, minutes=9)
+        next(run_suite(small=True, minutes=9))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    rows = run_suite(small=True, minutes=0)
+    rows = list(run_suite(small=True, minutes=0))
     assert [row["part"] for row in rows][5] == "decode"
     assert {row["remark"] for row in rows} == {"left out: 0 minutes are over"}
     with pytest.raises(ValueError, match="there is no GPU"):
-        run_suite(small=False, minutes=9)
+        next(run_suite(small=False, minutes=9))
+
+
+SECOND = "a step is timed from the second on"
 
 
 @pytest.mark.parametrize(
@@ -110,10 +113,14 @@ def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
         (["--prefix", "--layout", "plain"], "--layout: is not read with --prefix"),
         (["--suite", "gpu", "--width", "8"], "--width: is not read with --suite"),
         (["--steps", "0"], "--steps: must be above 0, got 0"),
-        (["--heads", "7"], "--heads: 7 does not divide --width 256"),
+        (["--heads", "7"], "--heads: twice 7 does not divide --width 256"),
         (["--json", "--markdown"], "--markdown: cannot be combined with --json"),
         (["--model", "x", "--width", "8"], "--width: --model gives the shape"),
         (["--output", "no/such/folder/x.json"], "--output: no/such/folder is no folder"),
+        (["--output", "/"], "--output: / is no file that can be written to"),
+        (["--decode", "--new-tokens", "1"], f"--new-tokens: {SECOND}, got 1"),
+        (["--width", "24", "--heads", "8"], "--heads: twice 8 does not divide --width 24"),
+        (["--mode", "qlora"], "--mode: qlora needs --width and --feed-forward by 64"),
     ],
 )
 def test_what_is_refused(arguments, said, capsys, monkeypatch):

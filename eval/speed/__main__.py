@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.convert import read_config
+from tddpo_jax.lora import NF4_BLOCK
 from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import EMBEDDED
+from tddpo_jax.run_directory import write_atomically
 
 DEFAULTS: dict[str, Any] = {
     "model": None,
@@ -149,9 +152,13 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
             raise ValueError(f"{_option(name)}: is not read {flag}")
         if name in POSITIVE and value <= 0:
             raise ValueError(f"{_option(name)}: must be above 0, got {value}")
-    folder = Path(given.get("output", "")).parent
-    if not folder.is_dir():
-        raise ValueError(f"--output: {folder} is no folder")
+        if name == "new_tokens" and value < 2:
+            raise ValueError(f"--new-tokens: a step is timed from the second on, got {value}")
+    output = Path(given.get("output", "figures.json"))
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: {output.parent} is no folder")
+    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ValueError(f"--output: {output} is no file that can be written to")
     if "json" in given and "markdown" in given:
         raise ValueError("--markdown: cannot be combined with --json")
     return mode, argparse.Namespace(**{**DEFAULTS, **given})
@@ -167,8 +174,10 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
             if any(word.partition("=")[0] == _option(name) for word in arguments):
                 raise ValueError(f"{_option(name)}: --model gives the shape")
         return read_config(Path(given.model))
-    if given.width % given.heads:
-        raise ValueError(f"--heads: {given.heads} does not divide --width {given.width}")
+    if given.width % (2 * given.heads):
+        raise ValueError(f"--heads: twice {given.heads} does not divide --width {given.width}")
+    if given.mode == "qlora" and (given.width % NF4_BLOCK or given.feed_forward % NF4_BLOCK):
+        raise ValueError(f"--mode: qlora needs --width and --feed-forward by {NF4_BLOCK}")
     return LlamaConfig(
         vocabulary=given.vocabulary,
         width=given.width,
@@ -185,8 +194,8 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     )
 
 
-def _measure(mode: str, given: Any, model: LlamaConfig) -> list[dict[str, Any]]:
-    """One row of figures for each thing that is measured."""
+def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, Any]]:
+    """One row of figures for each thing that is measured, as soon as there is one."""
     # Not before JAX knows how many devices it has.
     from eval.speed import comparison, decoding, peers, pieces, training
 
@@ -203,25 +212,24 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> list[dict[str, Any]]:
         },
     )
     if mode == "profile":
-        return pieces.measure_pieces(case)
-    if mode == "prefix":
-        return [comparison.measure_prefix(case)]
-    if mode == "population":
-        return [comparison.measure_population(case, given.population)]
-    if mode == "decode":
+        yield from pieces.measure_pieces(case)
+    elif mode == "prefix":
+        yield comparison.measure_prefix(case)
+    elif mode == "population":
+        yield comparison.measure_population(case, given.population)
+    elif mode == "decode":
         rows, prompt, new = given.rows, given.prompt_tokens, given.new_tokens
-        return [decoding.measure_decoding(case, rows, prompt, new)]
-    if mode == "training":
-        return [training.measure_training(case)]
-    if given.peer_python is None:
+        yield decoding.measure_decoding(case, rows, prompt, new)
+    elif mode == "training":
+        yield training.measure_training(case)
+    elif given.peer_python is None:
         raise ValueError(f"--peer-python: name the Python of the environment of {given.against}")
-    both = given.peer_settings == "both"
-    return [
-        peers.measure_against(
-            case, given.against, given.peer_python, settings, given.peer_micro_batch
-        )
-        for settings in (("default", "best") if both else (given.peer_settings,))
-    ]
+    else:
+        both = given.peer_settings == "both"
+        for settings in ("default", "best") if both else (given.peer_settings,):
+            yield peers.measure_against(
+                case, given.against, given.peer_python, settings, given.peer_micro_batch
+            )
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -232,14 +240,17 @@ def _command(arguments: Sequence[str]) -> int:
     use_compilation_cache()
     about = {"speed": mode, **facts()}
     if model is not None:
-        rows = _measure(mode, given, model)
+        measured = _measure(mode, given, model)
     else:
         from eval.speed.suite import run_suite
 
-        rows = run_suite(small=given.small, minutes=given.minutes)
-    figures = {**about, **rows[0]} if len(rows) == 1 else {**about, "rows": rows}
-    if "output" in given:
-        Path(given.output).write_text(json.dumps(figures, indent=1) + "\n")
+        measured = run_suite(small=given.small, minutes=given.minutes)
+    rows, figures = [], about
+    for row in measured:
+        rows.append(row)
+        figures = {**about, **row} if len(rows) == 1 else {**about, "rows": rows}
+        if "output" in given:  # what was measured is kept, whatever becomes of the rest
+            write_atomically(Path(given.output), json.dumps(figures, indent=1) + "\n")
     if "json" in given:
         print(json.dumps(figures))
     else:
@@ -249,7 +260,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 def main() -> int:
     """The command line."""
-    return run_command(_command, sys.argv[1:])
+    return run_command(_command, sys.argv[1:], resumes=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def _small() -> Sizes:
     )
 
 
-def run_suite(*, small: bool, minutes: float) -> list[dict[str, Any]]:
-    """A row of figures for each part.
+def run_suite(*, small: bool, minutes: float) -> Iterator[dict[str, Any]]:
+    """A row of figures for each part, as soon as there is one.
 
     Args:
         small: tiny shapes, on any device.
@@ -134,19 +134,18 @@ def run_suite(*, small: bool, minutes: float) -> list[dict[str, Any]]:
         raise ValueError("--suite gpu: there is no GPU; --small runs it on a CPU")
     start = time.monotonic()
     sizes = _small() if small else _large()
-    rows: list[dict[str, Any]] = []
     longest = sizes.usual_seconds
     for name, part in _parts(sizes).items():
         began = time.monotonic()
         if began + longest > start + 60 * minutes:
-            rows.append({"part": name, "remark": f"left out: {minutes:g} minutes are over"})
+            yield {"part": name, "remark": f"left out: {minutes:g} minutes are over"}
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += _guarded(name, part)
+        rows = _guarded(name, part)
         # Checks and rates take no time to speak of, and say nothing about what training takes.
         longest = max(longest, time.monotonic() - began)
         rows[-1]["part_seconds"] = time.monotonic() - began
-    return rows
+        yield from rows
 
 
 def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
