@@ -51,6 +51,8 @@ def read_quality(folder: Path) -> dict[str, Any] | None:
     scores = found.get("scores")
     if not isinstance(scores, list) or not all(isinstance(one, int | float) for one in scores):
         raise ValueError(f"{file}: scores: must be a list, one number per prompt")
+    if not isinstance(found.get("kl_per_token"), int | float | None):
+        raise ValueError(f"{file}: kl_per_token: must be a number, or null")
     return found
 
 

@@ -51,7 +51,7 @@ class Checkpoints:
         """
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
-        except (ValueError, OSError, KeyError) as error:
+        except Exception as error:  # whatever Orbax makes of it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise ValueError(
                 f"{self.folder / str(step)}: cannot be read ({reason}); without this folder the "

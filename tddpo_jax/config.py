@@ -251,7 +251,9 @@ class HostsConfig(Section):
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
                 raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
-        address, _, port = (self.coordinator or "host:1").rpartition(":")
+        address, _, port = ("host:1" if self.coordinator is None else self.coordinator).rpartition(
+            ":"
+        )
         if not address or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"hosts.coordinator: must be address:port, got {self.coordinator!r}")
         if self.index is not None and self.count is not None and self.index >= self.count:
@@ -316,7 +318,7 @@ def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, A
 def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A copy of nested mappings that lacks the value at a dotted name."""
     head, _, rest = name.partition(".")
-    if head not in mapping:
+    if head not in mapping or (rest and not isinstance(mapping[head], Mapping)):
         return dict(mapping)
     if not rest:
         return {key: value for key, value in mapping.items() if key != head}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -97,6 +98,7 @@ def evaluate(
     """
     validation = prepared.dataset.validation
     if not validation:
+        _check_weights(prepared, state, members, step, order, screen)
         return
     with screen.stage("validation") as update:
         logps, kls = policy_log_probs(prepared, state, len(members), validation, update)
@@ -125,6 +127,27 @@ def evaluate(
             f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "
             f"eval_kl {metrics['eval_kl']:.3g}"
         )
+
+
+def _check_weights(
+    prepared: Prepared,
+    state: TrainState,
+    members: Sequence[Member],
+    step: int,
+    order: Order,
+    screen: Screen,
+) -> None:
+    """What validation would show, without one: a policy that its last step broke."""
+    for number, run in enumerate(members):
+        weights = jax.tree.leaves(member(state.trainable, number, len(members)))
+        if (
+            step
+            and not run.diverged
+            and not all(bool(jnp.isfinite(weight).all()) for weight in weights)
+        ):
+            what = f"weights are not finite after step {step}; rows of the data"
+            rows = [pair.row for pair in order.pairs_of(prepared.dataset.train, step - 1)]
+            screen.say(_diverge(run, step, what, rows, order))
 
 
 def export_best(

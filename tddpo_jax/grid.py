@@ -60,7 +60,9 @@ def _say_ignored_axes(
         for axis in ("beta", "tau"):
             values = get(settings, f"loss.{axis}")
             if isinstance(values, list) and len(values) > 1 and axis not in LOSS_SETTINGS[name]:
-                screen.say(f"{name} has no {axis}: one cell of it, not {len(values)}")
+                per = [known for known in ("beta", "tau") if known in LOSS_SETTINGS[name]]
+                text = " and ".join([*per, "seed"])
+                screen.say(f"{name} has no {axis}: one cell, not {len(values)}, per {text}")
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:

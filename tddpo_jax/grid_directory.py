@@ -60,7 +60,7 @@ def read_grid(file: Path) -> dict[str, Any]:
     """
     found = read_object(file)
     cells = found.get("cells")
-    if not isinstance(cells, list) or not all(isinstance(name, str) for name in cells):
+    if not cells or not isinstance(cells, list) or not all(isinstance(n, str) for n in cells):
         raise ValueError(f"{file}: cells: must be a list of names")
     if not isinstance(found.get("settings"), dict):
         raise ValueError(f"{file}: settings: must be an object")
@@ -73,6 +73,8 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
     found = identity(read_grid(file)["settings"])
+    if not isinstance(get(found, "train.learning_rate"), dict):
+        raise ValueError(f"{file}: settings.train.learning_rate: must name a rate for each loss")
     wanted = _shared(configs, found)
     if found != wanted:
         raise ValueError(

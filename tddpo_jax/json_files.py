@@ -46,11 +46,12 @@ def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
             if number + 1 < len(lines) or text.endswith(b"\n"):
                 raise ValueError(f"{file}: not JSON: {line[:60]!r}") from None
             break
-        if not isinstance(value, dict) or "step" not in value or not _numbers(value):
+        if not isinstance(value, dict) or not _is_record(value):
             raise ValueError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
         records.append(value)
     return records
 
 
-def _numbers(values: dict[str, Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values.values())
+def _is_record(values: dict[str, Any]) -> bool:
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    return numbers and isinstance(values.get("step"), int)

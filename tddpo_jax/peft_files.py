@@ -104,7 +104,7 @@ def load_adapter(model: Llama, folder: Path) -> None:
         for name, shape in _expected(model, linear_name, config.rank).items()
     }
     _check_tensors(path, tensors, shapes)
-    if _has_quantized_base(folder):
+    if has_quantized_base(folder):
         quantize(model)
     place = model.norm.weight[...].sharding
     for linear_name in targets:
@@ -119,7 +119,7 @@ def load_adapter(model: Llama, folder: Path) -> None:
         linear.adapter = adapter
 
 
-def _has_quantized_base(folder: Path) -> bool:
+def has_quantized_base(folder: Path) -> bool:
     return (folder / QUANTIZED_FILE).is_file()
 
 
@@ -129,7 +129,7 @@ def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
     Weights that an adapter wants quantised: the checkpoint's own, whatever the computation, so that
     everybody who loads them finds the four bits that the adapter was trained with.
     """
-    quantized = any(folder is not None and _has_quantized_base(folder) for folder in adapters)
+    quantized = any(folder is not None and has_quantized_base(folder) for folder in adapters)
     return checkpoint_dtype(base) if quantized else dtype
 
 

@@ -32,7 +32,7 @@ from tddpo_jax.model import Llama, LlamaConfig, LoraParam, count_parameters
 from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes
-from tddpo_jax.peft_files import base_dtype, load_adapter
+from tddpo_jax.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
 from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_sharding
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
@@ -225,6 +225,8 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         return logps[0]
 
     adapter = prepared.files.adapter
+    quantized = prepared.config.train.mode == "qlora"
+    quantized = quantized or (adapter is not None and has_quantized_base(adapter))
     adapter_hash = agree(lambda: adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))))
     return reference_log_probs(
         compute,
@@ -235,7 +237,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
-        quantised=prepared.config.train.mode == "qlora" and "as stored",
+        quantised="as stored" if quantized else False,
         # These move the last digits, and validation at step 0 should be exactly the reference.
         micro_batches=[dataclasses.asdict(shape) for shape in shapes],
         attention=prepared.config.model.attention,

@@ -70,9 +70,24 @@ def read_facts(file: Path) -> dict[str, Any]:
     for part, names in FACTS.items():
         found = facts.get(part)
         for name in names:
-            if not isinstance(found, dict) or name not in found:
-                raise ValueError(f"{file}: {part}.{name} is missing")
+            kind = str if name in ("path", "sha256") else int
+            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
+                raise ValueError(f"{file}: {part}.{name} is missing, or is no {kind.__name__}")
     return facts
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """What a `summary.json` says.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    found = read_object(file)
+    if found.get("state") not in ("finished", "diverged") or not isinstance(
+        found.get("steps"), int
+    ):
+        raise ValueError(f"{file}: must say a state, finished or diverged, and how many steps")
+    return found
 
 
 def read_divergence(file: Path) -> dict[str, Any]:
@@ -117,7 +132,7 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """What a finished run came to, or None."""
         file = self.path / "summary.json"
-        return read_object(file) if file.exists() else None
+        return read_summary(file) if file.exists() else None
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.

@@ -326,7 +326,7 @@ def test_adapter_folders_and_run_directories_are_models(folder, tmp_path):
     generator = Generator.from_path([str(run), str(other), str(folder)])
     found = generator.generate([prompt] * 3, [settings] * 3, [(0,)] * 3, [0, 1, 2])
     for number, model in enumerate(models):
-        convert.export(merged(model), folder, tmp_path / f"merged{number}")
+        convert.export(merged(model, jnp.float32), folder, tmp_path / f"merged{number}")
     for path, answer in zip(
         [tmp_path / "merged0", tmp_path / "merged1", folder], found, strict=True
     ):

@@ -207,7 +207,7 @@ def test_a_seed_moves_the_order_and_nothing_else(grid):
 def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, capsys):
     changes = {**SHORT, "loss.name": ["dpo"], "loss.tau": [0.5, 1.0, 2.0]}
     run_experiment(tiny_runs.settings(inputs, tmp_path / "run", changes), Screen())
-    assert "dpo has no tau: one cell of it, not 3" in capsys.readouterr().out
+    assert "dpo has no tau: one cell, not 3, per beta and seed" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()  # and one cell is a run, not a grid
 
 

@@ -17,6 +17,7 @@ LAYERS = {
         "config",
         "devices",
         "embedded_task",
+        "json_files",
         "metrics",
         "xla_flags",
     ),

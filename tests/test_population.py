@@ -270,6 +270,18 @@ def test_a_member_that_its_last_step_broke_has_diverged(together, inputs, tmp_pa
     assert all(np.isfinite(weight).all() for weight in tiny_runs.weights(victim).values())
 
 
+def test_without_validation_a_policy_that_broke_is_told_by_its_weights(
+    inputs, tmp_path, monkeypatch
+):
+    poison(monkeypatch, 0, at=7, policy=True)
+    changes = {"train.mode": "lora", "lora.rank": 2, "data.validation": 0}
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert (summary["state"], summary["steps"]) == ("diverged", 8)
+    assert summary["divergence"]["reason"].startswith("weights are not finite after step 8; rows")
+    assert not (tmp_path / "run" / "best").exists()
+    assert 8 not in saved_steps(tmp_path / "run" / "checkpoints")
+
+
 def test_a_population_resumes_without_the_member_that_diverged(
     together, inputs, tmp_path, monkeypatch
 ):

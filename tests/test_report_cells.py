@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,12 @@ def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: 
             f"{NAMES[4]}/config.yaml: is of td_dpo-beta7",
         ),
         (f"{NAMES[4]}/summary.json", "{", "not JSON"),
+        ("grid.json", '{"cells": [], "settings": {}}', "cells: must be a list of names"),
         (f"{NAMES[4]}/summary.json", "[]", "must hold a JSON object"),
-        (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path is missing"),
+        (f"{NAMES[4]}/summary.json", "{}", "must say a state"),
+        (f"{NAMES[4]}/evaluations/lengths.npy", "PK", "cannot be read"),
+        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1.5, "loss": 1}', "a step and numbers by name"),
+        (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path is missing, or is no str"),
         (f"{NAMES[4]}/divergence.json", "{}", "step: must be a whole number"),
         (f"{NAMES[4]}/metrics.jsonl", "{\n{}\n", "not JSON"),
         (f"{NAMES[4]}/metrics.jsonl", '{"step": 1, "loss": "low"}', "a step and numbers by name"),
@@ -106,7 +111,9 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: 
 def test_log_probs_of_other_pairs_are_named(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
     file = tmp_path / "g" / NAMES[4] / "evaluations" / "000005.npy"
-    for values, message in ((np.zeros((9, 2)), "is not of the pairs"), (np.zeros(10), "two numb")):
+    damages = [(np.zeros((9, 2)), "is not of the pairs"), (np.zeros(10), "two numbers")]
+    damages += [(np.full((10, 2), "a"), "two numbers")]
+    for values, message in damages:
         np.save(file, values)
         with pytest.raises(ValueError, match=rf"000005\.npy: .*{message}"):
             read_experiment(tmp_path / "g")
@@ -265,6 +272,8 @@ def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
         ({"name": "accuracy", "cells": {NAMES[4]: 1}}, "name: another score is called 'accuracy'"),
         ({"name": "beta", "cells": {NAMES[4]: 1}}, "name: another score is called 'beta'"),
         ({"name": "a/b", "cells": {}}, "name: String should match"),
+        ({"name": "answer quality", "cells": {NAMES[4]: 1}}, "name: another score is called"),
+        ({"unit": "$", "cells": {}}, "unit: String should match"),
         ({"matches": -1, "cells": {}}, "matches: Input should be greater"),
         (
             {"higher_is_better": "false", "cells": {}},
@@ -297,8 +306,7 @@ def test_two_scores_of_one_name_are_refused(grid: Path, tmp_path: Path) -> None:
 
 def test_a_finished_cell_without_its_evaluations_is_told(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", SMALL[4:], pairs=10)
-    for file in (tmp_path / "g" / NAMES[4] / "evaluations").glob("0*.npy"):
-        file.unlink()
+    shutil.rmtree(tmp_path / "g" / NAMES[4] / "evaluations")
     notes = find_scores(read_experiment(tmp_path / "g"), [], None, 0).notes
     assert f"validation reward accuracy: 1 cell over and without one: {NAMES[4]}" in notes
 

@@ -162,8 +162,9 @@ def test_one_number_per_cell_says_what_it_cannot_tell(tmp_path: Path) -> None:
 
 def test_items_and_seeds_that_are_all_alike_decide_nothing(tmp_path: Path) -> None:
     axes = {"loss": ["td_dpo", "dpo"], "beta": [0.01, 0.05], "tau": [0.5]}
-    part = one_score(tmp_path, lambda _: [0.5] * 3, **axes)[0].parts[0]
-    assert (part.verdict, part.numbers.endswith(NO_SPREAD)) == ("undecided", True)
+    claims = one_score(tmp_path, lambda cell: [cell.loss.beta * 0.1 + 0.2] * 3, **axes)
+    for part in (claims[0].parts[0], claims[3].parts[0]):
+        assert (part.verdict, part.numbers.endswith(NO_SPREAD)) == ("undecided", True)
 
 
 def test_losses_are_compared_by_answers_where_there_are_scores_of_them(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def _score(study: Study) -> dict[str, Any]:
             {
                 "series": found.series,
                 "betas": found.betas,
+                "seeds": found.seeds,
                 "variance_observed": _finite(found.observed),
                 "variance": _finite(found.variance),
                 "interval": _both(found.interval),
@@ -119,6 +120,7 @@ def _score(study: Study) -> dict[str, Any]:
                 "series": found.series,
                 "baseline": found.baseline,
                 "betas": found.betas,
+                "seeds": found.seeds,
                 "ratio": _finite(found.value),
                 "interval": _both(found.interval),
                 "t_interval_over_seeds": _both(found.over_seeds),

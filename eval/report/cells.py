@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,8 +14,8 @@ from jaxtyping import Float
 
 from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, read_yaml, resolve
 from tddpo_jax.grid_directory import read_grid
-from tddpo_jax.json_files import read_object, read_records
-from tddpo_jax.run_directory import read_divergence, read_facts
+from tddpo_jax.json_files import read_records
+from tddpo_jax.run_directory import read_divergence, read_facts, read_summary
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
 Record = dict[str, Any]
@@ -179,7 +180,7 @@ def _read_cell(folder: Path) -> Cell:
     config = _config(folder / "config.yaml")
     records = read_records(folder / "metrics.jsonl")
     divergence = _read(read_divergence, folder / "divergence.json")
-    summary = _read(read_object, folder / "summary.json")
+    summary = _read(read_summary, folder / "summary.json")
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
     has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
@@ -243,35 +244,37 @@ _NOTHING = _Evaluations((), np.zeros((0, 0, 2), np.float32), _NONE, _NONE)
 
 def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
     """Of the validations that are all finite."""
-    steps, logps = [], []
-    if not any("eval_loss" in record for record in records):
+    place = folder / "evaluations"
+    tested = [record["step"] for record in records if "eval_loss" in record]
+    files = {step: file for step in tested if (file := place / f"{step:06d}.npy").exists()}
+    if not files:
         return _NOTHING
-    reference = _array(folder / "evaluations" / "reference.npy")
-    for record in records:
-        file = folder / "evaluations" / f"{record['step']:06d}.npy"
-        if "eval_loss" not in record or not file.exists():
-            continue
-        values = _array(file)
-        if values.shape != reference.shape:
-            raise ValueError(f"{file}: is not of the pairs of reference.npy")
+    reference = _array(place / "reference.npy")
+    if not np.isfinite(reference).all():
+        raise ValueError(f"{place / 'reference.npy'}: holds numbers that are not finite")
+    steps, logps = [], []
+    for step, file in files.items():
+        values = _array(file, reference)
         if np.isfinite(values).all():
-            steps.append(record["step"])
+            steps.append(step)
             logps.append(values)
     if not steps:
         return _NOTHING
-    file = folder / "evaluations" / "lengths.npy"
-    lengths = _array(file) if file.exists() else np.full_like(reference, np.nan)
+    file = place / "lengths.npy"
+    lengths = _array(file, reference) if file.exists() else np.full_like(reference, np.nan)
     return _Evaluations(tuple(steps), np.stack(logps), reference, lengths)
 
 
-def _array(file: Path) -> np.ndarray:
-    """Numbers of the validation pairs, two each."""
+def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
+    """Numbers of the validation pairs, two each; as many as `like` has."""
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.shape[1] != 2:
+    if getattr(values, "shape", ())[1:] != (2,) or values.dtype.kind != "f":
         raise ValueError(f"{file}: must hold two numbers per validation pair")
+    if like is not None and values.shape != like.shape:
+        raise ValueError(f"{file}: is not of the pairs of reference.npy")
     return values
 
 

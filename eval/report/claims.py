@@ -153,7 +153,7 @@ def _compare(
     numbers = _numbers(study, arm, baseline, better)
     if better.seeds < 2:
         return Part(text, rule, "undecided", f"{numbers}; {ONE_SEED}", better)
-    if better.span[0] == better.span[1]:
+    if _is_point(better.span):
         return Part(text, rule, "undecided", f"{numbers}; {NO_SPREAD}", better)
     margins = study.score.margins
     assert margins is not None
@@ -182,6 +182,11 @@ def _numbers(study: Study, arm: Arm, baseline: Arm, better: Estimate) -> str:
     if better.over_seeds is None:
         return line
     return f"{line}, t over {better.seeds} seeds {show.interval(better.over_seeds)}"
+
+
+def _is_point(interval: Interval) -> bool:
+    """But for rounding."""
+    return math.isclose(*interval, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def judge(rule: Comparison, interval: Interval, margin: float) -> Verdict:
@@ -231,6 +236,8 @@ def _steadier(experiment: Experiment, study: Study, baseline: str) -> Part:
     numbers += f", over {len(found.betas)} betas"
     if found.seeds < 2:
         return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
+    if _is_point(found.span):
+        return Part(text, "steadier", "undecided", f"{numbers}; {NO_SPREAD}", ratio=found)
     return Part(text, "steadier", judge_ratio(found.span), numbers, ratio=found)
 
 

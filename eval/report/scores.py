@@ -224,7 +224,8 @@ CELL_COLUMNS = (
 TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
 # No score of the user's own may be called so.
 TAKEN = {"mt_bench", "quality", "eval_loss", *CELL_COLUMNS, *TRAINING_COLUMNS}
-TAKEN |= {name for name, *_ in VALIDATION}
+TAKEN |= {"MT-Bench", "answer quality"}
+TAKEN |= {text for name, title, *_ in VALIDATION for text in (name, title)}
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------
@@ -358,9 +359,9 @@ class ScoreFile(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
-    # It also names files.
-    name: Annotated[str, pydantic.Field(pattern=r"^\w[\w .-]*$")]
-    unit: str = "score"
+    # It also names files, and pictures whose names have a dash and more. A $ begins mathematics.
+    name: Annotated[str, pydantic.Field(pattern=r"^\w[\w .]*$", max_length=60)]
+    unit: Annotated[str, pydantic.Field(pattern=r"^[^$]*$", max_length=60)] = "score"
     higher_is_better: bool = True
     matches: Margin
     beats: Margin

@@ -52,15 +52,18 @@ class Table:
 
 def verdicts_table(tested: Sequence[Tested]) -> Table:
     """The verdict on each claim by each score, and without the diverged cells if there are any."""
-    columns = {f"by {one.study.score.title}": one.claims for one in tested}
-    for one in tested:
-        if one.without is not None:
-            columns[f"by {one.study.score.title}, without diverged cells"] = one.without
+    columns = [(f"by {one.study.score.title}", one.claims) for one in tested]
+    columns += [
+        (f"by {one.study.score.title}, without diverged cells", one.without)
+        for one in tested
+        if one.without is not None
+    ]
     rows: list[list[Entry]] = [
-        [str(claim.number), claim.about, *(claims[place].verdict for claims in columns.values())]
+        [str(claim.number), claim.about, *(claims[place].verdict for _, claims in columns)]
         for place, claim in enumerate(tested[0].claims)
     ]
-    return Table("Numbers, rules and margins follow below.", ["", "expected", *columns], rows)
+    head = ["", "expected", *(name for name, _ in columns)]
+    return Table("Numbers, rules and margins follow below.", head, rows)
 
 
 def claims_table(
@@ -157,7 +160,7 @@ def best_table(studies: Sequence[Study]) -> Table:
 def sensitivity_table(study: Study) -> Table:
     """Variance across beta of every series, and its ratios to the losses without tau."""
     baselines = [name for name in study.sensitivities if name[1] is None]
-    head = ["series", "betas", "variance observed", "less noise", "95 %"]
+    head = ["series", "betas", "seeds", "variance observed", "less noise", "95 %"]
     head += [f"ratio to {loss}" for loss, _ in baselines]
     rows: list[list[Entry]] = []
     for name, found in study.sensitivities.items():
@@ -165,27 +168,30 @@ def sensitivity_table(study: Study) -> Table:
         row: list[Entry] = [
             found.series,
             ", ".join(f"{beta:g}" for beta in found.betas),
+            str(found.seeds),
             significant(found.observed),
             significant(found.variance),
             f"[{significant(low)}, {significant(high)}]",
         ]
         for baseline in baselines:
             one = study.ratios.get((name, baseline))
-            row.append(_ratio(one) if one else NONE)
+            row.append(_ratio(one, found.seeds) if one else NONE)
         rows.append(row)
     score = study.score
     return Table(
         f"Variance across beta of the mean {score.title} ({score.unit}, squared). Noise makes "
         "means differ too; what it adds is taken off. Ratios below 1 mean less sensitive; in "
-        "brackets 95 %, after the t Student's over the seeds' own ratios, as observed.",
+        "brackets 95 %, after the t Student's over the seeds' own ratios, as observed. Seeds count "
+        "that have all betas, of both series for a ratio; of one seed no noise of seeds is known.",
         head,
         rows,
     )
 
 
-def _ratio(found: Ratio) -> str:
+def _ratio(found: Ratio, seeds: int) -> str:
     intervals = f"{RATIO.interval(found.interval)} t {RATIO.interval(found.over_seeds)}"
-    return f"{RATIO.number(found.value)} {intervals}"
+    text = f"{RATIO.number(found.value)} {intervals}"
+    return text if found.seeds == seeds else f"{text} over {plural(found.seeds, 'seed')}"
 
 
 def margins_table(studies: Sequence[Study]) -> Table:

@@ -157,7 +157,7 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
     output = Path(given.get("output", "figures.json"))
     if not output.parent.is_dir():
         raise ValueError(f"--output: {output.parent} is no folder")
-    if output.is_dir() or not os.access(output if output.exists() else output.parent, os.W_OK):
+    if (output.exists() and not output.is_file()) or not os.access(output.parent, os.W_OK):
         raise ValueError(f"--output: {output} is no file that can be written to")
     if "json" in given and "markdown" in given:
         raise ValueError("--markdown: cannot be combined with --json")
@@ -250,7 +250,7 @@ def _command(arguments: Sequence[str]) -> int:
         rows.append(row)
         figures = {**about, **row} if len(rows) == 1 else {**about, "rows": rows}
         if "output" in given:  # what was measured is kept, whatever becomes of the rest
-            write_atomically(Path(given.output), json.dumps(figures, indent=1) + "\n")
+            write_atomically(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
     if "json" in given:
         print(json.dumps(figures))
     else:
