@@ -64,7 +64,7 @@ def test_nothing_is_submitted_for_a_run_that_is_over(cluster, tmp_path):
     output.mkdir()
     text = yaml.safe_dump(directory.config.model_dump(mode="json", exclude={"output"}))
     (output / "config.yaml").write_text(text)
-    directory.finish({"state": "finished"})
+    directory.finish({"state": "finished", "steps": 8})
     assert submit({"output": str(output)}, Jobs("slurm")) == []
     assert not cluster.exists()
 
