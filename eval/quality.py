@@ -38,7 +38,7 @@ from tddpo_jax.model import Llama
 from tddpo_jax.model_files import resolve
 from tddpo_jax.preparation import computation, load_model
 from tddpo_jax.rows import read_rows
-from tddpo_jax.run_directory import read_facts, write_atomically
+from tddpo_jax.run_directory import read_part, write_atomically
 from tddpo_jax.sampling import Sampling
 from tddpo_jax.scoring import pair_log_probs
 from tddpo_jax.sharding import make_mesh
@@ -205,12 +205,12 @@ def subjects_of(path: Path) -> list[Subject]:
 
 
 def _base_path(run: Path, given: str | None) -> str:
-    facts = run / "run.json"
     if given is not None:
         return given
-    if not facts.is_file():
+    facts = read_part(run, "run.json")
+    if facts is None:
         raise ValueError(f"--base: {run} is no run directory; name the model to compare with")
-    return read_facts(facts)["model"]["path"]
+    return facts["model"]["path"]
 
 
 def _command(arguments: Sequence[str]) -> int:

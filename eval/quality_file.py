@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from eval.report.cells import Cell
-from tddpo_jax.json_files import read_object
+from tddpo_jax.json_files import Content, read_as
 from tddpo_jax.metrics import best_record
 
 FILE = "quality.json"
+
+
+class _Quality(Content):
+    scores: list[float]  # one per prompt
+    kl_per_token: float | None = None
 
 
 class Standing(NamedTuple):
@@ -47,13 +52,7 @@ def read_quality(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.exists():
         return None
-    found = read_object(file)
-    scores = found.get("scores")
-    if not isinstance(scores, list) or not all(isinstance(one, int | float) for one in scores):
-        raise ValueError(f"{file}: scores: must be a list, one number per prompt")
-    if not isinstance(found.get("kl_per_token"), int | float | None):
-        raise ValueError(f"{file}: kl_per_token: must be a number, or null")
-    return found
+    return read_as(file, _Quality).model_dump()
 
 
 def quality_of(cell: Cell) -> dict[str, Any] | None:

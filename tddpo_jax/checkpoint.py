@@ -55,7 +55,7 @@ class Checkpoints:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise ValueError(
                 f"{self.folder / str(step)}: cannot be read ({reason}); without this folder the "
-                "same command goes on from the state before"
+                "same command goes on from the state before, or else begins anew"
             ) from None
         return jax.tree_util.tree_map_with_path(lambda path, _: restored[path_name(path)], like)
 

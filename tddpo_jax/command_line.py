@@ -112,7 +112,8 @@ def run_command(
 def _told(error: BaseException, resumes: bool) -> int | None:
     """The exit status of a mistake or an interruption, after a line about it; else None."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted" + "; the same command resumes" * resumes, file=sys.stderr)
+        told = "interrupted; the same command resumes" if resumes else "interrupted"
+        print(told, file=sys.stderr)
         return 130
     if isinstance(error, ValueError) and _raised_here(error):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

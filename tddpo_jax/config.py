@@ -56,7 +56,8 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
 
 # Names of types that stand in the place of an error, behind the field.
 VALUE_TYPES = ("float", "str", "bool", "constrained-int")
-GRID_AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
+LOSS_AXES = ("beta", "tau")
+GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
 
 
 def _at_least_one(value: int) -> int:
@@ -245,17 +246,20 @@ class HostsConfig(Section):
         30, description="seconds without a sign of life after which a process counts as lost"
     )
 
+    @pydantic.field_validator("coordinator")
+    @classmethod
+    def _has_a_port(cls, value: str | None) -> str | None:
+        address, _, port = (value or "").rpartition(":")
+        if value is not None and not (address and port.isdecimal() and 0 < int(port) < 2**16):
+            raise ValueError("must be address:port")
+        return value
+
     @pydantic.model_validator(mode="after")
     def _by_hand_or_not(self) -> HostsConfig:
         by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
                 raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
-        address, _, port = ("host:1" if self.coordinator is None else self.coordinator).rpartition(
-            ":"
-        )
-        if not address or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"hosts.coordinator: must be address:port, got {self.coordinator!r}")
         if self.index is not None and self.count is not None and self.index >= self.count:
             raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
         return self
@@ -345,7 +349,7 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
         loss = str(get(cell, "loss.name", "td_dpo"))
-        for name in ("beta", "tau"):
+        for name in LOSS_AXES:
             if f"loss.{name}" in axes and name not in LOSS_SETTINGS.get(loss, (name,)):
                 cell = without_value(cell, f"loss.{name}")
         rates = get(cell, "train.learning_rate")

@@ -98,7 +98,8 @@ def evaluate(
     """
     validation = prepared.dataset.validation
     if not validation:
-        _check_weights(prepared, state, members, step, order, screen)
+        if step:
+            _check_weights(prepared, state, members, step, order, screen)
         return
     with screen.stage("validation") as update:
         logps, kls = policy_log_probs(prepared, state, len(members), validation, update)
@@ -138,16 +139,13 @@ def _check_weights(
     screen: Screen,
 ) -> None:
     """What validation would show, without one: a policy that its last step broke."""
+    rows = [pair.row for pair in order.pairs_of(prepared.dataset.train, step - 1)]
     for number, run in enumerate(members):
         weights = jax.tree.leaves(member(state.trainable, number, len(members)))
-        if (
-            step
-            and not run.diverged
-            and not all(bool(jnp.isfinite(weight).all()) for weight in weights)
-        ):
-            what = f"weights are not finite after step {step}; rows of the data"
-            rows = [pair.row for pair in order.pairs_of(prepared.dataset.train, step - 1)]
-            screen.say(_diverge(run, step, what, rows, order))
+        if run.diverged or all(bool(jnp.isfinite(weight).all()) for weight in weights):
+            continue
+        what = f"weights are not finite after step {step}; rows of the data"
+        screen.say(_diverge(run, step, what, rows, order))
 
 
 def export_best(

@@ -11,7 +11,7 @@ from typing import Any
 from tddpo_jax.cell_table import CellTable
 from tddpo_jax.checkpoint import saved_steps
 from tddpo_jax.claims import claim
-from tddpo_jax.config import LOSS_SETTINGS, get
+from tddpo_jax.config import LOSS_AXES, LOSS_SETTINGS, get
 from tddpo_jax.console import Screen
 from tddpo_jax.description import describe_plan, describe_result
 from tddpo_jax.grid_directory import cell_directories, output_of, record_grid
@@ -56,13 +56,14 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
 def _say_ignored_axes(
     settings: dict[str, Any], directories: Sequence[RunDirectory], screen: Screen
 ) -> None:
+    given = {axis: get(settings, f"loss.{axis}") for axis in LOSS_AXES}
+    counts = {axis: len(values) for axis, values in given.items() if isinstance(values, list)}
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
-        for axis in ("beta", "tau"):
-            values = get(settings, f"loss.{axis}")
-            if isinstance(values, list) and len(values) > 1 and axis not in LOSS_SETTINGS[name]:
-                per = [known for known in ("beta", "tau") if known in LOSS_SETTINGS[name]]
-                text = " and ".join([*per, "seed"])
-                screen.say(f"{name} has no {axis}: one cell, not {len(values)}, per {text}")
+        own = [axis for axis in LOSS_AXES if axis in LOSS_SETTINGS[name]]
+        for axis, count in counts.items():
+            if count > 1 and axis not in own:
+                per = " and ".join([*own, "seed"])
+                screen.say(f"{name} has no {axis}: one cell, not {count}, per {per}")
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
 
 from tddpo_jax.claims import alone_in
 from tddpo_jax.config import Config, cell_name, expand, get, resolve
 from tddpo_jax.hosts import agree
-from tddpo_jax.json_files import read_object
+from tddpo_jax.json_files import Content, read_as
 from tddpo_jax.run_directory import (
     RunDirectory,
     check_output,
@@ -52,19 +54,18 @@ def _root(configs: Sequence[Config]) -> Path:
     return Path(config.output or f"runs/{default}")
 
 
+class _Grid(Content):
+    cells: Annotated[list[str], pydantic.Field(min_length=1)]
+    settings: dict[str, Any]
+
+
 def read_grid(file: Path) -> dict[str, Any]:
     """What a `grid.json` says: the `cells`' names and the `settings` that they share.
 
     Raises:
         ValueError: the file is damaged.
     """
-    found = read_object(file)
-    cells = found.get("cells")
-    if not cells or not isinstance(cells, list) or not all(isinstance(n, str) for n in cells):
-        raise ValueError(f"{file}: cells: must be a list of names")
-    if not isinstance(found.get("settings"), dict):
-        raise ValueError(f"{file}: settings: must be an object")
-    return found
+    return read_as(file, _Grid).model_dump()
 
 
 def _check_grid(root: Path, configs: Sequence[Config]) -> None:

@@ -61,7 +61,8 @@ def join(config: HostsConfig) -> str | None:
     # wait for ever, each for a collective that the other had no thread left to begin.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     os.environ.setdefault("NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
-    # It would take SIGTERM for a wish to save at the next step, and end at none.
+    # This service takes SIGTERM for a wish to save soon, and nobody here asks it: a job that was
+    # told to end would go on.
     jax.config.update("jax_enable_preemption_service", False)
     explicit = config.coordinator is not None
     try:

@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pydantic
+
+
+class Content(pydantic.BaseModel):
+    """What a JSON file must hold; what more it holds is kept."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+ContentT = TypeVar("ContentT", bound=pydantic.BaseModel)
+
+
+def read_as(file: Path, kind: type[ContentT]) -> ContentT:
+    """The object in a JSON file, which must be a `kind`.
+
+    Raises:
+        ValueError: the file cannot be read, is not JSON, or a field of it is missing or wrong.
+    """
+    try:
+        return kind.model_validate(read_object(file))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise ValueError(f"{file}: {field}: {problem['msg']}") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -119,8 +119,9 @@ def load_adapter(model: Llama, folder: Path) -> None:
         linear.adapter = adapter
 
 
-def has_quantized_base(folder: Path) -> bool:
-    return (folder / QUANTIZED_FILE).is_file()
+def has_quantized_base(adapter: Path | None) -> bool:
+    """Whether the adapter in a PEFT folder was trained on a base in four bits; without one, no."""
+    return adapter is not None and (adapter / QUANTIZED_FILE).is_file()
 
 
 def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
@@ -129,8 +130,7 @@ def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
     Weights that an adapter wants quantised: the checkpoint's own, whatever the computation, so that
     everybody who loads them finds the four bits that the adapter was trained with.
     """
-    quantized = any(folder is not None and has_quantized_base(folder) for folder in adapters)
-    return checkpoint_dtype(base) if quantized else dtype
+    return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
 
 
 def export_adapter(model: Llama, folder: Path, base_name: str) -> None:

@@ -225,8 +225,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         return logps[0]
 
     adapter = prepared.files.adapter
-    quantized = prepared.config.train.mode == "qlora"
-    quantized = quantized or (adapter is not None and has_quantized_base(adapter))
+    quantized = prepared.config.train.mode == "qlora" or has_quantized_base(adapter)
     adapter_hash = agree(lambda: adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))))
     return reference_log_probs(
         compute,
@@ -237,7 +236,8 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
-        quantised="as stored" if quantized else False,
+        # Not True: so it was called when the codes depended on the dtype of the computation.
+        quantised=quantized and "as stored",
         # These move the last digits, and validation at step 0 should be exactly the reference.
         micro_batches=[dataclasses.asdict(shape) for shape in shapes],
         attention=prepared.config.model.attention,

@@ -15,23 +15,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
 from tddpo_jax.config import Config, read_yaml, without_value
 from tddpo_jax.hosts import agree, first_only
-from tddpo_jax.json_files import read_object, read_records
+from tddpo_jax.json_files import Content, read_as, read_records
 
 # See `claims.py` and `submission.py`.
 LOCK_FILE = "claim.lock"
 JOBS_FOLDER = "jobs"
-# What others read of `run.json`.
-FACTS = {
-    "model": ("path", "sha256", "parameters"),
-    "data": ("path", "sha256", "train_rows", "validation_rows"),
-}
 # Sections that say where a run is computed, not what: it may resume on other devices. Nor does
 # `train.population` say what: a run may go on in other company.
 PLACEMENT = ("mesh", "hosts")
@@ -60,46 +55,49 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output: {path}: {nearest} is no directory that can be written to")
 
 
-def read_facts(file: Path) -> dict[str, Any]:
-    """What a `run.json` says.
+class _Model(Content):
+    path: str
+    sha256: str
+    parameters: int
+
+
+class _Data(Content):
+    path: str
+    sha256: str
+    train_rows: int
+    validation_rows: int
+
+
+class _Facts(Content):
+    model: _Model
+    data: _Data
+
+
+class _Divergence(Content):
+    step: int
+
+
+class _Summary(Content):
+    state: Literal["finished", "diverged"]
+    steps: int
+
+
+# What is read again of the JSON files of a run.
+PARTS: dict[str, type[Content]] = {
+    "run.json": _Facts,
+    "divergence.json": _Divergence,
+    "summary.json": _Summary,
+}
+
+
+def read_part(run: Path, name: str) -> dict[str, Any] | None:
+    """What one of the files of `PARTS` says, or None if there is no such file.
 
     Raises:
         ValueError: the file is damaged.
     """
-    facts = read_object(file)
-    for part, names in FACTS.items():
-        found = facts.get(part)
-        for name in names:
-            kind = str if name in ("path", "sha256") else int
-            if not isinstance(found, dict) or not isinstance(found.get(name), kind):
-                raise ValueError(f"{file}: {part}.{name} is missing, or is no {kind.__name__}")
-    return facts
-
-
-def read_summary(file: Path) -> dict[str, Any]:
-    """What a `summary.json` says.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    found = read_object(file)
-    if found.get("state") not in ("finished", "diverged") or not isinstance(
-        found.get("steps"), int
-    ):
-        raise ValueError(f"{file}: must say a state, finished or diverged, and how many steps")
-    return found
-
-
-def read_divergence(file: Path) -> dict[str, Any]:
-    """What a `divergence.json` says: the step, the reason, the rows behind it, the last metrics.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    found = read_object(file)
-    if not isinstance(found.get("step"), int):
-        raise ValueError(f"{file}: step: must be a whole number")
-    return found
+    file = run / name
+    return read_as(file, PARTS[name]).model_dump() if file.exists() else None
 
 
 class RunDirectory:
@@ -131,8 +129,7 @@ class RunDirectory:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What a finished run came to, or None."""
-        file = self.path / "summary.json"
-        return read_summary(file) if file.exists() else None
+        return read_part(self.path, "summary.json")
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.
@@ -154,8 +151,7 @@ class RunDirectory:
         (self.path / "evaluations").mkdir(exist_ok=True)
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
-        stored = self.path / "run.json"
-        before = read_facts(stored) if stored.exists() else facts
+        before = read_part(self.path, "run.json") or facts
         for part in ("model", "data"):
             if before[part]["sha256"] != facts[part]["sha256"]:
                 raise ValueError(
@@ -174,8 +170,7 @@ class RunDirectory:
     @property
     def divergence(self) -> dict[str, Any] | None:
         """Where and why the run diverged, or None."""
-        file = self.path / "divergence.json"
-        return read_divergence(file) if file.exists() else None
+        return read_part(self.path, "divergence.json")
 
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:

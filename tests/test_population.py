@@ -229,23 +229,31 @@ def poison(monkeypatch, number, at, *, policy=False):
     return before
 
 
-def test_a_member_that_diverged_stays_dead_and_leaves_the_others_alone(
-    together, inputs, tmp_path, monkeypatch
-):
-    """All batches after step 5 are good again; the states of steps 3 and 4 must stay."""
+def poisoned_grid(together, inputs, tmp_path, monkeypatch, **how):
+    """The victim of a population, its summary and its metrics, which are those of before.
+
+    All others come to what they come to beside a member that is well.
+    """
     names = [cell.name for cell in cells_of(together[0])]
-    poison(monkeypatch, names.index(VICTIM), at=5)
-    said = []
-    monkeypatch.setattr(Screen, "_plain", lambda *_: lambda done, total, text="": said.append(text))
+    poison(monkeypatch, names.index(VICTIM), **how)
     tiny_runs.run(inputs, tmp_path / "grid", TOGETHER)
     for member, expected in zip(cells_of(tmp_path / "grid"), cells_of(together[0]), strict=True):
         if member.name != VICTIM:
             assert_same_run(member, expected)
     victim, unharmed = tmp_path / "grid" / VICTIM, together[0] / VICTIM
-    summary = json.loads((victim / "summary.json").read_text())
-    assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 5, 4)
     found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (victim, unharmed))
     assert found == wanted[: len(found)]
+    return victim, json.loads((victim / "summary.json").read_text()), found
+
+
+def test_a_member_that_diverged_stays_dead_and_leaves_the_others_alone(
+    together, inputs, tmp_path, monkeypatch
+):
+    """All batches after step 5 are good again; the states of steps 3 and 4 must stay."""
+    said = []
+    monkeypatch.setattr(Screen, "_plain", lambda *_: lambda done, total, text="": said.append(text))
+    victim, summary, found = poisoned_grid(together, inputs, tmp_path, monkeypatch, at=5)
+    assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 5, 4)
     assert (found[-1]["step"], saved_steps(victim / "checkpoints")) == (4, {3, 4})
     assert len(said) >= 8
     assert not any("nan" in text for text in said)
@@ -253,19 +261,11 @@ def test_a_member_that_diverged_stays_dead_and_leaves_the_others_alone(
 
 def test_a_member_that_its_last_step_broke_has_diverged(together, inputs, tmp_path, monkeypatch):
     """No later step would tell: validation does, and neither best/ nor a state is made of it."""
-    names = [cell.name for cell in cells_of(together[0])]
-    poison(monkeypatch, names.index(VICTIM), at=7, policy=True)
-    tiny_runs.run(inputs, tmp_path / "grid", TOGETHER)
-    for member, expected in zip(cells_of(tmp_path / "grid"), cells_of(together[0]), strict=True):
-        if member.name != VICTIM:
-            assert_same_run(member, expected)
-    victim, unharmed = tmp_path / "grid" / VICTIM, together[0] / VICTIM
-    summary = json.loads((victim / "summary.json").read_text())
+    how = {"at": 7, "policy": True}
+    victim, summary, found = poisoned_grid(together, inputs, tmp_path, monkeypatch, **how)
     assert (summary["state"], summary["steps"], summary["last"]["step"]) == ("diverged", 8, 6)
     reason = summary["divergence"]["reason"]
     assert reason.startswith("validation is not finite after step 8; rows of the validation data: ")
-    found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (victim, unharmed))
-    assert found == wanted[: len(found)]
     assert (found[-1]["step"], saved_steps(victim / "checkpoints")) == (7, {4, 6})
     assert all(np.isfinite(weight).all() for weight in tiny_runs.weights(victim).values())
 

@@ -81,20 +81,21 @@ def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: 
         ("grid.json", '{"cells": ["nonsense"], "settings": {}}', "'nonsense' is no name of a cell"),
         ("grid.json", "{", "not JSON"),
         (f"{NAMES[4]}/config.yaml", "loss: {beta: -1}", f"{NAMES[4]}/config.yaml: loss.beta"),
-        ("grid.json", '{"settings": {}}', "cells: must be a list of names"),
+        ("grid.json", '{"settings": {}}', "cells: Field required"),
         (
             f"{NAMES[4]}/config.yaml",
             "loss: {beta: 7}",
             f"{NAMES[4]}/config.yaml: is of td_dpo-beta7",
         ),
         (f"{NAMES[4]}/summary.json", "{", "not JSON"),
-        ("grid.json", '{"cells": [], "settings": {}}', "cells: must be a list of names"),
+        ("grid.json", '{"cells": [], "settings": {}}', "cells: List should have at least 1 item"),
         (f"{NAMES[4]}/summary.json", "[]", "must hold a JSON object"),
-        (f"{NAMES[4]}/summary.json", "{}", "must say a state"),
+        (f"{NAMES[4]}/summary.json", '{"state": "over", "steps": 3}', "state: Input should be"),
+        (f"{NAMES[4]}/summary.json", "{}", "state: Field required"),
         (f"{NAMES[4]}/evaluations/lengths.npy", "PK", "cannot be read"),
         (f"{NAMES[4]}/metrics.jsonl", '{"step": 1.5, "loss": 1}', "a step and numbers by name"),
-        (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path is missing, or is no str"),
-        (f"{NAMES[4]}/divergence.json", "{}", "step: must be a whole number"),
+        (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path: Field required"),
+        (f"{NAMES[4]}/divergence.json", "{}", "step: Field required"),
         (f"{NAMES[4]}/metrics.jsonl", "{\n{}\n", "not JSON"),
         (f"{NAMES[4]}/metrics.jsonl", '{"step": 1, "loss": "low"}', "a step and numbers by name"),
         (f"{NAMES[4]}/evaluations/000005.npy", "", "cannot be read"),
@@ -281,7 +282,7 @@ def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
         ),
         ({"cells": {NAMES[4]: math.nan}}, "cells.*finite"),
         ({"cells": {NAMES[4]: []}}, "cells.*at least 1 item"),
-        ({"cells": {}}, "cells: holds no cell"),
+        ({"cells": {}}, "cells: Dictionary should have at least 1 item"),
         ({"cells": {"other": 1}}, "cells: 'other' is no cell of"),
         ({"cells": {NAMES[4]: [1, 2], NAMES[5]: [1]}}, "cells: must hold the same number"),
         ({"cells": {NAMES[4]: "high"}}, "cells.*should be a valid number"),
@@ -320,7 +321,7 @@ def test_quality_of_other_prompts_is_refused_and_damage_is_named(tmp_path: Path)
     experiment = read_experiment(tmp_path / "g")
     with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: was asked other prompts"):
         find_scores(experiment, [], None, 0)
-    for text, message in (("{}", "scores: must be a list"), ("{", "not JSON")):
+    for text, message in (("{}", "scores: Field required"), ("{", "not JSON")):
         file.write_text(text)
         with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: {message}"):
             find_scores(experiment, [], None, 0)

@@ -120,7 +120,7 @@ SECOND = "a step is timed from the second on"
         (["--output", "/"], "--output: / is no file that can be written to"),
         (["--decode", "--new-tokens", "1"], f"--new-tokens: {SECOND}, got 1"),
         (["--width", "24", "--heads", "8"], "--heads: twice 8 does not divide --width 24"),
-        (["--mode", "qlora"], "--mode: qlora needs --width and --feed-forward by 64"),
+        (["--mode", "qlora"], "--mode: for qlora 64 must divide --width and --feed-forward"),
     ],
 )
 def test_what_is_refused(arguments, said, capsys, monkeypatch):

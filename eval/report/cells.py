@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from tddpo_jax.config import LOSS_SETTINGS, Config, cell_name, read_yaml, resolve
 from tddpo_jax.grid_directory import read_grid
 from tddpo_jax.json_files import read_records
-from tddpo_jax.run_directory import read_divergence, read_facts, read_summary
+from tddpo_jax.run_directory import read_part
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
 Record = dict[str, Any]
@@ -179,8 +178,7 @@ def _read_cell(folder: Path) -> Cell:
         return _missing_cell(folder)
     config = _config(folder / "config.yaml")
     records = read_records(folder / "metrics.jsonl")
-    divergence = _read(read_divergence, folder / "divergence.json")
-    summary = _read(read_summary, folder / "summary.json")
+    divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
     has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
@@ -191,15 +189,11 @@ def _read_cell(folder: Path) -> Cell:
         seed=config.seed,
         state=state,
         config=config,
-        facts=_read(read_facts, folder / "run.json") or {},
+        facts=read_part(folder, "run.json") or {},
         records=tuple(records),
         divergence=divergence,
         **evaluations._asdict(),
     )
-
-
-def _read(read: Callable[[Path], Record], file: Path) -> Record | None:
-    return read(file) if file.exists() else None
 
 
 def _config(file: Path) -> Config:

@@ -22,7 +22,7 @@ from eval.quality_file import FILE, quality_of, standing_of
 from eval.report.cells import Cell, Experiment
 from eval.report.pairs import chosen_checkpoints, halves, halves_can_choose, pair_values
 from eval.report.words import plural
-from tddpo_jax.json_files import read_object
+from tddpo_jax.json_files import read_as
 
 
 class Margins(NamedTuple):
@@ -223,9 +223,12 @@ CELL_COLUMNS = (
 )
 TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
 # No score of the user's own may be called so.
-TAKEN = {"mt_bench", "quality", "eval_loss", *CELL_COLUMNS, *TRAINING_COLUMNS}
-TAKEN |= {"MT-Bench", "answer quality"}
-TAKEN |= {text for name, title, *_ in VALIDATION for text in (name, title)}
+TAKEN = {
+    *("mt_bench", "MT-Bench", "quality", "answer quality", "eval_loss"),
+    *(text for name, title, *_ in VALIDATION for text in (name, title)),
+    *CELL_COLUMNS,
+    *TRAINING_COLUMNS,
+}
 
 
 # ---- Scores of answers ---------------------------------------------------------------------------
@@ -365,7 +368,7 @@ class ScoreFile(pydantic.BaseModel):
     higher_is_better: bool = True
     matches: Margin
     beats: Margin
-    cells: dict[str, Items]
+    cells: Annotated[dict[str, Items], pydantic.Field(min_length=1)]
 
 
 def read_score(experiment: Experiment, file: Path, split_seed: int) -> Score:
@@ -378,17 +381,10 @@ def read_score(experiment: Experiment, file: Path, split_seed: int) -> Score:
     Raises:
         ValueError: a field is missing or wrong, or a name is no cell's.
     """
-    try:
-        given = ScoreFile.model_validate(read_object(file))
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise ValueError(f"{file}: {name}: {problem['msg']}") from None
+    given = read_as(file, ScoreFile)
     unknown = sorted(set(given.cells) - {cell.name for cell in experiment.cells})
     if unknown:
         raise ValueError(f"{file}: cells: {unknown[0]!r} is no cell of {experiment.folder}")
-    if not given.cells:
-        raise ValueError(f"{file}: cells: holds no cell")
     values = {name: np.array(items) for name, items in given.cells.items()}
     if len({value.shape for value in values.values()}) != 1:
         raise ValueError(f"{file}: cells: must hold the same number of items each")

@@ -154,14 +154,18 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
             raise ValueError(f"{_option(name)}: must be above 0, got {value}")
         if name == "new_tokens" and value < 2:
             raise ValueError(f"--new-tokens: a step is timed from the second on, got {value}")
-    output = Path(given.get("output", "figures.json"))
+    if "output" in given:
+        _check_file(Path(given["output"]))
+    if "json" in given and "markdown" in given:
+        raise ValueError("--markdown: cannot be combined with --json")
+    return mode, argparse.Namespace(**{**DEFAULTS, **given})
+
+
+def _check_file(output: Path) -> None:
     if not output.parent.is_dir():
         raise ValueError(f"--output: {output.parent} is no folder")
     if (output.exists() and not output.is_file()) or not os.access(output.parent, os.W_OK):
         raise ValueError(f"--output: {output} is no file that can be written to")
-    if "json" in given and "markdown" in given:
-        raise ValueError("--markdown: cannot be combined with --json")
-    return mode, argparse.Namespace(**{**DEFAULTS, **given})
 
 
 def _option(name: str) -> str:
@@ -177,7 +181,7 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     if given.width % (2 * given.heads):
         raise ValueError(f"--heads: twice {given.heads} does not divide --width {given.width}")
     if given.mode == "qlora" and (given.width % NF4_BLOCK or given.feed_forward % NF4_BLOCK):
-        raise ValueError(f"--mode: qlora needs --width and --feed-forward by {NF4_BLOCK}")
+        raise ValueError(f"--mode: for qlora {NF4_BLOCK} must divide --width and --feed-forward")
     return LlamaConfig(
         vocabulary=given.vocabulary,
         width=given.width,
