@@ -64,6 +64,7 @@ class Plan:
 
     config: Config
     device: str
+    open_axes: list[str]  # of the mesh, whose size was left to the devices: planned for one
     model: LlamaConfig
     parameters: int
     trained: int
@@ -114,7 +115,8 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, DEVICES[device].kind)
-    sizes = {axis: max(1, getattr(config.mesh, axis)) for axis in MeshConfig.model_fields}
+    asked = config.mesh.model_dump()
+    sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
     hosts_of(math.prod(sizes.values()))
     check_mesh(abstract_mesh(config), model)
@@ -130,6 +132,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     return Plan(
         config=config,
         device=device,
+        open_axes=[axis for axis, size in asked.items() if size != sizes[axis]],
         model=model,
         parameters=parameters,
         trained=trained,

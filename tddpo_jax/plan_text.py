@@ -22,6 +22,7 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
     return {
         "device": plan.device,
         "mesh": plan.config.mesh.model_dump(),
+        "open_axes": plan.open_axes,
         "mode": plan.config.train.mode,
         "remat": plan.config.model.remat,
         "parameters": plan.parameters,
@@ -76,6 +77,9 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
         f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}, "
         f"attention {plan.attention}"
     )
+    for axis in plan.open_axes:
+        left = f"mesh.{axis} takes all devices left: planned for 1"
+        yield f"           ({left}; --mesh.{axis} N for N)"
     yield ""
     yield from _table(plan)
     yield ""

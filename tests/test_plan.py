@@ -304,6 +304,16 @@ def test_what_goes_through_the_devices_memory(without_compilers):
     assert made.time.expected > made.time.memory
 
 
+def test_an_axis_left_to_the_devices_is_told(without_compilers):
+    """`mesh.data: -1`, with which the LoRA config ships, is one device until somebody counts."""
+    told = "(mesh.data takes all devices left: planned for 1; --mesh.data N for N)"
+    left_open, given = planned("llama2_7b_lora"), planned("llama2_7b_lora", mesh={"data": 8})
+    assert [line.strip() for line in lines(left_open, 1)].count(told) == 1
+    assert as_json(left_open, 1)["open_axes"] == ["data"]
+    assert not any("planned for" in line for line in lines(given, 1))
+    assert as_json(given, 1)["mesh"]["data"] == 8
+
+
 def test_devices_that_hosts_cannot_share_are_refused(without_compilers):
     assert [hosts_of(count) for count in (1, 8, 10, 16)] == [1, 1, 2, 2]
     with pytest.raises(ValueError, match="mesh: 9 devices are no whole number for each of 2 hosts"):
