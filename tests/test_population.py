@@ -21,18 +21,19 @@ from tddpo_jax.grid_directory import cell_directories, record_grid
 from tddpo_jax.preparation import Prepared, prepare
 from tddpo_jax.train_step import stacked
 
-# Under so large an epsilon Adam's step is as good as linear in the gradient: rounding of 1e-7 in an
-# element of 1e-2 is not made 1e-5 of the weight's step by dividing the element by its own size.
-RATES = {"td_dpo": 0.06, "dpo": 0.15, "discopop": 0.03}
+# Losses, scalars and rates under which rounding stays rounding. Under so large an epsilon Adam's
+# step is as good as linear in the gradient: 1e-7 in an element of 1e-2 is not made 1e-5 of the
+# weight's step by dividing the element by its own size. And the spacing of a log-prob, 8e-6 nats,
+# moves td_dpo's slope of a pair, about 1/tau, by 1/tau of itself, and its pull to the reference by
+# beta; DiscoPOP's slope moves by 1/tau per unit of beta times a log-ratio (1.6e-5 under 0.05).
+RATES = {"td_dpo": 0.03, "dpo": 0.3, "discopop": 0.3}
 CELLS = {
     "train.adam_eps": 1.0,
     "train.mode": "lora",
     "lora.rank": 2,
     "loss.name": list(RATES),
-    "loss.beta": [0.05, 0.1],
-    "loss.tau": [0.5, 2.0],
-    # Per unit of beta times a log-ratio DiscoPOP's slope moves by 1/tau of itself: under its own
-    # tau, 0.05, the spacing of a log-prob, 8e-6 nats, would be 1.6e-5 of the slope of a pair.
+    "loss.beta": [0.005, 0.01],
+    "loss.tau": [4.0, 8.0],
     "loss.discopop_tau": 0.5,
     "train.learning_rate": RATES,
 }
@@ -40,7 +41,7 @@ CELLS = {
 COUNT = 8
 TOGETHER = {**CELLS, "train.population": True}
 PROGRAM = ("start", "zeros", "add_gradients", "update", "log_probs", "log_probs_of_one", "summary")
-VICTIM = "dpo-beta0.05-seed0"
+VICTIM = "dpo-beta0.005-seed0"
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -143,7 +144,7 @@ def test_the_mapped_program_gives_the_references_log_probs(dtype, inputs, tmp_pa
 
 
 def test_in_four_bits_too(inputs, tmp_path):
-    two = {"loss.name": ["dpo", "discopop"], "loss.beta": 0.05, "train.max_steps": 4}
+    two = {"loss.name": ["dpo", "discopop"], "loss.beta": 0.005, "train.max_steps": 4}
     changes = {**CELLS, **two, "train.mode": "qlora"}
     together, _ = finished(inputs, tmp_path / "together", {**changes, "train.population": True})
     alone, _ = finished(inputs, tmp_path / "alone", changes)
@@ -178,7 +179,7 @@ def test_a_resumed_population_is_an_uninterrupted_one(
 
 def test_a_population_that_grows_loses_no_step(together, inputs, tmp_path, monkeypatch):
     """Cells that were on their way go on from what they saved, beside others that begin."""
-    few = {**TOGETHER, "loss.beta": [0.05]}
+    few = {**TOGETHER, "loss.beta": [0.005]}
     killed_run(inputs, tmp_path / "grid", monkeypatch, PLACES["between steps"], few)
     trained = []
 
