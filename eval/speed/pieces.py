@@ -61,7 +61,7 @@ def measure_pieces(case: Case) -> list[dict[str, Any]]:
     whole, update = _whole(trainer, batch)
     seconds = {name: _seconds(program, case.steps) for name, program in programs.items()}
     seconds["rest"] = whole - sum(seconds.values())
-    rate = matmul_rate(case.dtype)
+    rate = matmul_rate(case)
     rows = {"whole": (whole, useful), **{n: (s, flops.get(n)) for n, s in seconds.items()}}
     rows["update"] = update, None
     return [

@@ -211,6 +211,7 @@ def _case(sizes: Sizes, mode: str, remat: str) -> Case:
         steps=sizes.steps,
         mesh=MeshConfig(data=1, fsdp=1),
         row_length=sizes.row_length,
+        matmul_size=sizes.matmul,
     )
 
 

@@ -43,7 +43,7 @@ from tddpo_jax.train_step import (
 )
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
-# Sides of the square product whose rate is the device's: large enough to fill it.
+# See `Case.matmul_size`.
 MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
@@ -67,6 +67,8 @@ class Case:
     steps: int
     mesh: MeshConfig
     row_length: int | None = None
+    # Side of the square product whose rate is the device's; by default one that fills it.
+    matmul_size: int | None = None
 
     @property
     def settings(self) -> ModelConfig:
@@ -211,7 +213,7 @@ class Trainer:
         batches = pack(pairs, self.shapes, self.reference[rows])
         placed = jax.block_until_ready([place_batch(batch, self.mesh) for batch in batches])
         totals = Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
-        self.matmul.append(matmul_rate(self.case.dtype))
+        self.matmul.append(matmul_rate(self.case))
         start = time.perf_counter()
         sums = self.program.zeros(self.state)
         for batch in placed:
@@ -311,10 +313,10 @@ def step_figures(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def matmul_rate(dtype: str) -> float:
+def matmul_rate(case: Case) -> float:
     """Operations per second of a large product on one device, measured now."""
-    size = MATMUL_SIZE.get(jax.default_backend(), ACCELERATOR_MATMUL_SIZE)
-    return measured_matmul_rate(jnp.dtype(dtype), size)
+    usual = MATMUL_SIZE.get(jax.default_backend(), ACCELERATOR_MATMUL_SIZE)
+    return measured_matmul_rate(jnp.dtype(case.dtype), case.matmul_size or usual)
 
 
 def _counts(case: Case, pairs: list[Pair], batches: list[Batch]) -> dict[str, float]:
