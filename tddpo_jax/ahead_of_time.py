@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -294,9 +295,12 @@ def result(process: subprocess.Popen[str]) -> Report:
     """The report of a started job.
 
     Raises:
-        RuntimeError: it failed; the message is the last line of its errors.
+        RuntimeError: it failed; the message is the last line of its errors, or the signal.
     """
     out, errors = process.communicate()
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise RuntimeError(f"compiling was ended by {name}; memory of this machine may not suffice")
     if process.returncode:
         raise RuntimeError(f"compiling failed: {errors.strip().rpartition(chr(10))[2]}")
     return Report(**json.loads(out.strip().rpartition("\n")[2]))

@@ -242,6 +242,9 @@ class HostsConfig(Section):
     index: Annotated[int, Field(ge=0)] | None = Field(
         None, description="of this process, from 0, with hosts.coordinator"
     )
+    meet_within: Count = Field(
+        300, description="seconds that processes wait for each other at the start"
+    )
     lost_after: Count = Field(
         30, description="seconds without a sign of life after which a process counts as lost"
     )

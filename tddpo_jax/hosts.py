@@ -18,7 +18,9 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -34,6 +36,7 @@ T = TypeVar("T")
 # indexed job may as well mean runs of their own.
 TASKS = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
 CPU_THREADS = 64
+SILENT_SECONDS = 10  # of waiting for each other
 RESUMES = "the same command resumes, on as many hosts or on others"
 # What the runtime's errors about a connection that broke have in them.
 SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
@@ -65,12 +68,22 @@ def join(config: HostsConfig) -> str | None:
     # told to end would go on.
     jax.config.update("jax_enable_preemption_service", False)
     explicit = config.coordinator is not None
+    if config.coordinator is not None:
+        _check_address(config.coordinator)
+    _say_why_the_runtime_aborts(
+        f"error: hosts: they did not meet within {config.meet_within} s: start all of them, each "
+        "with the same hosts.coordinator and hosts.count and an index of its own"
+    )
+    waiting = threading.Timer(SILENT_SECONDS, _say_we_wait, [config])
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             config.coordinator,
             config.count,
             config.index,
             cluster_detection_method="deactivate" if explicit else launcher,
+            initialization_timeout=config.meet_within,
             heartbeat_timeout_seconds=config.lost_after,
         )
     except (ValueError, LookupError, AttributeError) as error:
@@ -79,12 +92,33 @@ def join(config: HostsConfig) -> str | None:
             f"hosts.launcher: JAX does not find this job by {launcher} ({error}); "
             "give hosts.coordinator, hosts.count and hosts.index"
         ) from None
+    finally:
+        waiting.cancel()
     if not explicit:
         _see_all_devices_if_alone()
-    _say_why_the_runtime_aborts()
+    _say_why_the_runtime_aborts(
+        f"error: {_whose()} another host was lost, its log says why; {RESUMES}"
+    )
     by = config.coordinator if explicit else launcher
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     return f"hosts    {jax.process_count()} by {by}; {devices} on this one, the first"
+
+
+def _check_address(coordinator: str) -> None:
+    try:
+        socket.getaddrinfo(coordinator.rpartition(":")[0].strip("[]"), None)
+    except OSError as error:
+        raise ValueError(f"hosts.coordinator: {coordinator}: {error.strerror}") from None
+
+
+def _say_we_wait(config: HostsConfig) -> None:
+    where = f" for {config.count} at {config.coordinator}" if config.coordinator else ""
+    mine = "" if config.index is None else f" as host {config.index}"
+    print(
+        f"hosts    waiting{where}{mine}, until {config.meet_within} s have passed",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _launcher(config: HostsConfig) -> str | None:
@@ -135,15 +169,14 @@ def _whose() -> str:
     return f"host {jax.process_index()} of {jax.process_count()}:"
 
 
-def _say_why_the_runtime_aborts() -> None:
-    """JAX's runtime learns of a lost host in a thread of its own, prints its stack and aborts.
+def _say_why_the_runtime_aborts(why: str) -> None:
+    """JAX's runtime gives hosts up in a thread of its own, prints its stack and aborts.
 
     No Python handler would run then; one of C does, in the thread that aborts.
     """
-    line = f"error: {_whose()} another host was lost, its log says why; {RESUMES}\n".encode()
 
     def handler(_: int) -> None:
-        os.write(2, line)
+        os.write(2, f"{why}\n".encode())
         os._exit(1)
 
     as_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
@@ -164,8 +197,20 @@ def check_same(settings: dict[str, Any]) -> None:
         ValueError: this host was given other settings than the first.
     """
     mine = {name: value for name, value in settings.items() if name != "hosts"}
+    check_alike("hosts", "other settings than those of the first host", lambda: mine)
+
+
+def check_alike(field: str, problem: str, compute: Callable[[], Any]) -> None:
+    """Every host has the same of what is not told by the first; every host must call it.
+
+    Raises:
+        ValueError: `compute` returns something else here than on the first host.
+    """
+    if not several():
+        return
+    mine = compute()
     if agree(lambda: mine) != mine:
-        raise ValueError(f"hosts: {_whose()} other settings than those of the first host")
+        raise ValueError(f"{field}: {_whose()} {problem}")
 
 
 # ---- working together ----------------------------------------------------------------------------

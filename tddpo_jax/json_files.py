@@ -36,17 +36,28 @@ def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: the file cannot be read, is not JSON, or holds no object.
+        ValueError: the file cannot be read, is not JSON, holds no object, or names a thing twice.
     """
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes(), object_pairs_hook=_distinct)
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
+    except KeyError as error:
+        raise ValueError(f"{file}: {error.args[0]} stands there twice") from None
     except ValueError:
         raise ValueError(f"{file}: not JSON") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: must hold a JSON object")
     return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in names:
+            raise KeyError(name)
+        names[name] = value
+    return names
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

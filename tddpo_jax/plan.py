@@ -119,13 +119,15 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
     hosts_of(math.prod(sizes.values()))
-    check_mesh(abstract_mesh(config), model)
+    check_mesh(abstract_mesh(config.mesh), model)
     dataset, lengths = dataset_or_stated(config, model)
     shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
-    compilers = _start_compilers(config, folder, device, job)
-    parameters, trained = parameter_counts(config, model)
     memory = arithmetic(config, model, shapes[0], members)
+    # What cannot fit is not compiled: that may take more memory than this machine has.
+    fits = memory.resident <= usable(DEVICES[device])
+    compilers = _start_compilers(config, folder, device, job) if fits else {}
+    parameters, trained = parameter_counts(config, model)
     work = work_of(config, model, dataset.train, shapes, members)
     time = expected_time(config, model, DEVICES[device], work, memory)
     compiled, failed = _reports(compilers)

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from tddpo_jax.ahead_of_time import abstract_weights, bytes_of_device, on, placed
-from tddpo_jax.config import Config
+from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.devices import Device
 from tddpo_jax.flops import layer_matmul_parameters
 from tddpo_jax.layout import Shape
@@ -51,15 +51,15 @@ def usable(device: Device) -> int:
     return int(device.memory * (1 - SPARE_SHARE))
 
 
-def abstract_mesh(config: Config) -> AbstractMesh:
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     """The mesh without devices."""
-    sizes = config.mesh.model_dump()
+    sizes = config.model_dump()
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
 def arithmetic(config: Config, model: LlamaConfig, shape: Shape, members: int = 1) -> Memory:
     """Bytes of one device while it works on a micro-batch of this shape, for so many policies."""
-    sizes, mesh = config.mesh.model_dump(), abstract_mesh(config)
+    sizes, mesh = config.mesh.model_dump(), abstract_mesh(config.mesh)
     _, *weights = abstract_weights(config, model, planned_dtype(config))
     trained, frozen = (placed(part, mesh) for part in weights)
     moments = jax.eval_shape(make_optimizer(config.train).init, trained)

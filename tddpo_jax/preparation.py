@@ -24,7 +24,7 @@ from tddpo_jax.config import Config, ModelConfig, ignored_settings
 from tddpo_jax.console import Screen
 from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
 from tddpo_jax.flops import matmul_rate
-from tddpo_jax.hosts import agree, first_before_others
+from tddpo_jax.hosts import agree, check_alike, first_before_others
 from tddpo_jax.layout import Pair, Shape
 from tddpo_jax.losses import LossSpec
 from tddpo_jax.metrics import check_best_metric
@@ -166,6 +166,11 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     use_compilation_cache()
     mesh = make_mesh(config.mesh)
     files = first_before_others(lambda: resolve(config.model.path))
+    check_alike(
+        "model.path",
+        "another model than the first host's",
+        lambda: (convert.fingerprint(files.base), _adapter_hash(files)),
+    )
     model_config = convert.read_config(files.base)
     tokenizer = load_tokenizer_if_any(files)
     with screen.stage("tokenising") as update:
@@ -180,6 +185,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
                 progress=update,
             )
         )
+    check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
     attention = attention_implementation(config.model)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     dtype = compute_dtype(config.model.dtype)
@@ -226,7 +232,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
 
     adapter = prepared.files.adapter
     quantized = prepared.config.train.mode == "qlora" or has_quantized_base(adapter)
-    adapter_hash = agree(lambda: adapter and convert.files_hash(sorted(adapter.glob("adapter_*"))))
+    adapter_hash = agree(lambda: _adapter_hash(prepared.files))
     return reference_log_probs(
         compute,
         cache_folder(),
@@ -243,6 +249,12 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         attention=prepared.config.model.attention,
         version=__version__,
     )
+
+
+def _adapter_hash(files: ModelFiles) -> str | None:
+    if files.adapter is None:
+        return None
+    return convert.files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
 def micro_batch_shapes(

@@ -385,6 +385,12 @@ def test_an_index_that_does_not_tell_the_truth_is_refused(shards):
             tiny.load(folder)
 
     assert_refused({"lm_head.weight": first}, rf"{first}: tensor lm_head\.weight is missing")
+    # Both files are still read; the names they hold are those of the index, but each elsewhere.
+    swapped = {"lm_head.weight": first, "model.embed_tokens.weight": last}
+    assert_refused(swapped, rf"{first}: tensor lm_head\.weight is missing")
+    assert_refused(
+        {"lm_head.weight": 5}, r"index\.json: weight_map: lm_head\.weight is in no file: 5"
+    )
     assert_refused({"lm_head.weight": "gone.safetensors"}, r"gone\.safetensors: not a whole")
     norm = {"model.norm.weight": None}
     assert_refused(norm, r"index\.json: tensor model\.norm\.weight is not in weight_map")
@@ -392,6 +398,20 @@ def test_an_index_that_does_not_tell_the_truth_is_refused(shards):
     (folder / INDEX).write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json: weight_map is missing"):
         tiny.load(folder)
+    (folder / INDEX).write_text('{"weight_map": {"lm_head.weight": "a", "lm_head.weight": "b"}}')
+    with pytest.raises(ValueError, match=r"index\.json: lm_head\.weight stands there twice"):
+        tiny.load(folder)
+
+
+def test_a_fingerprint_is_of_the_weights(shards, tmp_path):
+    """The same in one file or in several, another after one step of training."""
+    folder, _, first, _ = shards
+    whole = tiny.save(tmp_path / "whole", tiny.hugging_face())
+    found = convert.fingerprint(folder)
+    trained = {name: tensor + 1e-6 for name, tensor in load_file(folder / first).items()}
+    save_file(trained, folder / first)
+    assert convert.fingerprint(folder) != found
+    assert convert.fingerprint(whole) == found
 
 
 def test_the_single_file_goes_before_an_index(shards, folder):

@@ -58,7 +58,7 @@ def start(inputs, output, count):
     return [process([*command, "--hosts.index", str(index)]) for index in range(count)]
 
 
-def process(command):
+def process(command, folder=REPOSITORY):
     """A host with devices of its own."""
     environment = {
         **os.environ,
@@ -68,7 +68,7 @@ def process(command):
     }
     return subprocess.Popen(
         [sys.executable, *command],
-        cwd=REPOSITORY,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -239,6 +239,55 @@ def test_devices_and_hosts_are_no_part_of_what_a_run_is(tmp_path):
     RunDirectory(tmp_path, resolve({"mesh": {"fsdp": 4}, "hosts": elsewhere}))
     with pytest.raises(ValueError, match=r"configuration: seed is 0, asked for 1$"):
         RunDirectory(tmp_path, resolve({"mesh": {"fsdp": 4}, "seed": 1}))
+
+
+# ---- hosts that do not go together ---------------------------------------------------------------
+
+
+def test_hosts_with_other_data_or_another_model_are_told(inputs, tmp_path):
+    """A relative path is not the same everywhere: the second host finds other pairs, as many."""
+    lines = inputs.train.read_text().splitlines(keepends=True)
+    for name, text in (("first", lines), ("second", [*lines[1:], lines[0]])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pairs.jsonl").write_text("".join(text))
+    address = free_address()
+    command = [str(REPOSITORY / "run.py"), "--model", str(inputs.model), "--data", "pairs.jsonl"]
+    command += ["--data.validation", "0", "--output", str(tmp_path / "run")]
+    command += ["--hosts.coordinator", address]
+    command += ["--hosts.count", "2", "--hosts.index"]
+    processes = [
+        process([*command, str(index)], tmp_path / folder)
+        for index, folder in enumerate(("first", "second"))
+    ]
+    first, second = ended(processes, seconds=60)
+    assert second[0] == 2, second
+    last = "error: data.path: host 1 of 2: other data than the first host's"
+    assert second[2].splitlines()[-1] == last
+    assert_told(first, "host 0 of 2")
+
+
+def test_what_differs_is_an_error_where_it_differs(monkeypatch):
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts, "agree", lambda compute: compute() and "the first host's")
+    hosts.check_alike("model.path", "another model", lambda: "the first host's")
+    with pytest.raises(ValueError, match=r"model\.path: host 0 of 1: another model"):
+        hosts.check_alike("model.path", "another model", lambda: "mine")
+
+
+def test_hosts_that_do_not_meet_end(inputs, tmp_path):
+    command = ["run.py", "--hosts.coordinator", free_address(), "--hosts.count", "2"]
+    command += ["--hosts.meet-within", "3", "--output", str(tmp_path / "run"), "--hosts.index"]
+    elsewhere = [*command[:2], free_address(), *command[3:]]
+    alone = [process([*command, "0"]), process([*elsewhere, "1"])]
+    for status, _, errors in ended(alone, seconds=60):
+        assert status == 1
+        assert errors.splitlines()[-1].startswith("error: hosts: they did not meet within 3 s")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_that_is_none_is_told():
+    with pytest.raises(ValueError, match=r"hosts\.coordinator: no\.such\.host:1: "):
+        hosts.join(HostsConfig(coordinator="no.such.host:1", count=2, index=1))
 
 
 # ---- one's own part ------------------------------------------------------------------------------

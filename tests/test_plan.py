@@ -234,6 +234,25 @@ def test_a_failed_compiler_leaves_the_arithmetic(without_compilers, monkeypatch)
     assert as_json(made, 1)["failed"] == {plan.XLA_CUDA: reason}
 
 
+def test_what_cannot_fit_is_not_compiled(without_compilers, monkeypatch):
+    """27 GB of float32 weights, four times over, on one card of 80 GB."""
+    monkeypatch.setattr(plan, "_start_compilers", lambda *_: pytest.fail("compiled"))
+    made = plan.make_plan(config_of("llama2_7b", mesh={"fsdp": 1}), "a100-80")
+    assert not made.fits
+    assert not made.compiled
+
+
+def test_a_compiler_that_was_killed_is_told():
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pytest.raises(RuntimeError, match="compiling was ended by SIGKILL; memory"):
+        ahead_of_time.result(process)
+
+
 # ---- settings that count -------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ A synthetic Llama (random bfloat16 weights, the shape of Llama-2-7B unless told 
 written as a sharded Hugging Face folder under DIR, imported by a process of its own onto virtual
 CPU devices, exported again, and compared tensor by tensor. The exit status is 1 if a bit differs or
 if the process held more than the sharded weights and one shard file, beside what it holds after a
-tiny model went the same way: Python, JAX and its compiler. What was written is removed again.
+tiny model went the same way: Python, JAX and its compiler. glibc is told to give back what is freed
+(`GIVE_BACK`), so that the peak is of what is held. What was written is removed again.
 
 Memory is the kernel's `VmHWM`: the most pages that were ever resident, those of mapped files
 included, those of the file cache not. With `--dtype float32` the weights are held as float32 and
@@ -45,7 +46,8 @@ from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
 from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig
-from tddpo_jax.sharding import make_mesh, path_name
+from tddpo_jax.plan_memory import abstract_mesh
+from tddpo_jax.sharding import check_mesh, make_mesh, path_name
 from tddpo_jax.tensor_files import write_tensors
 
 LLAMA_2_7B = Path(convert.__file__).parent / "shapes" / "llama-2-7b"
@@ -59,6 +61,7 @@ TINY = {
     "head_dim": 8,
 }
 BLOCK = 2**24  # bytes written or read at once when the disk is measured
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 RUNTIME_BYTES = 2**30  # more than Python, JAX and the compiled programs hold
 
 
@@ -284,6 +287,7 @@ def measure_files(
 
 
 def _in_fresh_process(folder: Path, devices: int, dtype: str) -> Passage:
+    os.environ.update(GIVE_BACK)  # read when a process starts
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(import_and_export, folder, devices, dtype).result()
@@ -324,7 +328,12 @@ def _parser() -> Parser:
 
 def _command(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    convert.read_config(Path(given.model))
+    for name in ("layers", "fsdp", "shard_bytes"):
+        number = getattr(given, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
+    mesh = abstract_mesh(MeshConfig(data=1, fsdp=given.fsdp, tensor=1))
+    check_mesh(mesh, convert.read_config(Path(given.model)))
     attributes = read_object(Path(given.model) / "config.json")
     attributes["num_hidden_layers"] = given.layers or attributes["num_hidden_layers"]
     Path(given.folder).mkdir(parents=True, exist_ok=True)
