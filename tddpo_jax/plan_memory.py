@@ -103,11 +103,12 @@ def activations_of_token(config: Config, model: LlamaConfig) -> int:
 
 
 def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
-    """Two layers in use or on their way, a layer's gradients, the head, a chunk of logits.
+    """Two layers in use or on their way, the head, a chunk of logits.
 
-    And a copy of the weights whose inputs are shared, in the order in which they are gathered.
-    Without remat every layer is kept as it was used. The reference of the exact KL has a head and
-    logits of its own.
+    And a copy of the weights whose inputs are shared, in the order in which they are gathered; in
+    full fine-tuning another of their gradients, both when head and logits are gone. Without remat
+    every layer is kept as it was used. The reference of the exact KL has a head and logits of its
+    own.
     """
     mode, mesh, itemsize = config.train.mode, config.mesh, planned_dtype(config).itemsize
     bytes_stored = {"full": 4, "lora": itemsize, "qlora": 0}[mode]
@@ -119,13 +120,15 @@ def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
         size += head * (4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
     if mesh.fsdp == 1 and mode == "lora":
         return size  # used where they lie
-    size += layer * model.layers * (config.model.remat == "none")
+    kept = layer * model.layers * (config.model.remat == "none")
     if mesh.fsdp == 1:
-        return size + layer
+        return size + kept + layer
     heads = (model.heads + 2 * model.key_value_heads) * model.head_size
     copied = model.layers * model.width * (heads + 2 * model.feed_forward)
-    size += bytes_stored * copied // (mesh.fsdp * mesh.tensor)
-    return size + layer * (3 if mode == "full" else 2)
+    copies = bytes_stored * copied // (mesh.fsdp * mesh.tensor)
+    if mode == "full":
+        return max(size, 2 * copies) + kept
+    return size + kept + copies + 2 * layer
 
 
 def longest_row(

@@ -113,22 +113,23 @@ def test_the_compiler_is_given_what_is_counted():
 
 # GiB that XLA gave beside the arguments, compiled for the devices (`test_compile_gpu`, `plan`).
 COMPILED = {
-    ("llama2_7b", 8, "dots"): (12.56, 32.02),
-    ("llama2_7b", 8, "none"): (12.56, 108.74),
-    ("llama2_7b", 4, "dots"): (25.11, 36.05),
-    ("llama2_7b", 1, "full"): (100.41, 6.29),
-    ("llama2_7b_lora", 1, "dots"): (13.15, 28.36),
-    ("llama2_7b_qlora", 1, "dots"): (4.29, 28.41),
+    ("llama2_7b", 8, "dots", 9216): (12.56, 32.02),
+    ("llama2_7b", 8, "none", 9216): (12.56, 108.74),
+    ("llama2_7b", 4, "dots", 9216): (25.11, 36.05),
+    ("llama2_7b", 2, "dots", 3072): (50.22, 24.86),
+    ("llama2_7b", 1, "full", 9216): (100.41, 6.29),
+    ("llama2_7b_lora", 1, "dots", 9216): (13.15, 28.36),
+    ("llama2_7b_qlora", 1, "dots", 9216): (4.29, 28.41),
 }
 
 
-@pytest.mark.parametrize(("name", "fsdp", "remat"), COMPILED)
-def test_arithmetic_is_near_the_compiler(name, fsdp, remat):
+@pytest.mark.parametrize(("name", "fsdp", "remat", "length"), COMPILED)
+def test_arithmetic_is_near_the_compiler(name, fsdp, remat, length):
     """What is always there to 0.1 %, the rest to 6 %."""
-    resident, beside = COMPILED[name, fsdp, remat]
+    resident, beside = COMPILED[name, fsdp, remat, length]
     mesh = {"data": 1, "fsdp": fsdp}
     config = config_of(name, mesh=mesh, model={"remat": remat})
-    memory = plan_memory.arithmetic(config, read_config(LLAMA), shape(fsdp))
+    memory = plan_memory.arithmetic(config, read_config(LLAMA), shape(fsdp, length))
     assert memory.resident / GIB == pytest.approx(resident, rel=1e-3)
     assert (memory.peak - memory.resident) / GIB == pytest.approx(beside, rel=0.06)
 
@@ -180,7 +181,7 @@ def last_line(config, device):
 @pytest.mark.parametrize(
     ("name", "device", "mesh", "verdict"),
     [
-        ("llama2_7b", "h100-80", {}, "fits: 44.9 GiB by arithmetic"),
+        ("llama2_7b", "h100-80", {}, "fits: 44.5 GiB by arithmetic"),
         ("llama2_7b_lora", "a100-80", {}, "fits"),
         ("llama2_7b_qlora", "a100-40", {}, "fits"),
         ("llama2_7b_lora", "a100-40", {}, "does NOT fit.*; try --data.row-length"),
@@ -292,7 +293,11 @@ def test_the_exact_kl_has_a_reference_and_its_logits(without_compilers):
     """A copy of the float32 weights; one forward pass more than the six operations of a token."""
     short, exact = (planned("llama2_7b", loss={"kl": kl}) for kl in ("k2", "full"))
     assert exact.memory.reference == exact.memory.trained
-    assert exact.memory.gathered > short.memory.gathered
+    # Of eight devices the copies of the weights decide (XLA: 31.6 GiB beside what is there, as
+    # without it), of one the head and the logits.
+    assert exact.memory.gathered == short.memory.gathered
+    alone = [planned("llama2_7b", loss={"kl": kl}, mesh={"fsdp": 1}) for kl in ("k2", "full")]
+    assert alone[1].memory.gathered > alone[0].memory.gathered
     assert exact.work.flops / short.work.flops == pytest.approx(4 / 3)
     assert exact.time.expected > short.time.expected
 
