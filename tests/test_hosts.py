@@ -244,17 +244,15 @@ def test_devices_and_hosts_are_no_part_of_what_a_run_is(tmp_path):
 # ---- hosts that do not go together ---------------------------------------------------------------
 
 
-def test_hosts_with_other_data_or_another_model_are_told(inputs, tmp_path):
+def test_a_host_with_other_data_is_told(inputs, tmp_path):
     """A relative path is not the same everywhere: the second host finds other pairs, as many."""
     lines = inputs.train.read_text().splitlines(keepends=True)
     for name, text in (("first", lines), ("second", [*lines[1:], lines[0]])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "pairs.jsonl").write_text("".join(text))
-    address = free_address()
     command = [str(REPOSITORY / "run.py"), "--model", str(inputs.model), "--data", "pairs.jsonl"]
     command += ["--data.validation", "0", "--output", str(tmp_path / "run")]
-    command += ["--hosts.coordinator", address]
-    command += ["--hosts.count", "2", "--hosts.index"]
+    command += ["--hosts.coordinator", free_address(), "--hosts.count", "2", "--hosts.index"]
     processes = [
         process([*command, str(index)], tmp_path / folder)
         for index, folder in enumerate(("first", "second"))
@@ -274,7 +272,7 @@ def test_what_differs_is_an_error_where_it_differs(monkeypatch):
         hosts.check_alike("model.path", "another model", lambda: "mine")
 
 
-def test_hosts_that_do_not_meet_end(inputs, tmp_path):
+def test_hosts_that_do_not_meet_end(tmp_path):
     command = ["run.py", "--hosts.coordinator", free_address(), "--hosts.count", "2"]
     command += ["--hosts.meet-within", "3", "--output", str(tmp_path / "run"), "--hosts.index"]
     elsewhere = [*command[:2], free_address(), *command[3:]]
