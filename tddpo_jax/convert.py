@@ -217,7 +217,7 @@ def _placed(stored: Any, sharding: NamedSharding, dtype: Any) -> jax.Array:
     first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
     last = [max(stop for _, stop in axis) for axis in zip(*bounds, strict=True)]
     read = stored[tuple(map(slice, first, last))]
-    read = read.astype(dtype) if dtype is not None else read
+    read = read if dtype is None else read.astype(dtype, copy=False)
 
     def part(index: Any) -> np.ndarray:
         moved = zip(_spans(index, shape), first, strict=True)
