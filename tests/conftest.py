@@ -1,6 +1,7 @@
 """Every test run: eight virtual CPU devices, programs kept between runs, a cache of its own."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 from tddpo_jax.cache import cache_folder
 
 XLA_CACHE = cache_folder() / "xla"
+WITHOUT_TORCH = Path(__file__).parent / "without_torch"
 
 # Compilation is most of the time of the tests, so its results outlive the run. The environment is
 # for the processes that tests start.
@@ -36,6 +38,14 @@ def empty_cache(tmp_path_factory):
     """Tokenised data and reference log-probs of earlier runs must not answer for this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TDDPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_without_torch():
+    """The commands need no PyTorch: what tests start as processes does not find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(WITHOUT_TORCH), prepend=os.pathsep)
         yield
 
 

@@ -65,6 +65,8 @@ def process(command, folder=REPOSITORY):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(DEVICES_EACH),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        # Each process compiles on its own, and these programs run for moments.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
     return subprocess.Popen(
         [sys.executable, *command],
@@ -162,20 +164,12 @@ def test_one_process_speaks_and_all_are_counted(by_two):
     assert "hosts    2 by 127.0.0.1" in first
     assert "2 of 4 devices" in first
     assert "finished after 8 steps" in first
-    said = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
-    assert said == []
+    # Gloo's threads print into each other's lines.
+    assert [line for line in second.splitlines() if "peer ranks" not in line] == []
     facts = json.loads((directory / "run.json").read_text())
     assert (facts["hosts"], facts["device"]["count"]) == (2, 4)
     assert len(list((directory / "tensorboard").iterdir())) == 1
     assert not list(directory.rglob("*.partial"))
-
-
-def test_four_processes_train_as_one(inputs, runs):
-    run_on_hosts(inputs, runs / "by_four", 4)
-    whole = run_here(inputs, runs / "by_one_of_eight", 4 * DEVICES_EACH)
-    assert_same_losses(runs / "by_four", whole)
-    for name, tensor in tiny_runs.weights(runs / "by_four").items():
-        np.testing.assert_allclose(tensor, tiny_runs.weights(whole)[name], atol=1e-6, err_msg=name)
 
 
 # ---- a lost host ---------------------------------------------------------------------------------
@@ -222,13 +216,16 @@ def test_a_restart_on_another_number_of_hosts_and_devices(killed, by_two, inputs
     assert (facts["hosts"], facts["device"]["count"]) == (1, 8)
 
 
-def test_a_restart_on_more_hosts(by_two, inputs, runs, monkeypatch):
-    """What one process of two devices began, two of them end."""
+def test_four_processes_end_what_one_began(inputs, runs, monkeypatch):
+    """They have three of the eight steps from it, and train the rest as one process does."""
     tiny_runs.use_devices(monkeypatch, DEVICES_EACH)
-    killed_run(inputs, runs / "alone", monkeypatch, before_save(6))
-    outputs = run_on_hosts(inputs, runs / "alone", 2)
-    assert "resuming after step" in outputs[0]
-    assert_same_losses(runs / "alone", by_two[0])
+    killed_run(inputs, runs / "by_four", monkeypatch, before_save(4))
+    outputs = run_on_hosts(inputs, runs / "by_four", 4)
+    assert "resuming after step 3" in outputs[0]
+    whole = run_here(inputs, runs / "by_one_of_eight", 4 * DEVICES_EACH)
+    assert_same_losses(runs / "by_four", whole)
+    for name, tensor in tiny_runs.weights(runs / "by_four").items():
+        np.testing.assert_allclose(tensor, tiny_runs.weights(whole)[name], atol=1e-6, err_msg=name)
 
 
 def test_devices_and_hosts_are_no_part_of_what_a_run_is(tmp_path):
