@@ -2,17 +2,14 @@
 
 Tensors are read one by one from safetensors and placed straight onto their shardings, so that host
 memory holds one tensor and never one model; of several hosts each reads the part that lies on its
-own devices. Unknown, missing and duplicate names and unknown config
-attributes are errors.
+own devices. Unknown, missing and duplicate names and unknown config attributes are errors.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from tddpo_jax.hosts import agree, is_first, whole
 from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling
 from tddpo_jax.sharding import check_mesh, parameter_shardings, path_name
-from tddpo_jax.tensor_files import write_tensors
+from tddpo_jax.tensor_files import WEIGHT_FILES, stored_tensors, weight_files, write_tensors
 
 # (Hugging Face name, our path); {} is the number of the layer, its place on our leading axis.
 NAMES: tuple[tuple[str, str], ...] = (
@@ -48,7 +45,6 @@ NAMES: tuple[tuple[str, str], ...] = (
 # A buffer of older checkpoints; the frequencies follow from the config.
 DERIVED_SUFFIX = "self_attn.rotary_emb.inv_freq"
 SHARD_BYTES = 5_000_000_000
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 # Attributes of a config.json that change nothing here: names, token ids, training-time settings.
 IGNORED_ATTRIBUTES = (
@@ -172,7 +168,7 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Lla
     """
     config = read_config(folder)
     check_mesh(mesh, config)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     expected = hugging_face_tensors(config)
     _check_names(folder, files, expected)
     abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
@@ -183,7 +179,7 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Lla
         for p, sharding in jax.tree_util.tree_leaves_with_path(parameter_shardings(state, mesh))
     }
     arrays: dict[str, jax.Array] = {}
-    for name, stored in _tensors(folder, files):
+    for name, stored in stored_tensors(files):
         if name not in expected:
             continue
         path, layer = expected[name]
@@ -240,44 +236,6 @@ def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it."""
-    single, index = (folder / name for name in WEIGHT_FILES)
-    # Where both are there, transformers reads the single file.
-    if single.exists():
-        files = dict.fromkeys(_names_in(single), single)
-    elif index.exists():
-        weight_map = read_object(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"{index}: weight_map is missing")
-        for name, file in weight_map.items():
-            if not isinstance(file, str):
-                raise ValueError(f"{index}: weight_map: {name} is in no file: {file!r}")
-        files = {name: folder / file for name, file in weight_map.items()}
-    else:
-        raise ValueError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
-    held: dict[str, Path] = {}
-    for file in sorted(set(files.values())):
-        for name in _names_in(file):
-            if name in held:
-                raise ValueError(f"{folder}: tensor {name} stands in more than one file")
-            if name not in files:
-                raise ValueError(f"{index}: tensor {name} is not in weight_map")
-            held[name] = file
-    for name, file in files.items():
-        if held.get(name) != file:
-            raise ValueError(f"{file}: tensor {name} is missing")
-    return files
-
-
-def _names_in(file: Path) -> list[str]:
-    try:
-        with safe_open(file, "np") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file: {error}") from None
-
-
 def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any]) -> None:
     for name in expected:
         if name not in files:
@@ -286,15 +244,6 @@ def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any])
         tied_head = name == "lm_head.weight"
         if name not in expected and not name.endswith(DERIVED_SUFFIX) and not tied_head:
             raise ValueError(f"{files[name]}: tensor {name} is unknown")
-
-
-def _tensors(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
-    """Every name and its `PySafeSlice`, of which nothing is read before it is indexed."""
-    for file in sorted(set(files.values())):
-        for name in _names_in(file):
-            # Opened anew for each: all that was read of an open file stays mapped into memory.
-            with safe_open(file, "np") as tensors:
-                yield name, tensors.get_slice(name)
 
 
 def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
@@ -417,38 +366,3 @@ def _write_index(path: Path, shards: list[dict], arrays: dict[str, jax.Array], d
     total = sum(_bytes(arrays[p], layer, dtype) for s in shards for p, layer in s.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     path.write_text(json.dumps(index, indent=2) + "\n")
-
-
-def content_hash(folder: Path) -> str:
-    """sha256 (hex) of the config and the weights: all that the model's outputs depend on."""
-    return files_hash([folder / "config.json", *sorted(set(_weight_files(folder).values()))])
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 (hex) of the config and of every tensor's name, shape, dtype and first row.
-
-    It reads next to nothing of a large checkpoint, and is another for weights trained otherwise.
-    """
-    rows = [
-        f"{name} {stored.get_shape()} {stored.get_dtype()} {np.asarray(stored[:1]).tobytes().hex()}"
-        for name, stored in _tensors(folder, _weight_files(folder))
-    ]
-    config = (folder / "config.json").read_bytes()
-    return hashlib.sha256(config + "\n".join(sorted(rows)).encode()).hexdigest()
-
-
-def files_hash(files: Iterable[Path]) -> str:
-    """sha256 (hex) of the files' contents, one after another."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def checkpoint_dtype(folder: Path) -> np.dtype:
-    """The dtype of the stored embedding."""
-    files = _weight_files(folder)
-    with safe_open(files["model.embed_tokens.weight"], "np") as tensors:
-        name = tensors.get_slice("model.embed_tokens.weight").get_dtype()
-    return jnp.dtype({"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[name])

@@ -24,6 +24,7 @@ from tddpo_jax.peft_files import export_adapter
 from tddpo_jax.preparation import Prepared
 from tddpo_jax.reference import Progress, log_probs
 from tddpo_jax.run_directory import RunDirectory
+from tddpo_jax.tensor_files import checkpoint_dtype
 from tddpo_jax.train_step import Knobs, TrainState, member
 from tddpo_jax.writers import Writer
 
@@ -164,7 +165,7 @@ def export_best(
         model = prepared.model(member(state.trainable, number, len(members)))
         folder = run.directory.path / "best"
         if run.config.train.mode == "full":
-            dtype = convert.checkpoint_dtype(prepared.files.base)
+            dtype = checkpoint_dtype(prepared.files.base)
             convert.export(model, prepared.files.base, folder, dtype)
         else:
             export_adapter(model, folder, str(prepared.files.base.absolute()))

@@ -25,11 +25,12 @@ from qwix import QArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tddpo_jax.convert import NAMES, checkpoint_dtype
+from tddpo_jax.convert import NAMES
 from tddpo_jax.hosts import is_first
 from tddpo_jax.json_files import read_object
 from tddpo_jax.lora import NF4_BLOCK, quantize, whole_adapters
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+from tddpo_jax.tensor_files import checkpoint_dtype
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -35,6 +35,7 @@ from tddpo_jax.packing import choose_shapes
 from tddpo_jax.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
 from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_sharding
+from tddpo_jax.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -169,7 +170,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     check_alike(
         "model.path",
         "another model than the first host's",
-        lambda: (convert.fingerprint(files.base), _adapter_hash(files)),
+        lambda: (fingerprint(files.base), _adapter_hash(files)),
     )
     model_config = convert.read_config(files.base)
     tokenizer = load_tokenizer_if_any(files)
@@ -209,7 +210,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         validation_reference=np.zeros((0, 2)),
         dtype=dtype,
         matmul_rate=matmul_rate(dtype),
-        model_hash=agree(lambda: convert.content_hash(files.base)),
+        model_hash=agree(lambda: content_hash(files.base)),
         loaded=trainable,
         trainable=jax.eval_shape(lambda: trainable),
         programs={},
@@ -254,7 +255,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
 def _adapter_hash(files: ModelFiles) -> str | None:
     if files.adapter is None:
         return None
-    return convert.files_hash(sorted(files.adapter.glob("adapter_*")))
+    return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
 def micro_batch_shapes(
@@ -286,7 +287,7 @@ def _split_model(
         # float32 master weights, whatever the dtype of the computation.
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
     quantized = config.train.mode == "qlora"
-    stored = convert.checkpoint_dtype(files.base) if quantized else dtype
+    stored = checkpoint_dtype(files.base) if quantized else dtype
     model = _load_unmerged(files, mesh, stored)
     lora.freeze_adapters(model)
     if quantized:

@@ -32,6 +32,7 @@ from tddpo_jax.preparation import (
 from tddpo_jax.reference import log_probs
 from tddpo_jax.run_directory import check_output, write_atomically
 from tddpo_jax.sharding import make_mesh, row_devices
+from tddpo_jax.tensor_files import checkpoint_dtype
 from tddpo_jax.train_step import Computation, Frozen, hidden_states
 
 PAIRS_PACKED_TOGETHER = 128
@@ -124,5 +125,5 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
         shutil.copytree(files.adapter or files.base, output)
         return
     mesh = make_mesh(MeshConfig())
-    model = load_model(files, mesh, convert.checkpoint_dtype(files.base))
+    model = load_model(files, mesh, checkpoint_dtype(files.base))
     convert.export(model, files.base, output)

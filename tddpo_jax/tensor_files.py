@@ -1,21 +1,135 @@
-"""Safetensors files written tensor by tensor: host memory holds one tensor, never one file.
+"""The safetensors of a Hugging Face folder: found, read and written one tensor at a time.
 
-The bytes are those that `safetensors.numpy.save_file` writes when it is given all tensors at once.
+Host memory holds one tensor, never one file. The bytes written are those of
+`safetensors.numpy.save_file`, when it is given all tensors at once. The hashes say what a folder's
+weights are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from tddpo_jax.json_files import read_object
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 # Our names of what is stored -> safetensors' names.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALIGNMENT = 8  # bytes; the header is filled up with spaces to a multiple of it
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file of a Hugging Face folder that holds it.
+
+    Raises:
+        ValueError: there is none, a file is not whole, or the index does not tell the truth.
+    """
+    single, index = (folder / name for name in WEIGHT_FILES)
+    # Where both are there, transformers reads the single file.
+    if single.exists():
+        files = dict.fromkeys(_names_in(single), single)
+    elif index.exists():
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: weight_map is missing")
+        for name, file in weight_map.items():
+            if not isinstance(file, str):
+                raise ValueError(f"{index}: weight_map: {name} is in no file: {file!r}")
+        files = {name: folder / file for name, file in weight_map.items()}
+    else:
+        raise ValueError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
+    held: dict[str, Path] = {}
+    for file in sorted(set(files.values())):
+        for name in _names_in(file):
+            if name in held:
+                raise ValueError(f"{folder}: tensor {name} stands in more than one file")
+            if name not in files:
+                raise ValueError(f"{index}: tensor {name} is not in weight_map")
+            held[name] = file
+    for name, file in files.items():
+        if held.get(name) != file:
+            raise ValueError(f"{file}: tensor {name} is missing")
+    return files
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file: {error}") from None
+
+
+def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+    """Every name of `weight_files` and its `PySafeSlice`: nothing is read before it is indexed.
+
+    Raises:
+        ValueError: a tensor is stored in a dtype that is none of `DTYPES`.
+    """
+    for file in sorted(set(files.values())):
+        for name in _names_in(file):
+            yield name, _stored(file, name)
+
+
+def _stored(file: Path, name: str) -> Any:
+    # Opened anew for each tensor: all that was read of an open file stays mapped into memory.
+    with safe_open(file, "np") as tensors:
+        stored = tensors.get_slice(name)
+    dtype = stored.get_dtype()
+    if dtype not in DTYPES.values():
+        raise ValueError(f"{file}: {name} is stored as {dtype}, not as {', '.join(DTYPES)}")
+    return stored
+
+
+# ---- what a folder holds -------------------------------------------------------------------------
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 (hex) of the config and the weights: all that the model's outputs depend on."""
+    return files_hash([folder / "config.json", *sorted(set(weight_files(folder).values()))])
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 (hex) of the config and of every tensor's name, shape, dtype and first row.
+
+    It reads next to nothing of a large checkpoint, and is another for weights trained otherwise.
+    """
+    rows = [
+        f"{name} {stored.get_shape()} {stored.get_dtype()} {np.asarray(stored[:1]).tobytes().hex()}"
+        for name, stored in stored_tensors(weight_files(folder))
+    ]
+    config = (folder / "config.json").read_bytes()
+    return hashlib.sha256(config + "\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """sha256 (hex) of the files' contents, one after another."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def checkpoint_dtype(folder: Path) -> np.dtype:
+    """The dtype of the stored embedding."""
+    name = "model.embed_tokens.weight"
+    stored = _stored(weight_files(folder)[name], name).get_dtype()
+    return jnp.dtype(next(ours for ours, theirs in DTYPES.items() if theirs == stored))
+
+
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def write_tensors(

@@ -30,8 +30,10 @@ class Recorded:
 def main():
     folder, coordinator, count, index = sys.argv[1:]
     hosts.join(HostsConfig(coordinator=coordinator, count=int(count), index=int(index)))
-    tensors = convert._tensors
-    convert._tensors = lambda *where: ((n, Recorded(n, stored)) for n, stored in tensors(*where))
+    tensors = convert.stored_tensors
+    convert.stored_tensors = lambda files: (
+        (n, Recorded(n, stored)) for n, stored in tensors(files)
+    )
     convert.load(Path(folder), make_mesh(MeshConfig(fsdp=-1)))
     print(json.dumps(READ))
 

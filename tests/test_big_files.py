@@ -1,4 +1,4 @@
-"""Large checkpoints: in and out in bounded memory, bit for bit; files written tensor by tensor."""
+"""Large checkpoints: in and out in bounded memory, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from safetensors.numpy import save_file
 from eval.speed import files
 from eval.speed.files import differing_tensor
 from tddpo_jax.command_line import run_command
-from tddpo_jax.tensor_files import write_tensors
 
 # 494 MB of bfloat16, with `LAYERS`, in tensors of at most 6.3 MB: files of 80 MB hold many.
 SHAPE = {
@@ -104,25 +102,3 @@ def test_a_changed_bit_is_found(tmp_path):
     assert differing_tensor(single, sharded) == "b"
     save_file({"a": tensors["a"]}, single / "model.safetensors")
     assert differing_tensor(single, sharded) == "b"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_tensor_by_tensor_makes_the_same_file(dtype, tmp_path):
-    """Expected: the bytes of safetensors' own writer."""
-    rng = np.random.default_rng(0)
-    shapes = {"model.b": (3, 5), "model.a.weight": (7,), "model.a10": (1, 2), "größe": (2, 0)}
-    tensors = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
-    assert_same_file(tensors, tmp_path)
-
-
-def test_wide_elements_come_first(tmp_path):
-    """Expected: the bytes of safetensors' own writer, which aligns what it mixes."""
-    tensors = {"a": np.ones(3, jnp.bfloat16), "b": np.ones(5, np.float32), "c": np.ones(1, "f2")}
-    assert_same_file(tensors, tmp_path)
-
-
-def assert_same_file(tensors, folder):
-    specs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in tensors.items()}
-    write_tensors(folder / "ours", specs, tensors.__getitem__)
-    save_file(tensors, folder / "theirs", metadata={"format": "pt"})
-    assert (folder / "ours").read_bytes() == (folder / "theirs").read_bytes()

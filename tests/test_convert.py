@@ -11,16 +11,16 @@ import pytest
 import tiny
 import torch
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig
 
 from tddpo_jax import convert
 from tddpo_jax.model import Llama, LlamaConfig, RopeScaling, count_parameters
 from tddpo_jax.sharding import path_name
-from tddpo_jax.tensor_files import write_tensors
+from tddpo_jax.tensor_files import WEIGHT_FILES, checkpoint_dtype, write_tensors
 
-SINGLE, INDEX = convert.WEIGHT_FILES
+SINGLE, INDEX = WEIGHT_FILES
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +40,12 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def tensors_of(folder):
-    """Every tensor of every safetensors file of a folder."""
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
-
-
 def assert_same_tensors(actual, expected):
     """The same names, shapes, dtypes and bits."""
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (actual[name].dtype, actual[name].shape) == (tensor.dtype, tensor.shape), name
         assert actual[name].tobytes() == tensor.tobytes(), name
-
-
-def change_config(folder, **changes):
-    """Sets attributes of config.json, or removes those that are None."""
-    path = folder / "config.json"
-    attributes = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
-
-
-def change_tensors(folder, **changes):
-    """Sets tensors of the single file, dots written as double underscores; None removes one."""
-    changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
-    tensors = {**tensors_of(folder), **changes}
-    save_file({k: v for k, v in tensors.items() if v is not None}, folder / SINGLE)
 
 
 # ---- config.json ---------------------------------------------------------------------------------
@@ -107,7 +88,7 @@ LLAMA_3 = {
 )
 def test_older_and_shorter_configs_are_understood(changes, expected, copy):
     """Expected: what transformers takes for an absent attribute."""
-    change_config(copy, **changes)
+    tiny.change_config(copy, **changes)
     assert convert.read_config(copy) == dataclasses.replace(tiny.CONFIG, **expected)
 
 
@@ -144,7 +125,7 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
     ],
 )
 def test_a_config_that_is_not_understood_is_refused(changes, problem, copy):
-    change_config(copy, **changes)
+    tiny.change_config(copy, **changes)
     with pytest.raises(ValueError, match=rf"copy/config\.json: .*{problem}"):
         convert.read_config(copy)
 
@@ -173,9 +154,9 @@ def test_there_and_back_bit_for_bit(dtype, sharded, tmp_path, monkeypatch):
     source = tiny.save(tmp_path / "source", theirs, **settings)
     model = tiny.load(source)
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(dtype)}
-    assert convert.checkpoint_dtype(source) == jnp.dtype(dtype)
+    assert checkpoint_dtype(source) == jnp.dtype(dtype)
     convert.export(model, source, tmp_path / "output")
-    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(source))
+    assert_same_tensors(tiny.tensors_of(tmp_path / "output"), tiny.tensors_of(source))
     assert_transformers_agrees(tmp_path / "output", source)
     files = sorted(file.name for file in (tmp_path / "output").glob("*.safetensors"))
     if not sharded:
@@ -184,7 +165,7 @@ def test_there_and_back_bit_for_bit(dtype, sharded, tmp_path, monkeypatch):
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     index = json.loads((tmp_path / "output" / INDEX).read_text())
-    total = sum(tensor.nbytes for tensor in tensors_of(source).values())
+    total = sum(tensor.nbytes for tensor in tiny.tensors_of(source).values())
     assert index["metadata"]["total_size"] == total
     for file in files:
         held = load_file(tmp_path / "output" / file)
@@ -206,19 +187,19 @@ def test_tied_embeddings_there_and_back(tied_folder, tmp_path):
     model = tiny.load(tied_folder)
     assert not hasattr(model, "head")
     convert.export(model, tied_folder, tmp_path / "output")
-    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(tied_folder))
-    assert "lm_head.weight" not in tensors_of(tmp_path / "output")
+    assert_same_tensors(tiny.tensors_of(tmp_path / "output"), tiny.tensors_of(tied_folder))
+    assert "lm_head.weight" not in tiny.tensors_of(tmp_path / "output")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "output").config.tie_word_embeddings
 
 
 def test_another_dtype_is_rounded_once(folder, tmp_path):
     """Expected: numpy's rounding of the float32 tensors, on the way in and on the way out."""
-    expected = {name: t.astype(jnp.bfloat16) for name, t in tensors_of(folder).items()}
+    expected = {name: t.astype(jnp.bfloat16) for name, t in tiny.tensors_of(folder).items()}
     model = tiny.load(folder, jnp.bfloat16)
     convert.export(model, folder, tmp_path / "in")
-    assert_same_tensors(tensors_of(tmp_path / "in"), expected)
+    assert_same_tensors(tiny.tensors_of(tmp_path / "in"), expected)
     convert.export(tiny.load(folder), folder, tmp_path / "out", jnp.bfloat16)
-    assert_same_tensors(tensors_of(tmp_path / "out"), expected)
+    assert_same_tensors(tiny.tensors_of(tmp_path / "out"), expected)
 
 
 def test_sharded_and_single_files_are_the_same_model(folder, tmp_path):
@@ -236,7 +217,7 @@ def test_weights_go_straight_to_their_places(tmp_path):
     assert {shard.data.shape for shard in shards} == {(3, 30, 6)}
     assert len({str(shard.index) for shard in shards}) == 8
     convert.export(model, folder, tmp_path / "output")
-    assert_same_tensors(tensors_of(tmp_path / "output"), tensors_of(folder))
+    assert_same_tensors(tiny.tensors_of(tmp_path / "output"), tiny.tensors_of(folder))
 
 
 def test_other_files_are_kept_bit_for_bit(copy, tmp_path):
@@ -279,11 +260,11 @@ def test_an_interrupted_export_leaves_the_old_folder(folder, tmp_path, monkeypat
         written.clear()
         with pytest.raises(OSError, match="No space"):
             convert.export(model, folder, output)
-    assert_same_tensors(tensors_of(output), tensors_of(folder))
+    assert_same_tensors(tiny.tensors_of(output), tiny.tensors_of(folder))
     assert not (output / INDEX).exists()
     convert.export(model, folder, output)
     assert (output / INDEX).exists()
-    assert_same_tensors(tensors_of(output), tensors_of(folder))
+    assert_same_tensors(tiny.tensors_of(output), tiny.tensors_of(folder))
     assert list(tmp_path.iterdir()) == [output]
 
 
@@ -320,7 +301,7 @@ Q_PROJ = "model__layers__1__self_attn__q_proj__weight"
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(changes, problem, copy):
-    change_tensors(copy, **changes)
+    tiny.change_tensors(copy, **changes)
     with pytest.raises(ValueError, match=problem):
         tiny.load(copy)
 
@@ -328,114 +309,18 @@ def test_tensors_that_do_not_fit_are_refused(changes, problem, copy):
 def test_buffers_of_rotary_frequencies_are_passed_over(copy):
     """Checkpoints of Llama-1 and early Llama-2 hold one per layer; the config says the same."""
     buffer = np.ones(5, np.float32)
-    change_tensors(copy, model__layers__0__self_attn__rotary_emb__inv_freq=buffer)
+    tiny.change_tensors(copy, model__layers__0__self_attn__rotary_emb__inv_freq=buffer)
     assert count_parameters(tiny.load(copy)) == count_parameters(tiny.llama())
 
 
 def test_a_tied_checkpoint_may_repeat_its_head(tied_folder, tmp_path):
     copy = shutil.copytree(tied_folder, tmp_path / "copy")
-    embedding = tensors_of(copy)["model.embed_tokens.weight"]
-    change_tensors(copy, lm_head__weight=embedding.copy())
+    embedding = tiny.tensors_of(copy)["model.embed_tokens.weight"]
+    tiny.change_tensors(copy, lm_head__weight=embedding.copy())
     jax.tree.map(np.testing.assert_array_equal, tiny.load(copy), tiny.load(tied_folder))
-    change_tensors(copy, lm_head__weight=embedding + 1)
+    tiny.change_tensors(copy, lm_head__weight=embedding + 1)
     with pytest.raises(ValueError, match=r"copy: tie_word_embeddings, but lm_head\.weight differs"):
         tiny.load(copy)
-
-
-def test_a_truncated_file_is_refused(copy):
-    weights = (copy / SINGLE).read_bytes()
-    for size in (5, 300, len(weights) - 4):
-        (copy / SINGLE).write_bytes(weights[:size])
-        with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
-            tiny.load(copy)
-
-
-def test_a_folder_without_weights_is_refused(copy):
-    (copy / SINGLE).unlink()
-    with pytest.raises(ValueError, match=r"copy: holds neither model\.safetensors nor"):
-        tiny.load(copy)
-
-
-@pytest.fixture
-def shards(tmp_path):
-    """A sharded folder, its index, and the files of the embedding and the head."""
-    folder = tiny.save(tmp_path / "shards", tiny.hugging_face(), max_shard_size="6KB")
-    index = json.loads((folder / INDEX).read_text())
-    first, last = (index["weight_map"][n] for n in ("model.embed_tokens.weight", "lm_head.weight"))
-    assert first != last
-    return folder, index, first, last
-
-
-def test_a_tensor_in_two_files_is_refused(shards):
-    folder, _, first, last = shards
-    again = load_file(folder / first) | load_file(folder / last)
-    save_file(again, folder / last)
-    with pytest.raises(ValueError, match=r"embed_tokens\.weight stands in more than one file"):
-        tiny.load(folder)
-
-
-def test_an_index_that_does_not_tell_the_truth_is_refused(shards):
-    folder, index, first, last = shards
-
-    def assert_refused(changes, problem):
-        changed = {**index["weight_map"], **changes}
-        weight_map = {name: file for name, file in changed.items() if file is not None}
-        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(ValueError, match=problem):
-            tiny.load(folder)
-
-    assert_refused({"lm_head.weight": first}, rf"{first}: tensor lm_head\.weight is missing")
-    # Both files are still read; the names they hold are those of the index, but each elsewhere.
-    swapped = {"lm_head.weight": first, "model.embed_tokens.weight": last}
-    assert_refused(swapped, rf"{first}: tensor lm_head\.weight is missing")
-    assert_refused(
-        {"lm_head.weight": 5}, r"index\.json: weight_map: lm_head\.weight is in no file: 5"
-    )
-    assert_refused({"lm_head.weight": "gone.safetensors"}, r"gone\.safetensors: not a whole")
-    norm = {"model.norm.weight": None}
-    assert_refused(norm, r"index\.json: tensor model\.norm\.weight is not in weight_map")
-    assert_refused({"extra.weight": last}, rf"{last}: tensor extra\.weight is missing")
-    (folder / INDEX).write_text("{}")
-    with pytest.raises(ValueError, match=r"index\.json: weight_map is missing"):
-        tiny.load(folder)
-    (folder / INDEX).write_text('{"weight_map": {"lm_head.weight": "a", "lm_head.weight": "b"}}')
-    with pytest.raises(ValueError, match=r"index\.json: lm_head\.weight stands there twice"):
-        tiny.load(folder)
-
-
-def test_a_fingerprint_is_of_the_weights(shards, tmp_path):
-    """The same in one file or in several, another after one step of training."""
-    folder, _, first, _ = shards
-    whole = tiny.save(tmp_path / "whole", tiny.hugging_face())
-    found = convert.fingerprint(folder)
-    trained = {name: tensor + 1e-6 for name, tensor in load_file(folder / first).items()}
-    save_file(trained, folder / first)
-    assert convert.fingerprint(folder) != found
-    assert convert.fingerprint(whole) == found
-
-
-def test_the_single_file_goes_before_an_index(shards, folder):
-    """transformers reads model.safetensors where both are there; so do we."""
-    sharded, *_ = shards
-    changed = {name: tensor + 1 for name, tensor in tensors_of(folder).items()}
-    save_file(changed, sharded / SINGLE)
-    np.testing.assert_array_equal(tiny.load(sharded).norm.weight[...], changed["model.norm.weight"])
-    theirs = AutoModelForCausalLM.from_pretrained(sharded).model.norm.weight
-    np.testing.assert_array_equal(theirs.detach(), changed["model.norm.weight"])
-
-
-# ---- hashes --------------------------------------------------------------------------------------
-
-
-def test_the_hash_says_what_the_outputs_depend_on(copy):
-    """Config and weights change it, other files do not."""
-    before = convert.content_hash(copy)
-    (copy / "tokenizer_config.json").write_text("{}")
-    assert convert.content_hash(copy) == before
-    change_tensors(copy, model__norm__weight=np.ones(24, np.float32))
-    changed = convert.content_hash(copy)
-    change_config(copy, rms_norm_eps=1e-6)
-    assert len({before, changed, convert.content_hash(copy)}) == 3
 
 
 # ---- Llama-2-7B ----------------------------------------------------------------------------------

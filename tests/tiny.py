@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HuggingFaceConfig
 from transformers import LlamaForCausalLM
 
@@ -24,6 +26,7 @@ from tddpo_jax.config import MeshConfig
 from tddpo_jax.layout import Batch, Pair
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.sharding import make_mesh
+from tddpo_jax.tensor_files import WEIGHT_FILES
 
 CONFIG = LlamaConfig(
     vocabulary=61,
@@ -102,6 +105,25 @@ def load_from(model: LlamaForCausalLM) -> Llama:
     """The weights of a transformers model as ours, by way of a folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load(save(Path(folder), model))
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of every safetensors file of a folder."""
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Sets attributes of config.json, or removes those that are None."""
+    path = folder / "config.json"
+    attributes = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
+
+
+def change_tensors(folder: Path, **changes) -> None:
+    """Sets tensors of the single file, dots written as double underscores; None removes one."""
+    changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    tensors = {**tensors_of(folder), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / WEIGHT_FILES[0])
 
 
 def one_device() -> Mesh:

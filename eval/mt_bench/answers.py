@@ -22,11 +22,11 @@ import numpy as np
 from eval.mt_bench.data import Answer, Question
 from eval.mt_bench.rows import appending, read_rows
 from tddpo_jax.console import Screen
-from tddpo_jax.convert import content_hash, files_hash
 from tddpo_jax.generate import Completion
 from tddpo_jax.model_files import resolve
 from tddpo_jax.sampling import Sampling
 from tddpo_jax.templates import chat_format, encode_prompt
+from tddpo_jax.tensor_files import content_hash, files_hash
 
 # FastChat's temperature_config; the categories that are not here are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}

@@ -48,7 +48,7 @@ from tddpo_jax.json_files import read_object
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.plan_memory import abstract_mesh
 from tddpo_jax.sharding import check_mesh, make_mesh, path_name
-from tddpo_jax.tensor_files import write_tensors
+from tddpo_jax.tensor_files import WEIGHT_FILES, write_tensors
 
 LLAMA_2_7B = Path(convert.__file__).parent / "shapes" / "llama-2-7b"
 # What makes any config.json that of a tiny model.
@@ -91,7 +91,7 @@ def write_checkpoint(folder: Path, attributes: dict[str, Any], shard_bytes: int)
         write_tensors(folder / file, held, lambda name: _random_bfloat16(rng, specs[name].shape))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / convert.WEIGHT_FILES[1]).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / WEIGHT_FILES[1]).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_config(folder: Path, attributes: dict[str, Any]) -> None:
@@ -203,11 +203,11 @@ def differing_tensor(folder: Path, other: Path) -> str | None:
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    index = folder / convert.WEIGHT_FILES[1]
+    index = folder / WEIGHT_FILES[1]
     if index.exists():
         weight_map = read_object(index)["weight_map"]
         return {name: folder / file for name, file in weight_map.items()}
-    file = folder / convert.WEIGHT_FILES[0]
+    file = folder / WEIGHT_FILES[0]
     with safe_open(file, "np") as tensors:
         return dict.fromkeys(tensors.keys(), file)
 
