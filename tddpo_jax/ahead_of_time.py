@@ -135,7 +135,7 @@ def on(tree: Any, shardings: Any) -> Any:
 def bytes_of_device(tree: Any) -> int:
     """Bytes that each device holds of a tree of placed shapes; four bits count as four bits."""
 
-    def size(leaf: jax.ShapeDtypeStruct) -> float:
+    def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
         assert leaf.sharding is not None
         bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8

@@ -9,12 +9,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tddpo_jax.hosts import agree
+from tddpo_jax.hosts import agree, several
 from tddpo_jax.sharding import path_name
 
 
 class Checkpoints:
-    """The two newest states of a run, saved in the background.
+    """The two newest states of a run, saved in the background; by several hosts in the foreground.
+
+    Orbax's background saves of several hosts wait for each other by name, so those of the members
+    of a population would meet each other; and where one host could not write, the others wait for
+    it for twenty minutes.
 
     Two, because the members of a population save one after another: when they are interrupted in
     between, the older state is the one that all of them have.
@@ -22,7 +26,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=not several()
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def steps(self) -> set[int]:
@@ -36,7 +42,12 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to save a tree of arrays, the state after `step` steps; they may be donated."""
+        """Saves a tree of arrays, the state after `step` steps, or starts to; they may be donated.
+
+        Args:
+            step: optimiser steps so far.
+            state: the arrays.
+        """
         self._manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
 
     def restore(self, step: int, like: Any) -> Any:

@@ -25,6 +25,8 @@ SHORT_NAMES = {
     "model.path": "--model",
     "data.path": "--data",
 }
+# What the kernel says, whoever passes it on: `OSError`, Orbax, safetensors.
+DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")
 EMBEDDED_CONFIG = Path(__file__).parents[1] / "configs" / "embedded.yaml"
 
 
@@ -115,6 +117,10 @@ def _told(error: BaseException, resumes: bool) -> int | None:
         told = "interrupted; the same command resumes" if resumes else "interrupted"
         print(told, file=sys.stderr)
         return 130
+    if any(text in str(error) for text in DISK_IS_FULL):
+        told = f"error: the disk is full: {' '.join(str(error).split())[:300]}"
+        print(told + ("; the same command resumes" if resumes else ""), file=sys.stderr)
+        return 1
     if isinstance(error, ValueError) and _raised_here(error):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -226,6 +226,13 @@ class MeshConfig(Section):
         1, description="devices that share each layer's heads and features; -1: all remaining"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _one_open_axis(self) -> MeshConfig:
+        first, *others = [name for name, size in self if size == -1] or [""]
+        if others:
+            raise ValueError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
+        return self
+
 
 class HostsConfig(Section):
     """Several processes as one job. No part of what a run is: it may resume on other hosts."""

@@ -231,6 +231,15 @@ def validation_prompts(prompts: Sequence[np.ndarray], split: Split) -> set[bytes
 # ---- sources -------------------------------------------------------------------------------------
 
 
+def check_sources(config: DataConfig) -> None:
+    """Reads the rows of training and validation; needs no tokenizer.
+
+    Raises:
+        ValueError: a file is missing, or one of its rows is wrong (`NotAtHand` of a hub id).
+    """
+    _sources(config)
+
+
 def _sources(config: DataConfig) -> tuple[list[Source], Split]:
     """The source of the training pairs, then that of the validation pairs if it is another one."""
     splits = split_names(config.path)

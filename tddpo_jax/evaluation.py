@@ -19,6 +19,7 @@ from tddpo_jax.hosts import agree
 from tddpo_jax.layout import Pair
 from tddpo_jax.losses import PairLogps
 from tddpo_jax.metrics import best_record
+from tddpo_jax.model_files import base_name
 from tddpo_jax.order import Order
 from tddpo_jax.peft_files import export_adapter
 from tddpo_jax.preparation import Prepared
@@ -168,7 +169,8 @@ def export_best(
             dtype = checkpoint_dtype(prepared.files.base)
             convert.export(model, prepared.files.base, folder, dtype)
         else:
-            export_adapter(model, folder, str(prepared.files.base.absolute()))
+            name = base_name(prepared.config.model.path, prepared.files)
+            export_adapter(model, folder, name, prepared.base_fingerprint)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:

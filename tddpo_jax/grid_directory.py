@@ -74,9 +74,12 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     if not file.exists():
         raise ValueError(f"output: {root} exists and holds no grid")
     found = identity(read_grid(file)["settings"])
-    if not isinstance(get(found, "train.learning_rate"), dict):
+    rates = get(found, "train.learning_rate")
+    if not isinstance(rates, dict):
         raise ValueError(f"{file}: settings.train.learning_rate: must name a rate for each loss")
     wanted = _shared(configs, found)
+    # A loss that it has not held so far may come with any rate.
+    found["train"]["learning_rate"] = wanted["train"]["learning_rate"] | rates
     if found != wanted:
         raise ValueError(
             f"output: {root} holds a grid of another configuration: "

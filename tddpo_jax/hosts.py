@@ -69,7 +69,7 @@ def join(config: HostsConfig) -> str | None:
     jax.config.update("jax_enable_preemption_service", False)
     explicit = config.coordinator is not None
     if config.coordinator is not None:
-        _check_address(config.coordinator)
+        _check_address(config.coordinator, is_mine=config.index == 0)
     _say_why_the_runtime_aborts(
         f"error: hosts: they did not meet within {config.meet_within} s: start all of them, each "
         "with the same hosts.coordinator and hosts.count and an index of its own"
@@ -104,9 +104,13 @@ def join(config: HostsConfig) -> str | None:
     return f"hosts    {jax.process_count()} by {by}; {devices} on this one, the first"
 
 
-def _check_address(coordinator: str) -> None:
+def _check_address(coordinator: str, *, is_mine: bool) -> None:
+    """It must have an address; and the first host, which listens there, its port to itself."""
+    host, _, port = coordinator.rpartition(":")
     try:
-        socket.getaddrinfo(coordinator.rpartition(":")[0].strip("[]"), None)
+        socket.getaddrinfo(host.strip("[]"), None)
+        if is_mine:
+            socket.create_server(("", int(port))).close()
     except OSError as error:
         raise ValueError(f"hosts.coordinator: {coordinator}: {error.strerror}") from None
 

@@ -13,9 +13,12 @@ from typing import NamedTuple
 import huggingface_hub
 
 from tddpo_jax.json_files import read_object
+from tddpo_jax.tensor_files import fingerprint
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ADAPTER_CONFIG = "adapter_config.json"
+# Beside an adapter of ours: by what its base is known again.
+BASE_FILE = "base.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,7 +41,8 @@ def resolve(path: str) -> ModelFiles:
     """The files that a user's `model.path` stands for, fetched from the hub if they must be.
 
     Raises:
-        ValueError: it stands for nothing, or for a run or a grid that holds no model yet.
+        ValueError: it stands for nothing, for a run or a grid that holds no model yet, or for an
+            adapter whose base holds other weights now.
     """
     folder = _best(_folder(path))
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -48,7 +52,21 @@ def resolve(path: str) -> ModelFiles:
         raise ValueError(
             f"model.path: the base of the adapter {folder} is an adapter itself, {base}"
         )
-    return ModelFiles(_with_config(base, path), folder)
+    _check_base(folder, _with_config(base, path))
+    return ModelFiles(base, folder)
+
+
+def base_name(path: str, files: ModelFiles) -> str:
+    """What an adapter calls its base, so that it finds it again: a hub id, or the whole path.
+
+    Args:
+        path: a user's `model.path`.
+        files: what it stands for.
+    """
+    name = path if files.adapter is None else _named_base(files.adapter)
+    folders = [Path(name).expanduser(), *([files.adapter / name] if files.adapter else [])]
+    is_local = name == "embedded" or any(folder.is_dir() for folder in folders)
+    return str(files.base.absolute()) if is_local else name
 
 
 def _folder(path: str) -> Path:
@@ -90,17 +108,33 @@ def _best(folder: Path) -> Path:
 
 def _base_folder(adapter: Path) -> Path:
     """The base that an adapter names; a relative path may start at the adapter or be a user's."""
-    file = adapter / ADAPTER_CONFIG
-    name = read_object(file).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{file}: base_model_name_or_path is missing")
+    name = _named_base(adapter)
     if name != "embedded" and (adapter / name).is_dir():
         return _best(adapter / name)
     try:
         return _best(_folder(name))
     except ValueError as error:
         reason = str(error).removeprefix("model.path: ")
-        raise ValueError(f"{file}: base_model_name_or_path: {reason}") from error
+        raise ValueError(
+            f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {reason}"
+        ) from error
+
+
+def _named_base(adapter: Path) -> str:
+    file = adapter / ADAPTER_CONFIG
+    name = read_object(file).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{file}: base_model_name_or_path is missing")
+    return name
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    """Adapters of ours know the weights that they were trained on; others know a name alone."""
+    file = adapter / BASE_FILE
+    if file.is_file() and read_object(file).get("fingerprint") != fingerprint(base):
+        raise ValueError(
+            f"model.path: {adapter} was trained on other weights than {base} now holds"
+        )
 
 
 def _with_config(folder: Path, path: str) -> Path:

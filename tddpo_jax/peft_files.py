@@ -3,7 +3,7 @@
 PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, one pair a layer;
 ours are stacked on a leading axis. Whatever PEFT can say beyond plain LoRA on the linear layers of
 all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name. An adapter
-trained on a base in NF4 belongs to that base, for which PEFT has no word: a third file says so.
+trained on a base in NF4 belongs to that base, for which PEFT has no word: a file more says so.
 
 References:
     Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
@@ -30,6 +30,7 @@ from tddpo_jax.hosts import is_first
 from tddpo_jax.json_files import read_object
 from tddpo_jax.lora import NF4_BLOCK, quantize, whole_adapters
 from tddpo_jax.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+from tddpo_jax.model_files import BASE_FILE
 from tddpo_jax.tensor_files import checkpoint_dtype
 
 CONFIG_FILE = "adapter_config.json"
@@ -134,7 +135,9 @@ def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
     return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
 
 
-def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
+def export_adapter(
+    model: Llama, folder: Path, base_name: str, base_fingerprint: str | None = None
+) -> None:
     """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
 
     Args:
@@ -142,6 +145,7 @@ def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
             a second adapter of a layer are written as one.
         folder: replaced if it exists.
         base_name: hub id or path of the base, for `base_model_name_or_path`.
+        base_fingerprint: by which `model_files.resolve` knows the base's weights again, if at all.
 
     Raises:
         ValueError: the model has no adapter.
@@ -164,6 +168,9 @@ def export_adapter(model: Llama, folder: Path, base_name: str) -> None:
     attributes = _attributes(adapters, base_name)
     (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
     save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    if base_fingerprint is not None:
+        known_by = {"fingerprint": base_fingerprint}
+        (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
     if isinstance(model.layers.q_proj.weight.get_value(), QArray):
         quantized = {"format": "nf4", "block_size": NF4_BLOCK}
         (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")

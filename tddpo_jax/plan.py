@@ -6,6 +6,7 @@ lengths are those of the data if it can be had, else those stated below.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import subprocess
@@ -23,7 +24,13 @@ from tddpo_jax.ahead_of_time import Report, abstract_weights, hosts_of
 from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.convert import read_config
-from tddpo_jax.data import Dataset, branch_limits, load_dataset, load_tokenizer
+from tddpo_jax.data import (
+    Dataset,
+    branch_limits,
+    check_sources,
+    load_dataset,
+    load_tokenizer,
+)
 from tddpo_jax.devices import DEVICES
 from tddpo_jax.layout import Pair, Shape
 from tddpo_jax.model import LlamaConfig
@@ -201,9 +208,12 @@ def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]
     except hub.NotAtHand as error:
         if hub.answers():
             raise
+        with contextlib.suppress(hub.NotAtHand):
+            check_sources(config.data)
         missing = str(error).partition(":")[0]
-        stated = "stated lengths of dpo-mix-7k, for the hub cannot be reached: no"
-        return stated_dataset(config, model), f"{stated} {missing}"
+        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
+        because = f"for the hub cannot be reached: no {missing}"
+        return stated_dataset(config, model), f"{stated}, {because}"
     return dataset, f"{config.data.path}, template {dataset.template}"
 
 

@@ -116,7 +116,9 @@ class Prepared:
     validation_reference: Float[np.ndarray, "validation 2"]
     dtype: Any  # of the computation
     matmul_rate: float  # operations per second of one device
-    model_hash: str
+    model_hash: str  # of the base's files
+    base_fingerprint: str
+    adapter_hash: str | None
     loaded: nnx.State | None  # trainable parameters as loaded, until a run takes them
     trainable: nnx.State  # shapes of one member's parameters
     programs: dict[int, Program]  # by size of population
@@ -167,12 +169,13 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     use_compilation_cache()
     mesh = make_mesh(config.mesh)
     files = first_before_others(lambda: resolve(config.model.path))
+    model_config = convert.read_config(files.base)
+    base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
     check_alike(
         "model.path",
         "another model than the first host's",
-        lambda: (fingerprint(files.base), _adapter_hash(files)),
+        lambda: (model_config, base_fingerprint, adapter_hash),
     )
-    model_config = convert.read_config(files.base)
     tokenizer = load_tokenizer_if_any(files)
     with screen.stage("tokenising") as update:
         # Every host needs the lengths of all pairs, to pack alike; token ids are small beside them.
@@ -211,6 +214,8 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         dtype=dtype,
         matmul_rate=matmul_rate(dtype),
         model_hash=agree(lambda: content_hash(files.base)),
+        base_fingerprint=base_fingerprint,
+        adapter_hash=adapter_hash,
         loaded=trainable,
         trainable=jax.eval_shape(lambda: trainable),
         programs={},
@@ -233,13 +238,12 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
 
     adapter = prepared.files.adapter
     quantized = prepared.config.train.mode == "qlora" or has_quantized_base(adapter)
-    adapter_hash = agree(lambda: _adapter_hash(prepared.files))
     return reference_log_probs(
         compute,
         cache_folder(),
         model=prepared.model_hash,
         # Merged into the weights or beside them: not the same to the last digit.
-        adapter=adapter_hash and [adapter_hash, prepared.config.train.mode],
+        adapter=prepared.adapter_hash and [prepared.adapter_hash, prepared.config.train.mode],
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
@@ -311,6 +315,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         "model": {
             "path": prepared.config.model.path,
             "sha256": prepared.model_hash,
+            "adapter_sha256": prepared.adapter_hash,
             "parameters": parameters_of(prepared.model_config),
         },
         "data": {

@@ -58,6 +58,7 @@ def check_output(path: Path) -> None:
 class _Model(Content):
     path: str
     sha256: str
+    adapter_sha256: str | None = None
     parameters: int
 
 
@@ -97,7 +98,7 @@ def read_part(run: Path, name: str) -> dict[str, Any] | None:
         ValueError: the file is damaged.
     """
     file = run / name
-    return read_as(file, PARTS[name]).model_dump() if file.exists() else None
+    return read_as(file, PARTS[name]).model_dump(exclude_unset=True) if file.exists() else None
 
 
 class RunDirectory:
@@ -152,8 +153,9 @@ class RunDirectory:
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
         before = read_part(self.path, "run.json") or facts
-        for part in ("model", "data"):
-            if before[part]["sha256"] != facts[part]["sha256"]:
+        for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
+            # Runs of earlier versions do not name their adapter.
+            if what in before[part] and before[part][what] != facts[part][what]:
                 raise ValueError(
                     f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
                 )

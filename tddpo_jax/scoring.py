@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tddpo_jax.logprobs import branch_logps
 from tddpo_jax.model import Llama
 from tddpo_jax.model_files import resolve
 from tddpo_jax.packing import choose_shapes
+from tddpo_jax.peft_files import has_quantized_base
 from tddpo_jax.preparation import (
     computation,
     load_model,
@@ -121,6 +123,12 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
     files = resolve(str(run))
     if adapter and files.adapter is None:
         raise ValueError(f"adapter: {run} trained no adapters")
+    if adapter and has_quantized_base(files.adapter):
+        warnings.warn(
+            "the adapter belongs to the base in four bits, of which PEFT knows nothing: put on the "
+            "base as it is stored it is another policy; without --adapter the export is merged",
+            stacklevel=2,
+        )
     if adapter or files.adapter is None:
         shutil.copytree(files.adapter or files.base, output)
         return

@@ -50,13 +50,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     open_axes = [name for name, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(open_axes) > 1:
-        raise ValueError(f"mesh.{open_axes[1]}: only one axis may be -1, mesh.{open_axes[0]} is")
     if open_axes and len(devices) % fixed == 0:
         sizes[open_axes[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         product = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"mesh: {product} does not divide {len(devices)} devices")
+        count = f"{len(devices)} devices"
+        problem = f"does not divide {count}" if open_axes else f"makes {fixed}, there are {count}"
+        raise ValueError(f"mesh: {product} {problem}")
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices
     )

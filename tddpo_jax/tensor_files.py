@@ -101,16 +101,20 @@ def content_hash(folder: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 (hex) of the config and of every tensor's name, shape, dtype and first row.
+    """sha256 (hex) of every tensor's name, shape, dtype and first row.
 
     It reads next to nothing of a large checkpoint, and is another for weights trained otherwise.
     """
     rows = [
-        f"{name} {stored.get_shape()} {stored.get_dtype()} {np.asarray(stored[:1]).tobytes().hex()}"
+        f"{name} {stored.get_shape()} {stored.get_dtype()} {_first_row(stored).hex()}"
         for name, stored in stored_tensors(weight_files(folder))
     ]
-    config = (folder / "config.json").read_bytes()
-    return hashlib.sha256(config + "\n".join(sorted(rows)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def _first_row(stored: Any) -> bytes:
+    shape = stored.get_shape()
+    return np.asarray(stored[:1]).tobytes() if shape and all(shape) else b""
 
 
 def files_hash(files: Iterable[Path]) -> str:

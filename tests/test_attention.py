@@ -96,6 +96,20 @@ def test_a_key_outside_every_range_changes_nothing():
     np.testing.assert_array_equal(jax.jit(attention)(q, *changed, start, end), expected)
 
 
+def test_blocks_that_no_query_reaches_are_not_visited():
+    """Two documents of two blocks each: nan in one would reach what computes with it, if masked."""
+    length, half = 4 * BLOCK, 2 * BLOCK
+    arrays = heads((1, length, 2, 1))
+    at = jnp.arange(length)[None]
+    bounds = jnp.where(at < half, 0, half), at + 1
+    expected = value_and_gradients(attention, *arrays, *bounds)
+    for mine, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        poisoned = [x.at[:, other].set(jnp.nan) for x in arrays]
+        found = value_and_gradients(attention, *poisoned, *bounds)
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(got[:, mine], wanted[:, mine])
+
+
 def test_under_vmap():
     """Expected: one member after another, each with ranges of its own."""
     shape, members = SHAPES["ungrouped, part of a block"], 2

@@ -147,7 +147,10 @@ MISTAKES = {
     "no such config": ("--config {folder}/none.yaml", r"config \S+none\.yaml: No such file"),
     "a group that is none": ("--config {no_group} --beta 1", r"loss: must be a group .* 'dpo'"),
     # the mesh
-    "devices that are not there": ("--mesh.fsdp 3", r"mesh: .*fsdp 3.* does not divide 1 devices"),
+    "devices that are not there": (
+        "--mesh.fsdp 3",
+        r"mesh: .*fsdp 3.* makes 3, there are 1 devices",
+    ),
     "two open axes": ("--mesh.data -1", r"mesh\.fsdp: only one axis may be -1"),
     # the model
     "no such folder": ("--model {folder}/none", r"model\.path: '\S+none' is no folder"),
@@ -326,6 +329,25 @@ WARNINGS = {
         "train.eval_every is 50 and the run has 1 steps",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+        RuntimeError("RESOURCE_EXHAUSTED: Error writing\nfile: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(failure, capsys):
+    """Whoever met it: Python, or a library that passes on what the kernel said."""
+
+    def command(_):
+        raise failure
+
+    assert run_command(command, []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the disk is full: ")
+    assert line.endswith("the same command resumes")
 
 
 def test_settings_that_change_nothing_are_told(inputs, tmp_path, capsys):

@@ -244,6 +244,20 @@ def test_a_grid_grows_by_cells(inputs, tmp_path):
     assert cells == [f"td_dpo-beta0.05-tau1.0-seed{seed}" for seed in (0, 1, 2)]
 
 
+def test_a_grid_grows_by_losses(inputs, tmp_path):
+    """Each with a rate of its own; that of a loss it already holds stays."""
+    output = tmp_path / "grid"
+    tiny_runs.run(inputs, output, {**SHORT, "loss.name": "dpo", "seed": [0, 1]})
+    both = {**SHORT, "loss.name": ["dpo", "td_dpo"], "seed": [0, 1]}
+    rates = {"dpo": 1e-3, "td_dpo": 2e-3}
+    tiny_runs.run(inputs, output, {**both, "train.learning_rate": rates})
+    grid = json.loads((output / "grid.json").read_text())
+    assert grid["settings"]["train"]["learning_rate"] == rates
+    assert len(grid["cells"]) == 4
+    with pytest.raises(ValueError, match=r"train\.learning_rate\.dpo is 0\.001, asked for 0\.002"):
+        tiny_runs.run(inputs, output, {**both, "train.learning_rate": 2e-3})
+
+
 def test_losses_with_learning_rates_of_their_own(inputs, tmp_path):
     rates = {"td_dpo": 1e-3, "dpo": 2e-3}
     changes = {**SHORT, "loss.name": ["td_dpo", "dpo"], "train.learning_rate": rates}

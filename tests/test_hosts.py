@@ -49,10 +49,10 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(inputs, output, count):
+def start(inputs, output, count, changes=None):
     """The processes of a job; their settings, but for the hosts, are those of `tiny_runs`."""
     file = output.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tiny_runs.settings(inputs, output)))
+    file.write_text(yaml.safe_dump(tiny_runs.settings(inputs, output, changes)))
     command = ["run.py", "--config", str(file), "--hosts.count", str(count)]
     command += ["--hosts.coordinator", free_address(), "--hosts.lost-after", "10"]
     return [process([*command, "--hosts.index", str(index)]) for index in range(count)]
@@ -88,17 +88,17 @@ def ended(processes, seconds=300):
     return [(p.returncode, *texts) for p, texts in zip(processes, outputs, strict=True)]
 
 
-def run_on_hosts(inputs, output, count):
+def run_on_hosts(inputs, output, count, changes=None):
     """What each of the processes printed, after all ended well."""
-    results = ended(start(inputs, output, count))
+    results = ended(start(inputs, output, count, changes))
     assert [status for status, _, _ in results] == [0] * count, results
     return [output for _, output, _ in results]
 
 
-def run_here(inputs, output, devices):
+def run_here(inputs, output, devices, changes=None):
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, devices)
-        tiny_runs.run(inputs, output)
+        tiny_runs.run(inputs, output, changes)
     return output
 
 
@@ -170,6 +170,16 @@ def test_one_process_speaks_and_all_are_counted(by_two):
     assert (facts["hosts"], facts["device"]["count"]) == (2, 4)
     assert len(list((directory / "tensorboard").iterdir())) == 1
     assert not list(directory.rglob("*.partial"))
+
+
+def test_a_population_on_two_hosts(inputs, runs):
+    """Each of them saves both members' states, one after another; one process does the same."""
+    lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2, "loss.beta": [0.05, 0.5]}
+    run_on_hosts(inputs, runs / "members", 2, lora)
+    run_here(inputs, runs / "members_here", 2 * DEVICES_EACH, lora)
+    for beta in lora["loss.beta"]:
+        cell = f"td_dpo-beta{beta}-tau1.0-seed0"
+        assert_same_losses(runs / "members" / cell, runs / "members_here" / cell)
 
 
 # ---- a lost host ---------------------------------------------------------------------------------
@@ -283,6 +293,13 @@ def test_hosts_that_do_not_meet_end(tmp_path):
 def test_an_address_that_is_none_is_told():
     with pytest.raises(ValueError, match=r"hosts\.coordinator: no\.such\.host:1: "):
         hosts.join(HostsConfig(coordinator="no.such.host:1", count=2, index=1))
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"hosts\.coordinator: {address}: Address already in"):
+            hosts.join(HostsConfig(coordinator=address, count=2, index=0))
 
 
 # ---- one's own part ------------------------------------------------------------------------------

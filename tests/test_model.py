@@ -163,6 +163,23 @@ def test_remat_changes_nothing(remat, remat_results):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_remat_gives_memory_for_work():
+    """Of 512 tokens, what backward holds by XLA's account: all, the large products, the stream."""
+    tokens = jnp.zeros((1, 512), jnp.int32)
+
+    def total(model, remat):
+        return jnp.sum(tiny.plain_states(model, tokens, remat=remat))
+
+    gradient = tiny.quick_jit(jax.grad(total), static_argnums=1)
+    held = {
+        remat: gradient.lower(tiny.llama(), remat).compile().memory_analysis().temp_size_in_bytes
+        for remat in ("none", "dots", "full")
+    }
+    stream, products = tokens.size * tiny.CONFIG.width * 4, 2 * tokens.size * tiny.CONFIG.width * 4
+    assert held["full"] + tiny.CONFIG.layers * products < held["dots"]
+    assert held["dots"] + tiny.CONFIG.layers * stream < held["none"]
+
+
 def test_bfloat16_is_near_float32():
     """bfloat16 rounds to 2^-9 relative; some tens of roundings follow one another here."""
     model = tiny.llama()

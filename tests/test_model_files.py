@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from tddpo_jax.model_files import EMBEDDED, ModelFiles, resolve
+from tddpo_jax.model_files import EMBEDDED, ModelFiles, base_name, resolve
 
 
 def hugging_face(folder, tokenizer: bool = False):
@@ -86,6 +87,18 @@ def test_the_base_of_an_adapter_is_found_from_the_adapter_then_from_here(tmp_pat
 def test_the_base_of_an_adapter_may_be_embedded_or_on_the_hub(hub, tmp_path):
     assert resolve(str(adapter(tmp_path / "one", "embedded"))).base == EMBEDDED
     assert resolve(str(adapter(tmp_path / "two", "owner/name"))).base == tmp_path / "hub"
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found_again(hub, tmp_path, monkeypatch):
+    """By its hub id, also through another adapter, or else by the whole path."""
+    monkeypatch.chdir(tmp_path)
+    here = hugging_face(tmp_path / "base")
+    through_hub = adapter(tmp_path / "one", "owner/name")
+    beside = adapter(tmp_path / "a" / "two", "../../base")
+    named = {path: base_name(path, resolve(path)) for path in ("owner/name", "embedded", "base")}
+    assert named == {"owner/name": "owner/name", "embedded": str(EMBEDDED), "base": str(here)}
+    assert base_name(str(through_hub), resolve(str(through_hub))) == "owner/name"
+    assert Path(base_name(str(beside), resolve(str(beside)))).resolve() == here
 
 
 def test_an_adapters_own_tokenizer_is_used(tmp_path):

@@ -26,6 +26,7 @@ def events(inputs, tmp_path, monkeypatch):
     """What a run does with each step, in order: packs it, starts it, reads its metrics."""
     seen = []
     program, read, packed = Prepared.program, _Reader.read, trainer._packed
+    device_get = jax.device_get
 
     def watched_program(self, members):
         original, started = program(self, members), iter(range(STEPS))
@@ -38,7 +39,16 @@ def events(inputs, tmp_path, monkeypatch):
 
     def watched_read(self, step, *arguments):
         seen.append(("read", step))
-        return read(self, step, *arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "device_get", device_get)
+            return read(self, step, *arguments)
+
+    def waiting(wait):
+        def watched(*arguments):
+            seen.append(("wait", threading.current_thread().name))
+            return wait(*arguments)
+
+        return watched
 
     def watched_packed(prepared, order, step):
         seen.append(("pack", step))
@@ -47,6 +57,8 @@ def events(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(Prepared, "program", watched_program)
     monkeypatch.setattr(_Reader, "read", watched_read)
     monkeypatch.setattr(trainer, "_packed", watched_packed)
+    for name in ("block_until_ready", "device_get"):
+        monkeypatch.setattr(jax, name, waiting(getattr(jax, name)))
     tiny_runs.run(inputs, tmp_path / "run")
     return seen
 
@@ -66,6 +78,13 @@ def test_metrics_are_read_a_step_late(events):
         if step + 1 in VALIDATED:
             expected.append(("read", step))
     assert of(events, "start", "read") == expected
+
+
+def test_nothing_else_waits_for_the_device(events):
+    """Beside reading a step's metrics, and what validates and saves."""
+    for step in set(range(STEPS - 1)) - {validated - 1 for validated in VALIDATED}:
+        between = events[events.index(("start", step)) : events.index(("start", step + 1))]
+        assert of(between, "wait") == []
 
 
 def test_no_more_steps_are_in_flight_than_allowed(events):
@@ -143,7 +162,7 @@ def test_a_thread_keeps_results_ready_and_no_more():
         list(results)
 
 
-def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
+def test_compiled_programs_are_kept_by_default(inputs, tmp_path, monkeypatch):
     """Those of a small model too; where and which is the user's to say."""
     names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = {name: getattr(jax.config, name) for name in names}
@@ -156,7 +175,8 @@ def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch):
         assert [getattr(jax.config, name) for name in names] == [before[names[0]], 7.0]
         monkeypatch.delenv(seconds)
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-        use_compilation_cache()
+        with pytest.raises(ValueError, match=r"model\.path"):  # a run that ends soon
+            tiny_runs.run(inputs, tmp_path / "run", {"model.path": "no/such/model"})
         assert [getattr(jax.config, name) for name in names] == [str(tmp_path / "xla"), 0.1]
         assert jax.config.jax_enable_compilation_cache
     finally:

@@ -113,11 +113,12 @@ def drawn_like_preferences(count):
 @pytest.mark.parametrize(
     ("batch_pairs", "rows", "most"), [(128, 1, 0.03), (16, 1, 0.08), (128, 8, 0.05)]
 )
-def test_padding(batch_pairs, rows, most):
+@pytest.mark.parametrize("causal_rows", [False, True])
+def test_padding(batch_pairs, rows, most, causal_rows):
     """The share of positions without a token, over ten steps in an order that the choice of shapes
-    has not seen."""
+    has not seen; also where cuDNN's causal rows are to be filled."""
     pairs = drawn_like_preferences(2500)
-    shapes = choose_shapes(pairs, batch_pairs, rows=rows)
+    shapes = choose_shapes(pairs, batch_pairs, rows=rows, causal_rows=causal_rows)
     order = np.random.default_rng(1).permutation(len(pairs))
     batches: list[Batch] = []
     for first in range(0, 10 * batch_pairs, batch_pairs):

@@ -349,9 +349,18 @@ def test_devices_that_hosts_cannot_share_are_refused(without_compilers):
 
 def test_an_unreachable_hub_leaves_the_stated_lengths(without_compilers):
     assert planned("llama2_7b").lengths == (
-        "stated lengths of dpo-mix-7k, for the hub cannot be reached: "
-        "no tokenizer meta-llama/Llama-2-7b-chat-hf"
+        "stated lengths of dpo-mix-7k in place of argilla/dpo-mix-7k, for the hub cannot be "
+        "reached: no tokenizer meta-llama/Llama-2-7b-chat-hf"
     )
+
+
+def test_a_local_file_is_looked_at_without_a_tokenizer_too(without_compilers, tmp_path):
+    """Its lengths are not known, but whether it is there, and what its rows lack."""
+    with pytest.raises(ValueError, match=r"data nowhere\.jsonl: no such file"):
+        planned("llama2_7b", data={"path": "nowhere.jsonl"})
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl.*chosen"):
+        planned("llama2_7b", data={"path": str(tmp_path / "rows.jsonl")})
 
 
 @pytest.mark.parametrize(

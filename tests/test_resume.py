@@ -244,6 +244,19 @@ def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
     assert {**after, "claim.lock": 0} == {**before, "claim.lock": 0}
 
 
+def test_an_adapter_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
+    """The base is the same: the run goes on from an adapter that it did not begin with."""
+    lora = {"train.mode": "lora", "lora.rank": 2, "train.max_steps": 1, "train.eval_every": None}
+    for name, seed in (("adapter", 0), ("other", 1)):
+        tiny_runs.run(inputs, tmp_path / name, {**lora, "seed": seed})
+    changes = {"model.path": str(tmp_path / "adapter")}
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, changes)
+    shutil.rmtree(tmp_path / "adapter" / "best")
+    shutil.copytree(tmp_path / "other" / "best", tmp_path / "adapter" / "best")
+    with pytest.raises(ValueError, match=r"model\.path: .*adapter has changed since"):
+        tiny_runs.run(inputs, tmp_path / "run", changes)
+
+
 @pytest.mark.parametrize("content", ["a: [", "just a text", ""])
 def test_a_damaged_configuration_is_told(content, tmp_path):
     (tmp_path / "config.yaml").write_text(content)

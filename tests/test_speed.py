@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,12 +16,15 @@ import pytest
 import tiny
 
 from eval.speed import __main__ as command
+from eval.speed import training
 from eval.speed.comparison import _apart
 from eval.speed.peers import _check_same
 from eval.speed.suite import run_suite
 from eval.speed.table import table
+from eval.speed.training import Case, Trainer
+from tddpo_jax.config import MeshConfig
 from tddpo_jax.flops import attended_keys
-from tddpo_jax.layout import stream_length
+from tddpo_jax.layout import Shape, stream_length
 
 SMALL = (
     *("--width", "64", "--layers", "1", "--heads", "2", "--feed-forward", "64"),
@@ -35,6 +39,23 @@ for line in sys.stdin:
     print(json.dumps({"seconds": 0.5, "loss": 0.6931472, "logp_chosen": 0, "logp_rejected": 0}))
     sys.stdout.flush()
 """
+
+
+def tiny_case(**changes):
+    """A step of full fine-tuning of `tiny.CONFIG` on one of the eight devices."""
+    values = {
+        "model": tiny.CONFIG,
+        "data": "none",
+        "tokenizer": Path(),
+        "max_length": 64,
+        "mode": "full",
+        "remat": "none",
+        "layout": "packed",
+        "dtype": "float32",
+        "attention": "xla",
+        "mesh": MeshConfig(data=1, fsdp=1),
+    }
+    return Case(**{**values, **changes})
 
 
 def run(*arguments):
@@ -72,6 +93,22 @@ def test_the_figures_of_a_step_fit_together():
     assert row["peak_bytes"] > 0
     assert row["reference_seconds"] > 0
     assert {"commit", "device", "load_before"} <= set(row)
+
+
+def test_nothing_compiles_within_a_step_that_is_timed(monkeypatch):
+    """Beside the update, which the first step of the warm-up compiles; the second is longer."""
+    pairs = tiny.random_pairs([(5, 4, 4), (5, 4, 4), (5, 4, 4), (40, 4, 4)])
+    shapes = tuple(Shape(1, length, length, 2) for length in (64, 32))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_mesh", lambda _: tiny.one_device())
+        trainer = Trainer(tiny_case(batch_pairs=2, steps=1), pairs, shapes)
+    # Measured when all is ready: the programs there are as the time begins.
+    ready = []
+    monkeypatch.setattr(training, "matmul_rate", lambda _: ready.append(set(trainer.compiled)))
+    for number in range(2):
+        trainer.step(number)
+        assert set(trainer.compiled) - ready[-1] <= {("update", ())}
+    assert ready[0] < ready[1]
 
 
 def test_the_small_suite_measures_every_part(tmp_path):
@@ -120,6 +157,7 @@ SECOND = "a step is timed from the second on"
         (["--output", "/"], "--output: / is no file that can be written to"),
         (["--decode", "--new-tokens", "1"], f"--new-tokens: {SECOND}, got 1"),
         (["--width", "24", "--heads", "8"], "--heads: twice 8 does not divide --width 24"),
+        (["--data", "stated", "--tokenizer", "x"], "--tokenizer: is not read with --data stated"),
         (["--mode", "qlora"], "--mode: for qlora 64 must divide --width and --feed-forward"),
     ],
 )

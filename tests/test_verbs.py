@@ -94,7 +94,7 @@ def test_adapters_start_as_the_reference_and_learn(adapted):
     assert second["kl"] > 0
     files = {path.name for path in (directory / "best").iterdir()}
     quantized = {"quantized_base.json"} if mode == "qlora" else set()
-    assert files == {"adapter_config.json", "adapter_model.safetensors", *quantized}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "base.json", *quantized}
 
 
 def log_probs(model, data, output):
@@ -119,11 +119,14 @@ def test_an_exported_run_is_the_same_policy(trained, inputs, tmp_path):
 
 # PEFT asks transformers for an attribute that it has renamed.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path):
+@pytest.mark.filterwarnings("always:the adapter belongs")
+def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path, capsys):
     """transformers on the merged folder and peft on the adapter's agree with the validation."""
     directory, mode = adapted
     assert run("export", "--run", directory, "--output", tmp_path / "merged") == 0
     assert run("export", "--run", directory, "--output", tmp_path / "peft", "--adapter") == 0
+    told = "warning: the adapter belongs to the base in four bits" in capsys.readouterr().err
+    assert told == (mode == "qlora")
     best = json.loads((directory / "summary.json").read_text())["best"]["step"]
     stored = np.load(directory / "evaluations" / f"{best:06d}.npy")
     rows = [json.loads(line) for line in inputs.validation.read_text().splitlines()]
@@ -137,6 +140,23 @@ def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path):
         theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()
         found = [transformers_log_prob(theirs, row, "chosen_ids") for row in rows]
         np.testing.assert_allclose(found, stored[:, 0], rtol=1e-5, atol=1e-3)
+
+
+def test_an_adapter_knows_its_base_again(inputs, tmp_path, capsys):
+    """Its base is trained on in place: shapes and names are as before, the policy is not."""
+    base = shutil.copytree(inputs.model, tmp_path / "base")
+    mode = ("--train.mode", "lora", "--lora.rank", 2, "--model", base)
+    directory = trained_run(inputs, tmp_path / "run", *mode)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: w + 1e-3 for name, w in weights.items()}, base / "model.safetensors")
+    capsys.readouterr()
+    for verb, *options in (("export", "--run"), ("logps", "--data", inputs.validation, "--model")):
+        assert run(verb, *options, directory, "--output", tmp_path / "output") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            f"error: model.path: {directory / 'best'} was trained on other weigh"
+        )
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_peft_folder_and_a_run_of_adapters_are_models(adapted, inputs, tmp_path):

@@ -19,6 +19,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+# Since SLURM 22.05 srun does not ask for as many cores as sbatch did.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # --kill-on-bad-exit: nobody waits for a process that has failed.
 srun --kill-on-bad-exit=1 \
   python run.py --config configs/llama2_7b.yaml --mesh.data -1 --mesh.fsdp 8 "$@"

@@ -156,6 +156,8 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
             raise ValueError(f"--new-tokens: a step is timed from the second on, got {value}")
     if "output" in given:
         _check_file(Path(given["output"]))
+    if "tokenizer" in given and given.get("data") == "stated":
+        raise ValueError("--tokenizer: is not read with --data stated")
     if "json" in given and "markdown" in given:
         raise ValueError("--markdown: cannot be combined with --json")
     return mode, argparse.Namespace(**{**DEFAULTS, **given})
@@ -242,6 +244,11 @@ def _command(arguments: Sequence[str]) -> int:
     # Only a CPU counts: an accelerator has the devices it has.
     jax.config.update("jax_num_cpu_devices", given.devices)
     use_compilation_cache()
+    if jax.device_count() != given.devices:
+        raise ValueError(
+            f"--devices: {given.devices}, and there are {jax.device_count()}, all of which JAX "
+            "takes; on GPUs CUDA_VISIBLE_DEVICES hides some"
+        )
     about = {"speed": mode, **facts()}
     if model is not None:
         measured = _measure(mode, given, model)

@@ -44,14 +44,14 @@ from tddpo_jax.xla_flags import MEMORY_SHARE
 # What ships comes first, for what comes last may be left out, and a part that hangs takes the rest
 # with it. Adapters keep less than full fine-tuning, so backward may keep more.
 TRAINING = (
-    ("full", "full"),
+    ("full", "dots"),
     ("lora", "dots"),
     ("qlora", "dots"),
     ("lora", "none"),
     ("qlora", "none"),
     ("lora", "full"),
     ("qlora", "full"),
-    ("full", "dots"),
+    ("full", "full"),
     ("full", "none"),
 )
 # A part that nothing is known of yet takes about so long on an H200, with its compilation.

@@ -213,6 +213,7 @@ class Trainer:
         batches = pack(pairs, self.shapes, self.reference[rows])
         placed = jax.block_until_ready([place_batch(batch, self.mesh) for batch in batches])
         totals = Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
+        self._warm_up(placed, totals)
         self.matmul.append(matmul_rate(self.case))
         start = time.perf_counter()
         sums = self.program.zeros(self.state)
@@ -225,6 +226,18 @@ class Trainer:
         self.last_metrics = {name: float(value[0]) for name, value in metrics.items()}
         self.first_metrics = self.first_metrics or self.last_metrics
         return self.seconds[-1]
+
+    def _warm_up(self, placed: list[Batch], totals: Totals) -> None:
+        """Compiles and runs, on sums of their own, micro-batches of shapes that none had so far."""
+        new = {batch.tokens.shape: batch for batch in placed if self._is_new(batch)}
+        if new:
+            sums = self.program.zeros(self.state)
+            for batch in new.values():
+                sums = self.add_gradients(sums, batch, totals)
+            jax.block_until_ready(sums)
+
+    def _is_new(self, batch: Batch) -> bool:
+        return ("add_gradients", batch.tokens.shape) not in self.compiled
 
     def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
         """The sums with the gradients of one micro-batch added."""
