@@ -154,7 +154,7 @@ def test_no_logits_beyond_a_chunk(case):
                 assert others <= CHUNK or others == width, instruction
 
 
-def test_transfers_run_beside_the_computation(case):
+def test_transfers_need_not_be_waited_for(case):
     """All of them are asynchronous, and most gathers of weights have a product beside them."""
     assert all(name.endswith(("-start", "-done")) for name in case.transfers), case.transfers
     gathers = [
@@ -162,7 +162,9 @@ def test_transfers_run_beside_the_computation(case):
         for gather, work in work_between(case.gradients, "all-gather")
         if largest(gather) >= LARGE
     ]
-    assert sum(work > 0 for work in gathers) >= len(gathers) * 2 / 3, gathers
+    beside_work = sum(work > 0 for work in gathers)
+    print(f"\n{case.name}: a product beside {beside_work} of {len(gathers)} gathers")
+    assert beside_work >= len(gathers) * 2 / 3, gathers
 
 
 def test_weights_are_gathered_layer_by_layer(case):
