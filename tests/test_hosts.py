@@ -174,7 +174,8 @@ def test_one_process_speaks_and_all_are_counted(by_two):
 
 def test_a_population_on_two_hosts(inputs, runs):
     """Each of them saves both members' states, one after another; one process does the same."""
-    lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2, "loss.beta": [0.05, 0.5]}
+    lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2, "train.max_steps": 3}
+    lora |= {"loss.beta": [0.05, 0.5]}
     run_on_hosts(inputs, runs / "members", 2, lora)
     run_here(inputs, runs / "members_here", 2 * DEVICES_EACH, lora)
     for beta in lora["loss.beta"]:
@@ -228,7 +229,7 @@ def test_a_restart_on_another_number_of_hosts_and_devices(killed, by_two, inputs
 
 def test_four_processes_end_what_one_began(inputs, runs, monkeypatch):
     """They have three of the eight steps from it, and train the rest as one process does."""
-    tiny_runs.use_devices(monkeypatch, DEVICES_EACH)
+    tiny_runs.use_devices(monkeypatch, 4 * DEVICES_EACH)
     killed_run(inputs, runs / "by_four", monkeypatch, before_save(4))
     outputs = run_on_hosts(inputs, runs / "by_four", 4)
     assert "resuming after step 3" in outputs[0]
@@ -281,12 +282,12 @@ def test_what_differs_is_an_error_where_it_differs(monkeypatch):
 
 def test_hosts_that_do_not_meet_end(tmp_path):
     command = ["run.py", "--hosts.coordinator", free_address(), "--hosts.count", "2"]
-    command += ["--hosts.meet-within", "3", "--output", str(tmp_path / "run"), "--hosts.index"]
+    command += ["--hosts.meet-within", "1", "--output", str(tmp_path / "run"), "--hosts.index"]
     elsewhere = [*command[:2], free_address(), *command[3:]]
     alone = [process([*command, "0"]), process([*elsewhere, "1"])]
     for status, _, errors in ended(alone, seconds=60):
         assert status == 1
-        assert errors.splitlines()[-1].startswith("error: hosts: they did not meet within 3 s")
+        assert errors.splitlines()[-1].startswith("error: hosts: they did not meet within 1 s")
     assert not (tmp_path / "run").exists()
 
 
