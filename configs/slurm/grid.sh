@@ -23,6 +23,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-# Since SLURM 22.05 srun does not ask for as many cores as sbatch did.
+# Since SLURM 22.05 srun does not read what sbatch was told of --cpus-per-task.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun python run.py --config configs/grid.yaml "$@"

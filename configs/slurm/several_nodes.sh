@@ -19,7 +19,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-# Since SLURM 22.05 srun does not ask for as many cores as sbatch did.
+# Since SLURM 22.05 srun does not read what sbatch was told of --cpus-per-task.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # --kill-on-bad-exit: nobody waits for a process that has failed.
 srun --kill-on-bad-exit=1 \
