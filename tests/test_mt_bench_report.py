@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,10 +185,14 @@ def test_wrong_input(tmp_path: Path, report: Report) -> None:
 
 
 def test_judging_and_reporting_never_load_jax() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, eval.mt_bench.__main__ as m; print({'jax', 'torch'} & set(sys.modules))"
-    root = Path(__file__).parents[1]
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    # Where PyTorch could be found.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert out.stdout == "set()\n", out.stderr
