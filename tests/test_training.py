@@ -315,6 +315,8 @@ def test_the_layout_changes_no_metric_and_no_weight(name, finished, inputs, tmp_
     Rewards are differences of sums of up to 100 nats, where float32 numbers are 8e-6 apart, so what
     rounding does to them is absolute: a few of these spacings.
     """
+    # A reference of its own: one that another test left would be of another mesh, and rounded so.
+    monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "cache"))
     if any(setting.startswith("mesh") for setting in SAME[name]):
         tiny_runs.use_devices(monkeypatch, 8)
     tiny_runs.run(inputs, tmp_path / "run", SAME[name])
