@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.command_line import Parser, add_settings, run_command, settings_of
-from tddpo_jax.config import expand, ignored_settings, resolve
+from tddpo_jax.config import expand, ignored_in, resolve
 from tddpo_jax.devices import DEVICES
 from tddpo_jax.hub import offline_unless_it_answers
 from tddpo_jax.submission import Jobs, add_submission, jobs_of, submit
@@ -118,8 +118,8 @@ def plan_command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     cells = expand(settings_of(given))
     configs = [resolve(cell) for cell in cells]
-    for name in sorted({name for config in configs for name in ignored_settings(config)}):
-        warnings.warn(f"{name} is set, and nothing reads it here", stacklevel=2)
+    for line in ignored_in(configs):
+        warnings.warn(line, stacklevel=2)
     offline_unless_it_answers()
     import jax
 

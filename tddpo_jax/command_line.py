@@ -112,7 +112,7 @@ def run_command(
 
 
 def _told(error: BaseException, resumes: bool) -> int | None:
-    """The exit status of a mistake or an interruption, after a line about it; else None."""
+    """The exit status of a mistake, an interruption or a full disk, once told; else None."""
     if isinstance(error, KeyboardInterrupt):
         told = "interrupted; the same command resumes" if resumes else "interrupted"
         print(told, file=sys.stderr)

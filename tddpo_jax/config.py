@@ -9,7 +9,7 @@ a one-line `ValueError` that names the field.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -294,6 +294,12 @@ def cell_name(config: Config) -> str:
     loss = config.loss
     tau = f"-tau{loss.tau}" if "tau" in LOSS_SETTINGS[loss.name] else ""
     return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
+
+
+def ignored_in(cells: Sequence[Config]) -> list[str]:
+    """A line for every setting that a cell was given and never reads."""
+    names = sorted({name for cell in cells for name in ignored_settings(cell)})
+    return [f"{name} is set, and nothing reads it here" for name in names]
 
 
 def ignored_settings(config: Config) -> list[str]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax import __version__, convert, lora
 from tddpo_jax.cache import cache_folder, use_compilation_cache
-from tddpo_jax.config import Config, ModelConfig, ignored_settings
+from tddpo_jax.config import Config, ModelConfig, ignored_in
 from tddpo_jax.console import Screen
 from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
 from tddpo_jax.flops import matmul_rate
@@ -164,8 +164,8 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     """
     config = configs[0]
     check_best_metric(config.train.best_metric)
-    for name in sorted({name for cell in configs for name in ignored_settings(cell)}):
-        screen.say(f"warning: {name} is set, and nothing reads it here")
+    for line in ignored_in(configs):
+        screen.say(f"warning: {line}")
     use_compilation_cache()
     mesh = make_mesh(config.mesh)
     files = first_before_others(lambda: resolve(config.model.path))

@@ -205,6 +205,12 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
     # Not before JAX knows how many devices it has.
     from eval.speed import comparison, decoding, peers, pieces, training
 
+    if jax.device_count() != given.devices:
+        raise ValueError(
+            f"--devices: {given.devices}, and there are {jax.device_count()}, all of which JAX "
+            "takes; on GPUs CUDA_VISIBLE_DEVICES hides some"
+        )
+
     case = training.Case(
         model=model,
         mesh=MeshConfig(data=given.devices, fsdp=1),
@@ -244,11 +250,6 @@ def _command(arguments: Sequence[str]) -> int:
     # Only a CPU counts: an accelerator has the devices it has.
     jax.config.update("jax_num_cpu_devices", given.devices)
     use_compilation_cache()
-    if jax.device_count() != given.devices:
-        raise ValueError(
-            f"--devices: {given.devices}, and there are {jax.device_count()}, all of which JAX "
-            "takes; on GPUs CUDA_VISIBLE_DEVICES hides some"
-        )
     about = {"speed": mode, **facts()}
     if model is not None:
         measured = _measure(mode, given, model)
