@@ -27,6 +27,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tddpo_jax import lora
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.config import Config, resolve
 from tddpo_jax.convert import read_config
 from tddpo_jax.devices import DEVICES, Device, target_config
@@ -215,9 +216,11 @@ def compile_step(step: Step) -> CompiledStep:
     """Compiles the gradients of a micro-batch, and the update, with the flags of a run."""
     start = time.perf_counter()
     options: Any = flags_left_to_us()
-    gradients, update = (
-        lower(step).compile(compiler_options=options) for lower in (lower_gradients, lower_update)
-    )
+    rows: Any = step.batch.tokens.sharding
+    # tokamax looks there for the kind of GPU that it lowers for.
+    with jax.default_device(rows.mesh.devices.flat[0]):
+        lowered = lower_gradients(step), lower_update(step)
+    gradients, update = (one.compile(compiler_options=options) for one in lowered)
     seconds = round(time.perf_counter() - start, 1)
     resident = bytes_of_device([step.sums, step.state, step.frozen, step.batch])
     beside = beside_arguments(gradients), beside_arguments(update)
@@ -319,7 +322,7 @@ def main() -> None:
     config = resolve(job["config"])
     dtype = compute_dtype(config.model.dtype, on_cpu=False)
     widths = tuple((width, count) for width, count in job["shape"].pop("causal_rows"))
-    shape = Shape(**job["shape"], causal_rows=widths if attention == "cudnn" else ())
+    shape = Shape(**job["shape"], causal_rows=widths if attention in KERNELS else ())
     mesh = make_mesh(config.mesh, devices)
     model = read_config(Path(job["model"]))
     step = abstract_step(config, model, mesh, shape, attention, dtype, job["members"])

@@ -3,7 +3,7 @@
 `attention(q, k, v, key_start, key_end)` is the only mask definition of the project. The `xla`
 implementation costs what the ranges cost: queries go in blocks, and each block visits only the key
 blocks that its own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array
-exists on any device. On NVIDIA GPUs `attention_cudnn` does the same for the branches one by one.
+exists on any device. On NVIDIA GPUs `attention_kernels` do the same for the branches one by one.
 
 Letters: B rows, T stream positions, K key/value heads, S head size, N blocks, C the keys of a
 block, Q its queries: those of all heads that share a key/value head, one head after the other.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from tddpo_jax.attention_cudnn import causal_rows_attention
+from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention
 from tddpo_jax.causal_rows import CausalRows
 
 BLOCK = 64
@@ -37,9 +37,9 @@ def attention(
     v: Float[Array, "B T K size"],
     key_start: Int[Array, "B T"],
     key_end: Int[Array, "B T"],
+    causal_rows: Sequence[CausalRows] = (),
     *,
     implementation: str = "xla",
-    causal_rows: Sequence[CausalRows] = (),
 ) -> Float[Array, "B T H size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
@@ -52,14 +52,14 @@ def attention(
         v: values.
         key_start: first key each query sees.
         key_end: one past the last key each query sees.
-        implementation: `xla` or `cudnn`; others are refused, never replaced.
-        causal_rows: the same ranges as causal rows, which `cudnn` reads in their place.
+        causal_rows: the same ranges as causal rows, which `cudnn` and `tokamax` read instead.
+        implementation: `xla`, `cudnn` or `tokamax`; others are refused, never replaced.
 
     Raises:
         ValueError: the implementation is unknown, or cannot compute this.
     """
-    if implementation == "cudnn":
-        return causal_rows_attention(q, k, v, causal_rows)
+    if implementation in KERNELS:
+        return causal_rows_attention(q, k, v, causal_rows, kernel=implementation)
     if implementation != "xla":
         raise ValueError(f"model.attention: {implementation!r} is not available")
     start, end = key_start, key_end

@@ -100,7 +100,8 @@ class ModelConfig(Section):
     )
     attention: Literal["auto", "xla", "cudnn", "tokamax"] = Field(
         "auto",
-        description="back-end of attention; auto: cudnn for bfloat16 on NVIDIA GPUs, else xla",
+        description="back-end of attention; auto: cudnn for bfloat16 on NVIDIA GPUs, else xla; "
+        "tokamax: on Hopper GPUs, where it is installed",
     )
     remat: Literal["none", "full", "dots"] = Field(
         "full",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax import __version__, convert, lora
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import cache_folder, use_compilation_cache
 from tddpo_jax.config import Config, ModelConfig, ignored_in
 from tddpo_jax.console import Screen
@@ -38,6 +40,8 @@ from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_shardi
 from tddpo_jax.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
 from tddpo_jax.train_step import Computation, Frozen, Program, make_program, split_model
 
+# As their kinds begin: H100, H200 and their like, and GH200.
+HOPPER = ("NVIDIA H", "NVIDIA GH")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -55,15 +59,15 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
     has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
     if config.attention == "auto":
         return "cudnn" if has_cudnn else "xla"
-    if config.attention == "tokamax":
+    needs = {"cudnn": "an NVIDIA GPU", "tokamax": "a Hopper GPU"}
+    has = {"cudnn": has_cudnn, "tokamax": has_cudnn and kind.startswith(HOPPER)}
+    if not has.get(config.attention, True):
         raise ValueError(
-            "model.attention: tokamax is not available: the Mosaic kernel of its version 0.0.17 "
-            "compiles with neither JAX 0.11.2 nor 0.12; choose cudnn or xla"
+            f"model.attention: {config.attention} needs {needs[config.attention]} and bfloat16, "
+            f"here are {kind} and {dtype}"
         )
-    if config.attention == "cudnn" and not has_cudnn:
-        raise ValueError(
-            f"model.attention: cudnn needs an NVIDIA GPU and bfloat16, here are {kind} and {dtype}"
-        )
+    if config.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise ValueError("model.attention: tokamax is not installed: pip install '.[tokamax]'")
     return config.attention
 
 
@@ -279,7 +283,7 @@ def micro_batch_shapes(
         rows=rows,
         row_length=config.data.row_length,
         plain=config.data.layout == "plain",
-        causal_rows=attention == "cudnn",
+        causal_rows=attention in KERNELS,
     )
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from tddpo_jax import convert
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.config import MeshConfig, ModelConfig
 from tddpo_jax.data import Unusable, check_vocabulary, load_uncut_pairs
@@ -90,7 +91,7 @@ def pair_log_probs(
         pairs,
         PAIRS_PACKED_TOGETHER,
         rows=row_devices(mesh),
-        causal_rows=how.attention == "cudnn",
+        causal_rows=how.attention in KERNELS,
     )
     return log_probs(run, weights, Frozen(nnx.State({}), None), pairs, shapes, mesh)[0][0]
 

@@ -115,21 +115,20 @@ def split_model(
 
 
 def attention_over(batch: Batch, how: Computation) -> Callable[..., Array]:
-    """Attention as `how` says. The loops of `xla` run on each device as far as its own rows reach.
+    """Attention as `how` says, on each device over its own rows and heads.
 
-    Left to the compiler they would run in step on all devices, as far as the farthest row reaches.
+    Left to the compiler, the loops of `xla` would run in step on all devices, as far as the
+    farthest row reaches, and tokamax's kernel cannot be divided.
     """
-    if how.attention != "xla":
-        return functools.partial(
-            attention, implementation=how.attention, causal_rows=batch.causal_rows
-        )
-    heads, ranges = head_parallel(how.rows.mesh).spec, how.rows.spec
-    return jax.shard_map(
-        attention,
+    heads, rows = head_parallel(how.rows.mesh).spec, how.rows.spec
+    on_each = jax.shard_map(
+        functools.partial(attention, implementation=how.attention),
         mesh=how.rows.mesh,
-        in_specs=(heads, heads, heads, ranges, ranges),
+        in_specs=(heads, heads, heads, rows, rows, rows),
         out_specs=heads,
+        check_vma=how.attention == "xla",  # the kernels' types tell nothing of devices
     )
+    return lambda q, k, v, start, end: on_each(q, k, v, start, end, batch.causal_rows)
 
 
 def hidden_states(
@@ -194,7 +193,8 @@ def make_program(
 
     def gathered_head(model: Llama) -> Float[Array, "V D"]:
         """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
-        return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(mesh))
+        with jax.named_scope("head"):
+            return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(mesh))
 
     def loss_and_metrics(
         trainable: nnx.State,

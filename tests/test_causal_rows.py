@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tddpo_jax import preparation
 from tddpo_jax.attention import attention
-from tddpo_jax.attention_cudnn import causal_rows_attention
+from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention
 from tddpo_jax.causal_rows import assign, branch_counts, collected, halved_widths, spread
 from tddpo_jax.config import ModelConfig
 from tddpo_jax.packing import choose_shapes, pack, padding_share
@@ -52,6 +52,36 @@ def by_causal_rows(q, k, v, rows):
 
 
 # ---- the same attention --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokamax_anywhere(monkeypatch):
+    """tokamax's function, with its own plain implementation in place of the kernel for Hopper."""
+    tokamax = pytest.importorskip("tokamax")
+    attend, asked_for = tokamax.dot_product_attention, []
+
+    def plain(*args, implementation, **options):
+        asked_for.append(implementation)
+        return attend(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(tokamax, "dot_product_attention", plain)
+    return asked_for
+
+
+def test_tokamax_is_called_for_what_key_ranges_give(tokamax_anywhere):
+    """As below, in bfloat16, which rounds to 2^-9 relative; the kernel itself needs its GPU."""
+    for batch in batches(LENGTHS):
+        given_arrays = arrays(batch)
+        ranges = batch.key_start, batch.key_end
+        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        halves = (x.astype(jnp.bfloat16) for x in given_arrays)
+        by_tokamax = functools.partial(causal_rows_attention, kernel="tokamax")
+        actual = value_and_gradients(by_tokamax, *halves, batch.causal_rows)
+        live = np.asarray(batch.key_end > batch.key_start)[..., None, None]
+        for got, wanted in zip(actual, expected, strict=True):
+            difference = np.where(live, got.astype(np.float32) - wanted, 0)
+            assert np.abs(difference).max() <= 0.03 * np.abs(wanted).max()
+    assert set(tokamax_anywhere) == {"mosaic"}
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -180,6 +210,8 @@ def on(kind, monkeypatch):
         ("NVIDIA H100 80GB HBM3", {"dtype": "float32"}, "xla"),
         ("NVIDIA A100-SXM4-80GB", {"dtype": "bfloat16", "attention": "xla"}, "xla"),
         ("cpu", {"dtype": "bfloat16"}, "xla"),
+        ("NVIDIA H200", {"dtype": "bfloat16", "attention": "tokamax"}, "tokamax"),
+        ("NVIDIA GH200 480GB", {"attention": "tokamax"}, "tokamax"),
     ],
 )
 def test_the_rule(kind, settings_given, expected, monkeypatch):
@@ -196,7 +228,8 @@ def test_the_rule(kind, settings_given, expected, monkeypatch):
             {"attention": "cudnn", "dtype": "float32"},
             "and bfloat16, here are NVIDIA",
         ),
-        ("NVIDIA H100", {"attention": "tokamax", "dtype": "bfloat16"}, "compiles with neither"),
+        ("NVIDIA A100", {"attention": "tokamax"}, "tokamax needs a Hopper GPU and bfloat16, here"),
+        ("NVIDIA H100", {"attention": "tokamax", "dtype": "float32"}, "tokamax needs a Hopper GPU"),
     ],
 )
 def test_what_cannot_be_done_is_refused(kind, settings_given, problem, monkeypatch):
@@ -205,18 +238,27 @@ def test_what_cannot_be_done_is_refused(kind, settings_given, problem, monkeypat
         preparation.attention_implementation(ModelConfig(**settings_given))
 
 
+def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
+    on("NVIDIA H100", monkeypatch)
+    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"tokamax is not installed: pip install '\.\[tokamax\]'"):
+        preparation.attention_implementation(ModelConfig(attention="tokamax"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("size", "dtype", "problem"),
     [(10, jnp.bfloat16, "multiple of 8"), (136, jnp.bfloat16, "136"), (8, jnp.float32, "float32")],
 )
-def test_heads_and_dtypes_that_cudnn_has_no_kernel_for(size, dtype, problem):
+def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, problem):
     (batch,) = batches(LENGTHS[:1])
     q = jnp.zeros((*batch.tokens.shape, 1, size), dtype)
-    with pytest.raises(ValueError, match=rf"model\.attention: cudnn .*{problem}"):
-        causal_rows_attention(q, q, q, batch.causal_rows)
+    with pytest.raises(ValueError, match=rf"model\.attention: {kernel} .*{problem}"):
+        causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
 
 
-def test_cudnn_without_causal_rows():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_without_causal_rows(kernel):
     q, at = jnp.zeros((1, 3, 1, 8), jnp.bfloat16), jnp.zeros((1, 3), jnp.int32)
-    with pytest.raises(ValueError, match="needs the causal rows"):
-        attention(q, q, q, at, at, implementation="cudnn")
+    with pytest.raises(ValueError, match=f"{kernel} needs the causal rows"):
+        attention(q, q, q, at, at, implementation=kernel)

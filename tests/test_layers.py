@@ -22,7 +22,7 @@ LAYERS = {
         "xla_flags",
     ),
     "mathematics": (
-        *("attention", "attention_cudnn", "causal_rows", "flops", "layout", "logprobs", "losses"),
+        *("attention", "attention_kernels", "causal_rows", "flops", "layout", "logprobs", "losses"),
         *("model", "packing"),
     ),
     "placement and input": (

@@ -16,7 +16,8 @@ import pytest
 import tiny
 
 from eval.speed import __main__ as command
-from eval.speed import training
+from eval.speed import suite, training
+from eval.speed.backends import kernels_here
 from eval.speed.comparison import _apart
 from eval.speed.peers import _check_same
 from eval.speed.suite import run_suite
@@ -113,9 +114,9 @@ def test_nothing_compiles_within_a_step_that_is_timed(monkeypatch):
 
 def test_the_small_suite_measures_every_part(tmp_path):
     file = tmp_path / "suite.json"
-    suite = figures("--suite", "gpu", "--small", "--json", "--output", str(file))
-    assert json.loads(file.read_text()) == suite
-    parts = {row["part"]: row for row in suite["rows"]}
+    made = figures("--suite", "gpu", "--small", "--json", "--output", str(file))
+    assert json.loads(file.read_text()) == made
+    parts = {row["part"]: row for row in made["rows"]}
     # Back-ends with two kinds of heads, the device, modes with all policies of remat, decoding.
     assert len(parts) == 2 * 3 + 1 + 3 * 3 + 1
     for name, row in parts.items():
@@ -136,6 +137,14 @@ def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
     assert {row["remark"] for row in rows} == {"left out: 0 minutes are over"}
     with pytest.raises(ValueError, match="there is no GPU"):
         next(run_suite(small=False, minutes=9))
+
+
+def test_where_there_are_more_kernels_a_mode_is_trained_with_each(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert kernels_here() == []
+    monkeypatch.setattr(suite, "kernels_here", lambda: ["cudnn", "tokamax"])
+    parts = [row["part"] for row in run_suite(small=True, minutes=0)]
+    assert [part for part in parts if "tokamax" in part] == ["full, remat dots, tokamax"]
 
 
 SECOND = "a step is timed from the second on"

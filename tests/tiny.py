@@ -11,15 +11,14 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HuggingFaceConfig
-from transformers import LlamaForCausalLM
 
 from tddpo_jax import convert
 from tddpo_jax.config import MeshConfig
@@ -27,6 +26,10 @@ from tddpo_jax.layout import Batch, Pair
 from tddpo_jax.model import Llama, LlamaConfig
 from tddpo_jax.sharding import make_mesh
 from tddpo_jax.tensor_files import WEIGHT_FILES
+
+if TYPE_CHECKING:  # imported where it is used, for not every test needs PyTorch
+    import torch
+    from transformers import LlamaForCausalLM
 
 CONFIG = LlamaConfig(
     vocabulary=61,
@@ -78,14 +81,17 @@ def llama(seed: int = 0, **changes) -> Llama:
     return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
-def hugging_face(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LlamaForCausalLM:
+def hugging_face(seed: int = 0, dtype: torch.dtype | None = None, **changes) -> LlamaForCausalLM:
     """transformers' model of the same shape, changed in transformers' words."""
+    import torch
+    from transformers import LlamaForCausalLM
+
     model = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.from_numpy(random_weight(rng, tuple(weight.shape), "norm" in name)))
-    return model.to(dtype).eval()
+    return model.to(dtype or torch.float32).eval()
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> Path:

@@ -34,6 +34,7 @@ from typing import Any
 import jax
 
 from eval.speed.table import facts, table
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.command_line import Parser, run_command
 from tddpo_jax.config import MeshConfig
@@ -118,7 +119,7 @@ def _parser() -> Parser:
     add("--remat", choices=["none", "full", "dots"], help="default dots")
     add("--layout", choices=["packed", "plain"], help="default packed")
     add("--dtype", choices=["float32", "bfloat16"], help="default float32")
-    add("--attention", choices=["auto", "xla", "cudnn"], help="back-end (default auto)")
+    add("--attention", choices=["auto", "xla", *KERNELS], help="back-end (default auto)")
     add("--steps", type=int, help="steps that are timed (default 5)")
     add("--devices", type=int, help="data-parallel devices, on CPU too (default 1)")
     add("--rows", type=int, help="rows that are decoded together (default 16)")

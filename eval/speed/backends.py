@@ -8,16 +8,18 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tddpo_jax.attention import attention
-from tddpo_jax.attention_cudnn import causal_rows_attention
+from tddpo_jax.attention_kernels import KERNELS, Kernel, causal_rows_attention
+from tddpo_jax.config import ModelConfig
 from tddpo_jax.layout import Batch, Pair, Shape
 from tddpo_jax.packing import pack
+from tddpo_jax.preparation import attention_implementation
 
 PAIRS = 6
 
@@ -37,27 +39,37 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
 Attend = Callable[..., jax.Array]  # (q, k, v, batch) to the output
 
 
+def kernels_here() -> list[Kernel]:
+    """The kernels that this device has, in bfloat16."""
+    return [name for name in KERNELS if _is_here(name)]
+
+
+def _is_here(name: Kernel) -> bool:
+    try:
+        attention_implementation(ModelConfig(dtype="bfloat16", attention=name))
+    except ValueError:
+        return False
+    return True
+
+
 def check_backends(longest: int) -> list[dict[str, Any]]:
     """The error of each back-end at hand, and `failed` where it is beyond the dtype's rounding.
 
-    Without an NVIDIA GPU the causal rows that cuDNN reads are checked with XLA's kernel.
+    Where there is none of the kernels, the causal rows that they read are checked with XLA's.
 
     Args:
         longest: tokens of a prompt or a response.
     """
     seed = secrets.randbelow(2**31)
     batch = _batch(np.random.default_rng(seed), longest)
-    cudnn = jax.devices()[0].device_kind.startswith("NVIDIA")
-
-    def by_rows(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
-        kernel: Any = "cudnn" if cudnn else "xla"
-        return causal_rows_attention(q, k, v, batch.causal_rows, kernel=kernel)
-
+    kernels = kernels_here()
     backends: list[tuple[str, str, Attend]] = [
         ("xla", "float32", _by_ranges),
         ("xla", "bfloat16", _by_ranges),
-        ("cudnn" if cudnn else "causal rows", "bfloat16", by_rows),
+        *((name, "bfloat16", _by_rows(name)) for name in kernels),
     ]
+    if not kernels:
+        backends.append(("causal rows", "bfloat16", _by_rows("xla")))
     return [
         _checked(name, dtype, attend, batch, heads, seed)
         for heads in (GROUPED, LLAMA_2)
@@ -76,6 +88,10 @@ def _batch(rng: np.random.Generator, longest: int) -> Batch:
     rows = ((wide, 2 * PAIRS), (wide // 2, PAIRS))
     shape = Shape(1, most, 2 * longest * PAIRS, PAIRS, causal_rows=rows)
     return jax.tree.map(jnp.asarray, pack(pairs, (shape,))[0])
+
+
+def _by_rows(kernel: Kernel | Literal["xla"]) -> Attend:
+    return lambda q, k, v, batch: causal_rows_attention(q, k, v, batch.causal_rows, kernel=kernel)
 
 
 def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.speed.backends import check_backends
+from eval.speed.backends import check_backends, kernels_here
 from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
 from eval.speed.training import (
     ACCELERATOR_MATMUL_SIZE,
@@ -151,14 +151,19 @@ def run_suite(*, small: bool, minutes: float) -> Iterator[dict[str, Any]]:
 def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """Everything that is measured, the most important first."""
 
-    def training(mode: str, remat: str) -> Callable[[], list[dict[str, Any]]]:
-        return lambda: [_training(_case(sizes, mode, remat))]
+    def training(
+        mode: str, remat: str, attention: str = "auto"
+    ) -> Callable[[], list[dict[str, Any]]]:
+        return lambda: [_training(_case(sizes, mode, remat, attention))]
+
+    other_kernels = [name for name in kernels_here() if name != "cudnn"]
 
     return {
         "checks": lambda: check_backends(sizes.checked),
         "device": lambda: [_device(sizes)],
         **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in TRAINING[:3]},
         "decode": lambda: [_decode(sizes)],
+        **{f"full, remat dots, {name}": training("full", "dots", name) for name in other_kernels},
         **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in TRAINING[3:]},
     }
 
@@ -189,14 +194,14 @@ def _device(sizes: Sizes) -> dict[str, Any]:
 
 
 def _decode(sizes: Sizes) -> dict[str, Any]:
-    case = _case(sizes, "full", "none")
+    case = _case(sizes, "full", "none", "auto")
     figures = measure_decoding(case, *sizes.decoded, sizes.read_shape)
     share = figures["bandwidth_share"]
     remark = f"{figures['rows']} rows" + (f", {share:.3f} of the bandwidth" if share else "")
     return {**figures, "step_seconds": figures["decode_step_seconds"], "remark": remark}
 
 
-def _case(sizes: Sizes, mode: str, remat: str) -> Case:
+def _case(sizes: Sizes, mode: str, remat: str, attention: str) -> Case:
     return Case(
         model=sizes.model,
         data=STATED,
@@ -207,7 +212,7 @@ def _case(sizes: Sizes, mode: str, remat: str) -> Case:
         remat=remat,
         layout="packed",
         dtype="bfloat16",
-        attention="auto",
+        attention=attention,
         steps=sizes.steps,
         mesh=MeshConfig(data=1, fsdp=1),
         row_length=sizes.row_length,

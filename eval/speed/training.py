@@ -19,6 +19,7 @@ from flax import nnx
 
 from tddpo_jax import lora
 from tddpo_jax.ahead_of_time import beside_arguments, bytes_of_device
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
 from tddpo_jax.data import load_dataset, load_tokenizer
@@ -120,7 +121,7 @@ def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
         rows=row_devices(make_mesh(case.mesh)),
         row_length=case.row_length,
         plain=case.layout == "plain",
-        causal_rows=attention_implementation(case.settings) == "cudnn",
+        causal_rows=attention_implementation(case.settings) in KERNELS,
     )
 
 
