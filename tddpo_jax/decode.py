@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from qwix import QArray
@@ -31,6 +32,9 @@ from tddpo_jax.attention import MASKED, attention
 from tddpo_jax.model import Llama, rope_frequencies
 from tddpo_jax.sampling import Sampler, next_token
 from tddpo_jax.sharding import ROWS, replicated, row_sharding
+
+SMALLEST_BLOCK = 128
+AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
 
 
 class Cache(NamedTuple):
@@ -59,16 +63,18 @@ class Prompts(NamedTuple):
 
 
 def cache_slots(length: int, new: int) -> int:
-    """Slots of a cache for prompts and new tokens, whole blocks."""
-    return _block() * math.ceil((length + new) / _block())
+    """Slots of a cache for prompts and new tokens, whole blocks if they take more than one."""
+    needed = length + new
+    unit = _block() if needed > _block() else SMALLEST_BLOCK
+    return unit * math.ceil(needed / unit)
 
 
 def _block() -> int:
-    """Slots that attention reads at once.
+    """Most slots that attention reads at once.
 
     More where every turn of a loop costs a launch; not measured on accelerators.
     """
-    return 128 if jax.default_backend() == "cpu" else 512
+    return SMALLEST_BLOCK if jax.default_backend() == "cpu" else 512
 
 
 @functools.partial(jax.jit, static_argnames=("new", "dtype", "mesh"))
@@ -239,14 +245,19 @@ def _attend_cached(
     `attention.py`), which begins with the token itself.
     """
     rows, key_value_heads, _, size = k.shape
-    slots, block = cache.keys.shape[3], _block()
+    slots = cache.keys.shape[3]
+    block = min(slots, _block())
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     grouped = (q * size**-0.5).reshape(rows, key_value_heads, -1, size)
 
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, total, largest = carry
         where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block, size)
-        keys, values = (jax.lax.dynamic_slice(x, where, shape)[0] for x in cache)
+        # As it lies: for GPUs, XLA would else transpose the whole cache for every token.
+        keys, values = (
+            with_layout_constraint(jax.lax.dynamic_slice(x, where, shape), AS_WRITTEN)[0]
+            for x in cache
+        )
         slot = j * block + jnp.arange(block)
         seen = (slot >= start[:, None]) & (slot < end)
         scores = product("BKGs,BKSs->BKGS", grouped, keys)

@@ -5,8 +5,8 @@ Runs where JAX's CUDA plug-in is installed, in about two minutes on two cores:
     pip install -e '.[cuda12,slurm,tokamax]' beartype hypothesis pytest
     python -m pytest tests/test_compile_gpu.py -s
 
-XLA compiles the whole program, with its collectives and the kernels of cuDNN or tokamax. It cannot choose among
-products by measuring them, and knows no workspace of cuDNN.
+XLA compiles the whole program, with its collectives and the kernels of cuDNN or tokamax. It cannot
+choose among products by measuring them, and knows no workspace of cuDNN.
 """
 
 import collections
@@ -16,18 +16,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 from hlo import Instruction, instructions, work_between
 
 from tddpo_jax import ahead_of_time
-from tddpo_jax.config import read_yaml, resolve
+from tddpo_jax.config import MeshConfig, read_yaml, resolve
 from tddpo_jax.convert import read_config
+from tddpo_jax.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.devices import DEVICES, GIB
 from tddpo_jax.layout import Shape
 from tddpo_jax.model import LlamaConfig
 from tddpo_jax.plan import model_folder, stated_dataset
 from tddpo_jax.preparation import micro_batch_shapes
-from tddpo_jax.sharding import make_mesh
+from tddpo_jax.sampling import Sampler, row_keys
+from tddpo_jax.sharding import make_mesh, row_sharding
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -262,3 +266,46 @@ def test_the_embedding_is_never_whole(case):
     gathered = {i.source for i in whole if i.operation.startswith("all-gather")}
     assert len(gathered) == 1
     assert "head" in gathered.pop()
+
+
+# ---- decoding ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("new", [128, 1024])
+def test_decoding_holds_one_cache(new, monkeypatch):
+    """80 answers of Llama-2-7B on one H200, in one block of the cache and in several.
+
+    Beside weights and cache it takes little: no token copies the cache, for a product or to write.
+    """
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rows, prompt, dtype = 80, 128, jnp.dtype("bfloat16")
+    config = read_config(model_folder("meta-llama/Llama-2-7b-hf"))
+    mesh = make_mesh(MeshConfig(data=1), ahead_of_time.gpus(DEVICES["h200-141"], 1))
+    graphdef, weights, _ = ahead_of_time.abstract_weights(resolve({}), config, dtype)
+    weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), weights)
+
+    def per_row(dtype, *shape):
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=row_sharding(mesh))
+
+    keys = jax.eval_shape(row_keys, per_row(np.uint32, 2))
+    compiled = generate_rows.lower(
+        nnx.merge(graphdef, ahead_of_time.placed(weights, mesh)),
+        Prompts(per_row(np.int32, prompt), per_row(np.int32)),
+        Sampler(
+            *map(per_row, (np.float32, np.int32, np.float32)),
+            jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=row_sharding(mesh)),
+        ),
+        per_row(np.int32),
+        np.zeros(8, np.int32),
+        new=new,
+        dtype=dtype,
+        mesh=mesh,
+    ).compile()
+    memory = compiled.memory_analysis()
+    values = rows * config.layers * config.key_value_heads * config.head_size
+    cache = 2 * values * cache_slots(prompt, new) * dtype.itemsize
+    print(
+        f"\ndecoding {new} tokens: weights {memory.argument_size_in_bytes / GIB:.1f} GiB, "
+        f"cache {cache / GIB:.1f}, beside it {(memory.temp_size_in_bytes - cache) / GIB:.1f}"
+    )
+    assert memory.temp_size_in_bytes < cache + 2 * GIB

@@ -131,6 +131,17 @@ def by_two(inputs, runs):
     return runs / "by_two", run_on_hosts(inputs, runs / "by_two", 2)
 
 
+@pytest.fixture(scope="module")
+def by_one(inputs, runs):
+    """The directory of a run of one process, killed and resumed; `by_four` is as it was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_runs.use_devices(patch, 2 * DEVICES_EACH)
+        killed_run(inputs, runs / "by_one", patch, before_save(4))
+        shutil.copytree(runs / "by_one", runs / "by_four")
+        tiny_runs.run(inputs, runs / "by_one")
+    return runs / "by_one"
+
+
 def wait_for_lines(process, output):
     """Until a run has its first checkpoint, or is over."""
     metrics = output / "metrics.jsonl"
@@ -163,8 +174,8 @@ def killed(inputs, runs):
 # ---- the same as one process ---------------------------------------------------------------------
 
 
-def test_two_processes_train_as_one(by_two, inputs, runs):
-    assert_same_losses(by_two[0], run_here(inputs, runs / "by_one", 2 * DEVICES_EACH))
+def test_two_processes_train_as_one(by_two, by_one):
+    assert_same_losses(by_two[0], by_one)
 
 
 def test_one_process_speaks_and_all_are_counted(by_two):
@@ -185,7 +196,7 @@ def test_a_population_on_two_hosts(inputs, runs):
 
     Betas so small that no loss comes near 0, where rounding in a margin would be seen.
     """
-    lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2}
+    lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2, "train.epochs": 1}
     lora |= {"mesh.data": 2, "mesh.fsdp": 2, "loss.name": "dpo", "loss.beta": [0.01, 0.05]}
     run_on_hosts(inputs, runs / "members", 2, lora)
     run_here(inputs, runs / "members_here", 2 * DEVICES_EACH, lora)
@@ -238,16 +249,14 @@ def test_a_restart_on_another_number_of_hosts_and_devices(killed, by_two, inputs
     assert (facts["hosts"], facts["device"]["count"]) == (1, 8)
 
 
-def test_four_processes_end_what_one_began(inputs, runs, monkeypatch):
+def test_four_processes_end_what_one_began(by_one, inputs, runs):
     """They have three of the eight steps from it, and train the rest as one process does."""
-    tiny_runs.use_devices(monkeypatch, 4 * DEVICES_EACH)
-    killed_run(inputs, runs / "by_four", monkeypatch, before_save(4))
     outputs = run_on_hosts(inputs, runs / "by_four", 4)
     assert "resuming after step 3" in outputs[0]
-    whole = run_here(inputs, runs / "by_one_of_eight", 4 * DEVICES_EACH)
-    assert_same_losses(runs / "by_four", whole)
+    assert_same_losses(runs / "by_four", by_one)
     for name, tensor in tiny_runs.weights(runs / "by_four").items():
-        np.testing.assert_allclose(tensor, tiny_runs.weights(whole)[name], atol=1e-6, err_msg=name)
+        expected = tiny_runs.weights(by_one)[name]
+        np.testing.assert_allclose(tensor, expected, atol=1e-6, err_msg=name)
 
 
 def test_devices_and_hosts_are_no_part_of_what_a_run_is(tmp_path):

@@ -66,6 +66,9 @@ def measure_decoding(
     """Tokens per second of `rows` prompts, and the share of the memory-bandwidth limit.
 
     The prefill is taken out by a second run that stops after one token.
+
+    Raises:
+        ValueError: what is left is no time.
     """
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     dtype = jnp.dtype(case.dtype)
@@ -87,6 +90,8 @@ def measure_decoding(
         return best
 
     decode = (seconds(new_tokens) - seconds(1)) / (new_tokens - 1)
+    if decode <= 0:
+        raise ValueError(f"--new-tokens: {new_tokens} take no longer than one; measure more")
     weights = bytes_of_device(model)
     config, itemsize = case.model, dtype.itemsize
     per_token = 2 * config.layers * config.key_value_heads * config.head_size * itemsize

@@ -109,7 +109,7 @@ def _small() -> Sizes:
         steps=1,
         matmul=256,
         read_shape=(512, 512),
-        decoded=(4, 8, 8),
+        decoded=(4, 8, 64),
         checked=32,
         usual_seconds=1.0,
     )
