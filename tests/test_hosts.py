@@ -51,27 +51,40 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def in_vain(runs):
+    """Two hosts of a job each waits for another; first of all, for the runtime takes its time."""
+    output = runs / "in_vain"
+    command = ["run.py", "--hosts.count", "2", "--hosts.meet-within", "1", "--output", str(output)]
+    return output, [
+        process([*command, "--hosts.coordinator", free_address(), "--hosts.index", index])
+        for index in "01"
+    ]
+
+
 def free_address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start(inputs, output, count, changes=None):
+def start(inputs, output, count, changes=None, devices=DEVICES_EACH):
     """The processes of a job; their settings, but for the hosts, are those of `tiny_runs`."""
     file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(tiny_runs.settings(inputs, output, changes)))
     command = ["run.py", "--config", str(file), "--hosts.count", str(count)]
     command += ["--hosts.coordinator", free_address(), "--hosts.lost-after", "10"]
-    return [process([*command, "--hosts.index", str(index)]) for index in range(count)]
+    return [
+        process([*command, "--hosts.index", str(index)], devices=devices) for index in range(count)
+    ]
 
 
-def process(command, folder=REPOSITORY):
+def process(command, folder=REPOSITORY, devices=DEVICES_EACH):
     """A host with devices of its own."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(DEVICES_EACH),
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         # Each process compiles on its own, and these programs run for moments.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
@@ -198,11 +211,13 @@ def test_a_population_on_two_hosts(inputs, runs):
     """
     lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2, "train.epochs": 1}
     lora |= {"mesh.data": 2, "mesh.fsdp": 2, "loss.name": "dpo", "loss.beta": [0.01, 0.05]}
+    alone = start(inputs, runs / "members_alone", 1, lora, devices=2 * DEVICES_EACH)
     run_on_hosts(inputs, runs / "members", 2, lora)
-    run_here(inputs, runs / "members_here", 2 * DEVICES_EACH, lora)
+    ((status, _, errors),) = ended(alone)
+    assert status == 0, errors
     for beta in lora["loss.beta"]:
         cell = f"dpo-beta{beta}-seed0"
-        assert_same_losses(runs / "members" / cell, runs / "members_here" / cell)
+        assert_same_losses(runs / "members" / cell, runs / "members_alone" / cell)
 
 
 # ---- a lost host ---------------------------------------------------------------------------------
@@ -300,15 +315,12 @@ def test_what_differs_is_an_error_where_it_differs(monkeypatch):
         hosts.check_alike("model.path", "another model", lambda: "mine")
 
 
-def test_hosts_that_do_not_meet_end(tmp_path):
-    command = ["run.py", "--hosts.coordinator", free_address(), "--hosts.count", "2"]
-    command += ["--hosts.meet-within", "1", "--output", str(tmp_path / "run"), "--hosts.index"]
-    elsewhere = [*command[:2], free_address(), *command[3:]]
-    alone = [process([*command, "0"]), process([*elsewhere, "1"])]
-    for status, _, errors in ended(alone, seconds=60):
+def test_hosts_that_do_not_meet_end(in_vain):
+    output, processes = in_vain
+    for status, _, errors in ended(processes, seconds=60):
         assert status == 1
         assert errors.splitlines()[-1].startswith("error: hosts: they did not meet within 1 s")
-    assert not (tmp_path / "run").exists()
+    assert not output.exists()
 
 
 def test_an_address_that_is_none_is_told():
