@@ -56,10 +56,13 @@ def in_vain(runs):
     """Two hosts of a job each waits for another; first of all, for the runtime takes its time."""
     output = runs / "in_vain"
     command = ["run.py", "--hosts.count", "2", "--hosts.meet-within", "1", "--output", str(output)]
-    return output, [
+    processes = [
         process([*command, "--hosts.coordinator", free_address(), "--hosts.index", index])
         for index in "01"
     ]
+    yield output, processes
+    if processes[0].returncode is None:  # their test was left out
+        ended(processes)
 
 
 def free_address():
