@@ -24,11 +24,12 @@ from tddpo_jax.ahead_of_time import Report, abstract_weights, hosts_of
 from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.convert import read_config
-from tddpo_jax.data import Dataset, branch_limits, check_sources, load_dataset, load_tokenizer
+from tddpo_jax.data import branch_limits, check_sources, load_dataset, load_tokenizer
 from tddpo_jax.devices import DEVICES
 from tddpo_jax.layout import Pair, Shape
 from tddpo_jax.model import LlamaConfig
 from tddpo_jax.model_files import resolve
+from tddpo_jax.pairs import Dataset
 from tddpo_jax.plan_memory import (
     Memory,
     abstract_mesh,

@@ -24,7 +24,7 @@ from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import cache_folder, use_compilation_cache
 from tddpo_jax.config import Config, ModelConfig, ignored_in
 from tddpo_jax.console import Screen
-from tddpo_jax.data import Dataset, load_dataset, load_tokenizer
+from tddpo_jax.data import load_dataset, load_tokenizer
 from tddpo_jax.flops import matmul_rate
 from tddpo_jax.hosts import agree, check_alike, first_before_others
 from tddpo_jax.layout import Pair, Shape
@@ -34,6 +34,7 @@ from tddpo_jax.model import Llama, LlamaConfig, LoraParam, count_parameters
 from tddpo_jax.model_files import ModelFiles, resolve
 from tddpo_jax.optimizer import make_optimizer
 from tddpo_jax.packing import choose_shapes
+from tddpo_jax.pairs import Dataset
 from tddpo_jax.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.reference import log_probs, reference_log_probs
 from tddpo_jax.sharding import compute_dtype, make_mesh, row_devices, row_sharding

@@ -20,12 +20,13 @@ from tddpo_jax import convert
 from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.cache import use_compilation_cache
 from tddpo_jax.config import MeshConfig, ModelConfig
-from tddpo_jax.data import Unusable, check_vocabulary, load_uncut_pairs
+from tddpo_jax.data import load_uncut_pairs
 from tddpo_jax.layout import Batch, Pair
 from tddpo_jax.logprobs import branch_logps
 from tddpo_jax.model import Llama
 from tddpo_jax.model_files import resolve
 from tddpo_jax.packing import choose_shapes
+from tddpo_jax.pairs import Unusable, check_vocabulary
 from tddpo_jax.peft_files import has_quantized_base
 from tddpo_jax.preparation import (
     computation,

@@ -19,20 +19,10 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 from tddpo_jax import rows
 from tddpo_jax.config import DataConfig
-from tddpo_jax.data import (
-    Limits,
-    Split,
-    Unusable,
-    branch_limits,
-    cut,
-    load_dataset,
-    load_tokenizer,
-    load_uncut_pairs,
-    read_source,
-    validation_prompts,
-)
+from tddpo_jax.data import branch_limits, load_dataset, load_tokenizer, load_uncut_pairs
 from tddpo_jax.layout import Pair
-from tddpo_jax.rows import read_rows
+from tddpo_jax.pairs import Limits, Split, Unusable, cut, validation_prompts
+from tddpo_jax.rows import read_rows, read_source
 from tddpo_jax.templates import encode_prompt
 
 TOKENIZER = sentencepiece()

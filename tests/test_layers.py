@@ -27,7 +27,16 @@ LAYERS = {
     ),
     "placement and input": (
         *("checkpoint", "convert", "data", "encoding", "hosts", "hub", "lora", "model_files"),
-        *("optimizer", "order", "peft_files", "row_adapters", "rows", "sharding", "templates"),
+        *(
+            "optimizer",
+            "order",
+            "pairs",
+            "peft_files",
+            "row_adapters",
+            "rows",
+            "sharding",
+            "templates",
+        ),
         "tensor_files",
     ),
     "what is compiled": (
