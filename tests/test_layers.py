@@ -27,17 +27,8 @@ LAYERS = {
     ),
     "placement and input": (
         *("checkpoint", "convert", "data", "encoding", "hosts", "hub", "lora", "model_files"),
-        *(
-            "optimizer",
-            "order",
-            "pairs",
-            "peft_files",
-            "row_adapters",
-            "rows",
-            "sharding",
-            "templates",
-        ),
-        "tensor_files",
+        *("optimizer", "order", "pairs", "peft_files", "row_adapters", "rows", "sharding"),
+        *("templates", "tensor_files"),
     ),
     "what is compiled": (
         *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),
