@@ -1,7 +1,7 @@
 """Where arrays live: the mesh `data x fsdp x tensor` and one table from parameter to placement.
 
-`data` devices hold copies of the weights, `fsdp` devices share them by width, `tensor` devices
-share each layer's heads and features. Rows of a batch are spread over `data` and `fsdp` together.
+`data` devices hold copies of the weights, `fsdp` devices share every matrix, `tensor` devices share
+each layer's heads and features. Rows of a batch are spread over `data` and `fsdp` together.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from tddpo_jax.model import LINEAR_NAMES, LlamaConfig
 ROWS = ("data", "fsdp")
 
 # Every parameter of `model.Llama`, exactly once. Stacked layers have a leading axis, never sharded.
-_IN_PARALLEL = PartitionSpec(None, "tensor", "fsdp")  # outputs over tensor, width over fsdp
-_OUT_PARALLEL = PartitionSpec(None, "fsdp", "tensor")  # width over fsdp, inputs over tensor
+# Over fsdp it is the outputs that are shared: where it is the inputs, XLA copies the weights of all
+# layers into the order in which it gathers them, for every micro-batch.
+_IN_PARALLEL = PartitionSpec(None, ("tensor", "fsdp"))  # outputs over both
+_OUT_PARALLEL = PartitionSpec(None, "fsdp", "tensor")  # outputs over fsdp, inputs over tensor
 PARAMETER_SPECS: dict[str, PartitionSpec] = {
     "embed": PartitionSpec("tensor", "fsdp"),
     "head": PartitionSpec("tensor", "fsdp"),
@@ -68,20 +70,33 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: LlamaConfig) -> None:
     Raises:
         ValueError: an axis of the mesh does not divide a dimension of the model.
     """
-    divided = {
-        "fsdp": {"width": config.width},
-        "tensor": {
-            "heads": config.heads,
-            "key/value heads": config.key_value_heads,
-            "feed-forward": config.feed_forward,
-            "vocabulary": config.vocabulary,
-        },
-    }
-    for axis, dimensions in divided.items():
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    divided = [
+        ("fsdp", fsdp, {"width": config.width}),
+        (
+            "tensor",
+            tensor,
+            {
+                "heads": config.heads,
+                "key/value heads": config.key_value_heads,
+                "vocabulary": config.vocabulary,
+            },
+        ),
+        (
+            "fsdp x tensor",
+            fsdp * tensor,
+            {
+                "queries": config.heads * config.head_size,
+                "keys": config.key_value_heads * config.head_size,
+                "feed-forward": config.feed_forward,
+            },
+        ),
+    ]
+    for axis, devices, dimensions in divided:
         for name, size in dimensions.items():
-            if size % mesh.shape[axis]:
+            if size % devices:
                 raise ValueError(
-                    f"mesh.{axis}: {mesh.shape[axis]} does not divide the model's {name}, {size}"
+                    f"mesh.{axis}: {devices} does not divide the model's {name}, {size}"
                 )
 
 

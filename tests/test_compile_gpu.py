@@ -91,6 +91,16 @@ class Case(NamedTuple):
         return {(width, width), (width, ff), (ff, width)}
 
     @property
+    def parts(self):
+        """Sorted sizes of what a device has of a matrix of all layers, whichever side is shared."""
+        layers, fsdp = self.model.layers, self.fsdp
+        return {
+            tuple(sorted(part))
+            for outputs, inputs in self.matrices
+            for part in ((layers, outputs // fsdp, inputs), (layers, outputs, inputs // fsdp))
+        }
+
+    @property
     def head(self):
         return self.model.vocabulary, self.model.width
 
@@ -207,6 +217,14 @@ def test_weights_are_gathered_layer_by_layer(case):
     assert gathers.count(case.head) == 1
 
 
+def test_weights_are_gathered_as_they_lie(case):
+    """No copy of a matrix of all layers in another order, nor of its gradients."""
+    for instruction in case.gradients:
+        if instruction.operation in ("copy", "transpose"):
+            for shape in instruction.shapes:
+                assert tuple(sorted(shape)) not in case.parts, instruction
+
+
 def test_gradients_are_scattered(case):
     """A layer's seven, and the head's; adapters are whole everywhere, so theirs are summed once."""
     scattered = [shape for done in case.transfers["reduce-scatter-done"] for shape in done.shapes]
@@ -236,19 +254,11 @@ def test_no_parameter_is_whole_on_a_device(case):
     places = {width * count for width, count in case.shape.causal_rows}
     # A size that is the model's as well says nothing of tokens.
     tokens = {case.shape.length, *counts, *places} - set(sum(case.matrices, ()))
-    parts = {
-        tuple(sorted((case.model.layers, outputs // case.fsdp, inputs)))
-        for outputs, inputs in case.matrices
-    }
-    parts |= {
-        tuple(sorted((case.model.layers, outputs, inputs // case.fsdp)))
-        for outputs, inputs in case.matrices
-    }
     most = max(map(math.prod, case.matrices))
     for instruction in (*case.gradients, *case.update):
         for shape in instruction.shapes:
             sizes = tuple(sorted(size for size in shape if size > 1))
-            if not tokens & set(sizes) and sizes not in parts:
+            if not tokens & set(sizes) and sizes not in case.parts:
                 assert math.prod(sizes) <= most or sizes == tuple(sorted(case.head)), instruction
 
 

@@ -208,13 +208,13 @@ def test_sharded_and_single_files_are_the_same_model(folder, tmp_path):
 
 
 def test_weights_go_straight_to_their_places(tmp_path):
-    """On a mesh every device holds its part: half of the outputs, a quarter of the width."""
-    even = {"vocab_size": 62, "intermediate_size": 38}
+    """On a mesh every device holds its part: of 72 outputs an eighth."""
+    even = {"vocab_size": 62, "intermediate_size": 40, "head_dim": 12}
     folder = tiny.save(tmp_path / "model", tiny.hugging_face(**even))
     mesh = tiny.mesh_of(1, 4, 2)
     model = convert.load(folder, mesh)
     shards = model.layers.q_proj.weight.get_value().addressable_shards
-    assert {shard.data.shape for shard in shards} == {(3, 30, 6)}
+    assert {shard.data.shape for shard in shards} == {(3, 9, 24)}
     assert len({str(shard.index) for shard in shards}) == 8
     convert.export(model, folder, tmp_path / "output")
     assert_same_tensors(tiny.tensors_of(tmp_path / "output"), tiny.tensors_of(folder))

@@ -296,11 +296,12 @@ def quantized_on(mesh, **changes):
 
 
 def test_blocks_that_do_not_divide_among_devices_are_whole_on_each():
-    """Width 192 makes 3 blocks, which four devices cannot share: of a row's 192 values each holds
-    48, of its 3 scales all; the outputs are halved for both."""
-    weight = quantized_on(tiny.mesh_of(1, 4, 2), width=192).layers.q_proj.weight.get_value()
+    """A feed-forward of 192 makes 3 blocks, which two devices cannot share: of a row's 192 values
+    each holds 96, of its 3 scales all; the 256 outputs are shared by four for both."""
+    model = quantized_on(tiny.mesh_of(1, 4, 2), feed_forward=192)
+    weight = model.layers.down_proj.weight.get_value()
     shapes = [part.addressable_shards[0].data.shape for part in (weight.qvalue, weight.scale)]
-    assert shapes == [(2, 64, 48), (2, 64, 3)]
+    assert shapes == [(2, 64, 96), (2, 64, 3)]
 
 
 def test_a_quantised_model_keeps_its_places_and_its_numbers_on_a_mesh(quantized):

@@ -113,13 +113,20 @@ def test_the_compiler_is_given_what_is_counted():
 
 # GiB that XLA gave beside the arguments, compiled for the devices (`test_compile_gpu`, `plan`).
 COMPILED = {
-    ("llama2_7b", 8, "dots", 9216): (12.56, 32.02),
-    ("llama2_7b", 8, "none", 9216): (12.56, 108.74),
-    ("llama2_7b", 4, "dots", 9216): (25.11, 36.05),
-    ("llama2_7b", 2, "dots", 3072): (50.22, 24.86),
+    ("llama2_7b", 8, "dots", 9216): (12.56, 28.84),
+    ("llama2_7b", 8, "none", 9216): (12.56, 106.19),
+    ("llama2_7b", 8, "full", 9216): (12.56, 5.65),
+    ("llama2_7b", 4, "dots", 9216): (25.11, 28.90),
+    ("llama2_7b", 2, "dots", 3072): (50.22, 10.57),
     ("llama2_7b", 1, "full", 9216): (100.41, 6.29),
+    ("llama2_7b", 1, "none", 3072): (100.41, 38.00),
     ("llama2_7b_lora", 1, "dots", 9216): (13.15, 28.36),
+    ("llama2_7b_lora", 1, "none", 3072): (13.15, 35.32),
+    ("llama2_7b_lora", 8, "none", 3072): (2.165, 35.31),
+    ("llama2_7b_lora", 8, "dots", 9216): (2.165, 28.39),
     ("llama2_7b_qlora", 1, "dots", 9216): (4.29, 28.41),
+    ("llama2_7b_qlora", 1, "none", 3072): (4.29, 35.21),
+    ("llama2_7b_qlora", 2, "dots", 9216): (2.44, 28.45),
 }
 
 
@@ -181,7 +188,7 @@ def last_line(config, device):
 @pytest.mark.parametrize(
     ("name", "device", "mesh", "verdict"),
     [
-        ("llama2_7b", "h100-80", {}, "fits: 44.5 GiB by arithmetic"),
+        ("llama2_7b", "h100-80", {}, "fits: 41.7 GiB by arithmetic"),
         ("llama2_7b_lora", "a100-80", {}, "fits"),
         ("llama2_7b_qlora", "a100-40", {}, "fits"),
         ("llama2_7b_lora", "a100-40", {}, "does NOT fit.*; try --data.row-length"),
@@ -218,7 +225,7 @@ def test_what_the_compiler_needs_beyond_arithmetic_is_kept_free(without_compiler
     more = ahead_of_time.Report(made.memory.peak + 40 * GIB, 0, 0, 1.0)
     told = dataclasses.replace(made, compiled={plan.XLA_CUDA: more})
     (line,) = [line for line in lines(told, 1) if line.startswith("verdict")]
-    assert re.search(r"does NOT fit: 84\.\d GiB by XLA, .*; try --data\.row-length \d+ or ", line)
+    assert re.search(r"does NOT fit: 81\.\d GiB by XLA, .*; try --data\.row-length \d+ or ", line)
     assert told.longest_row < made.longest_row
 
 
@@ -293,11 +300,10 @@ def test_the_exact_kl_has_a_reference_and_its_logits(without_compilers):
     """A copy of the float32 weights; one forward pass more than the six operations of a token."""
     short, exact = (planned("llama2_7b", loss={"kl": kl}) for kl in ("k2", "full"))
     assert exact.memory.reference == exact.memory.trained
-    # Of eight devices the copies of the weights decide (XLA: 31.6 GiB beside what is there, as
-    # without it), of one the head and the logits.
-    assert exact.memory.gathered == short.memory.gathered
-    alone = [planned("llama2_7b", loss={"kl": kl}, mesh={"fsdp": 1}) for kl in ("k2", "full")]
-    assert alone[1].memory.gathered > alone[0].memory.gathered
+    # XLA for eight devices: 29.37 GiB beside what is always there, 28.84 without it.
+    more = (exact.memory.gathered - short.memory.gathered) / GIB
+    assert more == pytest.approx(29.37 - 28.84, abs=0.5)
+    assert more > 0
     assert exact.work.flops / short.work.flops == pytest.approx(4 / 3)
     assert exact.time.expected > short.time.expected
 

@@ -28,8 +28,8 @@ from tddpo_jax.sharding import (
 from tddpo_jax.train_step import Computation, hidden_states, make_program
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
-# Divisible by two where devices share it, by nothing more than needed.
-EVEN = {"vocabulary": 62, "feed_forward": 38}
+# Divisible by eight where fsdp and tensor share it, by two where tensor alone does.
+EVEN = {"vocabulary": 62, "feed_forward": 40, "head_size": 12}
 LENGTHS = np.random.default_rng(0).integers(1, 40, (12, 3))
 
 
@@ -81,7 +81,10 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, problem):
         ((1, 8, 1), {"width": 28}, r"mesh\.fsdp: 8 does not divide the model's width, 28"),
         ((2, 1, 4), {}, r"mesh\.tensor: 4 does not divide the model's heads, 6"),
         ((1, 1, 2), {"key_value_heads": 3}, r"mesh\.tensor: 2 .* key/value heads, 3"),
-        ((4, 1, 2), {"feed_forward": 37}, r"mesh\.tensor: 2 .* feed-forward, 37"),
+        ((4, 1, 2), {"feed_forward": 37}, r"mesh\.fsdp x tensor: 2 .* feed-forward, 37"),
+        ((2, 2, 2), {"feed_forward": 38}, r"mesh\.fsdp x tensor: 4 .* feed-forward, 38"),
+        ((1, 8, 1), {"head_size": 10}, r"mesh\.fsdp x tensor: 8 .* queries, 60"),
+        ((1, 8, 1), {"head_size": 12, "key_value_heads": 1}, r"fsdp x tensor: 8 .* keys, 12"),
         ((2, 2, 2), {"vocabulary": 61}, r"mesh\.tensor: 2 .* vocabulary, 61"),
     ],
 )

@@ -20,7 +20,7 @@ from tddpo_jax.sharding import check_mesh, parameter_shardings, row_sharding
 from tddpo_jax.train_step import Computation, Frozen, Knobs, Totals, make_program
 
 MESHES = [(8, 1), (4, 2), (2, 4)]  # fsdp x tensor
-# A Llama in which four devices can share heads, features and vocabulary, and eight the width.
+# A Llama in which four devices can share heads and vocabulary, and eight every matrix.
 SHAPE = {
     "vocabulary": 64,
     "width": 64,
@@ -28,7 +28,7 @@ SHAPE = {
     "heads": 8,
     "key_value_heads": 4,
     "head_size": 10,
-    "feed_forward": 76,
+    "feed_forward": 72,
 }
 # The same with inputs that are whole blocks of 64: one and three, fewer than the devices.
 BLOCKS = {**SHAPE, "head_size": 8, "feed_forward": 192}
