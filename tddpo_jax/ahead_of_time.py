@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -291,7 +292,11 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
             `devices` (their number), `shape`, `attention` (on the device), `members`.
     """
     command = [sys.executable, "-m", "tddpo_jax.ahead_of_time", json.dumps(job)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Else JAX's last line is not the error's.
+    environment = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def result(process: subprocess.Popen[str]) -> Report:

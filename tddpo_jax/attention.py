@@ -3,7 +3,7 @@
 `attention(q, k, v, key_start, key_end)` is the only mask definition of the project. The `xla`
 implementation costs what the ranges cost: queries go in blocks, and each block visits only the key
 blocks that its own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array
-exists on any device. On NVIDIA GPUs `attention_kernels` do the same for the branches one by one.
+exists on any device. On NVIDIA GPUs `attention_kernels` does the same for the branches one by one.
 
 Letters: B rows, T stream positions, K key/value heads, S head size, N blocks, C the keys of a
 block, Q its queries: those of all heads that share a key/value head, one head after the other.

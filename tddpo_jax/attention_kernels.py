@@ -1,9 +1,9 @@
 """Attention by other people's flash attention, over the branches of packed rows as causal rows.
 
 The kernels are cuDNN's, by JAX's public function, and tokamax's for Hopper GPUs (Mosaic GPU), by
-its own. They know causal rows with a length each, and so every branch becomes one, see
-`causal_rows`. (tokamax's kernel takes ranges of keys too, but its backward pass then computes all
-queries against all keys; of a causal row it leaves out what lies above the diagonal.)
+its own. They know causal rows, and so every branch becomes one, see `causal_rows`. (That of tokamax
+takes ranges of keys and lengths of rows too, but its backward pass then computes all queries
+against all keys; only of plainly causal rows does it leave out what lies above the diagonal.)
 
 References:
     Dao, "FlashAttention-2" (2023); Shah et al., "FlashAttention-3" (2024).
@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,9 @@ Kernel = Literal["cudnn", "tokamax"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 # What cuDNN takes on every GPU since Ampere, and tokamax on Hopper.
 LARGEST_HEAD, HEAD_MULTIPLE = 128, 8
-# Given to tokamax before it reads this process's command line as its own. Its table of tuned block
-# sizes is left aside, where its version can: it has none for our shapes, and says so of each.
+# Given to tokamax before it reads this process's command line, which is not its own. Its table of
+# tuned block sizes is left aside, where its version can: it has none for our shapes, and warns of
+# each.
 TOKAMAX_FLAGS = ["", "--tokamax_ignore_autotuning_cache"]
 
 
@@ -54,22 +55,28 @@ def causal_rows_attention(
     if not rows:
         raise ValueError(f"model.attention: {kernel} needs the causal rows of a packed batch")
     if kernel != "xla":
-        _check(q, kernel)
+        check_heads(kernel, q.shape[-1])
+        _check_dtype(kernel, q.dtype)
     out = sum(collected(_attended(q, k, v, width, kernel), width) for width in rows)
     return checkpoint_name(out, "attention")
 
 
-def _check(q: Array, kernel: Kernel) -> None:
-    size = q.shape[-1]
-    if size > LARGEST_HEAD or size % HEAD_MULTIPLE:
+def check_heads(attention: str, size: int) -> None:
+    """Refuses heads of so many features, if the back-end of this name has no kernel for them.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if attention in KERNELS and (size > LARGEST_HEAD or size % HEAD_MULTIPLE):
         raise ValueError(
-            f"model.attention: {kernel} takes heads of a multiple of {HEAD_MULTIPLE} up to "
+            f"model.attention: {attention} takes heads of a multiple of {HEAD_MULTIPLE} up to "
             f"{LARGEST_HEAD} features, the model's have {size}; choose xla"
         )
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise ValueError(
-            f"model.attention: {kernel} computes in bfloat16, not {q.dtype}; choose xla"
-        )
+
+
+def _check_dtype(kernel: Kernel, dtype: Any) -> None:
+    if dtype != jnp.bfloat16:
+        raise ValueError(f"model.attention: {kernel} computes in bfloat16, not {dtype}; choose xla")
 
 
 def _attended(
@@ -80,7 +87,7 @@ def _attended(
     length = rows.length.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values))
     if kernel == "tokamax":
-        return _tokamax(q, k, v, length).reshape(queries.shape)
+        return _tokamax(q, k, v).reshape(queries.shape)
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -93,14 +100,12 @@ def _attended(
     return out.reshape(queries.shape)
 
 
-def _tokamax(q: Array, k: Array, v: Array, length: Array) -> Array:
+def _tokamax(q: Array, k: Array, v: Array) -> Array:
     import tokamax
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(TOKAMAX_FLAGS, known_only=True)
-    # No lengths of queries: of them tokamax makes a mask of every query and key. Nobody reads what
-    # comes out behind a row's end.
-    return tokamax.dot_product_attention(
-        q, k, v, is_causal=True, key_value_seq_lengths=length, implementation="mosaic"
-    )
+    # Without lengths: no query of a row sees what stands behind the row's end, and nobody reads
+    # what comes out there.
+    return tokamax.dot_product_attention(q, k, v, is_causal=True, implementation="mosaic")

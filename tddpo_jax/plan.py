@@ -21,6 +21,7 @@ import numpy as np
 
 from tddpo_jax import ahead_of_time, hub
 from tddpo_jax.ahead_of_time import Report, abstract_weights, hosts_of
+from tddpo_jax.attention_kernels import check_heads
 from tddpo_jax.cache import cache_folder
 from tddpo_jax.config import Config, MeshConfig
 from tddpo_jax.convert import read_config
@@ -117,6 +118,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, DEVICES[device].kind)
+    check_heads(attention, model.head_size)
     asked = config.mesh.model_dump()
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax import __version__, convert, lora
-from tddpo_jax.attention_kernels import KERNELS
+from tddpo_jax.attention_kernels import KERNELS, check_heads
 from tddpo_jax.cache import cache_folder, use_compilation_cache
 from tddpo_jax.config import Config, ModelConfig, ignored_in
 from tddpo_jax.console import Screen
@@ -60,13 +60,11 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
     has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
     if config.attention == "auto":
         return "cudnn" if has_cudnn else "xla"
-    needs = {"cudnn": "an NVIDIA GPU", "tokamax": "a Hopper GPU"}
-    has = {"cudnn": has_cudnn, "tokamax": has_cudnn and kind.startswith(HOPPER)}
-    if not has.get(config.attention, True):
-        raise ValueError(
-            f"model.attention: {config.attention} needs {needs[config.attention]} and bfloat16, "
-            f"here are {kind} and {dtype}"
-        )
+    here = f"and bfloat16, here are {kind} and {dtype}"
+    if config.attention == "cudnn" and not has_cudnn:
+        raise ValueError(f"model.attention: cudnn needs an NVIDIA GPU {here}")
+    if config.attention == "tokamax" and not (has_cudnn and kind.startswith(HOPPER)):
+        raise ValueError(f"model.attention: tokamax needs a Hopper GPU {here}")
     if config.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
         raise ValueError("model.attention: tokamax is not installed: pip install '.[tokamax]'")
     return config.attention
@@ -175,6 +173,8 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     mesh = make_mesh(config.mesh)
     files = first_before_others(lambda: resolve(config.model.path))
     model_config = convert.read_config(files.base)
+    attention = attention_implementation(config.model)
+    check_heads(attention, model_config.head_size)
     base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
     check_alike(
         "model.path",
@@ -195,7 +195,6 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
             )
         )
     check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
-    attention = attention_implementation(config.model)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     dtype = compute_dtype(config.model.dtype)
     graphdef, trainable, base = _split_model(config, files, mesh, dtype)

@@ -126,7 +126,8 @@ def attention_over(batch: Batch, how: Computation) -> Callable[..., Array]:
         mesh=how.rows.mesh,
         in_specs=(heads, heads, heads, rows, rows, rows),
         out_specs=heads,
-        check_vma=how.attention == "xla",  # the kernels' types tell nothing of devices
+        # Of what kernels give out JAX does not know over which devices it varies.
+        check_vma=how.attention == "xla",
     )
     return lambda q, k, v, start, end: on_each(q, k, v, start, end, batch.causal_rows)
 

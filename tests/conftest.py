@@ -9,6 +9,7 @@ import submitit  # noqa: F401  When first imported it closes all log handlers, h
 import tiny_runs
 from hypothesis import settings
 
+from tddpo_jax import attention_kernels
 from tddpo_jax.cache import cache_folder
 
 XLA_CACHE = cache_folder() / "xla"
@@ -59,3 +60,27 @@ def inputs(tmp_path_factory):
 def one_device(monkeypatch):
     """A run that does not say how it is sharded uses one device, not all eight."""
     tiny_runs.use_devices(monkeypatch, 1)
+
+
+@pytest.fixture
+def kernels_anywhere(monkeypatch):
+    """The functions of both kernels of attention with plain implementations in the kernels' place.
+
+    They take any dtype. Gives the calls, by kernel and options.
+    """
+    tokamax = pytest.importorskip("tokamax")
+    calls = []
+
+    def plain(module, name, of):
+        function = getattr(module, of)
+
+        def attend(*args, **options):
+            calls.append((name, options))
+            return function(*args, **{**options, "implementation": "xla"})
+
+        monkeypatch.setattr(module, of, attend)
+
+    plain(tokamax, "tokamax", "dot_product_attention")
+    plain(jax.nn, "cudnn", "dot_product_attention")
+    monkeypatch.setattr(attention_kernels, "_check_dtype", lambda kernel, dtype: None)
+    return calls

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tddpo_jax import preparation
 from tddpo_jax.attention import attention
-from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention
+from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention, check_heads
 from tddpo_jax.causal_rows import assign, branch_counts, collected, halved_widths, spread
 from tddpo_jax.config import ModelConfig
 from tddpo_jax.packing import choose_shapes, pack, padding_share
@@ -54,21 +54,7 @@ def by_causal_rows(q, k, v, rows):
 # ---- the same attention --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tokamax_anywhere(monkeypatch):
-    """tokamax's function, with its own plain implementation in place of the kernel for Hopper."""
-    tokamax = pytest.importorskip("tokamax")
-    attend, asked_for = tokamax.dot_product_attention, []
-
-    def plain(*args, implementation, **options):
-        asked_for.append(implementation)
-        return attend(*args, implementation="xla", **options)
-
-    monkeypatch.setattr(tokamax, "dot_product_attention", plain)
-    return asked_for
-
-
-def test_tokamax_is_called_for_what_key_ranges_give(tokamax_anywhere):
+def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
     """As below, in bfloat16, which rounds to 2^-9 relative; the kernel itself needs its GPU."""
     for batch in batches(LENGTHS):
         given_arrays = arrays(batch)
@@ -81,7 +67,10 @@ def test_tokamax_is_called_for_what_key_ranges_give(tokamax_anywhere):
         for got, wanted in zip(actual, expected, strict=True):
             difference = np.where(live, got.astype(np.float32) - wanted, 0)
             assert np.abs(difference).max() <= 0.03 * np.abs(wanted).max()
-    assert set(tokamax_anywhere) == {"mosaic"}
+    # With lengths its backward pass would not leave out what lies above the diagonal.
+    wanted = {"is_causal": True, "implementation": "mosaic"}
+    assert kernels_anywhere
+    assert all(call == ("tokamax", wanted) for call in kernels_anywhere)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -255,6 +244,12 @@ def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, probl
     q = jnp.zeros((*batch.tokens.shape, 1, size), dtype)
     with pytest.raises(ValueError, match=rf"model\.attention: {kernel} .*{problem}"):
         causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
+
+
+def test_such_heads_are_refused_before_a_run_or_a_plan():
+    check_heads("xla", 10)
+    with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 10;"):
+        check_heads("cudnn", 10)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

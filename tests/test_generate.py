@@ -15,7 +15,7 @@ import torch
 from tiny_adapters import adapted
 
 from tddpo_jax import convert
-from tddpo_jax.decode import Prompts, generate_rows
+from tddpo_jax.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.generate import Completion, Generator, continue_prompts, generate_text
 from tddpo_jax.lora import merged
 from tddpo_jax.peft_files import export_adapter
@@ -47,7 +47,7 @@ def prompts_of(lengths) -> list[np.ndarray]:
 
 
 def llama(**changes):
-    return tiny.llama(vocabulary=62, feed_forward=38, **changes)
+    return tiny.llama(vocabulary=62, feed_forward=40, **changes)
 
 
 def on_one_device(model):
@@ -235,6 +235,16 @@ def test_several_adapters_in_one_batch_are_each_merged_alone():
 
 
 # ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "length", "new", "slots"),
+    [("cpu", 128, 1, 256), ("gpu", 128, 128, 256), ("gpu", 128, 384, 512), ("gpu", 128, 385, 1024)],
+)
+def test_a_cache_is_blocks_of_128_or_many_of_512(backend, length, new, slots, monkeypatch):
+    """On GPUs attention reads up to 512 slots at once, and a shorter cache whole."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert cache_slots(length, new) == slots
 
 
 def test_the_loop_works_on_one_cache():

@@ -25,7 +25,7 @@ import tiny_runs
 import yaml
 from tiny_interruptions import assert_same_run, before_save, killed_run
 
-from tddpo_jax import hosts
+from tddpo_jax import checkpoint, hosts
 from tddpo_jax.config import HostsConfig, resolve
 from tddpo_jax.layout import Shape
 from tddpo_jax.packing import pack
@@ -51,9 +51,9 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(scope="module")
 def in_vain(runs):
-    """Two hosts of a job each waits for another; first of all, for the runtime takes its time."""
+    """Two hosts that wait for others; with the first run, for the runtime takes its time."""
     output = runs / "in_vain"
     command = ["run.py", "--hosts.count", "2", "--hosts.meet-within", "1", "--output", str(output)]
     processes = [
@@ -142,7 +142,7 @@ def assert_same_losses(directory, expected):
 
 
 @pytest.fixture(scope="module")
-def by_two(inputs, runs):
+def by_two(inputs, runs, in_vain):
     """The directory of a run of two processes, and what they printed."""
     return runs / "by_two", run_on_hosts(inputs, runs / "by_two", 2)
 
@@ -210,6 +210,7 @@ def test_one_process_speaks_and_all_are_counted(by_two):
 def test_a_population_on_two_hosts(inputs, runs):
     """Each of them saves both members' states, one after another; one process does the same.
 
+    Saves in the background would meet each other: some runs fail then, and some wait for ever.
     Betas so small that no loss comes near 0, where rounding in a margin would be seen.
     """
     lora = {"train.mode": "lora", "lora.rank": 2, "train.population": 2}
@@ -217,11 +218,22 @@ def test_a_population_on_two_hosts(inputs, runs):
     lora |= {"mesh.data": 2, "mesh.fsdp": 2, "loss.name": "dpo", "loss.beta": [0.01, 0.05]}
     processes = start(inputs, runs / "members", 2, lora)
     processes += start(inputs, runs / "members_alone", 1, lora, devices=2 * DEVICES_EACH)
-    results = ended(processes)
+    results = ended(processes, seconds=120)
     assert [status for status, _, _ in results] == [0, 0, 0], results
     for beta in lora["loss.beta"]:
         cell = f"dpo-beta{beta}-seed0"
         assert_same_losses(runs / "members" / cell, runs / "members_alone" / cell)
+
+
+def test_several_hosts_save_in_the_foreground(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        checkpoint.ocp, "CheckpointManager", lambda _, options: seen.append(options)
+    )
+    for several in (True, False):
+        monkeypatch.setattr(checkpoint, "several", lambda several=several: several)
+        checkpoint.Checkpoints(tmp_path)
+    assert [options.enable_async_checkpointing for options in seen] == [False, True]
 
 
 # ---- a lost host ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import tiny_adapters
 from flax import nnx
 
 from tddpo_jax import lora
+from tddpo_jax.attention_kernels import KERNELS
 from tddpo_jax.config import TrainConfig
 from tddpo_jax.layout import Shape
 from tddpo_jax.losses import LossScalars, LossSpec
@@ -48,15 +49,16 @@ def placed(mode, mesh):
     return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)
 
 
-def losses(mode, fsdp, tensor):
+def losses(mode, fsdp, tensor, attention="xla"):
     """The loss of each step, and the gradient's norm."""
     mesh = tiny.mesh_of(1, fsdp, tensor)
     kind = nnx.Param if mode == "full" else LoraParam
     graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
-    how = Computation(jnp.float32, "xla", "none", row_sharding(mesh))
+    how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
     specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
     program = make_program(graphdef, trainable, specs, optimizer, mesh, how)
-    (batch,) = pack(tiny.random_pairs(LENGTHS, vocabulary=64), [Shape(8, 130, 120, 3)])
+    shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
+    (batch,) = pack(tiny.random_pairs(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
     scalars = LossScalars(*(one for _ in LossScalars._fields))
@@ -78,3 +80,11 @@ def test_the_same_losses_on_every_mesh(mode):
     assert len(set(expected[:, 0])) == STEPS, "the steps change nothing"
     for sizes in MESHES:
         np.testing.assert_allclose(losses(mode, *sizes), expected, rtol=1e-5, err_msg=str(sizes))
+
+
+@pytest.mark.parametrize("attention", KERNELS)
+def test_the_same_losses_with_every_kernel(attention, kernels_anywhere):
+    """On each device over its own rows and heads. Expected: attention over the packed rows."""
+    expected = losses("lora", 1, 1)
+    np.testing.assert_allclose(losses("lora", 2, 4, attention), expected, rtol=1e-5)
+    assert {name for name, _ in kernels_anywhere} == {attention}

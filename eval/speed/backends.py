@@ -41,15 +41,16 @@ Attend = Callable[..., jax.Array]  # (q, k, v, batch) to the output
 
 def kernels_here() -> list[Kernel]:
     """The kernels that this device has, in bfloat16."""
-    return [name for name in KERNELS if _is_here(name)]
+    return [name for name in KERNELS if _missing(name) is None]
 
 
-def _is_here(name: Kernel) -> bool:
+def _missing(name: Kernel) -> str | None:
+    """Why this device has no such kernel."""
     try:
         attention_implementation(ModelConfig(dtype="bfloat16", attention=name))
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_backends(longest: int) -> list[dict[str, Any]]:
@@ -70,10 +71,14 @@ def check_backends(longest: int) -> list[dict[str, Any]]:
     ]
     if not kernels:
         backends.append(("causal rows", "bfloat16", _by_rows("xla")))
+    left_out = [name for name in KERNELS if kernels and name not in kernels]
     return [
-        _checked(name, dtype, attend, batch, heads, seed)
-        for heads in (GROUPED, LLAMA_2)
-        for name, dtype, attend in backends
+        *(
+            _checked(name, dtype, attend, batch, heads, seed)
+            for heads in (GROUPED, LLAMA_2)
+            for name, dtype, attend in backends
+        ),
+        *({"part": f"check {name}", "remark": f"left out: {_missing(name)}"} for name in left_out),
     ]
 
 
