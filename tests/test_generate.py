@@ -24,7 +24,7 @@ from tddpo_jax.sampling import Sampler, Sampling, row_keys
 from tddpo_jax.sharding import replicated
 
 # Tests share shapes where they can, for a program takes seconds to compile.
-EVEN = {"vocab_size": 62, "intermediate_size": 38}
+EVEN = {"vocab_size": 62, "intermediate_size": 40}
 SHAPES = {
     "grouped heads": EVEN,
     "as many key/value heads": {"num_key_value_heads": 6, "head_dim": 14},
@@ -47,7 +47,7 @@ def prompts_of(lengths) -> list[np.ndarray]:
 
 
 def llama(**changes):
-    return tiny.llama(vocabulary=62, feed_forward=40, **changes)
+    return tiny.llama(vocabulary=62, feed_forward=38, **changes)
 
 
 def on_one_device(model):
