@@ -83,15 +83,15 @@ def _attended(
     q: Array, k: Array, v: Array, rows: CausalRows, kernel: Kernel | Literal["xla"]
 ) -> Float[Array, "B N W H size"]:
     queries, keys, values = (spread(x, rows) for x in (q, k, v))
+    flat_q, flat_k, flat_v = (x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values))
+    if kernel == "tokamax":
+        return _tokamax(flat_q, flat_k, flat_v).reshape(queries.shape)
     # An empty sum over the queries: under vmap over members, cuDNN wants lengths for each.
     length = rows.length.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
-    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values))
-    if kernel == "tokamax":
-        return _tokamax(q, k, v).reshape(queries.shape)
     out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
+        flat_q,
+        flat_k,
+        flat_v,
         is_causal=True,
         query_seq_lengths=length,
         key_value_seq_lengths=length,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tddpo_jax import preparation
 from tddpo_jax.attention import attention
-from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention, check_heads
+from tddpo_jax.attention_kernels import KERNELS, causal_rows_attention
 from tddpo_jax.causal_rows import assign, branch_counts, collected, halved_widths, spread
-from tddpo_jax.config import ModelConfig
+from tddpo_jax.config import ModelConfig, resolve
+from tddpo_jax.console import Screen
 from tddpo_jax.packing import choose_shapes, pack, padding_share
 
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
@@ -246,10 +247,12 @@ def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, probl
         causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
 
 
-def test_such_heads_are_refused_before_a_run_or_a_plan():
-    check_heads("xla", 10)
+def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatch):
+    model = tiny.save(tmp_path / "model", tiny.hugging_face())
+    monkeypatch.setattr(preparation, "attention_implementation", lambda _: "cudnn")
+    config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
     with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 10;"):
-        check_heads("cudnn", 10)
+        preparation.prepare([config], Screen(quiet=True))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -16,8 +16,7 @@ import pytest
 import tiny
 
 from eval.speed import __main__ as command
-from eval.speed import suite, training
-from eval.speed.backends import kernels_here
+from eval.speed import backends, decoding, suite, training
 from eval.speed.comparison import _apart
 from eval.speed.peers import _check_same
 from eval.speed.suite import run_suite
@@ -141,10 +140,25 @@ def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
 
 def test_where_there_are_more_kernels_a_mode_is_trained_with_each(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert kernels_here() == []
+    assert backends.kernels_here() == []
     monkeypatch.setattr(suite, "kernels_here", lambda: ["cudnn", "tokamax"])
     parts = [row["part"] for row in run_suite(small=True, minutes=0)]
     assert [part for part in parts if "tokamax" in part] == ["full, remat dots, tokamax"]
+
+
+def test_a_kernel_that_is_not_here_is_named(kernels_anywhere, monkeypatch):
+    """Where there is one at all: on a CPU there is none to miss."""
+    monkeypatch.setattr(backends, "kernels_here", lambda: ["cudnn"])
+    rows = {row["part"]: row for row in backends.check_backends(16)}
+    assert rows["check tokamax"]["remark"].startswith("left out: model.attention: tokamax needs a")
+    assert not [row for row in rows.values() if row.get("failed")]
+    assert {name for name, _ in kernels_anywhere} == {"cudnn"}
+
+
+def test_decoding_that_takes_no_time_is_no_figure(monkeypatch):
+    monkeypatch.setattr(decoding.time, "perf_counter", lambda: 0.0)
+    with pytest.raises(ValueError, match="--new-tokens: 3 take no longer than one; measure more"):
+        decoding.measure_decoding(tiny_case(batch_pairs=2, steps=1), 2, 4, 3)
 
 
 SECOND = "a step is timed from the second on"
