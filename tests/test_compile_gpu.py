@@ -1,4 +1,4 @@
-"""The step of Llama-2-7B, compiled for eight H100s of 80 GB, none of which is here.
+"""Llama-2-7B compiled for GPUs not at hand: its step for eight H100s, its answers for an H200.
 
 Runs where JAX's CUDA plug-in is installed, in about two minutes on two cores:
 
