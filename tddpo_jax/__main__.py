@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tddpo_jax.command_line import Parser, add_settings, run_command, settings_of
-from tddpo_jax.config import expand, ignored_in, resolve
-from tddpo_jax.devices import DEVICES
-from tddpo_jax.hub import offline_unless_it_answers
-from tddpo_jax.submission import Jobs, add_submission, jobs_of, submit
+from tddpo_jax.commands.options import Parser, add_settings, run_command, settings_of
+from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
+from tddpo_jax.config.schema import expand, ignored_in, resolve
+from tddpo_jax.system.devices import DEVICES
+from tddpo_jax.system.hub import offline_unless_it_answers
 
 
 def train_command(arguments: Sequence[str]) -> int:
@@ -26,9 +26,9 @@ def train_command(arguments: Sequence[str]) -> int:
     if jobs is not None:
         return _submit(settings, jobs)
     # Imported late, so that a mistake in the options is told without starting JAX.
-    from tddpo_jax import hosts
-    from tddpo_jax.console import Screen
-    from tddpo_jax.grid import run_experiment
+    from tddpo_jax.experiments.grid import run_experiment
+    from tddpo_jax.system import hosts
+    from tddpo_jax.system.console import Screen
 
     joined = hosts.join(resolve(expand(settings)[0]).hosts)
     hosts.check_same(settings)
@@ -60,7 +60,7 @@ def logps_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
-    from tddpo_jax.scoring import write_log_probs
+    from tddpo_jax.commands.logps import write_log_probs
 
     write_log_probs(given.model, given.data, Path(given.output), given.template, given.dtype)
     return 0
@@ -73,7 +73,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, help="folder to write; must not exist")
     parser.add_argument("--adapter", action="store_true", help="PEFT folder, adapters not merged")
     given = parser.parse_args(arguments)
-    from tddpo_jax.scoring import export_run
+    from tddpo_jax.commands.logps import export_run
 
     export_run(Path(given.run), Path(given.output), adapter=given.adapter)
     print(json.dumps({"output": given.output}))
@@ -95,8 +95,8 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
-    from tddpo_jax.cache import use_compilation_cache
-    from tddpo_jax.generate import generate_text
+    from tddpo_jax.generation.generator import generate_text
+    from tddpo_jax.system.cache import use_compilation_cache
 
     use_compilation_cache()
     settings = {
@@ -125,8 +125,8 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # Devices are planned for, never used.
     jax.config.update("jax_platforms", "cpu")
-    from tddpo_jax.plan import make_plan, members_of
-    from tddpo_jax.plan_text import as_json, lines
+    from tddpo_jax.planning.plan import make_plan, members_of
+    from tddpo_jax.planning.plan_text import as_json, lines
 
     plan = make_plan(configs[0], given.device, members_of(configs))
     if given.json:

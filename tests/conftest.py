@@ -1,19 +1,19 @@
 """Every test run: eight virtual CPU devices, programs kept between runs, a cache of its own."""
 
 import os
-from pathlib import Path
 
 import jax
 import pytest
 import submitit  # noqa: F401  When first imported it closes all log handlers, here still none.
 import tiny_runs
 from hypothesis import settings
+from places import HELPERS
 
-from tddpo_jax import attention_kernels
-from tddpo_jax.cache import cache_folder
+from tddpo_jax.models.attention import kernels
+from tddpo_jax.system.cache import cache_folder
 
 XLA_CACHE = cache_folder() / "xla"
-WITHOUT_TORCH = Path(__file__).parent / "without_torch"
+WITHOUT_TORCH = HELPERS / "without_torch"
 
 # Compilation is most of the time of the tests, so its results outlive the run. The environment is
 # for the processes that tests start.
@@ -82,5 +82,5 @@ def kernels_anywhere(monkeypatch):
 
     plain(tokamax, "tokamax", "dot_product_attention")
     plain(jax.nn, "cudnn", "dot_product_attention")
-    monkeypatch.setattr(attention_kernels, "_check_dtype", lambda kernel, dtype: None)
+    monkeypatch.setattr(kernels, "_check_dtype", lambda kernel, dtype: None)
     return calls

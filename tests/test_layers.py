@@ -1,47 +1,45 @@
-"""Imports only point down: the layers of the package, file by file."""
+"""Folders are the layers: a folder of the package imports only from those before it.
+
+The order is written here once, from the ground up. `eval/`, `run.py` and the tests stand above the
+package.
+"""
 
 import ast
+import collections
 import graphlib
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "tddpo_jax"
-
-# Every file of the package, once; a new one is given its layer here.
-LAYERS = {
-    "plain data": (
-        "__init__",
-        "cache",
-        "config",
-        "devices",
-        "embedded_task",
-        "json_files",
-        "metrics",
-        "xla_flags",
-    ),
-    "mathematics": (
-        *("attention", "attention_kernels", "causal_rows", "flops", "layout", "logprobs", "losses"),
-        *("model", "packing"),
-    ),
-    "placement and input": (
-        *("checkpoint", "convert", "data", "encoding", "hosts", "hub", "lora", "model_files"),
-        *("optimizer", "order", "pairs", "peft_files", "row_adapters", "rows", "sharding"),
-        *("templates", "tensor_files"),
-    ),
-    "what is compiled": (
-        *("ahead_of_time", "decode", "generate", "reference", "sampling", "train_step"),
-    ),
-    "loops and run directories": (
-        *("cell_table", "claims", "console", "description", "evaluation", "grid"),
-        *("grid_directory", "plan", "plan_memory", "plan_text", "plan_time", "preparation"),
-        *("run_directory", "scoring", "submission", "trainer", "writers"),
-    ),
-    "programs": ("__main__", "command_line", "make_embedded"),
-}
-HEIGHT = {name: height for height, names in enumerate(LAYERS.values()) for name in names}
-FILES = sorted(str(f.relative_to(PACKAGE).with_suffix("")) for f in PACKAGE.rglob("*.py"))
+PACKAGE, EVAL = ROOT / "tddpo_jax", ROOT / "eval"
+# What a folder may import: itself, and those before it. `ground` is modules at the package's top
+# that everything may import, `top` those that may import everything.
+GROUND, TOP = ("__init__", "errors"), ("__main__",)
+LAYERS = (
+    "batches",
+    "losses",
+    "config",
+    "system",
+    "data",
+    "models",
+    "runs",
+    "placement",
+    "weights",
+    "scoring",
+    "adapters",
+    "training",
+    "generation",
+    "experiments",
+    "planning",
+    "commands",
+    "embedded",
+)
+EVAL_LAYERS = ("mt_bench", "quality", "report", "speed")
+PURE = ("batches", "losses", "models")
+MODULES_AT_THE_TOP = 6
+# Names that several files have because they mean the same in each.
+SHARED_NAMES = ("__init__", "__main__", "model")
 SOURCES = [
     ROOT / "run.py",
     *(file for folder in ("tddpo_jax", "eval", "tests") for file in (ROOT / folder).rglob("*.py")),
@@ -59,46 +57,107 @@ def imports(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_imports(file):
-    """The files of the package that a file imports."""
+def layers_imported(file, top):
+    """The layers of the package `top` that a file imports from, and for each one name."""
+    found = {}
+    names = {path.stem for path in (ROOT / top).iterdir() if path.suffix == ".py"}
+    names |= {path.name for path in (ROOT / top).iterdir() if path.is_dir()}
     for name in imports(file):
-        parts = name.split(".")
-        if parts[0] == "tddpo_jax":
-            yield parts[1] if parts[1] in FILES else "__init__"
+        first, *rest = name.split(".")
+        if first == top:
+            found[rest[0] if rest and rest[0] in names else "__init__"] = name
+    return found
 
 
-def test_every_file_has_one_layer():
-    listed = [name for names in LAYERS.values() for name in names]
-    assert len(listed) == len(set(listed))
-    assert not set(FILES) - set(listed), "give the new file its layer in LAYERS"
-    assert not set(listed) - set(FILES), "listed, but not there"
+def height(layer, layers, ground=GROUND):
+    if layer in ground:
+        return -1
+    return layers.index(layer) if layer in layers else len(layers)
 
 
-@pytest.mark.parametrize("name", HEIGHT)
-def test_imports_point_down(name):
-    """To the same layer or a lower one."""
-    for other in own_imports(PACKAGE / f"{name}.py"):
-        assert HEIGHT[other] <= HEIGHT[name], f"{name} imports {other}, which stands above it"
+def files_of(folder):
+    return sorted(folder.rglob("*.py"))
 
 
-def test_no_file_needs_itself():
-    """Within a layer too, imports go one way."""
-    graph = {name: set(own_imports(PACKAGE / f"{name}.py")) for name in FILES}
+def test_every_folder_and_module_has_its_place():
+    folders = {file.relative_to(PACKAGE).parts[0] for file in files_of(PACKAGE)}
+    modules = {name.removesuffix(".py") for name in folders if name.endswith(".py")}
+    assert folders - {f"{name}.py" for name in modules} == set(LAYERS)
+    assert modules == {*GROUND, *TOP}
+    assert len(modules) <= MODULES_AT_THE_TOP
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_imports_point_down(folder):
+    for file in files_of(PACKAGE / folder):
+        for other, name in layers_imported(file, "tddpo_jax").items():
+            assert height(other, LAYERS) <= height(folder, LAYERS), f"{file}: {name}"
+
+
+def test_the_ground_imports_nothing():
+    for name in GROUND:
+        assert set(layers_imported(PACKAGE / f"{name}.py", "tddpo_jax")) <= set(GROUND)
+
+
+@pytest.mark.parametrize("top", ["tddpo_jax", "eval"])
+def test_no_file_needs_itself(top):
+    """Within a folder too, imports go one way."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in files_of(ROOT / top)
+    }
+    graph = {
+        module: {
+            other if other in modules else other.rpartition(".")[0]
+            for other in imports(file)
+            if other.startswith(f"{top}.")
+        }
+        for module, file in modules.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_folders_of_eval_need_no_other():
+    """What measures one thing knows nothing of what measures another, but for its files."""
+    allowed = {"report": {"mt_bench", "quality"}}
+    for folder in EVAL_LAYERS:
+        for file in files_of(EVAL / folder):
+            for other, name in layers_imported(file, "eval").items():
+                beside = other in EVAL_LAYERS and other != folder
+                assert not beside or other in allowed.get(folder, ()), f"{file}: {name}"
 
 
 def test_the_package_needs_no_program():
     """run.py, eval/ and tests/ import the package, never the other way."""
-    for name in FILES:
-        outside = {other.split(".")[0] for other in imports(PACKAGE / f"{name}.py")}
-        assert not outside & {"run", "eval", "tests"}, name
+    for file in files_of(PACKAGE):
+        outside = {other.split(".")[0] for other in imports(file)}
+        assert not outside & {"run", "eval", "tests"}, file
 
 
-@pytest.mark.parametrize("name", LAYERS["mathematics"])
-def test_mathematics_knows_no_files_and_no_mesh(name):
+@pytest.mark.parametrize("folder", PURE)
+def test_mathematics_knows_no_files_and_no_mesh(folder):
     forbidden = ("pathlib", "os", "json", "safetensors", "jax.sharding", "transformers")
-    for other in imports(PACKAGE / f"{name}.py"):
-        assert not any(f"{other}.".startswith(f"{module}.") for module in forbidden), other
+    for file in files_of(PACKAGE / folder):
+        for other in imports(file):
+            assert not any(f"{other}.".startswith(f"{name}.") for name in forbidden), file
+
+
+def test_a_file_name_has_one_meaning():
+    """A reader who knows a file's name knows the file."""
+    places = collections.defaultdict(list)
+    for file in [*files_of(PACKAGE), *files_of(EVAL)]:
+        if file.stem not in SHARED_NAMES:
+            places[file.stem].append(str(file.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def test_tests_mirror_the_package():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders <= {*LAYERS, "eval", "helpers"}
+    assert {file.name for file in (ROOT / "tests").glob("*.py")} == {
+        "conftest.py",
+        Path(__file__).name,
+    }
 
 
 def test_eval_is_never_a_name():

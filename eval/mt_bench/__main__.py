@@ -20,18 +20,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eval.mt_bench import judge
-from eval.mt_bench.data import Data, answer_files, load_data
+from eval.mt_bench.benchmark import Data, answer_files, load_data
 from eval.mt_bench.endpoint import Judge, JudgeStopped
 from eval.mt_bench.estimate import BYTES_PER_TOKEN, Estimate, estimate
 from eval.mt_bench.fetch import COMMIT, SOURCE, default_folder, differing, fetch
+from eval.mt_bench.json_lines import appending, read_rows
 from eval.mt_bench.judgments import Judgment
 from eval.mt_bench.report import asked_now, read_judgments, report
 from eval.mt_bench.requests import requests_for
-from eval.mt_bench.rows import appending, read_rows
 from eval.mt_bench.score import fastchat_scores
 from eval.mt_bench.text import as_text, fastchat_text
-from tddpo_jax.command_line import Parser, run_command
-from tddpo_jax.console import Screen
+from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.console import Screen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +114,7 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> int:
     # Only this command needs JAX, and loading it takes longer than judging's first answer.
     from eval.mt_bench import answers
-    from tddpo_jax.generate import Generator
+    from tddpo_jax.generation.generator import Generator
 
     questions = list(_load_data(options).questions.values())[: options.first]
     settings = answers.Settings(
@@ -126,7 +127,7 @@ def _generate(options: argparse.Namespace) -> int:
     )
     model_id = options.model_id or Path(options.model).name
     if not model_id or "/" in model_id:
-        raise ValueError(f"--model-id {model_id!r}: must be a name for files")
+        raise UserError(f"--model-id {model_id!r}: must be a name for files")
     generator = Generator.from_path(options.model, options.dtype, template=options.template)
     making = answers.record(generator, settings, answers.weights_of(options.model))
     folder = options.output or answers.answers_folder(options.model)
@@ -177,7 +178,7 @@ def _judge_options(command: argparse.ArgumentParser) -> None:
 
 def _judge(options: argparse.Namespace) -> int:
     if (options.price_in is None) != (options.price_out is None):
-        raise ValueError("--price-in and --price-out: give both or neither")
+        raise UserError("--price-in and --price-out: give both or neither")
     data = _load_data(options, options.reference)
     files = answer_files(options.answers)
     for file in files:
@@ -242,7 +243,7 @@ def _base_url(given: str | None) -> str | None:
     url = given or os.environ.get("OPENAI_BASE_URL") or None
     if url is not None and not re.match(r"https?://[^/]", url):
         # Not quoted: keys are put into URLs, too.
-        raise ValueError("--base-url: must begin with http:// or https:// and name a host")
+        raise UserError("--base-url: must begin with http:// or https:// and name a host")
     return url
 
 
@@ -255,10 +256,10 @@ def _api_key(options: argparse.Namespace) -> str:
     name = options.api_key_env or "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip()
     if not key and (options.api_key_env or _base_url(options.base_url) is None):
-        raise ValueError(f"--api-key-env {name}: the variable is not set")
+        raise UserError(f"--api-key-env {name}: the variable is not set")
     # A key that no header can hold would be quoted in full by the error it causes.
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"--api-key-env {name}: the variable holds characters that no key has")
+        raise UserError(f"--api-key-env {name}: the variable holds characters that no key has")
     return key or "none"
 
 
@@ -299,7 +300,7 @@ def _report(options: argparse.Namespace) -> int:
     rows = read_judgments(options.judgments, options.judge_model)
     if options.fastchat_compat:
         if options.baseline or options.answers:
-            raise ValueError("--fastchat-compat: takes neither --baseline nor --answers")
+            raise UserError("--fastchat-compat: takes neither --baseline nor --answers")
         plain = fastchat_scores(rows)
         print(json.dumps(plain, indent=2) if options.json else fastchat_text(plain))
         return 0

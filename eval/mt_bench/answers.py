@@ -19,14 +19,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from eval.mt_bench.data import Answer, Question
-from eval.mt_bench.rows import appending, read_rows
-from tddpo_jax.console import Screen
-from tddpo_jax.generate import Completion
-from tddpo_jax.model_files import resolve
-from tddpo_jax.sampling import Sampling
-from tddpo_jax.templates import chat_format, encode_prompt
-from tddpo_jax.tensor_files import content_hash, files_hash
+from eval.mt_bench.benchmark import Answer, Question
+from eval.mt_bench.json_lines import appending, read_rows
+from tddpo_jax.data.templates import chat_format, encode_prompt
+from tddpo_jax.errors import UserError
+from tddpo_jax.generation.generator import Completion
+from tddpo_jax.generation.sampling import Sampling
+from tddpo_jax.system.console import Screen
+from tddpo_jax.weights.locate import resolve
+from tddpo_jax.weights.tensor_files import content_hash, files_hash
 
 # FastChat's temperature_config; the categories that are not here are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -38,7 +39,7 @@ Append = Callable[[Mapping[str, Any]], None]
 
 @runtime_checkable
 class Generates(Protocol):
-    """The part of `tddpo_jax.generate.Generator` that is used."""
+    """The part of `tddpo_jax.generation.generator.Generator` that is used."""
 
     tokenizer: Any
     dtype: Any
@@ -59,7 +60,7 @@ class Settings:
     """How to generate.
 
     Attributes:
-        template: a name of `tddpo_jax.templates.NAMED`; None: the tokenizer's own.
+        template: a name of `tddpo_jax.data.templates.NAMED`; None: the tokenizer's own.
         temperature: for every question; None: FastChat's, by category.
         max_new_tokens: of one turn; None: 1,024, or half the model's context if that is less.
     """
@@ -83,7 +84,7 @@ def record(generator: Generates, settings: Settings, weights: str) -> dict[str, 
     """What every row of an answer file says of its making; a file holds answers of one making only.
 
     Raises:
-        ValueError: the template is unknown or does not fit the tokenizer; no room for new tokens in
+        UserError: the template is unknown or does not fit the tokenizer; no room for new tokens in
             the context.
     """
     style = chat_format(generator.tokenizer, settings.template)
@@ -94,7 +95,7 @@ def record(generator: Generates, settings: Settings, weights: str) -> dict[str, 
         )
     new_tokens = settings.max_new_tokens or min(NEW_TOKENS, generator.context // 2)
     if new_tokens >= generator.context:
-        raise ValueError(
+        raise UserError(
             f"--max-new-tokens {new_tokens}: the model's context has {generator.context} tokens"
         )
     return {
@@ -116,7 +117,7 @@ def weights_of(model: str) -> str:
     So that answers are not continued by another model, a run trained again into its directory say.
 
     Raises:
-        ValueError: as `model_files.resolve`.
+        UserError: as `model_files.resolve`.
     """
     files = resolve(model)
     base = content_hash(files.base)
@@ -150,14 +151,14 @@ def unanswered(
     """The questions that a file, which need not exist, has no answer to.
 
     Raises:
-        ValueError: the file was made in another way: names what differs.
+        UserError: the file was made in another way: names what differs.
     """
     rows = read_rows(path, Answer) if path.exists() else []
     for row in rows:
         made = row.generation or {}
         differing = [name for name in making if made.get(name) != making[name]]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{path}: was generated with another {' and '.join(differing)}; "
                 "remove it, or choose another --output or --model-id"
             )

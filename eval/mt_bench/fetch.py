@@ -6,8 +6,8 @@ import hashlib
 import urllib.request
 from pathlib import Path
 
-from eval.mt_bench.data import JUDGE_PROMPTS, QUESTIONS, sha256
-from tddpo_jax.cache import cache_folder
+from eval.mt_bench.benchmark import JUDGE_PROMPTS, QUESTIONS, sha256
+from tddpo_jax.system.cache import cache_folder
 
 COMMIT = "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
 SOURCE = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"

@@ -125,7 +125,7 @@ def run(
         The reasons why requests failed, counted: empty when all were judged.
 
     Raises:
-        ValueError: the key or the model is refused.
+        UserError: the key or the model is refused.
         JudgeStopped: the quota is spent, the endpoint cannot be reached, or request after request
             fails.
     """

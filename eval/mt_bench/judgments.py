@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eval.mt_bench.json_lines import Row
 from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
-from eval.mt_bench.rows import Row
 
 # What a row answers, but for the text: the model's file, the judge, the question, the turn.
 Slot = tuple[str, str, int, int]

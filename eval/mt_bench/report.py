@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.mt_bench.data import AnswerFile, Data
+from eval.mt_bench.benchmark import AnswerFile, Data
+from eval.mt_bench.difference import difference, holm, interval
 from eval.mt_bench.endpoint import Judge
+from eval.mt_bench.json_lines import read_rows
 from eval.mt_bench.judge import key_of
 from eval.mt_bench.judgments import Judgment, Key, Slot, current
 from eval.mt_bench.requests import requests_for
-from eval.mt_bench.rows import read_rows
 from eval.mt_bench.score import Scores, mean, scores_of, sd_over_seeds
-from eval.mt_bench.uncertainty import difference, holm, interval
+from tddpo_jax.errors import UserError
 
 # What two models should share for their difference to be one of their answers alone.
 JUDGED_WITH = ("response_models", "base_url", "sampling", "data")
@@ -24,17 +25,17 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
     """The rows of judgment files, of one judge.
 
     Raises:
-        ValueError: a row is wrong; the files hold no rows, several judges and none is chosen, or
+        UserError: a row is wrong; the files hold no rows, several judges and none is chosen, or
             not the chosen one.
     """
     rows = [row for path in paths for row in read_rows(path, Judgment)]
     judges = sorted({row.judge[0] for row in rows})
     if not judges:
-        raise ValueError("--judgments: the files hold no judgments")
+        raise UserError("--judgments: the files hold no judgments")
     if judge_model is None and len(judges) > 1:
-        raise ValueError(f"--judge-model: the files hold several judges: {', '.join(judges)}")
+        raise UserError(f"--judge-model: the files hold several judges: {', '.join(judges)}")
     if judge_model is not None and judge_model not in judges:
-        raise ValueError(f"--judge-model {judge_model}: the files hold only {', '.join(judges)}")
+        raise UserError(f"--judge-model {judge_model}: the files hold only {', '.join(judges)}")
     return [row for row in rows if judge_model in (None, row.judge[0])]
 
 
@@ -67,12 +68,12 @@ def report(
         keys: from `asked_now`; without, the request that was judged last is the current one.
 
     Raises:
-        ValueError: there is no such baseline; or as `scores_of`.
+        UserError: there is no such baseline; or as `scores_of`.
     """
     counted = current(rows, keys)
     models = scores_of(counted)
     if baseline is not None and baseline not in models:
-        raise ValueError(f"--baseline {baseline}: judged were {', '.join(models) or 'none'}")
+        raise UserError(f"--baseline {baseline}: judged were {', '.join(models) or 'none'}")
     made = {model: _made_with(counted, model) for model in models}
     result = {
         model: _score(scores, allow_missing) | {"made_with": made[model]}

@@ -13,7 +13,8 @@ import json
 import re
 from typing import Any, Literal
 
-from eval.mt_bench.data import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
+from eval.mt_bench.benchmark import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
+from tddpo_jax.errors import UserError
 
 Turn = Literal[1, 2]
 
@@ -45,12 +46,12 @@ def requests_for(data: Data, file: AnswerFile) -> list[Request]:
     """The requests for every answered question, in order, turn 1 before turn 2.
 
     Raises:
-        ValueError: an answer is to no question of the benchmark, or a reference answer or judge
+        UserError: an answer is to no question of the benchmark, or a reference answer or judge
             prompt is missing.
     """
     unknown = set(file.answers) - set(data.questions)
     if unknown:
-        raise ValueError(f"{file.path}: question {min(unknown)} is not one of the benchmark's")
+        raise UserError(f"{file.path}: question {min(unknown)} is not one of the benchmark's")
     turns: tuple[Turn, Turn] = (1, 2)
     return [
         _request(data, file, question_id, turn)
@@ -65,7 +66,7 @@ def _request(data: Data, file: AnswerFile, question_id: int, turn: Turn) -> Requ
     answer = file.answers[question_id]
     name = prompt_name(question.category, turn)
     if name not in data.prompts:
-        raise ValueError(f"judge prompts: there is no {name!r}")
+        raise UserError(f"judge prompts: there is no {name!r}")
     prompt = data.prompts[name]
     fields = {
         "question": question.turns[0],
@@ -77,7 +78,7 @@ def _request(data: Data, file: AnswerFile, question_id: int, turn: Turn) -> Requ
     }
     if question.category in REFERENCE_CATEGORIES:
         if question_id not in data.references:
-            raise ValueError(f"reference answers: question {question_id} has none")
+            raise UserError(f"reference answers: question {question_id} has none")
         first, second = data.references[question_id].turns
         fields |= {"ref_answer_1": first, "ref_answer_2": second}
     return Request(
@@ -98,7 +99,7 @@ def _filled(prompt: JudgePrompt, fields: dict[str, str]) -> str:
     try:
         return prompt.prompt_template.format(**fields)
     except (LookupError, ValueError) as error:
-        raise ValueError(f"judge prompt {prompt.name!r}: no value for {error}") from None
+        raise UserError(f"judge prompt {prompt.name!r}: no value for {error}") from None
 
 
 def prompt_name(category: str, turn: Turn) -> str:

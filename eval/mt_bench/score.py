@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.mt_bench.judgments import Judgment
+from tddpo_jax.errors import UserError
 
 QUESTIONS = 80
 TURNS = 2
@@ -65,7 +66,7 @@ def scores_of(rows: Iterable[Judgment]) -> dict[str, Scores]:
     """The scores of each model, by its id, from the rows that count (`judgments.current`).
 
     Raises:
-        ValueError: two answer files claim the same model and seed, or more questions were judged
+        UserError: two answer files claim the same model and seed, or more questions were judged
             than there are.
     """
     models: dict[str, list[Judgment]] = defaultdict(list)
@@ -80,7 +81,7 @@ def _scores(model_id: str, rows: list[Judgment]) -> Scores:
     questions = tuple(sorted(category))
     total = max((int(row.data["question_count"]) for row in rows if row.data), default=QUESTIONS)
     if len(questions) > total:
-        raise ValueError(f"{model_id}: {len(questions)} questions were judged, there are {total}")
+        raise UserError(f"{model_id}: {len(questions)} questions were judged, there are {total}")
     ratings = np.full((len(seeds), len(questions), TURNS), np.nan)
     for row in rows:
         if row.rating is not None:
@@ -102,7 +103,7 @@ def _seeds(model_id: str, rows: list[Judgment]) -> tuple[str, ...]:
     doubled = [seed for seed, files in Counter(seed for seed, _ in seeds).items() if files > 1]
     if doubled:
         files = sorted(model for seed, model in seeds if seed == doubled[0])
-        raise ValueError(f"{model_id}: {' and '.join(files)} are the same model and seed")
+        raise UserError(f"{model_id}: {' and '.join(files)} are the same model and seed")
     return tuple(model for _, model in sorted(seeds))
 
 

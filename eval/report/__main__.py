@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tddpo_jax.command_line import Parser, run_command
+from tddpo_jax.commands.options import Parser, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def _command(arguments: Sequence[str]) -> int:
     import jax
 
     from eval.report.analysis import analyse
-    from eval.report.page import write_report
+    from eval.report.pages.page import write_report
 
     # A report needs no accelerator, and must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")

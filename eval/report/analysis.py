@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.report.arms import best_settings
-from eval.report.cells import Experiment, read_experiment
-from eval.report.claims import Claim, Verdict, count, examine
-from eval.report.intervals import Resampling, resampling
-from eval.report.scores import Found, find_scores
-from eval.report.study import Study, study_both_ways
-from eval.report.words import plural
+from eval.experiment import Experiment, read_experiment
+from eval.report.number_formats import plural
+from eval.report.read.scores import Found, find_scores
+from eval.report.statistics.arms import best_settings
+from eval.report.statistics.intervals import Resampling, resampling
+from eval.report.statistics.score_statistics import Study, study_both_ways
+from eval.report.statistics.verdicts import Claim, Verdict, count, examine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def analyse(
     """Reads a directory and computes its report; arguments as for `scores.find_scores`.
 
     Raises:
-        ValueError: the directory or a file of scores cannot be reported on.
+        UserError: the directory or a file of scores cannot be reported on.
     """
     experiment = read_experiment(folder)
     found = find_scores(experiment, files, judge_model, split_seed)

@@ -34,15 +34,16 @@ from typing import Any
 import jax
 
 from eval.speed.table import facts, table
-from tddpo_jax.attention_kernels import KERNELS
-from tddpo_jax.cache import use_compilation_cache
-from tddpo_jax.command_line import Parser, run_command
-from tddpo_jax.config import MeshConfig
-from tddpo_jax.convert import read_config
-from tddpo_jax.lora import NF4_BLOCK
-from tddpo_jax.model import LlamaConfig
-from tddpo_jax.model_files import EMBEDDED
-from tddpo_jax.run_directory import write_atomically
+from tddpo_jax.adapters.lora import NF4_BLOCK
+from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.attention.kernels import KERNELS
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.runs.run_directory import write_atomically
+from tddpo_jax.system.cache import use_compilation_cache
+from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import EMBEDDED
 
 DEFAULTS: dict[str, Any] = {
     "model": None,
@@ -140,35 +141,35 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
     """The mode and all options.
 
     Raises:
-        ValueError: two modes, an option that the mode does not read, or a number below 1.
+        UserError: two modes, an option that the mode does not read, or a number below 1.
     """
     given = vars(_parser().parse_args(arguments))
     modes = [name for name in READ if name in given]
     if len(modes) > 1:
-        raise ValueError(f"--{modes[1]}: cannot be combined with --{modes[0]}")
+        raise UserError(f"--{modes[1]}: cannot be combined with --{modes[0]}")
     mode = modes[0] if modes else "training"
     for name, value in given.items():
         if name not in READ[mode] | OUTPUT | {mode}:
             flag = f"with --{mode}" if modes else "in a plain call"
-            raise ValueError(f"{_option(name)}: is not read {flag}")
+            raise UserError(f"{_option(name)}: is not read {flag}")
         if name in POSITIVE and value <= 0:
-            raise ValueError(f"{_option(name)}: must be above 0, got {value}")
+            raise UserError(f"{_option(name)}: must be above 0, got {value}")
         if name == "new_tokens" and value < 2:
-            raise ValueError(f"--new-tokens: a step is timed from the second on, got {value}")
+            raise UserError(f"--new-tokens: a step is timed from the second on, got {value}")
     if "output" in given:
         _check_file(Path(given["output"]))
     if "tokenizer" in given and given.get("data") == "stated":
-        raise ValueError("--tokenizer: is not read with --data stated")
+        raise UserError("--tokenizer: is not read with --data stated")
     if "json" in given and "markdown" in given:
-        raise ValueError("--markdown: cannot be combined with --json")
+        raise UserError("--markdown: cannot be combined with --json")
     return mode, argparse.Namespace(**{**DEFAULTS, **given})
 
 
 def _check_file(output: Path) -> None:
     if not output.parent.is_dir():
-        raise ValueError(f"--output: {output.parent} is no folder")
+        raise UserError(f"--output: {output.parent} is no folder")
     if (output.exists() and not output.is_file()) or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"--output: {output} is no file that can be written to")
+        raise UserError(f"--output: {output} is no file that can be written to")
 
 
 def _option(name: str) -> str:
@@ -179,12 +180,12 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     if given.model:
         for name in SIZES:
             if any(word.partition("=")[0] == _option(name) for word in arguments):
-                raise ValueError(f"{_option(name)}: --model gives the shape")
+                raise UserError(f"{_option(name)}: --model gives the shape")
         return read_config(Path(given.model))
     if given.width % (2 * given.heads):
-        raise ValueError(f"--heads: twice {given.heads} does not divide --width {given.width}")
+        raise UserError(f"--heads: twice {given.heads} does not divide --width {given.width}")
     if given.mode == "qlora" and (given.width % NF4_BLOCK or given.feed_forward % NF4_BLOCK):
-        raise ValueError(f"--mode: for qlora {NF4_BLOCK} must divide --width and --feed-forward")
+        raise UserError(f"--mode: for qlora {NF4_BLOCK} must divide --width and --feed-forward")
     return LlamaConfig(
         vocabulary=given.vocabulary,
         width=given.width,
@@ -207,7 +208,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
     from eval.speed import comparison, decoding, peers, pieces, training
 
     if jax.device_count() != given.devices:
-        raise ValueError(
+        raise UserError(
             f"--devices: {given.devices}, and there are {jax.device_count()}, all of which JAX "
             "takes; on GPUs CUDA_VISIBLE_DEVICES hides some"
         )
@@ -236,7 +237,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
     elif mode == "training":
         yield training.measure_training(case)
     elif given.peer_python is None:
-        raise ValueError(f"--peer-python: name the Python of the environment of {given.against}")
+        raise UserError(f"--peer-python: name the Python of the environment of {given.against}")
     else:
         both = given.peer_settings == "both"
         for settings in ("default", "best") if both else (given.peer_settings,):

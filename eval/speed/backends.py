@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.attention import attention
-from tddpo_jax.attention_kernels import KERNELS, Kernel, causal_rows_attention
-from tddpo_jax.config import ModelConfig
-from tddpo_jax.layout import Batch, Pair, Shape
-from tddpo_jax.packing import pack
-from tddpo_jax.preparation import attention_implementation
+from tddpo_jax.batches.layout import Batch, Pair, Shape
+from tddpo_jax.batches.packing import pack
+from tddpo_jax.config.schema import ModelConfig
+from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
+from tddpo_jax.models.attention.ranges import attention
+from tddpo_jax.training.prepare import attention_implementation
 
 PAIRS = 6
 

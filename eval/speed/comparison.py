@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.layout import Pair
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.errors import UserError
 
 
 def measure_prefix(case: Case) -> dict[str, Any]:
@@ -60,12 +61,12 @@ def measure_population(case: Case, members: int) -> dict[str, Any]:
     """A step of `members` policies in one program beside as many steps of one, in turns.
 
     Raises:
-        ValueError: not adapters are trained, or there is only one member.
+        UserError: not adapters are trained, or there is only one member.
     """
     if case.mode == "full":
-        raise ValueError("--population: needs --mode lora or qlora")
+        raise UserError("--population: needs --mode lora or qlora")
     if members < 2:
-        raise ValueError(f"--population: must be at least 2, got {members}")
+        raise UserError(f"--population: must be at least 2, got {members}")
     pairs = load_pairs(case)
     chosen, shapes = timed_pairs(case, pairs), shapes_of(case, pairs)
     together, single = (Trainer(case, chosen, shapes, count) for count in (members, 1))

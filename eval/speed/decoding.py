@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.speed.training import Case, random_model
-from tddpo_jax.ahead_of_time import bytes_of_device
-from tddpo_jax.config import MeshConfig
-from tddpo_jax.generate import continue_prompts
-from tddpo_jax.row_adapters import adapter_set
-from tddpo_jax.sampling import Sampling
-from tddpo_jax.sharding import make_mesh
+from tddpo_jax.adapters.adapter_set import adapter_set
+from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.errors import UserError
+from tddpo_jax.generation.generator import continue_prompts
+from tddpo_jax.generation.sampling import Sampling
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.planning.compiler import bytes_of_device
 
 READ_SHAPE = (16384, 8192)  # 512 MiB of float32
 LEAST_BYTES = 256 * 2**20
@@ -68,7 +69,7 @@ def measure_decoding(
     The prefill is taken out by a second run that stops after one token.
 
     Raises:
-        ValueError: what is left is no time.
+        UserError: what is left is no time.
     """
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     dtype = jnp.dtype(case.dtype)
@@ -91,7 +92,7 @@ def measure_decoding(
 
     decode = (seconds(new_tokens) - seconds(1)) / (new_tokens - 1)
     if decode <= 0:
-        raise ValueError(f"--new-tokens: {new_tokens} take no longer than one; measure more")
+        raise UserError(f"--new-tokens: {new_tokens} take no longer than one; measure more")
     weights = bytes_of_device(model)
     config, itemsize = case.model, dtype.itemsize
     per_token = 2 * config.layers * config.key_value_heads * config.head_size * itemsize

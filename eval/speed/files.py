@@ -40,17 +40,19 @@ from flax import nnx
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors import safe_open
 
-from tddpo_jax import convert
-from tddpo_jax.cache import use_compilation_cache
-from tddpo_jax.command_line import Parser, run_command
-from tddpo_jax.config import MeshConfig
-from tddpo_jax.json_files import read_object
-from tddpo_jax.model import Llama, LlamaConfig
-from tddpo_jax.plan_memory import abstract_mesh
-from tddpo_jax.sharding import check_mesh, make_mesh, path_name
-from tddpo_jax.tensor_files import WEIGHT_FILES, write_tensors
+from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.llama.model import Llama, LlamaConfig
+from tddpo_jax.placement.shardings import check_mesh, make_mesh, path_name
+from tddpo_jax.planning.memory import abstract_mesh
+from tddpo_jax.system.cache import use_compilation_cache
+from tddpo_jax.system.json_files import read_object
+from tddpo_jax.system.paths import SHAPES
+from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.tensor_files import WEIGHT_FILES, write_tensors
 
-LLAMA_2_7B = Path(convert.__file__).parent / "shapes" / "llama-2-7b"
+LLAMA_2_7B = SHAPES / "llama-2-7b"
 # What makes any config.json that of a tiny model.
 TINY = {
     "num_hidden_layers": 1,
@@ -77,7 +79,7 @@ def write_checkpoint(folder: Path, attributes: dict[str, Any], shard_bytes: int)
         shard_bytes: of tensors in one file at most, as transformers' `max_shard_size`.
     """
     write_config(folder, attributes)
-    specs = tensor_specs(convert.read_config(folder))
+    specs = tensor_specs(hugging_face.read_config(folder))
     # The hub's own rule: which tensor goes to which file, and what the files are called.
     split = split_state_dict_into_shards_factory(
         specs,
@@ -106,7 +108,7 @@ def tensor_specs(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     return {
         name: jax.ShapeDtypeStruct(shapes[path][layer is not None :], jnp.bfloat16)
-        for name, (path, layer) in convert.hugging_face_tensors(config).items()
+        for name, (path, layer) in hugging_face.hugging_face_tensors(config).items()
     }
 
 
@@ -151,13 +153,13 @@ def import_and_export(folder: Path, devices: int, dtype: str) -> Passage:
     jax.config.update("jax_num_cpu_devices", devices)
     use_compilation_cache()
     mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1))
-    tiny = convert.load(folder / "tiny", mesh, jnp.dtype(dtype))
-    convert.export(tiny, folder / "tiny", folder / "tiny output", jnp.bfloat16)
+    tiny = hugging_face.load(folder / "tiny", mesh, jnp.dtype(dtype))
+    hugging_face.export(tiny, folder / "tiny", folder / "tiny output", jnp.bfloat16)
     runtime = _resident("VmRSS")
     start = time.perf_counter()
-    model = jax.block_until_ready(convert.load(folder / "source", mesh, jnp.dtype(dtype)))
+    model = jax.block_until_ready(hugging_face.load(folder / "source", mesh, jnp.dtype(dtype)))
     imported, import_peak = time.perf_counter(), _resident("VmHWM")
-    convert.export(model, folder / "source", folder / "output", jnp.bfloat16)
+    hugging_face.export(model, folder / "source", folder / "output", jnp.bfloat16)
     for file in (folder / "output").iterdir():
         to_disk(file)
     exported = time.perf_counter()
@@ -299,19 +301,19 @@ def _in_fresh_process(folder: Path, devices: int, dtype: str) -> Passage:
 def _check_room(folder: Path, attributes: dict[str, Any], dtype: str, shard_bytes: int) -> None:
     """Refuses what the memory or the disk cannot hold, before anything large is written."""
     write_config(folder / "shape", attributes)
-    specs = tensor_specs(convert.read_config(folder / "shape"))
+    specs = tensor_specs(hugging_face.read_config(folder / "shape"))
     elements = sum(spec.size for spec in specs.values())
     needed = elements * jnp.dtype(dtype).itemsize + RUNTIME_BYTES
     available = _kibibytes(Path("/proc/meminfo"), "MemAvailable") * 1024
     if needed > available:
         layers = attributes["num_hidden_layers"]
-        raise ValueError(
+        raise UserError(
             f"--layers: {layers} in {dtype} need {needed / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are available"
         )
     free, wanted = shutil.disk_usage(folder).free, 2 * sum(map(_bytes, specs.values()))
     if wanted + shard_bytes > free:
-        raise ValueError(f"--folder: {wanted / 1e9:.1f} GB wanted, {free / 1e9:.1f} GB are free")
+        raise UserError(f"--folder: {wanted / 1e9:.1f} GB wanted, {free / 1e9:.1f} GB are free")
 
 
 def _parser() -> Parser:
@@ -321,7 +323,7 @@ def _parser() -> Parser:
     parser.add_argument("--layers", type=int, help="in place of the number in config.json")
     parser.add_argument("--fsdp", type=int, default=8, help="virtual CPU devices")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--shard-bytes", type=int, default=convert.SHARD_BYTES)
+    parser.add_argument("--shard-bytes", type=int, default=hugging_face.SHARD_BYTES)
     parser.add_argument("--json", action="store_true", help="JSON instead of lines")
     return parser
 
@@ -331,9 +333,9 @@ def _command(arguments: Sequence[str]) -> int:
     for name in ("layers", "fsdp", "shard_bytes"):
         number = getattr(given, name)
         if number is not None and number < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
+            raise UserError(f"--{name.replace('_', '-')}: must be above 0, got {number}")
     mesh = abstract_mesh(MeshConfig(data=1, fsdp=given.fsdp, tensor=1))
-    check_mesh(mesh, convert.read_config(Path(given.model)))
+    check_mesh(mesh, hugging_face.read_config(Path(given.model)))
     attributes = read_object(Path(given.model) / "config.json")
     attributes["num_hidden_layers"] = given.layers or attributes["num_hidden_layers"]
     Path(given.folder).mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ from typing import Any
 import jax
 
 from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax import convert
-from tddpo_jax.layout import Pair
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.errors import UserError
+from tddpo_jax.weights import hugging_face
 
 # Of the mean log-prob of a response at the first step: rounding, over hundreds of tokens.
 SAME_LOGPS = 1e-4
@@ -47,7 +48,7 @@ def measure_against(
         micro_batch: pairs that the peer computes at once.
 
     Raises:
-        ValueError: the peer cannot do this, its Python cannot be run, or its trainer failed.
+        UserError: the peer cannot do this, its Python cannot be run, or its trainer failed.
     """
     micro_batch = micro_batch or MICRO_BATCH[peer]
     _check(case, micro_batch)
@@ -61,7 +62,9 @@ def measure_against(
     trainer.score_reference()
     with tempfile.TemporaryDirectory() as folder:
         job = _job(case, chosen, Path(folder), settings, micro_batch, _longest(pairs))
-        convert.export(trainer.base_model(), _shape_folder(case, Path(folder)), Path(job["folder"]))
+        hugging_face.export(
+            trainer.base_model(), _shape_folder(case, Path(folder)), Path(job["folder"])
+        )
         with _Peer(peer, python, job, Path(folder) / "job.json") as worker:
             answers = []
             for step in range(case.steps + WARM_UP):
@@ -95,13 +98,13 @@ def measure_against(
 
 def _check(case: Case, micro_batch: int) -> None:
     if case.mode == "qlora":
-        raise ValueError("--mode: a peer is measured with full or lora, not qlora")
+        raise UserError("--mode: a peer is measured with full or lora, not qlora")
     if case.dtype != "float32":
-        raise ValueError(f"--dtype: a peer is measured in float32, not {case.dtype}")
+        raise UserError(f"--dtype: a peer is measured in float32, not {case.dtype}")
     if jax.default_backend() != "cpu":
-        raise ValueError("--against: peers are measured on the CPU; set JAX_PLATFORMS=cpu")
+        raise UserError("--against: peers are measured on the CPU; set JAX_PLATFORMS=cpu")
     if micro_batch < 1 or case.batch_pairs % micro_batch:
-        raise ValueError(
+        raise UserError(
             f"--peer-micro-batch: {micro_batch} does not divide --batch-pairs {case.batch_pairs}"
         )
 
@@ -110,15 +113,15 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
     """Refuses figures of two trainers that do not do the same work.
 
     Raises:
-        ValueError: first losses that are not log 2, or log-probs that differ.
+        UserError: first losses that are not log 2, or log-probs that differ.
     """
     for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
         if not abs(loss - math.log(2)) <= SAME_LOSS:
-            raise ValueError(f"--against: {name} first loss is {loss:.5f}, not log 2")
+            raise UserError(f"--against: {name} first loss is {loss:.5f}, not log 2")
     for branch in ("chosen", "rejected"):
         our, their = ours[f"logps/{branch}"], theirs[f"logp_{branch}"]
         if not math.isclose(our, their, rel_tol=SAME_LOGPS):
-            raise ValueError(
+            raise UserError(
                 f"--against: at the first step the mean log-prob of {branch} is {our:.3f} here "
                 f"and {their:.3f} in {peer}: not the same weights or pairs"
             )
@@ -205,7 +208,7 @@ class _Peer:
                 text=True,
             )
         except OSError as error:
-            raise ValueError(f"--peer-python: {python}: {error.strerror}") from None
+            raise UserError(f"--peer-python: {python}: {error.strerror}") from None
 
     def step(self) -> dict[str, float]:
         assert self.process.stdin is not None
@@ -218,7 +221,7 @@ class _Peer:
         else:
             line = self.process.stdout.readline()
         if not line:
-            raise ValueError(
+            raise UserError(
                 f"--against: the trainer of {self.name} stopped; its own words are above"
             )
         return json.loads(line)

@@ -24,15 +24,15 @@ from eval.speed.training import (
     timed_pairs,
     trained_model,
 )
-from tddpo_jax.flops import layer_matmul_parameters, useful_flops
-from tddpo_jax.layout import Batch, score_count, stream_length
-from tddpo_jax.logprobs import branch_logps
-from tddpo_jax.model import LINEAR_NAMES, dense
-from tddpo_jax.packing import pack
-from tddpo_jax.preparation import computation
-from tddpo_jax.reference import place_batch
-from tddpo_jax.sharding import make_mesh
-from tddpo_jax.train_step import Totals, attention_over
+from tddpo_jax.batches.layout import Batch, score_count, stream_length
+from tddpo_jax.batches.packing import pack
+from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.models.flops import layer_matmul_parameters, useful_flops
+from tddpo_jax.models.llama.model import LINEAR_NAMES, dense
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.scoring.reference import place_batch
+from tddpo_jax.training.prepare import computation
+from tddpo_jax.training.step import Totals, attention_over
 
 
 def measure_pieces(case: Case) -> list[dict[str, Any]]:

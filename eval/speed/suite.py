@@ -30,16 +30,17 @@ from eval.speed.training import (
     step_figures,
     timed_pairs,
 )
-from tddpo_jax.config import Config, MeshConfig, resolve
-from tddpo_jax.convert import read_config
-from tddpo_jax.devices import DEVICES, GIB, Device
-from tddpo_jax.flops import measured_matmul_rate
-from tddpo_jax.layout import Pair
-from tddpo_jax.model import LlamaConfig
-from tddpo_jax.packing import needed_length
-from tddpo_jax.plan import KNOWN_SHAPES
-from tddpo_jax.plan_memory import arithmetic, longest_row, usable
-from tddpo_jax.xla_flags import MEMORY_SHARE
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.packing import needed_length
+from tddpo_jax.config.schema import Config, MeshConfig, resolve
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.flops import measured_matmul_rate
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.planning.memory import arithmetic, longest_row, usable
+from tddpo_jax.planning.plan import KNOWN_SHAPES
+from tddpo_jax.system.devices import DEVICES, GIB, Device
+from tddpo_jax.system.xla_flags import MEMORY_SHARE
+from tddpo_jax.weights.hugging_face import read_config
 
 # What ships comes first, for what comes last may be left out, and a part that hangs takes the rest
 # with it. Adapters keep less than full fine-tuning, so backward may keep more.
@@ -123,15 +124,15 @@ def run_suite(*, small: bool, minutes: float) -> Iterator[dict[str, Any]]:
         minutes: a part that would probably end later is left out, and its row says so.
 
     Raises:
-        ValueError: there is no GPU, or more than one device.
+        UserError: there is no GPU, or more than one device.
     """
     if jax.device_count() > 1:
-        raise ValueError(
+        raise UserError(
             f"--suite gpu: measures one device, here are {jax.device_count()}; "
             "set CUDA_VISIBLE_DEVICES=0"
         )
     if jax.default_backend() == "cpu" and not small:
-        raise ValueError("--suite gpu: there is no GPU; --small runs it on a CPU")
+        raise UserError("--suite gpu: there is no GPU; --small runs it on a CPU")
     start = time.monotonic()
     sizes = _small() if small else _large()
     longest = sizes.usual_seconds

@@ -17,31 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tddpo_jax import lora
-from tddpo_jax.ahead_of_time import beside_arguments, bytes_of_device
-from tddpo_jax.attention_kernels import KERNELS
-from tddpo_jax.cache import cache_folder
-from tddpo_jax.config import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig, TrainConfig
-from tddpo_jax.data import load_dataset, load_tokenizer
-from tddpo_jax.flops import measured_matmul_rate, useful_flops
-from tddpo_jax.layout import Batch, Pair, Shape, stream_length
-from tddpo_jax.losses import LossScalars, LossSpec
-from tddpo_jax.model import Llama, LlamaConfig, LoraParam
-from tddpo_jax.optimizer import make_optimizer
-from tddpo_jax.packing import choose_shapes, pack, padding_share
-from tddpo_jax.plan import stated_pairs
-from tddpo_jax.preparation import attention_implementation, computation
-from tddpo_jax.reference import log_probs, place_batch
-from tddpo_jax.sharding import make_mesh, row_devices
-from tddpo_jax.train_step import (
-    Frozen,
-    Knobs,
-    Sums,
-    Totals,
-    make_program,
-    split_model,
-    stacked,
+from tddpo_jax.adapters import lora
+from tddpo_jax.batches.layout import Batch, Pair, Shape, stream_length
+from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
+from tddpo_jax.config.schema import (
+    Config,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
 )
+from tddpo_jax.data.dataset import load_dataset, load_tokenizer
+from tddpo_jax.losses.dpo import LossScalars, LossSpec
+from tddpo_jax.models.attention.kernels import KERNELS
+from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
+from tddpo_jax.models.llama.model import Llama, LlamaConfig, LoraParam
+from tddpo_jax.placement.shardings import make_mesh, row_devices
+from tddpo_jax.planning.compiler import beside_arguments, bytes_of_device
+from tddpo_jax.planning.plan import stated_pairs
+from tddpo_jax.scoring.reference import log_probs, place_batch
+from tddpo_jax.system.cache import cache_folder
+from tddpo_jax.training.optimizer import make_optimizer
+from tddpo_jax.training.prepare import attention_implementation, computation
+from tddpo_jax.training.step import Frozen, Knobs, Sums, Totals, make_program, split_model, stacked
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
 # See `Case.matmul_size`.

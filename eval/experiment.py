@@ -1,0 +1,300 @@
+"""Reading a grid or run directory. Nothing here needs a model, or a run that is over."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from tddpo_jax.config.schema import LOSS_SETTINGS, Config, cell_name, read_yaml, resolve
+from tddpo_jax.errors import UserError
+from tddpo_jax.runs.grid_directory import read_grid
+from tddpo_jax.runs.run_directory import read_part
+from tddpo_jax.system.json_files import read_records
+
+State = Literal["finished", "diverged", "unfinished", "missing"]
+Record = dict[str, Any]
+
+# The losses of the experiment come first, in this order; others follow by name.
+LOSS_ORDER = ("td_dpo", "dpo", "discopop")
+_NAME = re.compile(
+    r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?-seed(?P<seed>\d+)"
+)
+
+
+class Point(NamedTuple):
+    """A setting, or what is made of several: with the best beta or the best tau of them."""
+
+    loss: str
+    beta: float | Literal["best"]
+    tau: float | Literal["best"] | None
+
+    @property
+    def text(self) -> str:
+        """For people: `td_dpo, beta 0.01, tau 0.5`."""
+        parts = [("beta", self.beta), ("tau", self.tau)]
+        shown = [_value(name, value) for name, value in parts if value is not None]
+        return ", ".join([self.loss, *shown])
+
+    @property
+    def is_setting(self) -> bool:
+        """False for what is made of several settings."""
+        return "best" not in (self.beta, self.tau)
+
+    @property
+    def series(self) -> str:
+        """What a line over beta is called: `td_dpo, tau 0.5`, `dpo`."""
+        return self.loss if self.tau is None else f"{self.loss}, {_value('tau', self.tau)}"
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Sorts by loss, beta, tau, in the order in which people look for them."""
+        known = self.loss in LOSS_ORDER
+        order = LOSS_ORDER.index(self.loss) if known else len(LOSS_ORDER)
+        numbers = (_last_if_best(self.beta), _last_if_best(self.tau))
+        return order, self.loss, *numbers
+
+
+def _value(name: str, value: float | str) -> str:
+    return f"best {name}" if isinstance(value, str) else f"{name} {value:g}"
+
+
+def _last_if_best(value: float | str | None) -> float:
+    return float("inf") if isinstance(value, str) else -1.0 if value is None else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        config: None if the run has not begun.
+        facts: `run.json`.
+        records: the lines of `metrics.jsonl`.
+        divergence: where and why it diverged.
+        steps: of the validations whose log-probs are finite, for a run that is over.
+        logps: `[T, P, 2]`, of the chosen and the rejected response of every validation pair, nats.
+        reference: `[P, 2]`, the same under the reference.
+        lengths: `[P, 2]`, tokens of both responses; NaN for runs that did not keep them.
+    """
+
+    name: str
+    folder: Path
+    point: Point
+    seed: int
+    state: State
+    config: Config | None
+    facts: dict[str, Any]
+    records: tuple[Record, ...]
+    divergence: dict[str, Any] | None
+    steps: tuple[int, ...]
+    logps: Float[np.ndarray, "T P 2"]
+    reference: Float[np.ndarray, "P 2"]
+    lengths: Float[np.ndarray, "P 2"]
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("finished", "diverged")
+
+    @property
+    def training(self) -> list[Record]:
+        return [record for record in self.records if "loss" in record]
+
+    @property
+    def validations(self) -> list[Record]:
+        return [record for record in self.records if "eval_loss" in record]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a directory holds.
+
+    Attributes:
+        is_grid: False for a directory that is one run.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    is_grid: bool
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({cell.seed for cell in self.cells}))
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return tuple(sorted({cell.point for cell in self.cells}, key=lambda point: point.place))
+
+    @property
+    def betas(self) -> tuple[float, ...]:
+        return tuple(sorted({float(point.beta) for point in self.points}))
+
+    def diverged(self, point: Point) -> tuple[int, int]:
+        """How many cells of a setting diverged, and how many are over."""
+        own = [cell for cell in self.cells if cell.point == point and cell.over]
+        return sum(cell.state == "diverged" for cell in own), len(own)
+
+    def count(self, state: State) -> int:
+        return sum(cell.state == state for cell in self.cells)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The cells of a grid directory, of a folder of run directories, or of one run directory.
+
+    Raises:
+        UserError: the folder holds no run, a file is damaged, or the cells do not belong together.
+    """
+    if (folder / "config.yaml").exists():
+        return Experiment(folder, (_read_cell(folder),), is_grid=False)
+    cells = sorted(
+        map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed)
+    )
+    if _is_grid(folder):
+        _check_names(cells)
+    _check_distinct(cells)
+    _check_same_pairs(cells)
+    return Experiment(folder, tuple(cells), is_grid=True)
+
+
+def _is_grid(folder: Path) -> bool:
+    return (folder / "grid.json").exists()
+
+
+def _folders(folder: Path) -> list[Path]:
+    if _is_grid(folder):
+        return [folder / name for name in read_grid(folder / "grid.json")["cells"]]
+    found = sorted(file.parent for file in folder.glob("*/config.yaml"))
+    if not found:
+        raise UserError(f"{folder}: is no grid or run directory: no grid.json, no config.yaml")
+    return found
+
+
+def _read_cell(folder: Path) -> Cell:
+    if not (folder / "config.yaml").exists():
+        return _missing_cell(folder)
+    config = _config(folder / "config.yaml")
+    records = read_records(folder / "metrics.jsonl")
+    divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
+    state: State = "diverged" if divergence else "finished" if summary else "unfinished"
+    evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
+    has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
+    return Cell(
+        name=folder.resolve().name,
+        folder=folder,
+        point=Point(config.loss.name, config.loss.beta, config.loss.tau if has_tau else None),
+        seed=config.seed,
+        state=state,
+        config=config,
+        facts=read_part(folder, "run.json") or {},
+        records=tuple(records),
+        divergence=divergence,
+        **evaluations._asdict(),
+    )
+
+
+def _config(file: Path) -> Config:
+    settings = read_yaml(file)
+    try:
+        return resolve(settings)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _missing_cell(folder: Path) -> Cell:
+    found = _NAME.fullmatch(folder.name)
+    if found is None:
+        raise UserError(f"{folder.parent / 'grid.json'}: {folder.name!r} is no name of a cell")
+    tau = None if found["tau"] is None else float(found["tau"])
+    return Cell(
+        name=folder.name,
+        folder=folder,
+        point=Point(found["loss"], float(found["beta"]), tau),
+        seed=int(found["seed"]),
+        state="missing",
+        config=None,
+        facts={},
+        records=(),
+        divergence=None,
+        **_NOTHING._asdict(),
+    )
+
+
+class _Evaluations(NamedTuple):
+    """As in `Cell`."""
+
+    steps: tuple[int, ...]
+    logps: Float[np.ndarray, "T P 2"]
+    reference: Float[np.ndarray, "P 2"]
+    lengths: Float[np.ndarray, "P 2"]
+
+
+_NONE = np.zeros((0, 2), np.float32)
+_NOTHING = _Evaluations((), np.zeros((0, 0, 2), np.float32), _NONE, _NONE)
+
+
+def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
+    """Of the validations that are all finite."""
+    place = folder / "evaluations"
+    tested = [record["step"] for record in records if "eval_loss" in record]
+    files = {step: file for step in tested if (file := place / f"{step:06d}.npy").exists()}
+    if not files:
+        return _NOTHING
+    reference = _array(place / "reference.npy")
+    if not np.isfinite(reference).all():
+        raise UserError(f"{place / 'reference.npy'}: holds numbers that are not finite")
+    steps, logps = [], []
+    for step, file in files.items():
+        values = _array(file, reference)
+        if np.isfinite(values).all():
+            steps.append(step)
+            logps.append(values)
+    if not steps:
+        return _NOTHING
+    file = place / "lengths.npy"
+    lengths = _array(file, reference) if file.exists() else np.full_like(reference, np.nan)
+    return _Evaluations(tuple(steps), np.stack(logps), reference, lengths)
+
+
+def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
+    """Numbers of the validation pairs, two each; as many as `like` has."""
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    if getattr(values, "shape", ())[1:] != (2,) or values.dtype.kind != "f":
+        raise UserError(f"{file}: must hold two numbers per validation pair")
+    if like is not None and values.shape != like.shape:
+        raise UserError(f"{file}: is not of the pairs of reference.npy")
+    return values
+
+
+def _check_names(cells: list[Cell]) -> None:
+    for cell in cells:
+        if cell.config is not None and cell_name(cell.config) != cell.folder.name:
+            raise UserError(f"{cell.folder / 'config.yaml'}: is of {cell_name(cell.config)}")
+
+
+def _check_distinct(cells: list[Cell]) -> None:
+    seen: dict[tuple[Point, int], Cell] = {}
+    for cell in cells:
+        first = seen.setdefault((cell.point, cell.seed), cell)
+        if first is not cell:
+            raise UserError(f"{cell.folder} and {first.folder} are both {cell.point.text}")
+
+
+def _check_same_pairs(cells: list[Cell]) -> None:
+    """Pair by pair comparisons need the same pairs in the same order, and one reference."""
+    scored = [cell for cell in cells if cell.steps]
+    for cell in scored[1:]:
+        first = scored[0]
+        if cell.reference.shape != first.reference.shape or not np.allclose(
+            cell.reference, first.reference, rtol=1e-3, atol=0.1
+        ):
+            raise UserError(
+                f"{cell.folder}: its validation pairs or reference are not those of {first.folder}"
+            )

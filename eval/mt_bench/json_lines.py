@@ -1,0 +1,105 @@
+"""JSON lines: reading with errors that name the row, and appending that survives a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pydantic
+
+from tddpo_jax.errors import UserError
+
+
+class Row(pydantic.BaseModel):
+    """One line of a file; keys we do not know are somebody else's and are left alone."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def read_rows(path: str | Path, kind: type[RowT]) -> list[RowT]:
+    """The rows of a JSON-lines file, each validated as `kind`.
+
+    A last line without its newline that is not JSON was torn by a kill and is left out with a
+    warning.
+
+    Raises:
+        UserError: the file cannot be read, or a row is not a `kind`: one line that names file, row
+            and field.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if not _is_json(lines[-1]):
+        warnings.warn(f"{path}: the last line is torn and is left out", stacklevel=2)
+        lines.pop()
+    return [_row(path, number, line, kind) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _is_json(line: bytes) -> bool:
+    if not line.strip():
+        return True
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
+    try:
+        return kind.model_validate(json.loads(line))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"]) or kind.__name__.lower()
+        raise UserError(f"{path}, row {number}: {name}: {problem['msg']}") from None
+    except ValueError:
+        raise UserError(f"{path}, row {number}: not JSON") from None
+
+
+@contextlib.contextmanager
+def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yields a function that appends one row and hands it to the operating system at once.
+
+    The file and its folder are made if missing, and a torn last line is removed first, so that a
+    killed program loses the row it was writing and no other.
+
+    Raises:
+        UserError: another process is appending to the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process is writing to this file") from None
+        _repair(file, path)
+
+        def append(row: Mapping[str, Any]) -> None:
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+
+        yield append
+
+
+def _repair(file: IO[bytes], path: Path) -> None:
+    file.seek(0)
+    content = file.read()
+    tail = content[content.rfind(b"\n") + 1 :]
+    if not tail:
+        return
+    if _is_json(tail):
+        file.write(b"\n")
+        file.flush()
+        return
+    file.truncate(len(content) - len(tail))
+    warnings.warn(f"{path}: removed a torn last line of {len(tail)} bytes", stacklevel=3)

@@ -1,0 +1,70 @@
+"""`quality.json` of a run: the figures of one policy, which policy that was, and what it was asked.
+
+A run may go on after it was measured, and cells may have been asked different things: a report
+must be able to tell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from eval.experiment import Cell
+from tddpo_jax.losses.metrics import best_record
+from tddpo_jax.system.json_files import Content, read_as
+
+FILE = "quality.json"
+
+
+class _Quality(Content):
+    scores: list[float]  # one per prompt
+    kl_per_token: float | None = None
+
+
+class Standing(NamedTuple):
+    """The policy that stands for a cell, and the optimiser steps it has had."""
+
+    policy: Literal["best", "base"]
+    step: int
+
+
+def standing_of(cell: Cell) -> Standing | None:
+    """`best/` of a cell that is over; the base, if it diverged before it had one; else None.
+
+    The base is the last policy of such a cell whose validation was finite: that of step 0.
+    """
+    if not cell.over or cell.config is None:
+        return None
+    if (cell.folder / "best").is_dir():
+        best = best_record(list(cell.records), cell.config.train.best_metric)
+        # Without a validation best/ is the last policy.
+        last = max((record["step"] + 1 for record in cell.training), default=0)
+        return Standing("best", best["step"] if best else last)
+    return Standing("base", 0) if cell.state == "diverged" else None
+
+
+def read_quality(folder: Path) -> dict[str, Any] | None:
+    """What was measured of a run or a model, or None.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    return read_as(file, _Quality).model_dump()
+
+
+def quality_of(cell: Cell) -> dict[str, Any] | None:
+    """A cell's figures, if they are of the policy that stands for it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = read_quality(cell.folder)
+    return found if found is not None and is_of(found, standing_of(cell)) else None
+
+
+def is_of(found: dict[str, Any], standing: Standing | None) -> bool:
+    """Whether figures are of this policy; those that say nothing of their policy are of none."""
+    return standing is not None and (found.get("policy"), found.get("step")) == standing

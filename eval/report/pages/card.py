@@ -1,0 +1,174 @@
+"""The experiment's card: what was asked, tried and found, as one JSON mapping."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from eval.experiment import Cell, Experiment
+from eval.report.analysis import Analysis, Tested
+from eval.report.read.settings import learning_rates
+from eval.report.statistics.arms import best_settings
+from eval.report.statistics.intervals import Estimate
+from eval.report.statistics.score_statistics import Study
+from eval.report.statistics.verdicts import Claim
+from tddpo_jax.losses.dpo import LOSSES
+
+
+def card(analysis: Analysis) -> dict[str, Any]:
+    """The card; infinities and what is not known are null."""
+    experiment = analysis.experiment
+    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    proposed = "td_dpo" if "td_dpo" in losses else losses[0]
+    return {
+        "experiment_summary": " ".join([_setup(experiment), *analysis.headlines]),
+        "evaluation_metrics": [
+            f"{study.score.name}: {study.score.title} ({study.score.unit})"
+            for study in analysis.studies.values()
+        ],
+        "models_to_use": _distinct(experiment, _model),
+        "datasets_to_use": _distinct(experiment, _data),
+        "proposed_method": _method(proposed),
+        "comparative_methods": [_method(loss) for loss in losses if loss != proposed],
+        "hyperparameters_to_search": _searched(experiment),
+        "results": {
+            "cells": {cell.name: cell.state for cell in experiment.cells},
+            "learning_rates": learning_rates(experiment),
+            "verdict": analysis.headlines,
+            "notes": list(analysis.notes),
+            "scores": {name: _score(study) for name, study in analysis.studies.items()},
+            "claims": {one.study.score.name: _claims(one) for one in analysis.tested},
+        },
+    }
+
+
+def _setup(experiment: Experiment) -> str:
+    losses = ", ".join(dict.fromkeys(point.loss for point in experiment.points))
+    betas = ", ".join(f"{beta:g}" for beta in experiment.betas)
+    return (
+        f"{len(experiment.cells)} runs of {losses} over beta {betas} and seeds "
+        f"{', '.join(map(str, experiment.seeds))}: is the best score less sensitive to beta where "
+        "a temperature tau is tuned apart from it?"
+    )
+
+
+def _method(loss: str) -> str:
+    """The first line of the loss's own documentation."""
+    lines = (LOSSES[loss].__doc__ or loss).strip().splitlines()
+    return f"{loss}: {lines[0]}"
+
+
+def _distinct(experiment: Experiment, describe: Any) -> list[str]:
+    return list(dict.fromkeys(describe(cell) for cell in experiment.cells if cell.facts))
+
+
+def _model(cell: Cell) -> str:
+    model = cell.facts["model"]
+    return f"{model['path']} ({model['parameters']:,} parameters, sha256 {model['sha256']})"
+
+
+def _data(cell: Cell) -> str:
+    data = cell.facts["data"]
+    return (
+        f"{data['path']} ({data['train_rows']} training and {data['validation_rows']} validation "
+        f"pairs, sha256 {data['sha256']})"
+    )
+
+
+def _searched(experiment: Experiment) -> list[dict[str, Any]]:
+    points = experiment.points
+    axes = {
+        "loss": [*dict.fromkeys(point.loss for point in points)],
+        "beta": list(experiment.betas),
+        "tau": sorted({float(point.tau) for point in points if point.tau is not None}),
+        "seed": list(experiment.seeds),
+    }
+    return [{"name": name, "range": values} for name, values in axes.items() if values]
+
+
+def _score(study: Study) -> dict[str, Any]:
+    score = study.score
+    best = best_settings(study.arms.values(), score)
+    return {
+        "title": score.title,
+        "unit": score.unit,
+        "higher_is_better": score.higher,
+        "margins": score.margins._asdict() if score.margins else None,
+        "settings": [
+            {
+                **point._asdict(),
+                **_estimate(found),
+                "chosen_by_the_halves": [one.text for one in study.arms[point].chosen],
+            }
+            for point, found in study.estimates.items()
+        ],
+        "best_setting": {loss: arm.point.text for loss, arm in best.items()},
+        "sensitivity_to_beta": [
+            {
+                "series": found.series,
+                "betas": found.betas,
+                "seeds": found.seeds,
+                "variance_observed": _finite(found.observed),
+                "variance": _finite(found.variance),
+                "interval": _both(found.interval),
+            }
+            for found in study.sensitivities.values()
+        ],
+        "ratios_of_sensitivity": [
+            {
+                "series": found.series,
+                "baseline": found.baseline,
+                "betas": found.betas,
+                "seeds": found.seeds,
+                "ratio": _finite(found.value),
+                "interval": _both(found.interval),
+                "t_interval_over_seeds": _both(found.over_seeds),
+            }
+            for found in study.ratios.values()
+        ],
+    }
+
+
+def _claims(tested: Tested) -> dict[str, Any]:
+    return {
+        "with_diverged": [_claim(claim) for claim in tested.claims],
+        "without_diverged": (
+            None if tested.without is None else [_claim(claim) for claim in tested.without]
+        ),
+    }
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    return {
+        "number": claim.number,
+        "text": claim.text,
+        "verdict": claim.verdict,
+        "parts": [
+            {
+                "text": part.text,
+                "verdict": part.verdict,
+                "numbers": part.numbers,
+                "difference": _estimate(part.estimate) if part.estimate else None,
+            }
+            for part in claim.parts
+        ],
+    }
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    values = dataclasses.asdict(found)
+    return {
+        "mean": _finite(values["mean"]),
+        "interval": _both(values["interval"]),
+        "t_interval_over_seeds": _both(values["over_seeds"]),
+        "seeds": values["seeds"],
+    }
+
+
+def _both(interval: tuple[float, float] | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(end) for end in interval]
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,130 @@
+"""Why settings score as they do: how far the log-probs of the validation pairs moved, and of which.
+
+All of it is of each run's last finite validation, on all pairs, averaged over the seeds of a
+setting. N runs of a setting, P validation pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from eval.experiment import Cell, Experiment, Point
+from eval.report.number_formats import NONE, Format, significant
+from eval.report.pages.tables import Entry, Table
+from eval.report.read.pair_metrics import pair_values
+
+NATS, SHARE = Format(2), Format(3)
+
+
+class Moved(NamedTuple):
+    """Where the runs of one setting came to."""
+
+    ratios: Float[np.ndarray, "N P 2"]  # s_w and s_l, nats
+    accuracies: Float[np.ndarray, "N P"]
+    rewards: Float[np.ndarray, "N P 2"]
+    bound: float | None  # of |s| at rest, nats
+
+
+def why_tables(experiment: Experiment) -> list[Table]:
+    """How far from the reference each setting is, and the same by the lengths of the responses."""
+    cells = [cell for cell in experiment.cells if cell.steps]
+    moved = {
+        point: _moved([cell for cell in cells if cell.point == point])
+        for point in experiment.points
+        if any(cell.point == point for cell in cells)
+    }
+    if not moved:
+        return []
+    return [_distances(moved), *_by_length(moved, cells[0])]
+
+
+def _moved(cells: list[Cell]) -> Moved:
+    values = [pair_values(cell) for cell in cells]
+    ratios = np.stack([cell.logps[-1] - cell.reference for cell in cells]).astype(np.float64)
+    rewards = np.stack(
+        [np.stack([v["rewards/chosen"][-1], v["rewards/rejected"][-1]], axis=-1) for v in values]
+    )
+    accuracies = np.stack([v["rewards/accuracies"][-1] for v in values])
+    return Moved(ratios, accuracies, rewards, _bound(cells[0]))
+
+
+def _bound(cell: Cell) -> float | None:
+    """1 / (tau * beta): TD-DPO's margin pulls a log-prob by at most 1 / tau, its penalty by beta s.
+
+    None where the penalty is no square of log-ratios, or the margin one per token.
+    """
+    assert cell.config is not None
+    loss = cell.config.loss
+    if loss.name != "td_dpo" or loss.kl != "k2" or loss.margin == "length_normalized":
+        return None
+    return 1 / (loss.tau * loss.beta)
+
+
+def _distances(moved: dict[Point, Moved]) -> Table:
+    rows: list[list[Entry]] = []
+    for point, one in moved.items():
+        s_w, s_l = one.ratios.mean(axis=(0, 1))
+        rms = float(np.sqrt(np.mean(one.ratios**2)))
+        rest = NONE
+        if one.bound is not None:
+            rest = SHARE.number(float((np.abs(one.ratios) <= one.bound).all(axis=-1).mean()))
+        nats = [NATS.number(float(value)) for value in (s_w, s_l, rms)]
+        rewards = [NATS.number(float(value)) for value in one.rewards.mean(axis=(0, 1))]
+        rows.append([point.text, *nats, *rewards, significant(one.bound), rest])
+    return Table(
+        "Log-ratios to the reference of validation pairs, at the last finite validation: nats, "
+        "means over pairs and seeds. Rewards are beta times them, for td_dpo they themselves. A "
+        "pair of td_dpo can be at rest only while |s| of both responses is at most 1 / (tau beta).",
+        [
+            *("setting", "s_w", "s_l", "rms of s", "reward, chosen", "reward, rejected"),
+            *("1 / (tau beta)", "share of pairs within"),
+        ],
+        rows,
+        kind="sortable",
+    )
+
+
+def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
+    """The same by how much longer the chosen response is; none without lengths."""
+    if not np.isfinite(cell.lengths).all():
+        return []
+    longer = (cell.lengths[:, 0] - cell.lengths[:, 1]).astype(int)
+    bins = length_bins(longer)
+    head = [f"{_tokens(longer[one])} ({one.sum()} pairs)" for one in bins]
+    before = cell.reference[:, 0] - cell.reference[:, 1]
+    rows: list[list[Entry]] = [
+        [
+            "reference: log-prob of chosen less rejected",
+            *(NATS.number(before[b].mean()) for b in bins),
+        ]
+    ]
+    for point, one in moved.items():
+        row: list[Entry] = [point.text]
+        for members in bins:
+            s_w, s_l = one.ratios[:, members].mean(axis=(0, 1))
+            accuracy = SHARE.number(float(one.accuracies[:, members].mean()))
+            row.append(f"{accuracy} ({NATS.number(float(s_w))}, {NATS.number(float(s_l))})")
+        rows.append(row)
+    caption = (
+        "The same pairs by tokens of the chosen response less those of the rejected: reward "
+        "accuracy, and in brackets s_w and s_l. td_dpo's margin of log-probs has no "
+        "reference in it, so it starts from what stands in the first row."
+    )
+    return [Table(caption, ["setting", *head], rows)]
+
+
+def length_bins(longer: Int[np.ndarray, " P"]) -> list[Bool[np.ndarray, " P"]]:
+    """Shorter, equal and longer, both sides cut at the median difference; empty ones left out."""
+    unequal = np.abs(longer[longer != 0])
+    middle = np.median(unequal) if len(unequal) else 0
+    places = np.sign(longer) * (1 + (np.abs(longer) > middle))
+    return [places == place for place in np.unique(places)]
+
+
+def _tokens(longer: Int[np.ndarray, " N"]) -> str:
+    ends = (longer.min(), longer.max())
+    low, high = (f"{value:+d}".replace("-", "−") if value else "0" for value in ends)
+    return f"{low} tokens" if low == high else f"{low} to {high} tokens"

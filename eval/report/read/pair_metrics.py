@@ -1,0 +1,100 @@
+"""Metrics of every validation pair from stored log-probs, and checkpoints chosen on half of them.
+
+T validations of a run, P validation pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from eval.experiment import Cell
+from tddpo_jax.losses.dpo import LossScalars, LossSpec, PairLogps
+from tddpo_jax.losses.metrics import PAIR_METRICS, best_record
+from tddpo_jax.training.step import pair_metrics
+
+PairValues = Mapping[str, Float[np.ndarray, "T P"]]
+
+
+def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
+    """The training loop's metrics for each pair at each validation.
+
+    NaN where they need what is not stored: exact KLs, and lengths in runs of earlier versions.
+
+    Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
+    """
+    assert cell.config is not None
+    loss = cell.config.loss
+    scalars = LossScalars(
+        beta=loss.beta,
+        tau=loss.tau,
+        label_smoothing=loss.label_smoothing,
+        discopop_tau=loss.discopop_tau,
+        simpo_gamma=loss.simpo_gamma,
+    )
+    spec = LossSpec(loss.name, loss.margin, loss.kl)
+    unknown = np.full_like(cell.reference, np.nan)
+    found = []
+    for logps in cell.logps:
+        whole = (logps, cell.reference, cell.lengths, unknown)
+        pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
+        found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
+    values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
+    ratios = cell.logps - cell.reference
+    values["log_ratio_margin"] = ratios[..., 0] - ratios[..., 1]
+    return {name: value.astype(np.float64) for name, value in values.items()}
+
+
+# Compiled once per loss: the numbers of a loss are arguments.
+_metrics = jax.jit(pair_metrics, static_argnums=(0, 1))
+
+
+def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
+    """Splits items in two at random, every stratum in two; True is the second half."""
+    generator = np.random.default_rng(seed)
+    names = np.asarray(strata)
+    second = np.zeros(len(names), bool)
+    for name in dict.fromkeys(strata):
+        members = generator.permutation(np.flatnonzero(names == name))
+        second[members[(len(members) + 1) // 2 :]] = True
+    return second
+
+
+def chosen_checkpoints(
+    cell: Cell, values: PairValues, second: Bool[np.ndarray, " P"]
+) -> tuple[int, int]:
+    """Which validations the first and the second half of the pairs choose, as places in `steps`.
+
+    By the run's own `train.best_metric`, as training chooses `best/`. A diverged run has no choice:
+    it counts with its last finite validation. Nor has a run of which no half can choose.
+    """
+    assert cell.config is not None
+    last = len(cell.steps) - 1
+    if cell.state == "diverged" or not halves_can_choose(cell, values):
+        return last, last
+    metric = cell.config.train.best_metric
+    per_pair = values[_name(metric)]
+    first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
+    return first, other
+
+
+def halves_can_choose(cell: Cell, values: PairValues) -> bool:
+    """Whether the run's `train.best_metric` is known pair by pair, and not only as a mean."""
+    assert cell.config is not None
+    return bool(np.isfinite(values[_name(cell.config.train.best_metric)]).all())
+
+
+def _name(metric: str) -> str:
+    return metric.removeprefix("eval_")
+
+
+def _best(steps: Sequence[int], per_pair: Float[np.ndarray, "T h"], metric: str) -> int:
+    means = per_pair.mean(axis=1)
+    best = best_record(
+        [{"step": step, metric: mean} for step, mean in zip(steps, means, strict=True)], metric
+    )
+    return steps.index(best["step"]) if best else len(steps) - 1

@@ -1,0 +1,65 @@
+"""The settings of an experiment: what all its cells share, and in what else they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from eval.experiment import Experiment
+from tddpo_jax.config.schema import with_value
+
+AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
+
+
+def shared_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings that have one value in all cells, nested; of a grid not its axes."""
+    shared: dict[str, Any] = {}
+    for name, values in _values(experiment).items():
+        if all(value == values[0][1] for _, value in values):
+            shared = with_value(shared, name, values[0][1])
+    return shared
+
+
+def differing_settings(experiment: Experiment) -> dict[str, dict[str, list[Any]]]:
+    """The other settings by dotted name: the values of each loss, each once."""
+    differing: dict[str, dict[str, list[Any]]] = {}
+    for name, values in _values(experiment).items():
+        if any(value != values[0][1] for _, value in values):
+            differing[name] = _by_loss(values)
+    return differing
+
+
+def learning_rates(experiment: Experiment) -> dict[str, list[float]]:
+    """The learning rates of each loss; one, where its cells do not differ."""
+    known = [cell.config for cell in experiment.cells if cell.config is not None]
+    return _by_loss([(config.loss.name, config.train.learning_rate) for config in known])
+
+
+def _by_loss(values: list[tuple[str, Any]]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for loss, value in values:
+        own = found.setdefault(loss, [])
+        if value not in own:
+            own.append(value)
+    return found
+
+
+def _values(experiment: Experiment) -> dict[str, list[tuple[str, Any]]]:
+    """Every setting by dotted name: loss and value of each cell that has begun."""
+    left_out = {"output", *(AXES if experiment.is_grid else ())}
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for cell in experiment.cells:
+        if cell.config is None:
+            continue
+        for name, value in _flat(cell.config.model_dump(mode="json")).items():
+            if name not in left_out:
+                found.setdefault(name, []).append((cell.config.loss.name, value))
+    return found
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,131 @@
+"""What is compared: settings, and the best of several, chosen on one half and scored on the other.
+
+S seeds, U items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from eval.experiment import Experiment, Point
+from eval.report.read.scores import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The scores of one setting, or of what the halves chose among several.
+
+    Attributes:
+        choosing, scoring: `[S, U]`, as in `Score`; a seed that has no score is NaN throughout.
+        chosen: the settings that the first and the second half chose; the setting itself, twice, if
+            there was nothing to choose.
+    """
+
+    point: Point
+    choosing: Float[np.ndarray, "S U"]
+    scoring: Float[np.ndarray, "S U"]
+    chosen: tuple[Point, Point]
+
+    @property
+    def per_seed(self) -> Float[np.ndarray, " S"]:
+        """The mean over items of each seed; NaN where it has no score."""
+        return means_over_items(self.scoring)
+
+    @property
+    def seeds(self) -> int:
+        return int(np.isfinite(self.per_seed).sum())
+
+    @property
+    def mean(self) -> float:
+        return float(np.nanmean(self.per_seed))
+
+
+def means_over_items(values: Float[np.ndarray, "*A S U"]) -> Float[np.ndarray, "*A S"]:
+    """The mean of each seed over the items it has; NaN where it has none."""
+    counts = np.isfinite(values).sum(axis=-1)
+    totals = np.nansum(values, axis=-1)
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+
+
+def arms_of(experiment: Experiment, score: Score, *, with_diverged: bool) -> dict[Point, Arm]:
+    """All arms that have a score.
+
+    The settings; the best tau for each beta of a loss that has one (`tau: best`); the best setting
+    of each loss (`beta: best`).
+    """
+    settings = _settings(experiment, score, with_diverged)
+    arms = dict(settings)
+    for loss in dict.fromkeys(point.loss for point in settings):
+        own = [arm for point, arm in settings.items() if point.loss == loss]
+        if own[0].point.tau is None:
+            _add(arms, best_of(own, score, Point(loss, "best", None)))
+            continue
+        for beta in dict.fromkeys(arm.point.beta for arm in own):
+            candidates = [arm for arm in own if arm.point.beta == beta]
+            _add(arms, best_of(candidates, score, Point(loss, beta, "best")))
+        _add(arms, best_of(own, score, Point(loss, "best", "best")))
+    return arms
+
+
+def _add(arms: dict[Point, Arm], arm: Arm | None) -> None:
+    if arm is not None:
+        arms[arm.point] = arm
+
+
+def _settings(experiment: Experiment, score: Score, with_diverged: bool) -> dict[Point, Arm]:
+    seeds, items = experiment.seeds, len(score.strata)
+    arms = {}
+    for point in experiment.points:
+        choosing = np.full((len(seeds), items), np.nan)
+        scoring = choosing.copy()
+        for number, cell in enumerate(experiment.cells):
+            if cell.point == point and (with_diverged or cell.state != "diverged"):
+                choosing[seeds.index(cell.seed)] = score.choosing[number]
+                scoring[seeds.index(cell.seed)] = score.scoring[number]
+        if np.isfinite(scoring).any():
+            arms[point] = Arm(point, choosing, scoring, (point, point))
+    return arms
+
+
+def best_of(arms: Sequence[Arm], score: Score, point: Point) -> Arm | None:
+    """What each half of the items chooses among arms, scored on the other half.
+
+    None if a half has no items to choose by. The choice is held fixed afterwards: intervals are of
+    the settings that were chosen, not of the choosing.
+    """
+    second = score.second
+    if second.all() or not second.any():
+        return None
+    of_first = _best(arms, score, ~second)
+    of_second = _best(arms, score, second)
+    scoring = np.where(second, of_first.scoring, of_second.scoring)
+    choosing = np.where(second, of_second.choosing, of_first.choosing)
+    # A seed that only one of the two has would be scored on half of the items.
+    lacking = ~(np.isfinite(of_first.per_seed) & np.isfinite(of_second.per_seed))
+    if lacking.all():
+        return None
+    scoring[lacking] = np.nan
+    return Arm(point, choosing, scoring, (of_first.point, of_second.point))
+
+
+def _best(arms: Sequence[Arm], score: Score, half: np.ndarray) -> Arm:
+    """The arm with the best mean over seeds on one half; the first of equals."""
+    means = [np.nanmean(means_over_items(arm.choosing[:, half])) for arm in arms]
+    return arms[int(np.nanargmax(means) if score.higher else np.nanargmin(means))]
+
+
+def best_settings(arms: Iterable[Arm], score: Score) -> dict[str, Arm]:
+    """Per loss the setting with the best mean over all items, which flatters it: it was chosen."""
+    best: dict[str, Arm] = {}
+    sign = 1 if score.higher else -1
+    for arm in arms:
+        if not arm.point.is_setting:
+            continue
+        known = best.get(arm.point.loss)
+        if known is None or sign * arm.mean > sign * known.mean:
+            best[arm.point.loss] = arm
+    return best

@@ -1,0 +1,77 @@
+"""Several adapters over one base in one batch, each row with its own, none merged.
+
+The factors of all adapters stand side by side on the rank axis, so that they make one wide adapter,
+and every row of a batch has a gate over that axis: the scale of its own adapter on its own ranks,
+zero on the others. The base is read once for all rows, whatever they carry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+from tddpo_jax.placement.shardings import ROWS, place
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSet:
+    """A base with N adapters side by side, or a plain model, which counts as one."""
+
+    model: Llama
+    count: int
+    # By the name of the linear layer `[N + 1, R]`, R ranks of all adapters together; the last row
+    # is zero, the base alone.
+    gates: dict[str, Float[np.ndarray, "N R"]]
+
+    def for_rows(self, index: Sequence[int], mesh: Mesh) -> Llama:
+        """The model for a batch whose row b carries adapter `index[b]`, none where that is -1."""
+        model = copied(self.model)
+        layers = model.config.layers
+        sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
+        for name, gates in self.gates.items():
+            rows = gates[np.asarray(index)]
+            gate = place(np.broadcast_to(rows, (layers, *rows.shape)), sharding)
+            getattr(model.layers, name).adapter.gate = nnx.Variable(gate)
+        return model
+
+
+def adapter_set(models: Sequence[Llama]) -> AdapterSet:
+    """Joins models that differ in their adapters alone, or have none; the base is the first's."""
+    model = copied(models[0])
+    gates = {}
+    for name in LINEAR_NAMES:
+        adapters = [getattr(other.layers, name).adapter for other in models]
+        if any(adapters):
+            gates[name] = _gates(adapters)
+            linear: Linear = getattr(model.layers, name)
+            linear.adapter = _side_by_side([adapter for adapter in adapters if adapter])
+    return AdapterSet(model, len(models), gates)
+
+
+def copied(model: Llama) -> Llama:
+    """Modules of their own over the same arrays."""
+    return nnx.merge(*nnx.split(model))
+
+
+def _gates(adapters: Sequence[Adapter | None]) -> Float[np.ndarray, "N R"]:
+    ranks = [0 if adapter is None else adapter.a.shape[1] for adapter in adapters]
+    gates = np.zeros((len(adapters) + 1, sum(ranks)), np.float32)
+    for number, (adapter, end) in enumerate(zip(adapters, np.cumsum(ranks), strict=True)):
+        if adapter is not None:
+            gates[number, end - ranks[number] : end] = adapter.scale
+    return gates
+
+
+def _side_by_side(adapters: Sequence[Adapter]) -> Adapter:
+    joined = nnx.merge(*nnx.split(adapters[0]))
+    joined.a = LoraParam(jnp.concatenate([adapter.a[...] for adapter in adapters], axis=1))
+    joined.b = LoraParam(jnp.concatenate([adapter.b[...] for adapter in adapters], axis=2))
+    joined.scale = 1.0
+    return joined

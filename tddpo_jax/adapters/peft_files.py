@@ -1,0 +1,244 @@
+"""Adapters as PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, both directions.
+
+PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, one pair a layer;
+ours are stacked on a leading axis. Whatever PEFT can say beyond plain LoRA on the linear layers of
+all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name. An adapter
+trained on a base in NF4 belongs to that base, for which PEFT has no word: a file more says so.
+
+References:
+    Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
+    huggingface/peft, `LoraConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from qwix import QArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tddpo_jax.adapters.lora import NF4_BLOCK, quantize, whole_adapters
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+from tddpo_jax.system.hosts import is_first
+from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.hugging_face import NAMES
+from tddpo_jax.weights.locate import BASE_FILE
+from tddpo_jax.weights.tensor_files import checkpoint_dtype
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+QUANTIZED_FILE = "quantized_base.json"
+
+# Attributes that say nothing about the mathematics of a plain LoRA, or that the tensors say again.
+IGNORED_ATTRIBUTES = (
+    *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_pattern", "runtime_config", "megatron_core"),
+    *("qalora_group_size", "loftq_config"),
+)
+# Attributes that would change it: only these values are understood, beside those that are empty.
+UNDERSTOOD_VALUES: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    # Other starts (PiSSA, OLoRA, …) also change the base, which the folder does not hold.
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+}
+
+
+class PeftConfig(NamedTuple):
+    """The part of `adapter_config.json` that is read."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+def read_peft_config(folder: Path) -> PeftConfig:
+    """What the adapter in a PEFT folder is.
+
+    Raises:
+        UserError: the file is missing, or asks for something other than plain LoRA.
+    """
+    path = folder / CONFIG_FILE
+    attributes = read_object(path)
+    taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
+    for name, value in attributes.items():
+        empty = value is None or value is False or value in ({}, [])
+        if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
+            continue
+        raise UserError(f"{path}: {name} = {value!r} is not supported")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(taken[name], (int, float)) or taken[name] <= 0:
+            raise UserError(f"{path}: {name} must be a positive number, got {taken[name]!r}")
+    return PeftConfig(int(taken["r"]), float(taken["lora_alpha"]), taken["lora_dropout"] or 0.0)
+
+
+def load_adapter(model: Llama, folder: Path) -> None:
+    """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
+
+    The weights become NF4 if those were that the adapter was trained on.
+
+    Args:
+        model: without an adapter; its own norm tells on which devices the adapter is kept whole.
+        folder: as PEFT's `save_pretrained` writes it.
+
+    Raises:
+        UserError: anything about the folder that cannot be understood, naming file and tensor.
+    """
+    config = read_peft_config(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
+    targets = _targets(tensors, path)
+    shapes = {
+        name: shape
+        for linear_name in targets
+        for name, shape in _expected(model, linear_name, config.rank).items()
+    }
+    _check_tensors(path, tensors, shapes)
+    if has_quantized_base(folder):
+        quantize(model)
+    place = model.norm.weight[...].sharding
+    for linear_name in targets:
+        linear: Linear = getattr(model.layers, linear_name)
+        outputs, inputs = linear.weight.shape[1:]
+        scale = config.alpha / config.rank
+        adapter = Adapter(inputs, outputs, config.rank, scale, config.dropout, jax.random.key(0))
+        for factor in ("a", "b"):
+            names = _names(linear_name, factor, model.config.layers)
+            stacked = np.stack([tensors[name].astype(np.float32) for name in names])
+            setattr(adapter, factor, LoraParam(jax.device_put(stacked, place)))
+        linear.adapter = adapter
+
+
+def has_quantized_base(adapter: Path | None) -> bool:
+    """Whether the adapter in a PEFT folder was trained on a base in four bits; without one, no."""
+    return adapter is not None and (adapter / QUANTIZED_FILE).is_file()
+
+
+def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
+    """The dtype in which to load the weights under these adapters, for a computation in `dtype`.
+
+    Weights that an adapter wants quantised: the checkpoint's own, whatever the computation, so that
+    everybody who loads them finds the four bits that the adapter was trained with.
+    """
+    return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
+
+
+def export_adapter(
+    model: Llama, folder: Path, base_name: str, base_fingerprint: str | None = None
+) -> None:
+    """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
+
+    Args:
+        model: with adapters on some or all of its linear layers, of one rank and scale; a first and
+            a second adapter of a layer are written as one.
+        folder: replaced if it exists.
+        base_name: hub id or path of the base, for `base_model_name_or_path`.
+        base_fingerprint: by which `model_files.resolve` knows the base's weights again, if at all.
+
+    Raises:
+        UserError: the model has no adapter.
+    """
+    adapters = whole_adapters(model)
+    if not adapters:
+        raise UserError(f"{folder}: the model has no adapter to write")
+    tensors = {
+        name: np.ascontiguousarray(stacked[layer])
+        for linear_name, adapter in adapters.items()
+        for factor in ("a", "b")
+        for stacked in [np.asarray(getattr(adapter, factor)[...], np.float32)]
+        for layer, name in enumerate(_names(linear_name, factor, model.config.layers))
+    }
+    if not is_first():
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    attributes = _attributes(adapters, base_name)
+    (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
+    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+    if base_fingerprint is not None:
+        known_by = {"fingerprint": base_fingerprint}
+        (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
+    if isinstance(model.layers.q_proj.weight.get_value(), QArray):
+        quantized = {"format": "nf4", "block_size": NF4_BLOCK}
+        (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
+    first = next(iter(adapters.values()))
+    rank = first.a.shape[1]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        # scale = alpha / rank was rounded; so is its way back.
+        "lora_alpha": float(f"{first.scale * rank:.12g}"),
+        "lora_dropout": first.dropout,
+        "target_modules": sorted(adapters),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def _names(linear_name: str, factor: str, layers: int) -> list[str]:
+    """PEFT's tensor names of one factor of one linear layer, layer by layer."""
+    base = next(name for name, path in NAMES if path == f"layers.{linear_name}.weight")
+    name = base.removesuffix("weight") + f"lora_{factor.upper()}.weight"
+    return [f"base_model.model.{name.format(layer)}" for layer in range(layers)]
+
+
+def _targets(tensors: dict[str, np.ndarray], path: Path) -> list[str]:
+    """The linear layers that the tensors belong to."""
+    found = set()
+    for name in tensors:
+        match = re.search(r"\.(\w+)\.lora_[AB]\.weight$", name)
+        if match is None or match[1] not in LINEAR_NAMES:
+            raise UserError(f"{path}: tensor {name} is unknown")
+        found.add(match[1])
+    if not found:
+        raise UserError(f"{path}: holds no tensor")
+    return sorted(found)
+
+
+def _expected(model: Llama, linear_name: str, rank: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that an adapter of a linear layer consists of, and its shape."""
+    outputs, inputs = getattr(model.layers, linear_name).weight.shape[1:]
+    shapes = {"a": (rank, inputs), "b": (outputs, rank)}
+    return {
+        name: shape
+        for factor, shape in shapes.items()
+        for name in _names(linear_name, factor, model.config.layers)
+    }
+
+
+def _check_tensors(
+    path: Path, tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise UserError(f"{path}: tensor {name} is unknown")
+        if tensor.shape != shapes[name]:
+            found, wanted = list(tensor.shape), list(shapes[name])
+            raise UserError(f"{path}: {name} has shape {found}, the base and r say {wanted}")
+    for name in shapes:
+        if name not in tensors:
+            raise UserError(f"{path}: tensor {name} is missing")

@@ -1,0 +1,258 @@
+"""The pairs of a run: from where its settings say, made once and kept under their content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.data.pairs import (
+    Dataset,
+    Limits,
+    Split,
+    Unusable,
+    build,
+    check_vocabulary,
+    encode,
+    kinds,
+)
+from tddpo_jax.data.sources import SUFFIXES, Source, read_source, split_names
+from tddpo_jax.data.templates import ChatFormat, chat_format
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.hub import NotAtHand
+
+# Part of every content hash: raise it when the same rows come out as other ids or pairs.
+VERSION = 1
+
+DEFAULT_MAX_LENGTH = 2048
+DEFAULT_FRACTION = 0.1
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a hub id.
+
+    Raises:
+        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
+            from which transformers makes a tokenizer that splits runs of spaces wrongly.
+    """
+    _check_json(folder, Path(folder, "tokenizer.model"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, ImportError) as error:
+        kind = UserError if Path(folder).exists() else NotAtHand
+        raise kind(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
+    _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
+    return tokenizer
+
+
+def _check_json(folder: str | Path, vocabulary: Path) -> None:
+    if vocabulary.suffix != ".model" or not vocabulary.is_file():
+        return
+    if not vocabulary.with_name("tokenizer.json").is_file():
+        raise UserError(
+            f"tokenizer {folder}: has a {vocabulary.name} but no tokenizer.json, "
+            "without which transformers splits runs of spaces wrongly"
+        )
+
+
+def load_dataset(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    context: int,
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+    vocab_size: int | None = None,
+) -> Dataset:
+    """The pairs of a run: read, encoded, split and cut.
+
+    They are kept in `cache` under their content hash, so the next run only reads the rows.
+
+    Args:
+        config: the `data` section of a run.
+        tokenizer: None will do for rows of token ids.
+        context: the model's context, in tokens.
+        cache: a directory, made if need be.
+        progress: called with (rows encoded, rows in all).
+        vocab_size: the model's; ids beyond it are refused.
+
+    Raises:
+        UserError: one line that names the setting, or the file and row and column.
+    """
+    limits = branch_limits(config, context)
+    sources, split = _sources(config)
+    style = _style(config.template, tokenizer, sources)
+    bos = None if tokenizer is None else tokenizer.bos_token_id
+    content_hash = _content_hash(sources, style, [VERSION, bos, limits, split])
+    file = Path(cache) / f"pairs-{content_hash[:32]}.npz"
+    dataset = _read_cache(file, content_hash)
+    if dataset is None:
+        dataset = build(sources, style, bos, limits, split, content_hash, progress)
+        _write_cache(file, dataset)
+    for source, pairs in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
+        check_vocabulary(source.name, pairs, vocab_size)
+    return dataset
+
+
+def load_uncut_pairs(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase | None, template: str | None
+) -> list[Pair | Unusable]:
+    """Every row of one source, in order, nothing cut: a pair, or the reason why it makes none.
+
+    Identical branches make a pair here.
+
+    Raises:
+        UserError: one line that names the file and row and column, or the template.
+    """
+    source = read_source(path)
+    return encode(list(enumerate(source.rows)), _style(template, tokenizer, [source]))
+
+
+def branch_limits(config: DataConfig, context: int) -> Limits:
+    """The lengths in tokens that `data.max_length` and `data.max_prompt_length` stand for.
+
+    Raises:
+        UserError: a prompt might leave no room for a response.
+    """
+    max_length = config.max_length or min(DEFAULT_MAX_LENGTH, context)
+    max_prompt_length = config.max_prompt_length or max_length // 2
+    if max_length < 2:
+        raise UserError(f"data.max_length: must be at least 2, got {max_length}")
+    if max_prompt_length >= max_length:
+        raise UserError(
+            f"data.max_prompt_length: must be less than data.max_length, {max_length}, "
+            f"got {max_prompt_length}"
+        )
+    if max_length > context:
+        warnings.warn(
+            f"data.max_length: {max_length} is beyond the model's context of {context}",
+            stacklevel=3,
+        )
+    return Limits(max_length, max_prompt_length)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def check_sources(config: DataConfig) -> None:
+    """Reads the rows of training and validation; needs no tokenizer.
+
+    Raises:
+        UserError: a file is missing, or one of its rows is wrong (`NotAtHand` of a hub id).
+    """
+    _sources(config)
+
+
+def _sources(config: DataConfig) -> tuple[list[Source], Split]:
+    """The source of the training pairs, then that of the validation pairs if it is another one."""
+    splits = split_names(config.path)
+    choice = config.validation
+    if choice is None:
+        own = [name for name in ("validation", "test") if name in splits]
+        choice = own[0] if own else DEFAULT_FRACTION
+    if isinstance(choice, float):
+        if not 0 <= choice < 1:
+            raise UserError(f"data.validation: a fraction must be in [0, 1), got {choice}")
+        return [read_source(config.path)], Split(choice, config.split_seed)
+    if choice in splits:
+        validation = read_source(config.path, choice)
+    elif Path(choice).suffix in SUFFIXES or Path(choice).is_file():
+        validation = read_source(choice)
+    else:
+        raise UserError(
+            f"data.validation: {choice!r} is no file, no fraction, and no split of {config.path}, "
+            f"which has {', '.join(splits)}"
+        )
+    return [read_source(config.path), validation], Split(0.0, config.split_seed)
+
+
+def _style(
+    template: str | None, tokenizer: PreTrainedTokenizerBase | None, sources: Sequence[Source]
+) -> ChatFormat | None:
+    """How the texts in the sources are written; None if there are none."""
+    found = kinds(sources)
+    if template is not None and "chat" not in found:
+        warnings.warn("data.template: ignored, as no row is a conversation", stacklevel=3)
+    if found <= {"ids"}:
+        return None
+    if tokenizer is None:
+        raise UserError(f"data {sources[0].name}: holds texts, and there is no tokenizer for them")
+    return chat_format(tokenizer, template)
+
+
+def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: list[object]) -> str:
+    digest = hashlib.sha256(json.dumps(others).encode())
+    if style is not None:
+        digest.update(style.jinja.encode())
+        digest.update(_tokenizer_json(style.encoder.tokenizer).encode())
+    for source in sources:
+        digest.update(b"source")
+        for row in source.rows:
+            digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Everything that makes ids of texts; truncation and padding are traces of earlier calls."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    parts = {key: part for key, part in parts.items() if key not in ("truncation", "padding")}
+    return json.dumps([parts, tokenizer.special_tokens_map], sort_keys=True, default=str)
+
+
+# ---- cache ---------------------------------------------------------------------------------------
+
+
+def _write_cache(file: Path, dataset: Dataset) -> None:
+    pairs = dataset.train + dataset.validation
+    parts = [ids for pair in pairs for ids in pair[1:]]
+    facts = {
+        "train": len(dataset.train),
+        "dropped": dataset.dropped,
+        "cut_prompts": dataset.cut_prompts,
+        "cut_responses": dataset.cut_responses,
+        "template": dataset.template,
+        "content_hash": dataset.content_hash,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    with unfinished.open("wb") as out:
+        np.savez(
+            out,
+            ids=np.concatenate(parts),
+            lengths=np.array([len(part) for part in parts]),
+            index=np.array([pair.row for pair in pairs]),
+            facts=np.array(json.dumps(facts)),
+        )
+    unfinished.replace(file)
+
+
+def _read_cache(file: Path, content_hash: str) -> Dataset | None:
+    if not file.exists():
+        return None
+    try:
+        return _stored(file, content_hash)
+    except Exception as error:  # whatever a damaged file makes numpy and zipfile raise
+        warnings.warn(f"data: {file} is damaged ({error!r}); made anew", stacklevel=3)
+        return None
+
+
+def _stored(file: Path, content_hash: str) -> Dataset:
+    # Opened here, because numpy leaves a file open that is no archive.
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+        ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
+        facts = json.loads(str(stored["facts"]))
+    if facts["content_hash"] != content_hash or lengths.sum() != len(ids):
+        raise UserError("holds something else")
+    parts = np.split(ids, np.cumsum(lengths)[:-1])
+    pairs = [Pair(*row) for row in zip(index, parts[0::3], parts[1::3], parts[2::3], strict=True)]
+    train = facts.pop("train")
+    return Dataset(train=pairs[:train], validation=pairs[train:], **facts)

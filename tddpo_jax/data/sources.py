@@ -1,0 +1,283 @@
+"""Rows of preference data: where they are read from, and which shapes they may have.
+
+A row has one of these shapes; other columns are ignored:
+
+*   `chosen`, `rejected`: conversations, lists of `{role, content}` that share all but their last
+    message (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists
+    hold nothing but the answers.
+*   `prompt`, a conversation, and `chosen`, `rejected`: its continuations, lists or texts (TRL).
+*   `prompt`, `chosen`, `rejected`: texts, taken verbatim, without a template (TRL).
+*   `prompt_ids`, `chosen_ids`, `rejected_ids`: token ids, taken verbatim, nothing added.
+
+Rows count from 0, lines of a file from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.paths import EMBEDDED
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+class Example(NamedTuple):
+    """A row whose shape is understood."""
+
+    kind: Literal["chat", "text", "ids"]
+    prompt: Any  # list of {role, content}; text; list of token ids
+    chosen: Any  # text; text; list of token ids
+    rejected: Any
+
+
+class Source(NamedTuple):
+    """The rows of one file or split: an example each, or the reason why it cannot be used."""
+
+    name: str
+    rows: list[Example | str]
+
+
+def read_source(path: str | Path, split: str | None = None) -> Source:
+    """The rows of a data source, as in `read_rows`, with their shapes understood.
+
+    Raises:
+        UserError: as in `read_rows`; or a row lacks a column, or a column has the wrong type.
+    """
+    name = f"{path} ({split})" if split else str(path)
+    rows = read_rows(path, split)
+    return Source(name, [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)])
+
+
+def read_rows(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a data source as they stand there.
+
+    Args:
+        path: `embedded`; a file: JSON lines in `.jsonl`, a list (or an object with a list under
+            `rows` or `data`) in `.json`, a table in `.parquet`; or what `datasets.load_dataset`
+            takes, a folder or a hub id.
+        split: of a source that has several; default `train`.
+
+    Raises:
+        UserError: one line that names the source, and the line or row.
+    """
+    name, split = str(path), split or "train"
+    file = EMBEDDED / f"{split}.jsonl" if name == "embedded" else Path(path)
+    rows = _read_file(file) if _is_file(file) else _read_hub(name, split)
+    if not rows:
+        raise UserError(f"data {name}: holds no rows")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"data {name} row {index}: must be an object with columns")
+    return rows
+
+
+def split_names(path: str | Path) -> list[str]:
+    """The splits of a data source; a file is one split, `train`.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    if str(path) == "embedded":
+        return ["train", "validation"]
+    if _is_file(Path(path)):
+        return ["train"]
+    import datasets  # takes a second to import, which local files need not pay
+
+    try:
+        return datasets.get_dataset_split_names(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _missing(str(path), error) from None
+
+
+def parse_row(row: dict[str, Any], where: str) -> Example | str:
+    """What a row says, or the reason why it cannot be used.
+
+    Args:
+        row: the columns.
+        where: names the row in errors.
+
+    Raises:
+        UserError: it lacks a column, or a column has the wrong type.
+    """
+    if any(row.get(column) is not None for column in ID_COLUMNS):
+        example: Example | str = Example("ids", *(_ids(row, name, where) for name in ID_COLUMNS))
+    else:
+        example = _parse_texts(row, where)
+    if isinstance(example, str):
+        return example
+    if _is_empty(example.prompt):
+        return "empty prompt"
+    if _is_empty(example.chosen) or _is_empty(example.rejected):
+        return "empty response"
+    return example if _is_unicode(example) else "half a surrogate pair"
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def _is_file(path: Path) -> bool:
+    """A file rather than a folder or a hub id.
+
+    Raises:
+        UserError: nothing of the kind.
+    """
+    if path.is_file() or path.is_dir():
+        return path.is_file()
+    if path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(path)):
+        raise UserError(f"data {path}: no such file")
+    return False
+
+
+def _read_file(file: Path) -> list[Any]:
+    try:
+        if file.suffix == ".jsonl":
+            return list(_json_lines(file))
+        if file.suffix == ".json":
+            return _json_list(file)
+        if file.suffix == ".parquet":
+            return _parquet(file)
+    except UnicodeDecodeError:
+        raise UserError(f"data {file}: is no UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"data {file}: {_one_line(error)}") from None
+    raise UserError(f"data {file}: unknown suffix; known are {', '.join(SUFFIXES)}")
+
+
+def _json_lines(file: Path) -> Iterator[Any]:
+    # Only a line feed ends a line: str.splitlines would also split at U+2028 and its like, which
+    # may stand raw in a JSON text.
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"data {file} line {number}: not JSON: {error.msg}") from None
+
+
+def _json_list(file: Path) -> list[Any]:
+    text = file.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        return []
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # many a .json file holds JSON lines
+            return list(_json_lines(file))
+        raise UserError(f"data {file} line {error.lineno}: not JSON: {error.msg}") from None
+    if isinstance(value, dict):
+        lists = [value[key] for key in ("rows", "data") if isinstance(value.get(key), list)]
+        value = lists[0] if len(lists) == 1 else None
+    if not isinstance(value, list):
+        raise UserError(f"data {file}: must be a list, or an object with one as `rows` or `data`")
+    return value
+
+
+def _parquet(file: Path) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"data {file}: not Parquet: {_one_line(error)}") from None
+
+
+def _read_hub(name: str, split: str) -> list[Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split=split).to_list()
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _missing(name, error) from None
+
+
+def _missing(name: str, error: Exception) -> ValueError:
+    kind = UserError if Path(name).exists() else NotAtHand
+    return kind(f"data {name}: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# ---- shapes --------------------------------------------------------------------------------------
+
+
+def _parse_texts(row: dict[str, Any], where: str) -> Example | str:
+    chosen, rejected = (_column(row, name, where) for name in ("chosen", "rejected"))
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return _parse_conversations(row, where)
+    prompt = _column(row, "prompt", where)
+    if isinstance(prompt, str):
+        return Example("text", prompt, chosen, rejected)
+    return Example("chat", _messages(prompt, "prompt", where), chosen, rejected)
+
+
+def _parse_conversations(row: dict[str, Any], where: str) -> Example | str:
+    prompt = row.get("prompt")
+    branches = {name: _messages(row[name], name, where) for name in ("chosen", "rejected")}
+    if not all(branches.values()):
+        return "empty response"
+    before = [] if prompt is None or isinstance(prompt, str) else _messages(prompt, "prompt", where)
+    if isinstance(prompt, str) and all(len(messages) == 1 for messages in branches.values()):
+        before = [{"role": "user", "content": prompt}]
+    for name, messages in branches.items():
+        if (role := messages[-1]["role"]) != "assistant":
+            raise UserError(f"{where}: the last role of {name!r} is {role!r}, not 'assistant'")
+        if messages[: len(before)] != before:  # a whole conversation repeats its prompt
+            branches[name] = [*before, *messages]
+    chosen, rejected = branches.values()
+    if chosen[:-1] != rejected[:-1]:
+        return "differing histories"
+    return Example("chat", chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _column(row: dict[str, Any], column: str, where: str) -> Any:
+    if row.get(column) is None:  # a table holds null where a row lacks a column
+        raise UserError(f"{where}: lacks the column {column!r}")
+    return row[column]
+
+
+def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
+    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+        messages = [{key: message.get(key) for key in ("role", "content")} for message in value]
+        if all(isinstance(text, str) for message in messages for text in message.values()):
+            return messages
+    raise UserError(f"{where}: {column!r} must be a list of {{role, content}}, both texts")
+
+
+def _ids(row: dict[str, Any], column: str, where: str) -> list[int]:
+    ids = _column(row, column, where)
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise UserError(f"{where}: {column!r} must be a list of integers")
+    if any(not 0 <= i < 2**31 for i in ids):
+        raise UserError(f"{where}: {column!r} holds a number that is no token id")
+    return ids
+
+
+def _is_empty(value: list[Any] | str) -> bool:
+    """Nothing, only white space, or a conversation that ends with such a message."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1]["content"]
+    return not (value.strip() if isinstance(value, str) else value)
+
+
+def _is_unicode(example: Example) -> bool:
+    """False for a text cut in the middle of an emoji's escape, which no tokenizer takes."""
+    if example.kind == "ids":
+        return True
+    try:
+        json.dumps(example, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

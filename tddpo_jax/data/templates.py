@@ -1,0 +1,347 @@
+"""Chat templates: conversations to texts to ids.
+
+A prompt and its response are encoded once each and concatenated. The ids of a prompt are exactly
+what generation starts from: training and generation both call this file. The beginning of sequence
+is there once, if the template writes it or the tokenizer's own `encode` adds it, and a response
+ends with exactly one end of turn: the special token that the template puts after a response, or
+the tokenizer's end of sequence where the template puts none.
+
+The named templates, for the question `Q` and the answer `A`:
+
+    plain     User: Q\\nAssistant: A                and then the tokenizer's end of sequence
+    llama-2   <s>[INST] Q [/INST] A </s>            a system message goes into the first turn
+    llama-3   <|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nQ<|eot_id|>
+              <|start_header_id|>assistant<|end_header_id|>\\n\\nA<|eot_id|>           (one line)
+    chatml    <|im_start|>user\\nQ<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>
+    zephyr    <|user|>\\nQ</s>\\n<|assistant|>\\nA</s>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from jaxtyping import Int32
+from transformers import PreTrainedTokenizerBase
+
+from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
+from tddpo_jax.errors import UserError
+
+Messages = Sequence[Mapping[str, str]]
+
+PLAIN = """\
+{%- for message in messages -%}
+{{ message['role'] | capitalize ~ ': ' ~ message['content'] | trim ~ '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
+LLAMA_2 = """\
+{%- set has_system = messages[0]['role'] == 'system' -%}
+{%- for message in (messages[1:] if has_system else messages) -%}
+{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') -%}
+{{ raise_exception('llama-2 wants user and assistant in turn, after at most one system message') }}
+{%- elif message['role'] == 'assistant' -%}
+{{ ' ' ~ message['content'] | trim ~ ' ' ~ eos_token }}
+{%- else -%}
+{%- set system = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' -%}
+{%- set text = (system if has_system and loop.first else '') ~ message['content'] -%}
+{{ bos_token ~ '[INST] ' ~ text | trim ~ ' [/INST]' }}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+LLAMA_3 = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+{{ '<|start_header_id|>' ~ message['role'] ~ '<|end_header_id|>\\n\\n' }}
+{{- message['content'] | trim ~ '<|eot_id|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif -%}
+"""
+
+CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+ZEPHYR = """\
+{%- for message in messages -%}
+{{ '<|' ~ message['role'] ~ '|>\\n' ~ message['content'] ~ eos_token ~ '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}
+"""
+
+
+class NamedTemplate(NamedTuple):
+    """A Jinja source and what the tokenizer must have for it: `bos_token`, `eos_token`, or texts
+    of special tokens."""
+
+    jinja: str
+    needs: tuple[str, ...]
+
+
+NAMED = {
+    "plain": NamedTemplate(PLAIN, ("eos_token",)),
+    "llama-2": NamedTemplate(LLAMA_2, ("bos_token", "eos_token")),
+    "llama-3": NamedTemplate(
+        LLAMA_3, ("bos_token", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    ),
+    "chatml": NamedTemplate(CHATML, ("<|im_start|>", "<|im_end|>")),
+    "zephyr": NamedTemplate(ZEPHYR, ("eos_token",)),
+}
+
+# Templates of the Llama 3 family may write today's date, which would change the data's ids every
+# midnight. This is the date they write themselves when there is no clock.
+TEMPLATE_DATE = "26 Jul 2024"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How one tokenizer writes conversations under one template, found out by `chat_format`."""
+
+    encoder: Encoder
+    name: str  # of the template; "tokenizer" for the tokenizer's own
+    jinja: str
+    bos: int | None  # goes in front of a prompt that does not begin with it
+    suffix: str  # what the template writes after a response
+    ending: str  # what of it belongs to the response: all up to the end of turn
+    end_of_turn: str  # ends a response that the template writes
+    end_of_text: str  # ends a response without a template: the end of sequence, if there is one
+    stop_ids: tuple[int, ...]  # of both: generation stops at either
+
+
+class PairText(NamedTuple):
+    """A prompt and its two responses with their ends of turn."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+
+
+def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatFormat:
+    """Looks once at what a tokenizer and a template do.
+
+    Args:
+        tokenizer: any fast tokenizer of transformers.
+        template: a name in `NAMED`; None for the tokenizer's own chat template, or `plain` where it
+            has none.
+
+    Raises:
+        UserError: no such template; the tokenizer lacks a token the template needs, or any end of
+            sequence; the template does not continue its own generation prompt.
+    """
+    encoder = make_encoder(tokenizer)
+    name, jinja = _named(encoder, template)
+    suffix = _suffix(tokenizer, name, jinja)
+    ending, end_of_turn = _ending(encoder, name, suffix)
+    end_of_text = tokenizer.eos_token or end_of_turn
+    (turn_id,), (text_id,) = encode(encoder, [Text(end_of_turn), Text(end_of_text)])
+    return ChatFormat(
+        encoder=encoder,
+        name=name,
+        jinja=jinja,
+        bos=tokenizer.bos_token_id if _adds_bos(tokenizer) else None,
+        suffix=suffix,
+        ending=ending,
+        end_of_turn=end_of_turn,
+        end_of_text=end_of_text,
+        stop_ids=tuple(sorted({turn_id, text_id})),
+    )
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages_or_text: Messages | str,
+    template: str | None = None,
+    *,
+    system: str | None = None,
+) -> Int32[np.ndarray, " n"]:
+    """The ids generation starts from; training makes its prompts with the same code.
+
+    Args:
+        tokenizer: any fast tokenizer of transformers.
+        messages_or_text: a conversation, written by the template up to where the assistant begins
+            to speak; or a text, taken verbatim behind the beginning of sequence, no template.
+        template: as in `chat_format`.
+        system: a system message to put in front of the conversation.
+
+    Returns:
+        int32 ids that begin with the beginning of sequence, if the tokenizer uses one.
+
+    Raises:
+        UserError: as `chat_format`; or the template refuses the conversation; or a text comes with
+            a system message.
+    """
+    style = chat_format(tokenizer, template)
+    if isinstance(messages_or_text, str):
+        if system is not None:
+            raise UserError("a text without a template has no place for a system message")
+        prompt = Text(messages_or_text)
+    else:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        messages, mark = _quoted(style, [*first, *messages_or_text])
+        prompt = Text(_render(style, messages, add_generation_prompt=True), mark)
+    return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
+
+
+def chat_pair(style: ChatFormat, history: Messages, chosen: str, rejected: str) -> PairText:
+    """A conversation and two answers, written by the template.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    answers = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+    messages, mark = _quoted(style, [*history, *answers])
+    prompt = _render(style, messages[:-2], add_generation_prompt=True)
+    wholes = [_render(style, [*messages[:-2], answer]) for answer in messages[-2:]]
+    chosen, rejected = (_response(style, prompt, whole) for whole in wholes)
+    return PairText(Text(prompt, mark), Text(chosen, mark, prompt), Text(rejected, mark, prompt))
+
+
+def text_pair(style: ChatFormat, prompt: str, chosen: str, rejected: str) -> PairText:
+    """A prompt and two responses as they are, without a template.
+
+    Special tokens written out in the prompt are special, so that a prompt rendered elsewhere means
+    what it says. In a response they are ordinary text, except for an end of turn at its very end,
+    which is not doubled.
+    """
+    # A tokenizer that drops final spaces would glue the response to the prompt's last word.
+    body = prompt.rstrip(" ") if style.encoder.drops_spaces else prompt
+    spaces = prompt[len(body) :]
+    return PairText(
+        Text(body),
+        _verbatim_response(style, body, spaces + chosen),
+        _verbatim_response(style, body, spaces + rejected),
+    )
+
+
+def encode_pairs(
+    style: ChatFormat, pairs: Sequence[PairText]
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Ids of prompt, chosen and rejected response of each pair."""
+    ids = encode(style.encoder, [text for pair in pairs for text in pair])
+    prompts = [_with_bos(style, prompt) for prompt in ids[0::3]]
+    return list(zip(prompts, ids[1::3], ids[2::3], strict=True))
+
+
+# ---- what a template does ------------------------------------------------------------------------
+
+
+def check_name(template: str) -> None:
+    """Raises UserError for a template that `NAMED` does not have."""
+    if template not in NAMED:
+        raise UserError(f"template {template!r}: no such template; there are {', '.join(NAMED)}")
+
+
+def _named(encoder: Encoder, template: str | None) -> tuple[str, str]:
+    tokenizer = encoder.tokenizer
+    if template is None and tokenizer.chat_template is not None:
+        return "tokenizer", tokenizer.get_chat_template()
+    name = "plain" if template is None else template
+    check_name(name)
+    missing = [need for need in NAMED[name].needs if not _has_token(encoder, need)]
+    if missing:
+        raise UserError(f"template {name!r}: the tokenizer lacks {', '.join(missing)}")
+    return name, NAMED[name].jinja
+
+
+def _has_token(encoder: Encoder, need: str) -> bool:
+    if need in ("bos_token", "eos_token"):
+        return getattr(encoder.tokenizer, need) is not None
+    return encoder.special.fullmatch(need) is not None
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if tokenizer.bos_token_id is None:
+        return False
+    return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _suffix(tokenizer: PreTrainedTokenizerBase, name: str, jinja: str) -> str:
+    """What the template writes after a response."""
+    answer = "answer"
+    question = [{"role": "user", "content": "question"}]
+    prompt = _apply(tokenizer, jinja, question, add_generation_prompt=True)
+    whole = _apply(tokenizer, jinja, [*question, {"role": "assistant", "content": answer}])
+    if not whole.startswith(prompt) or answer not in whole[len(prompt) :]:
+        raise UserError(
+            f"template {name!r}: a conversation does not continue its generation prompt; "
+            "choose another with data.template"
+        )
+    return whole.rpartition(answer)[2]
+
+
+def _ending(encoder: Encoder, name: str, suffix: str) -> tuple[str, str]:
+    """What of a suffix belongs to the response, and the end of turn, which is the last of it: the
+    suffix's first special token, or the end of sequence where it has none."""
+    found = encoder.special.search(suffix)
+    if found:
+        return suffix[: found.end()], found.group()
+    if suffix.strip():
+        raise UserError(
+            f"template {name!r}: ends a response with {suffix.strip()!r}, "
+            "which is no special token of the tokenizer"
+        )
+    end = encoder.tokenizer.eos_token
+    if end is None:
+        raise UserError(f"template {name!r}: no end of turn, and the tokenizer has no eos_token")
+    return end, end
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    jinja: str,
+    messages: Messages,
+    add_generation_prompt: bool = False,
+) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=jinja,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=TEMPLATE_DATE,
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(f"template: {' '.join(str(error).split())}") from None
+    assert isinstance(text, str)
+    return text
+
+
+def _render(style: ChatFormat, messages: Messages, add_generation_prompt: bool = False) -> str:
+    return _apply(style.encoder.tokenizer, style.jinja, messages, add_generation_prompt)
+
+
+def _response(style: ChatFormat, prompt: str, whole: str) -> str:
+    """The part of a written conversation that the model has to say."""
+    if not whole.startswith(prompt) or not whole.endswith(style.suffix):
+        raise UserError("template: the conversation does not continue its generation prompt")
+    return whole[len(prompt) : len(whole) - len(style.suffix)] + style.ending
+
+
+def _verbatim_response(style: ChatFormat, prompt: str, response: str) -> Text:
+    ends = (style.end_of_text, style.end_of_turn)
+    end = next((end for end in ends if response.endswith(end)), ends[0])
+    (words,), mark = quote(style.encoder, [response.removesuffix(end)])
+    return Text(words + end, mark, prompt)
+
+
+def _quoted(style: ChatFormat, messages: Messages) -> tuple[list[dict[str, str]], str]:
+    words, mark = quote(style.encoder, [message["content"] for message in messages])
+    quoted = zip(messages, words, strict=True)
+    return [{**message, "content": text} for message, text in quoted], mark
+
+
+def _with_bos(style: ChatFormat, ids: list[int]) -> list[int]:
+    return ids if style.bos is None or ids[:1] == [style.bos] else [style.bos, *ids]

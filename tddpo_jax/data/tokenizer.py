@@ -1,0 +1,144 @@
+"""Texts to token ids, so that pieces encoded one by one join into what the whole would be.
+
+*   Sentencepiece-like tokenizers put a `▁` in front of every text they are given, so a response
+    encoded alone would begin with a space that its continuation does not have. Such a text is
+    encoded behind an anchor, and the anchor's ids are taken off again.
+*   Special tokens quoted in somebody's words are ordinary text. `quote` breaks them up with a mark
+    before a template is laid around the words; what is still whole after that is the template's.
+*   Nothing is added to a text: no beginning and no end of sequence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tddpo_jax.errors import UserError
+
+# Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
+# vocabulary; where it is not, a private-use character falls back to bytes or to <unk>.
+ANCHORS = ("\n", "\ue000")
+
+SPACES = ("▁", "Ġ")  # how vocabularies write a space
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and what it does to the ends of texts, found out by `make_encoder`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    special: re.Pattern[str]  # any special token
+    has_prefix: bool  # a text alone begins with a dummy prefix
+    special_restarts: bool  # a text behind a special token begins as if it stood alone
+    drops_spaces: bool  # spaces at the end of a text are lost
+
+
+class Text(NamedTuple):
+    """A text to encode. `mark` breaks up the special tokens quoted in it, "" if there are none;
+    `before` is the end of the text it continues, "" if there is none."""
+
+    text: str
+    mark: str = ""
+    before: str = ""
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Looks once at what a tokenizer does."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    # Longest first, so that a token is found before one that is its beginning.
+    specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    end = tokenizer.eos_token or (specials[0] if specials else "")
+    alone, with_space, special, behind = _alone(tokenizer, ["a", "a ", end, end + "a"])
+    return Encoder(
+        tokenizer=tokenizer,
+        special=re.compile("|".join(map(re.escape, specials)) or r"(?!)"),
+        has_prefix=str(tokenizer.convert_ids_to_tokens(alone)[0]).startswith(SPACES),
+        special_restarts=behind == special + alone,
+        drops_spaces=with_space == alone,
+    )
+
+
+def quote(encoder: Encoder, words: Sequence[str]) -> tuple[list[str], str]:
+    """Texts with the special tokens in them broken up by a mark, a character that none of them
+    holds, and the mark; the texts as they are and "" if they hold no special tokens."""
+    if not any(encoder.special.search(text) for text in words):
+        return list(words), ""
+    mark = next(char for char in map(chr, range(0xE000, 0xF900)) if char not in "".join(words))
+    return [encoder.special.sub(lambda found: mark.join(found[0]), text) for text in words], mark
+
+
+def encode(encoder: Encoder, texts: Sequence[Text]) -> list[list[int]]:
+    """The ids of each text, in two batches, since a call costs more than a short text.
+
+    Raises:
+        UserError: a tokenizer with a dummy prefix merges every anchor with a text.
+    """
+    ids = {i: _encode_quoted(encoder, text) for i, text in enumerate(texts) if text.mark}
+    behind = [i for i, text in enumerate(texts) if i not in ids and _continues(encoder, text)]
+    alone = sorted(set(range(len(texts))) - ids.keys() - set(behind))
+    for numbers, function in ((behind, _behind), (alone, _alone)):
+        encoded = function(encoder.tokenizer, [texts[i].text for i in numbers])
+        ids.update(zip(numbers, encoded, strict=True))
+    return [ids[i] for i in range(len(texts))]
+
+
+def _continues(encoder: Encoder, text: Text) -> bool:
+    """True if the tokenizer would give the text a dummy prefix that it must not have."""
+    if not encoder.has_prefix or not text.before:
+        return False
+    behind_special = re.search(rf"(?:{encoder.special.pattern})\Z", text.before)
+    return not (encoder.special_restarts and behind_special)
+
+
+def _encode_quoted(encoder: Encoder, text: Text) -> list[int]:
+    """The ids of a text with marks in it, piece by piece between its true special tokens."""
+    ids: list[int] = []
+    before = text.before
+    for piece in re.split(f"({encoder.special.pattern})", text.text):
+        if not piece:
+            continue
+        if encoder.special.fullmatch(piece):
+            ids += _alone(encoder.tokenizer, [piece])[0]
+        else:
+            words = Text(piece.replace(text.mark, ""), before=before)
+            function = _behind if _continues(encoder, words) else _alone
+            ids += function(encoder.tokenizer, [words.text], quoted=True)[0]
+        before = piece
+    return ids
+
+
+def _alone(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], quoted: bool = False
+) -> list[list[int]]:
+    """Each text as the tokenizer takes it; special tokens in it are special unless `quoted`."""
+    if not texts:
+        return []
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=quoted,
+        return_attention_mask=False,
+        verbose=False,  # no complaint about texts longer than the model's context
+    )["input_ids"]
+
+
+def _behind(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], quoted: bool = False
+) -> list[list[int]]:
+    """Each text as the continuation of another one, without the dummy prefix."""
+    found: dict[int, list[int]] = {}
+    for anchor in ANCHORS:
+        missing = [i for i in range(len(texts)) if i not in found]
+        joint = [anchor + texts[i] for i in missing]
+        lead, *encoded = _alone(tokenizer, [anchor, *joint], quoted)
+        for i, ids in zip(missing, encoded, strict=True):
+            if lead and ids[: len(lead)] == lead:  # a normaliser may have dropped the anchor
+                found[i] = ids[len(lead) :]
+    lost = [text for i, text in enumerate(texts) if i not in found]
+    if lost:
+        raise UserError(f"the tokenizer cannot continue a text with {lost[0][:40]!r}")
+    return [found[i] for i in range(len(texts))]

@@ -1,0 +1,71 @@
+"""What the user reads before a run and after it."""
+
+from __future__ import annotations
+
+import jax
+
+from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.system.console import Screen
+from tddpo_jax.training.prepare import Prepared, parameters_of
+from tddpo_jax.training.step_order import make_order
+
+
+def describe_plan(prepared: Prepared, cells: int, screen: Screen) -> None:
+    """Model, rows used and dropped, steps, batch arithmetic, mesh, memory."""
+    config, data = prepared.config, prepared.dataset
+    model = prepared.model_config
+    screen.say(
+        f"model    {config.model.path}: {parameters_of(model):,} parameters, {model.layers} layers "
+        f"of width {model.width}; {config.train.mode} training, {prepared.dtype} computation"
+    )
+    dropped = ", ".join(f"{len(rows)} {reason}" for reason, rows in data.dropped.items() if rows)
+    screen.say(
+        f"data     {config.data.path}: {len(data.train)} training and {len(data.validation)} "
+        f"validation pairs, template {data.template}; dropped: {dropped or 'none'}; "
+        f"cut: {data.cut_prompts} prompts, {data.cut_responses} responses"
+    )
+    order = make_order(config, len(data.train))
+    rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in prepared.shapes)
+    screen.say(
+        f"steps    {order.total_steps} of {config.train.batch_pairs} pairs, "
+        f"{order.steps_per_epoch} an epoch; micro-batches of {rows} tokens"
+    )
+    mesh = " x ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
+    screen.say(f"devices  mesh {mesh}; {_state_bytes(prepared) / 2**30:.2f} GiB of state on each")
+    if cells > 1:
+        screen.say(f"cells    {cells} to train")
+    every = config.train.eval_every
+    if every is not None and every > order.total_steps:
+        screen.say(
+            f"warning: train.eval_every is {every} and the run has {order.total_steps} steps: "
+            "it never fires; validation runs at epoch ends and at the end"
+        )
+
+
+def _state_bytes(prepared: Prepared) -> float:
+    """Bytes per device of weights, two moments and the gradient sums."""
+    trainable = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.loaded))
+    frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.frozen))
+    sharing = prepared.mesh.shape["fsdp"] * prepared.mesh.shape["tensor"]
+    return (4 * trainable + frozen) / sharing
+
+
+def describe_result(directory: RunDirectory, screen: Screen) -> None:
+    """How the run ended, its best validation, where its policy lies, what to do next."""
+    summary = directory.summary
+    if summary is None:
+        return
+    screen.say(f"{directory.path}: {summary['state']} after {summary['steps']} steps")
+    if summary["divergence"]:
+        screen.say(f"  {summary['divergence']['reason']}")
+    first, best = summary["first"], summary["best"]
+    if best:
+        names = dict.fromkeys((summary["best_metric"], "eval_loss", "eval_kl"))
+        changes = (f"{name} {first[name]:.4g} -> {best[name]:.4g}" for name in names)
+        screen.say(f"  best step {best['step']} by {summary['best_metric']}: {', '.join(changes)}")
+    if summary["export"]:
+        path = directory.path
+        screen.say(
+            f"  policy in {path / summary['export']}; try: python -m tddpo_jax generate "
+            f"--model {path} --prompt TEXT"
+        )

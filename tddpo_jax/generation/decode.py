@@ -1,0 +1,282 @@
+"""One program that continues a batch of prompts token by token with a key-value cache.
+
+Prompts end at the same slot of the cache, padded on the left, so that step n writes one slot for
+all rows and the last prompt position predicts for all of them. Rotary positions are each row's own.
+The prompts go through in one pass; then a loop runs until every row has ended. What a user sets is
+an argument and the shapes are few, so that few programs are ever compiled.
+
+A row's result does not depend on the rows beside it, on their order or on the number of devices
+(beyond the rounding of sums): its random key is made of its own numbers and of the number of the
+token.
+
+Letters: L layers, B rows, T prompt slots, S slots of the cache, N new tokens, E stop ids, D width,
+H heads, K key/value heads, G queries per key/value head, V vocabulary, s head size.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+from qwix import QArray
+
+from tddpo_jax.generation.sampling import Sampler, next_token
+from tddpo_jax.models.attention.ranges import MASKED, attention
+from tddpo_jax.models.llama.model import Llama, rope_frequencies
+from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
+
+SMALLEST_BLOCK = 128
+AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
+
+
+class Cache(NamedTuple):
+    """Rotated keys, and values, of every layer and slot."""
+
+    keys: Float[Array, "L B K S size"]
+    values: Float[Array, "L B K S size"]
+
+
+class State(NamedTuple):
+    """What the loop carries."""
+
+    number: Int[Array, ""]  # of new tokens so far
+    logits: Float[Array, "B V"]  # of the next
+    tokens: Int[Array, "B N"]
+    counts: Int[Array, " B"]  # of each row's own new tokens, its end of turn included
+    done: Bool[Array, " B"]
+    cache: Cache
+
+
+class Prompts(NamedTuple):
+    """Token ids on the right of their slots, and how many they are."""
+
+    tokens: Int[Array, "B T"]
+    lengths: Int[Array, " B"]
+
+
+def cache_slots(length: int, new: int) -> int:
+    """Slots of a cache for prompts and new tokens, whole blocks if they take more than one."""
+    needed = length + new
+    unit = _block() if needed > _block() else SMALLEST_BLOCK
+    return unit * math.ceil(needed / unit)
+
+
+def _block() -> int:
+    """Most slots that attention reads at once.
+
+    More where every turn of a loop costs a launch; not measured on accelerators.
+    """
+    return SMALLEST_BLOCK if jax.default_backend() == "cpu" else 512
+
+
+@functools.partial(jax.jit, static_argnames=("new", "dtype", "mesh"))
+def generate_rows(
+    model: Llama,
+    prompts: Prompts,
+    sampler: Sampler,
+    limits: Int[Array, " B"],
+    stops: Int[Array, " E"],
+    *,
+    new: int,
+    dtype: Any,
+    mesh: Mesh,
+) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
+    """The new tokens of every row, and how many are its own.
+
+    Args:
+        model: any Llama; adapters are applied beside the weights, never merged.
+        prompts: every row with at least one token.
+        sampler: the rows' settings and keys.
+        limits: most new tokens of each row, at most `new`; 0 for a row that is padding.
+        stops: token ids that end a row.
+        new: places for new tokens.
+        dtype: of the computation; logits and the softmax are float32.
+        mesh: rows are spread over data and fsdp, key/value heads over tensor.
+    """
+    model = _in_dtype(model, dtype)
+    rows, length = prompts.tokens.shape
+    start = length - prompts.lengths
+    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
+    slots = cache_slots(length, new)
+    cache, logits = _prefill(model, prompts, slots, dtype, constrain)
+    cache = jax.lax.with_sharding_constraint(
+        cache, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
+    )
+
+    def step(state: State) -> State:
+        token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
+        slot = length + state.number
+        logits, cache = _decode(model, token, slot, start, state.cache, dtype, constrain)
+        return State(
+            number=state.number + 1,
+            logits=constrain(logits),
+            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.number)),
+            counts=state.counts + ~state.done,
+            done=state.done | jnp.isin(token, stops) | (state.number + 1 >= limits),
+            cache=cache,
+        )
+
+    state = State(
+        number=jnp.int32(0),
+        logits=constrain(logits),
+        tokens=jnp.zeros((rows, new), jnp.int32),
+        counts=jnp.zeros(rows, jnp.int32),
+        done=limits <= 0,
+        cache=cache,
+    )
+    state = jax.lax.while_loop(lambda state: ~jnp.all(state.done), step, state)
+    return jax.lax.with_sharding_constraint((state.tokens, state.counts), replicated(mesh))
+
+
+def _in_dtype(model: Llama, dtype: Any) -> Llama:
+    """The weights as the products want them, cast once and not at every step.
+
+    Quantised ones stay as they are.
+    """
+
+    def cast(weight: Array | QArray) -> Array | QArray:
+        return weight if isinstance(weight, QArray) else weight.astype(dtype)
+
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(cast, params, is_leaf=lambda weight: isinstance(weight, QArray))
+    return nnx.merge(graphdef, params, *rest)
+
+
+def _prefill(
+    model: Llama,
+    prompts: Prompts,
+    slots: int,
+    dtype: Any,
+    constrain: Callable[[Array], Array],
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """The cache after the prompts, with room up to `slots`, and the logits of what follows them."""
+    length = prompts.tokens.shape[1]
+    slot = jnp.arange(length)
+    start = (length - prompts.lengths)[:, None]
+    # Padding sees the empty range [slot, slot).
+    live = slot >= start
+    key_start, key_end = jnp.where(live, start, slot), slot + live
+
+    def attend(q: Array, k: Array, v: Array, _: Array) -> tuple[Array, Cache]:
+        out = attention(q, k, v, key_start, key_end)
+        room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
+        return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
+
+    return _through_layers(
+        model, prompts.tokens, jnp.maximum(slot - start, 0), attend, dtype, constrain
+    )
+
+
+def _decode(
+    model: Llama,
+    token: Int[Array, " B"],
+    slot: Int[Array, ""],
+    start: Int[Array, " B"],
+    cache: Cache,
+    dtype: Any,
+    constrain: Callable[[Array], Array],
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The logits after a new token, which goes into `slot` of the cache."""
+
+    def attend(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, Cache]:
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        return _attend_cached(q, k, v, cache, layer, start, slot), Cache(k, v)
+
+    new, logits = _through_layers(
+        model, token[:, None], (slot - start)[:, None], attend, dtype, constrain
+    )
+    # One write behind all reads, so that the loop needs one cache and copies nothing.
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
+    return logits, jax.tree.map(write, cache, new)
+
+
+def _through_layers(
+    model: Llama,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    attend: Callable[[Array, Array, Array, Array], tuple[Array, Cache]],
+    dtype: Any,
+    constrain: Callable[[Array], Array],
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """What `attend` wants kept of every layer, and the logits at the last position.
+
+    `attend` is given queries, keys, values and the number of the layer.
+    """
+    angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(model.config)
+
+    def layer(x: Array, block_and_number: tuple[Any, Array]) -> tuple[Array, Cache]:
+        block, number = block_and_number
+        kept = []
+
+        def remember(q: Array, k: Array, v: Array) -> Array:
+            out, keep = attend(q, k, v, number)
+            kept.append(keep)
+            return out
+
+        return constrain(block(x, angle, remember)), kept[0]
+
+    x = constrain(model.embed[...][tokens].astype(dtype))
+    x, kept = jax.lax.scan(layer, x, (model.layers, jnp.arange(model.config.layers)))
+    last = model.norm(x[:, -1:])[:, 0]
+    head = model.head_weight.astype(dtype)
+    return kept, jnp.einsum("BD,VD->BV", last, head, preferred_element_type=jnp.float32)
+
+
+def _attend_cached(
+    q: Float[Array, "B 1 H s"],
+    k: Float[Array, "B K 1 s"],
+    v: Float[Array, "B K 1 s"],
+    cache: Cache,
+    layer: Int[Array, ""],
+    start: Int[Array, " B"],
+    end: Int[Array, ""],
+) -> Float[Array, "B 1 H s"]:
+    """Attention of one new token over itself and over slots `[start, end)` of a layer's cache.
+
+    Only the blocks that some row sees are read, with the running softmax of FlashAttention (see
+    `attention.py`), which begins with the token itself.
+    """
+    rows, key_value_heads, _, size = k.shape
+    slots = cache.keys.shape[3]
+    block = min(slots, _block())
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    grouped = (q * size**-0.5).reshape(rows, key_value_heads, -1, size)
+
+    def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        out, total, largest = carry
+        where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block, size)
+        # As it lies: for GPUs, XLA would else transpose the whole cache for every token.
+        keys, values = (
+            with_layout_constraint(jax.lax.dynamic_slice(x, where, shape), AS_WRITTEN)[0]
+            for x in cache
+        )
+        slot = j * block + jnp.arange(block)
+        seen = (slot >= start[:, None]) & (slot < end)
+        scores = product("BKGs,BKSs->BKGS", grouped, keys)
+        scores = jnp.where(seen[:, None, None], scores, MASKED)
+        new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
+        weights, shrink = jnp.exp(scores - new_largest[..., None]), jnp.exp(largest - new_largest)
+        mixed = product("BKGS,BKSs->BKGs", weights.astype(values.dtype), values)
+        return (
+            out * shrink[..., None] + mixed,
+            total * shrink + jnp.sum(weights, axis=-1),
+            new_largest,
+        )
+
+    own = product("BKGs,BKSs->BKGS", grouped, k)[..., 0]
+    itself = jnp.broadcast_to(v.astype(jnp.float32), grouped.shape), jnp.ones_like(own), own
+    first, last = jnp.min(start) // block, (end + block - 1) // block
+    out, total, _ = (
+        visit(jnp.int32(0), itself)
+        if slots == block
+        else jax.lax.fori_loop(first, last, visit, itself)
+    )
+    return (out / total[..., None]).reshape(q.shape).astype(q.dtype)

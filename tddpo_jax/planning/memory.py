@@ -1,0 +1,131 @@
+"""The memory of a run by arithmetic: what every device holds, and how long its rows may be."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from tddpo_jax.batches.layout import Shape
+from tddpo_jax.config.schema import Config, MeshConfig
+from tddpo_jax.losses.logprobs import CHUNK
+from tddpo_jax.models.flops import layer_matmul_parameters
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.shardings import compute_dtype, tree_shardings
+from tddpo_jax.planning.compiler import abstract_weights, bytes_of_device, on, placed
+from tddpo_jax.system.devices import Device
+from tddpo_jax.training.optimizer import make_optimizer
+
+# Left to the CUDA context, NCCL, cuDNN's workspaces and fragmentation.
+SPARE_SHARE = 0.09
+ROW_STEP = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device; what a policy trains, for all policies of a population."""
+
+    trained: int
+    adapters: int  # trained as well
+    frozen: int
+    reference: int  # a copy of what is trained as it began, for `loss.kl: full`
+    optimizer: int
+    sums: int
+    gathered: int  # layers brought together for their use and copies for that, the head, logits
+    activations: int
+
+    @property
+    def resident(self) -> int:
+        trained = self.trained + self.adapters + self.optimizer + self.sums
+        return trained + self.frozen + self.reference
+
+    @property
+    def peak(self) -> int:
+        return self.resident + self.gathered + self.activations
+
+
+def usable(device: Device) -> int:
+    """Bytes that a run may take of a device."""
+    return int(device.memory * (1 - SPARE_SHARE))
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh without devices."""
+    sizes = config.model_dump()
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def arithmetic(config: Config, model: LlamaConfig, shape: Shape, members: int = 1) -> Memory:
+    """Bytes of one device while it works on a micro-batch of this shape, for so many policies."""
+    sizes, mesh = config.mesh.model_dump(), abstract_mesh(config.mesh)
+    _, *weights = abstract_weights(config, model, planned_dtype(config))
+    trained, frozen = (placed(part, mesh) for part in weights)
+    moments = jax.eval_shape(make_optimizer(config.train).init, trained)
+    trained_bytes = bytes_of_device(trained)
+    tokens = shape.rows * shape.length // (sizes["data"] * sizes["fsdp"])
+    full = config.train.mode == "full"
+    # The gradients of a population are not added to the sums where they lie.
+    gradients = members * trained_bytes if members > 1 else 0
+    return Memory(
+        trained=members * trained_bytes * full,
+        adapters=members * trained_bytes * (not full),
+        frozen=bytes_of_device(frozen),
+        reference=trained_bytes if config.loss.kl == "full" else 0,
+        optimizer=members * bytes_of_device(on(moments, tree_shardings(moments, mesh))),
+        sums=members * trained_bytes,
+        gathered=_gathered(config, model, members) + gradients,
+        activations=members * tokens * activations_of_token(config, model),
+    )
+
+
+def planned_dtype(config: Config) -> Any:
+    """Of the computation: every device that can be planned for is an accelerator."""
+    return compute_dtype(config.model.dtype, on_cpu=False)
+
+
+def activations_of_token(config: Config, model: LlamaConfig) -> int:
+    """Bytes kept of a token over all layers, and of the one layer that backward is at.
+
+    Counted: a layer's input; with `dots` also queries, keys, values, attention's output, the sum
+    behind it, gate and up. With `none` everything, the causal rows of attention included, about
+    four and a quarter times that: so XLA's accounts say, of all modes on 1 and 8 GPUs. The layer at
+    work holds about twenty arrays of the width, norms, causal rows and cotangents among them, and
+    four of the feed-forward.
+    """
+    heads = (2 * model.heads + 2 * model.key_value_heads) * model.head_size
+    shared = config.mesh.tensor
+    products = model.width + (heads + 2 * model.feed_forward) // shared
+    kept = {"full": 0, "dots": products, "none": 17 * products // 4}
+    values = model.layers * (model.width + kept[config.model.remat])
+    at_work = 20 * model.width + 4 * model.feed_forward // shared
+    return planned_dtype(config).itemsize * (values + at_work)
+
+
+def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
+    """The head, a chunk of logits, and layers in use.
+
+    Layers that are gathered are gone when the head comes. The reference of the exact KL has a head
+    and logits of its own.
+    """
+    mode, mesh, itemsize = config.train.mode, config.mesh, planned_dtype(config).itemsize
+    layer = itemsize * layer_matmul_parameters(model) // mesh.tensor
+    head = model.vocabulary * model.width // mesh.tensor
+    chunk = 4 * CHUNK * model.vocabulary // mesh.tensor
+    size = head * (4 + 4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
+    if config.loss.kl == "full":
+        size += head * (4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
+    if mesh.fsdp == 1 and mode == "lora":
+        return size  # used where they lie
+    return size + layer if mesh.fsdp == 1 else max(size, 2 * layer)
+
+
+def longest_row(
+    config: Config, model: LlamaConfig, shape: Shape, room: int, members: int = 1
+) -> int:
+    """The longest row, in steps of 1,024 tokens, that fits the room by arithmetic; 0 if none."""
+    fixed = arithmetic(config, model, dataclasses.replace(shape, length=0), members).peak
+    longer = dataclasses.replace(shape, length=ROW_STEP)
+    step = arithmetic(config, model, longer, members).peak - fixed
+    return max(0, (room - fixed) // step) * ROW_STEP

@@ -1,0 +1,298 @@
+"""Will it fit, and how long will it take: a run on devices that nobody has rented yet.
+
+Memory is told twice, side by side: by arithmetic, and by the compiler, see `ahead_of_time`. The
+lengths are those of the data if it can be had, else those stated below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import numpy as np
+
+from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.config.schema import Config, MeshConfig
+from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset, load_tokenizer
+from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.templates import check_name
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.attention.kernels import check_heads
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.shardings import check_mesh
+from tddpo_jax.planning import compiler
+from tddpo_jax.planning.compiler import Report, abstract_weights, hosts_of
+from tddpo_jax.planning.duration import Time, Work, expected_time, work_of
+from tddpo_jax.planning.memory import (
+    Memory,
+    abstract_mesh,
+    arithmetic,
+    longest_row,
+    planned_dtype,
+    usable,
+)
+from tddpo_jax.system import hub
+from tddpo_jax.system.cache import cache_folder
+from tddpo_jax.system.devices import DEVICES
+from tddpo_jax.system.paths import SHAPES
+from tddpo_jax.training.prepare import (
+    attention_implementation,
+    load_tokenizer_if_any,
+    micro_batch_shapes,
+)
+from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import resolve
+
+# Shapes that ship with the project, for their hub ids need no network then.
+KNOWN_SHAPES = {
+    f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
+}
+# argilla/dpo-mix-7k in Llama-2 tokens: means of prompt, chosen and rejected, from a sample of the
+# same families; gamma distributions of these shapes have its spread.
+STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.0)
+STATED_VALIDATION_PAIRS = 750
+
+XLA_CPUS, XLA_CUDA = "XLA, CPUs", "XLA, CUDA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that the verb `plan` says, in `plan_text`'s words."""
+
+    config: Config
+    device: str
+    open_axes: list[str]  # of the mesh, whose size was left to the devices: planned for one
+    model: LlamaConfig
+    parameters: int
+    trained: int
+    members: int  # policies that train in one program
+    attention: str
+    lengths: str  # where they come from
+    pairs: list[Pair]
+    shapes: tuple[Shape, ...]
+    work: Work
+    memory: Memory
+    time: Time
+    compiled: dict[str, Report]
+    failed: dict[str, str]  # compilers that gave no report, and why
+
+    @property
+    def peak(self) -> int:
+        """The compiler's word for the device itself if it could be asked, else arithmetic's."""
+        if XLA_CUDA in self.compiled:
+            return self.compiled[XLA_CUDA].peak
+        return self.memory.peak
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= usable(DEVICES[self.device])
+
+    @property
+    def room(self) -> int:
+        """Bytes that arithmetic may fill: what the compiler needs beyond it is kept free."""
+        return usable(DEVICES[self.device]) - max(0, self.peak - self.memory.peak)
+
+    @property
+    def longest_row(self) -> int:
+        """In tokens, the longest that fits."""
+        return longest_row(self.config, self.model, self.shapes[0], self.room, self.members)
+
+
+def make_plan(config: Config, device: str, members: int = 1) -> Plan:
+    """Plans one cell of an experiment on devices of this name, as many as its mesh has.
+
+    Args:
+        config: of the cell, or of one of a population.
+        device: a name in `DEVICES`.
+        members: policies that train in one program, see `members_of`.
+
+    Raises:
+        UserError: the user's input is wrong; the message names the field or file.
+    """
+    folder = model_folder(config.model.path)
+    model = read_config(folder)
+    attention = attention_implementation(config.model, DEVICES[device].kind)
+    check_heads(attention, model.head_size)
+    asked = config.mesh.model_dump()
+    sizes = {axis: max(1, size) for axis, size in asked.items()}
+    config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
+    hosts_of(math.prod(sizes.values()))
+    check_mesh(abstract_mesh(config.mesh), model)
+    dataset, lengths = dataset_or_stated(config, model)
+    shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
+    job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
+    memory = arithmetic(config, model, shapes[0], members)
+    # What cannot fit is not compiled: that may take more memory than this machine has.
+    fits = memory.resident <= usable(DEVICES[device])
+    compilers = _start_compilers(config, folder, device, job) if fits else {}
+    parameters, trained = parameter_counts(config, model)
+    work = work_of(config, model, dataset.train, shapes, members)
+    time = expected_time(config, model, DEVICES[device], work, memory)
+    compiled, failed = _reports(compilers)
+    return Plan(
+        config=config,
+        device=device,
+        open_axes=[axis for axis, size in asked.items() if size != sizes[axis]],
+        model=model,
+        parameters=parameters,
+        trained=trained,
+        members=members,
+        attention=attention,
+        lengths=lengths,
+        pairs=dataset.train,
+        shapes=shapes,
+        work=work,
+        memory=memory,
+        time=time,
+        compiled=compiled,
+        failed=failed,
+    )
+
+
+def members_of(cells: Sequence[Config]) -> int:
+    """Cells that train in one program: with `train.population` those of the first one's seed."""
+    first = cells[0]
+    of_seed, population = sum(cell.seed == first.seed for cell in cells), first.train.population
+    if not population:
+        return 1
+    return of_seed if population is True else min(of_seed, population)
+
+
+# ---- what is planned for -------------------------------------------------------------------------
+
+
+def model_folder(path: str) -> Path:
+    """A folder with the model's `config.json`: shipped, local, or that one file from the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path in KNOWN_SHAPES:
+        return KNOWN_SHAPES[path]
+    if _is_local(path):
+        return resolve(path).base
+    folder = Path(tempfile.mkdtemp(prefix="tddpo-plan-"))
+    try:
+        huggingface_hub.hf_hub_download(path, "config.json", local_dir=folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model.path: {path}: no config.json to plan for: {reason}") from None
+    return folder
+
+
+def _is_local(path: str) -> bool:
+    return path == "embedded" or Path(path).expanduser().exists()
+
+
+def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]:
+    """The run's pairs, or pairs of the stated lengths, and a line that says which.
+
+    Raises:
+        UserError: data or model are wrong; only what an unreachable hub withholds has a stand-in.
+    """
+    path = config.model.path
+    try:
+        tokenizer = (
+            load_tokenizer_if_any(resolve(path)) if _is_local(path) else load_tokenizer(path)
+        )
+        dataset = load_dataset(config.data, tokenizer, context=model.context, cache=cache_folder())
+    except hub.NotAtHand as error:
+        if hub.answers():
+            raise
+        with contextlib.suppress(hub.NotAtHand):
+            check_sources(config.data)
+        missing = str(error).partition(":")[0]
+        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
+        because = f"for the hub cannot be reached: no {missing}"
+        return stated_dataset(config, model), f"{stated}, {because}"
+    return dataset, f"{config.data.path}, template {dataset.template}"
+
+
+def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
+    """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
+
+    Raises:
+        UserError: a setting of the data is wrong, whatever the data.
+    """
+    if config.data.template is not None:
+        check_name(config.data.template)
+    validated = config.data.validation != 0
+    validation = stated_pairs(config, model, STATED_VALIDATION_PAIRS, seed=1) if validated else []
+    return Dataset(
+        train=stated_pairs(config, model, STATED_PAIRS),
+        validation=validation,
+        dropped={},
+        cut_prompts=0,
+        cut_responses=0,
+        template=config.data.template or "tokenizer",
+        content_hash="stated",
+    )
+
+
+def stated_pairs(
+    config: Config, model: LlamaConfig, count: int = STATED_PAIRS, seed: int = 0
+) -> list[Pair]:
+    """Pairs with the lengths of argilla/dpo-mix-7k; every token is 0."""
+    limits = branch_limits(config.data, model.context)
+    response = limits.max_length - limits.max_prompt_length
+    rng = np.random.default_rng(seed)
+    lengths = []
+    for mean, shape, limit in zip(
+        STATED_MEANS, STATED_SHAPES, (limits.max_prompt_length, response, response), strict=True
+    ):
+        drawn = rng.gamma(shape, mean / shape, count)
+        # Cut as truncation cuts, and back to the stated mean.
+        drawn *= mean / np.minimum(drawn, limit).mean()
+        lengths.append(np.clip(drawn.astype(int), min(2, limit), limit))
+    tokens = np.zeros(limits.max_length, np.int32)
+    return [
+        Pair(row, *(tokens[:length] for length in three))
+        for row, three in enumerate(zip(*lengths, strict=True))
+    ]
+
+
+def parameter_counts(config: Config, model: LlamaConfig) -> tuple[int, int]:
+    """Weights of the model without adapters, and of what is trained."""
+    trained = abstract_weights(config, model, planned_dtype(config))[1]
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    if config.train.mode == "full":
+        return count, count
+    whole = config.model_copy(update={"train": config.train.model_copy(update={"mode": "full"})})
+    return parameter_counts(whole, model)[0], count
+
+
+def _start_compilers(
+    config: Config, folder: Path, device: str, job: dict[str, Any]
+) -> dict[str, subprocess.Popen[str]]:
+    """Both at once: there is a core for each."""
+    job = {
+        **job,
+        "config": config.model_dump(mode="json"),
+        "model": str(folder),
+        "devices": math.prod(config.mesh.model_dump().values()),
+    }
+    compilers = {XLA_CPUS: compiler.start({**job, "device": None})}
+    if compiler.cuda_installed():
+        compilers[XLA_CUDA] = compiler.start({**job, "device": device})
+    return compilers
+
+
+def _reports(
+    compilers: dict[str, subprocess.Popen[str]],
+) -> tuple[dict[str, Report], dict[str, str]]:
+    """What the compilers say, and what kept others from it: arithmetic stands without them."""
+    compiled, failed = {}, {}
+    for name, process in compilers.items():
+        try:
+            compiled[name] = compiler.result(process)
+        except RuntimeError as error:
+            failed[name] = str(error)
+    return compiled, failed

@@ -1,0 +1,193 @@
+"""A plan in words, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tddpo_jax.batches.packing import needed_length
+from tddpo_jax.config.schema import Config
+from tddpo_jax.planning.duration import EXPECTED_SHARE
+from tddpo_jax.planning.memory import longest_row, usable
+from tddpo_jax.planning.plan import XLA_CPUS, XLA_CUDA, Plan
+from tddpo_jax.system.devices import DEVICES, GIB
+
+
+def as_json(plan: Plan, cells: int) -> dict[str, Any]:
+    """The plan as a program reads it; sizes in bytes, times in seconds."""
+    return {
+        "device": plan.device,
+        "mesh": plan.config.mesh.model_dump(),
+        "open_axes": plan.open_axes,
+        "mode": plan.config.train.mode,
+        "remat": plan.config.model.remat,
+        "parameters": plan.parameters,
+        "trained": plan.trained,
+        "lengths": plan.lengths,
+        "pairs": len(plan.pairs),
+        "steps": plan.work.order.total_steps,
+        "cells": cells,
+        "members": plan.members,
+        "attention": plan.attention,
+        "micro_batches": plan.work.micro_batches,
+        "row_length": plan.shapes[0].length,
+        "padding": plan.work.padding,
+        "flops_per_pair": plan.work.flops,
+        "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
+        "compiled": {
+            name: {**dataclasses.asdict(report), "peak": report.peak}
+            for name, report in plan.compiled.items()
+        },
+        "failed": plan.failed,
+        "usable": usable(DEVICES[plan.device]),
+        "peak": plan.peak,
+        "fits": plan.fits,
+        "longest_row": plan.longest_row,
+        "time": dataclasses.asdict(plan.time),
+    }
+
+
+def lines(plan: Plan, cells: int) -> Iterator[str]:
+    """The plan as a person reads it."""
+    config, work = plan.config, plan.work
+    sizes = config.mesh.model_dump()
+    count = math.prod(sizes.values())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one"
+    yield (
+        f"model      {config.model.path}: {plan.parameters:,} parameters; {config.train.mode} "
+        f"trains {plan.trained:,}"
+    )
+    three = np.mean([[len(part) for part in pair[1:]] for pair in plan.pairs], axis=0)
+    yield (
+        f"data       {plan.lengths}; {len(plan.pairs):,} pairs, tokens of prompt, chosen, rejected "
+        f"{three[0]:.0f}, {three[1]:.0f}, {three[2]:.0f}"
+    )
+    rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
+    yield (
+        f"steps      {work.order.total_steps} of {work.order.batch_pairs} pairs in "
+        f"{work.micro_batches:.1f} micro-batches of {rows} tokens, {work.padding:.1%} padding"
+    )
+    if plan.members > 1:
+        yield f"population {plan.members} policies in one program"
+    yield (
+        f"devices    {count} x {plan.device}, mesh {mesh}; remat {config.model.remat}, "
+        f"attention {plan.attention}"
+    )
+    for axis in plan.open_axes:
+        left = f"mesh.{axis} takes all devices left: planned for 1"
+        yield f"           ({left}; --mesh.{axis} N for N)"
+    yield ""
+    yield from _table(plan)
+    yield ""
+    time = plan.time
+    yield (
+        f"compute    {work.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
+        f"{time.floor / 60:.0f} min at the data sheet's rate, about "
+        f"{max(time.expected, time.moving) / 60:.0f} min at {EXPECTED_SHARE:.0%} of it"
+        f"{_each(plan, cells)}"
+    )
+    yield (
+        f"memory     {time.memory / 60:.1f} min of that reads and writes weights, sums and moments"
+    )
+    if time.moving:
+        yield (
+            f"moving     {time.moving / 60:.1f} min of weights and gradients between devices, "
+            f"{'hidden behind' if time.moving < time.expected else 'MORE THAN'} the computation"
+        )
+    yield from _verdict(plan)
+
+
+def _each(plan: Plan, cells: int) -> str:
+    if cells == 1:
+        return ""
+    programs = cells // plan.members
+    return f", for each of {programs} {'populations' if plan.members > 1 else 'cells'}"
+
+
+def _table(plan: Plan) -> Iterator[str]:
+    memory, reports = plan.memory, plan.compiled
+    names = "".join(f"{name:>13}" for name in ("arithmetic", *reports))
+    yield f"{'GiB of each device':<44}{names}"
+    parts = {
+        "weights, trained (float32)": memory.trained,
+        "adapters (float32)": memory.adapters,
+        "weights, frozen": memory.frozen,
+        "reference of the exact KL": memory.reference,
+        "optimiser": memory.optimizer,
+        "sums of gradients": memory.sums,
+        "layers and head in use, logits": memory.gathered,
+        "activations": memory.activations,
+    }
+    for label, size in parts.items():
+        if size:
+            yield f"  {label:<42}{size / GIB:>13.2f}"
+    beside = memory.peak - memory.resident
+    rows = {
+        "always there": (memory.resident, [report.resident for report in reports.values()]),
+        "while gradients are computed": (beside, [report.gradients for report in reports.values()]),
+        "while the optimiser updates": (0, [report.update for report in reports.values()]),
+        "peak": (memory.peak, [report.peak for report in reports.values()]),
+    }
+    for label, (ours, compiled) in rows.items():
+        yield f"{label:<44}" + "".join(f"{size / GIB:>13.2f}" for size in (ours, *compiled))
+    if XLA_CPUS in reports:
+        yield "  (on CPUs, some versions of XLA keep bfloat16 activations as float32)"
+    if reports:
+        seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
+        yield f"{'seconds to compile':<57}{seconds}"
+    for name, reason in plan.failed.items():
+        yield f"{name}: no word of it, {reason}"
+
+
+def _verdict(plan: Plan) -> Iterator[str]:
+    device = DEVICES[plan.device]
+    room = f"{usable(device) / GIB:.0f} usable of {device.memory / GIB:.0f} GiB"
+    peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if XLA_CUDA in plan.compiled else 'arithmetic'}"
+    per_row = plan.shapes[0].rows // (plan.config.mesh.data * plan.config.mesh.fsdp)
+    longest = f"rows of up to {plan.longest_row:,} tokens fit, {per_row} on a device"
+    if plan.fits:
+        yield f"verdict    fits: {peak}, {room}; {longest}"
+        return
+    yield f"verdict    does NOT fit: {peak}, {room}; try {' or '.join(_changes(plan))}"
+
+
+def _changes(plan: Plan) -> Iterator[str]:
+    """Up to three settings that make it fit by arithmetic, the gentlest first."""
+    config, shape = plan.config, plan.shapes[0]
+    longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
+    found = 0
+    for option, changed in _candidates(config):
+        rows = shape.rows * changed.mesh.fsdp // config.mesh.fsdp
+        members = plan.members if changed.train.population else 1
+        wider = dataclasses.replace(shape, rows=rows)
+        limit = longest_row(changed, plan.model, wider, plan.room, members)
+        if limit < longest_pair:
+            continue
+        yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
+        found += 1
+        if found == 3:
+            return
+    if not found:
+        yield "another device"
+
+
+def _candidates(config: Config) -> Iterator[tuple[str, Config]]:
+    def changed(section: str, **settings: Any) -> Config:
+        return config.model_copy(
+            update={section: getattr(config, section).model_copy(update=settings)}
+        )
+
+    yield "", config
+    if config.train.population:
+        yield "--train.population false", changed("train", population=False)
+    if config.model.remat != "full":
+        yield "--model.remat full", changed("model", remat="full")
+    for mode in {"full": ("lora", "qlora"), "lora": ("qlora",)}.get(config.train.mode, ()):
+        yield f"--train.mode {mode}", changed("train", mode=mode)
+    for doublings in range(1, 4):
+        fsdp = config.mesh.fsdp * 2**doublings
+        yield f"--mesh.fsdp {fsdp}", changed("mesh", fsdp=fsdp)

@@ -1,0 +1,119 @@
+"""The cells of an experiment and their directories; starts no device.
+
+One cell writes into the output itself, several into a directory each below it, beside `grid.json`:
+what the cells share, and their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from tddpo_jax.config.schema import Config, cell_name, expand, get, resolve
+from tddpo_jax.errors import UserError
+from tddpo_jax.runs.locks import alone_in
+from tddpo_jax.runs.run_directory import (
+    RunDirectory,
+    check_output,
+    differences,
+    identity,
+    is_free,
+    write_atomically,
+)
+from tddpo_jax.system.hosts import agree
+from tddpo_jax.system.json_files import Content, read_as
+
+
+def cell_directories(settings: dict[str, Any]) -> list[RunDirectory]:
+    """The directories of all cells of the settings, in the order of the grid; writes nothing.
+
+    Raises:
+        UserError: a setting is wrong, or a directory holds a run of another configuration.
+    """
+    configs = list(dict.fromkeys(resolve(cell) for cell in expand(settings)))
+    if len(configs) == 1:
+        return [RunDirectory(_root(configs), configs[0])]
+    root = _root(configs)
+    check_output(root)
+    if not is_free(root):
+        _check_grid(root, configs)
+    return [RunDirectory(root / cell_name(config), config) for config in configs]
+
+
+def output_of(directories: Sequence[RunDirectory]) -> Path:
+    """The directory of the lone run, or of the grid."""
+    return _root([directory.config for directory in directories])
+
+
+def _root(configs: Sequence[Config]) -> Path:
+    config = configs[0]
+    default = "grid" if len(configs) > 1 else cell_name(config)
+    return Path(config.output or f"runs/{default}")
+
+
+class _Grid(Content):
+    cells: Annotated[list[str], pydantic.Field(min_length=1)]
+    settings: dict[str, Any]
+
+
+def read_grid(file: Path) -> dict[str, Any]:
+    """What a `grid.json` says: the `cells`' names and the `settings` that they share.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_as(file, _Grid).model_dump()
+
+
+def _check_grid(root: Path, configs: Sequence[Config]) -> None:
+    """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
+    file = root / "grid.json"
+    if not file.exists():
+        raise UserError(f"output: {root} exists and holds no grid")
+    found = identity(read_grid(file)["settings"])
+    rates = get(found, "train.learning_rate")
+    if not isinstance(rates, dict):
+        raise UserError(f"{file}: settings.train.learning_rate: must name a rate for each loss")
+    wanted = _shared(configs, found)
+    # A loss that it has not held so far may come with any rate.
+    found["train"]["learning_rate"] = wanted["train"]["learning_rate"] | rates
+    if found != wanted:
+        raise UserError(
+            f"output: {root} holds a grid of another configuration: "
+            f"{', '.join(differences(found, wanted))}"
+        )
+
+
+def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cells of a grid have in common, with the learning rates of all losses so far."""
+    axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+    rates = {config.loss.name: config.train.learning_rate for config in configs}
+    settings = identity(configs[0].model_dump(mode="json", exclude=axes))
+    settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
+    return settings
+
+
+def record_grid(directories: Sequence[RunDirectory]) -> None:
+    """Writes `grid.json` if there are several cells; those of earlier commands stay, first.
+
+    Raises:
+        UserError: since we looked, another command began a grid of another configuration there.
+    """
+    if len(directories) > 1:
+        agree(lambda: _record([directory.config for directory in directories]))
+
+
+def _record(configs: Sequence[Config]) -> None:
+    root = _root(configs)
+    with alone_in(root):
+        if not is_free(root):
+            _check_grid(root, configs)
+        file = root / "grid.json"
+        earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
+        cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
+        grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+        write_atomically(file, json.dumps(grid, indent=2) + "\n")

@@ -1,0 +1,95 @@
+"""Reading JSON that may be damaged: errors are one line that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from tddpo_jax.errors import UserError
+
+
+class Content(pydantic.BaseModel):
+    """What a JSON file must hold; what more it holds is kept."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+ContentT = TypeVar("ContentT", bound=pydantic.BaseModel)
+
+
+def read_as(file: Path, kind: type[ContentT]) -> ContentT:
+    """The object in a JSON file, which must be a `kind`.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or a field of it is missing or wrong.
+    """
+    try:
+        return kind.model_validate(read_object(file))
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{file}: {field}: {problem['msg']}") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, holds no object, or names a thing twice.
+    """
+    try:
+        value = json.loads(file.read_bytes(), object_pairs_hook=_distinct)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except KeyError as error:
+        raise UserError(f"{file}: {error.args[0]} stands there twice") from None
+    except ValueError:
+        raise UserError(f"{file}: not JSON") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in names:
+            raise KeyError(name)
+        names[name] = value
+    return names
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, numbers by name; none if there is no such file.
+
+    The file may still be growing, so that its last line may be cut: such a line is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    return parse_records(file, file.read_bytes()) if file.exists() else []
+
+
+def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
+    """As `read_records`, of a part of the file that was read before."""
+    lines = [line for line in text.split(b"\n") if line]
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number + 1 < len(lines) or text.endswith(b"\n"):
+                raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
+            break
+        if not isinstance(value, dict) or not _is_record(value):
+            raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
+        records.append(value)
+    return records
+
+
+def _is_record(values: dict[str, Any]) -> bool:
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    return numbers and isinstance(values.get("step"), int)

@@ -1,0 +1,50 @@
+"""AdamW whose learning rate is an argument of the step, and the schedule that gives it.
+
+References:
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from tddpo_jax.config.schema import TrainConfig
+from tddpo_jax.placement.shardings import path_name
+
+
+def _decayed(params: Any) -> Any:
+    """True for every parameter but the norms' weights, which decay would pull to zero."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path_name(path).endswith("norm.weight"), params
+    )
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam, decoupled weight decay; to be scaled by -learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of step `step`, 0 <= step < total_steps; never 0 unless asked for.
+
+    Warm-up rises linearly and reaches `config.learning_rate` on its last step; cosine and linear
+    decay would reach 0 on the step after the last.
+    """
+    warmup = round(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total_steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * done)),
+    }
+    return config.learning_rate * factor[config.schedule]

@@ -1,0 +1,355 @@
+"""Everything the cells of an experiment share, made once: weights, pairs, programs, reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float
+from transformers import PreTrainedTokenizerBase
+
+from tddpo_jax import __version__
+from tddpo_jax.adapters import lora
+from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
+from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.batches.packing import choose_shapes
+from tddpo_jax.config.schema import Config, ModelConfig, ignored_in
+from tddpo_jax.data.dataset import load_dataset, load_tokenizer
+from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.errors import UserError
+from tddpo_jax.losses.dpo import LossSpec
+from tddpo_jax.losses.metrics import check_best_metric
+from tddpo_jax.models.attention.kernels import KERNELS, check_heads
+from tddpo_jax.models.flops import matmul_rate
+from tddpo_jax.models.llama.model import Llama, LlamaConfig, LoraParam, count_parameters
+from tddpo_jax.placement.shardings import compute_dtype, make_mesh, row_devices, row_sharding
+from tddpo_jax.scoring.reference import log_probs, reference_log_probs
+from tddpo_jax.system.cache import cache_folder, use_compilation_cache
+from tddpo_jax.system.console import Screen
+from tddpo_jax.system.hosts import agree, check_alike, first_before_others
+from tddpo_jax.system.paths import PACKAGE
+from tddpo_jax.training.optimizer import make_optimizer
+from tddpo_jax.training.step import Computation, Frozen, Program, make_program, split_model
+from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.locate import ModelFiles, resolve
+from tddpo_jax.weights.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
+
+# As their kinds begin: H100, H200 and their like, and GH200.
+HOPPER = ("NVIDIA H", "NVIDIA GH")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:
+    """The back-end of attention that the settings mean on a kind of device, by default that here.
+
+    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. What is asked for by
+    name must be possible there; nothing else ever takes its place.
+
+    Raises:
+        UserError: it is not.
+    """
+    kind = kind or jax.devices()[0].device_kind
+    dtype = compute_dtype(config.dtype, on_cpu=kind == "cpu")
+    has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
+    if config.attention == "auto":
+        return "cudnn" if has_cudnn else "xla"
+    here = f"and bfloat16, here are {kind} and {dtype}"
+    if config.attention == "cudnn" and not has_cudnn:
+        raise UserError(f"model.attention: cudnn needs an NVIDIA GPU {here}")
+    if config.attention == "tokamax" and not (has_cudnn and kind.startswith(HOPPER)):
+        raise UserError(f"model.attention: tokamax needs a Hopper GPU {here}")
+    if config.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
+        raise UserError("model.attention: tokamax is not installed: pip install '.[tokamax]'")
+    return config.attention
+
+
+def computation(config: ModelConfig, mesh: Mesh) -> Computation:
+    """How the settings say that the model is computed on this mesh."""
+    attention = attention_implementation(config)
+    return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
+
+
+def load_tokenizer_if_any(files: ModelFiles) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; data of token ids needs none."""
+    folder = files.tokenizer
+    found = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return load_tokenizer(folder) if found else None
+
+
+def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
+    """The model of a folder; an adapter that lies on top of it is merged in."""
+    model = _load_unmerged(files, mesh, dtype)
+    return model if files.adapter is None else lora.merged(model, dtype)
+
+
+def _load_unmerged(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
+    model = hugging_face.load(files.base, mesh, base_dtype(files.base, [files.adapter], dtype))
+    if files.adapter is not None:
+        load_adapter(model, files.adapter)
+    return model
+
+
+def loss_spec(config: Config) -> LossSpec:
+    """The static part of a cell's loss."""
+    return LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """What every cell of an experiment uses; nothing here depends on loss, beta, tau or seed."""
+
+    config: Config  # of the first cell: the settings that all cells share
+    files: ModelFiles
+    model_config: LlamaConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    mesh: Mesh
+    dataset: Dataset
+    shapes: tuple[Shape, ...]
+    specs: tuple[LossSpec, ...]  # of all cells
+    graphdef: nnx.GraphDef
+    frozen: Frozen
+    reference: Float[np.ndarray, "train 2"]
+    validation_reference: Float[np.ndarray, "validation 2"]
+    dtype: Any  # of the computation
+    matmul_rate: float  # operations per second of one device
+    model_hash: str  # of the base's files
+    base_fingerprint: str
+    adapter_hash: str | None
+    loaded: nnx.State | None  # trainable parameters as loaded, until a run takes them
+    trainable: nnx.State  # shapes of one member's parameters
+    programs: dict[int, Program]  # by size of population
+
+    def program(self, members: int) -> Program:
+        """The compiled functions for populations of this size, made once."""
+        if members not in self.programs:
+            self.programs[members] = make_program(
+                self.graphdef,
+                self.trainable,
+                self.specs,
+                make_optimizer(self.config.train),
+                self.mesh,
+                computation(self.config.model, self.mesh),
+                members,
+            )
+        return self.programs[members]
+
+    def fresh(self, seed: int) -> nnx.State:
+        """Trainable parameters as a run with this seed starts with them."""
+        if self.config.train.mode != "full":
+            model = self.model(self.trainable)
+            return lora.fresh_adapters(model, self.config.lora, seed, self.mesh)
+        # The first run takes the weights that the reference pass used, and overwrites them.
+        loaded, self.loaded = self.loaded, None
+        if loaded is not None:
+            return loaded
+        return nnx.split(load_model(self.files, self.mesh, jnp.float32), nnx.Param, ...)[1]
+
+    def model(self, trainable: nnx.State) -> Llama:
+        return nnx.merge(self.graphdef, trainable, self.frozen.base)
+
+
+def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
+    """Loads the model and the data and makes the reference's log-probs.
+
+    Args:
+        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        screen: for progress.
+
+    Raises:
+        UserError: the user's input is wrong; the message names the field or file.
+    """
+    config = configs[0]
+    check_best_metric(config.train.best_metric)
+    for line in ignored_in(configs):
+        screen.say(f"warning: {line}")
+    use_compilation_cache()
+    mesh = make_mesh(config.mesh)
+    files = first_before_others(lambda: resolve(config.model.path))
+    model_config = hugging_face.read_config(files.base)
+    attention = attention_implementation(config.model)
+    check_heads(attention, model_config.head_size)
+    base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
+    check_alike(
+        "model.path",
+        "another model than the first host's",
+        lambda: (model_config, base_fingerprint, adapter_hash),
+    )
+    tokenizer = load_tokenizer_if_any(files)
+    with screen.stage("tokenising") as update:
+        # Every host needs the lengths of all pairs, to pack alike; token ids are small beside them.
+        dataset = first_before_others(
+            lambda: load_dataset(
+                config.data,
+                tokenizer,
+                context=model_config.context,
+                cache=cache_folder(),
+                vocab_size=model_config.vocabulary,
+                progress=update,
+            )
+        )
+    check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
+    shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
+    dtype = compute_dtype(config.model.dtype)
+    graphdef, trainable, base = _split_model(config, files, mesh, dtype)
+    specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
+    full_kl = any(spec.kl == "full" for spec in specs)
+    # A copy, for full fine-tuning overwrites the original: the price of the exact KL.
+    frozen = Frozen(base, jax.tree.map(jnp.copy, trainable) if full_kl else None)
+    prepared = Prepared(
+        config=config,
+        files=files,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        dataset=dataset,
+        shapes=shapes,
+        specs=specs,
+        graphdef=graphdef,
+        frozen=frozen,
+        reference=np.zeros((0, 2)),
+        validation_reference=np.zeros((0, 2)),
+        dtype=dtype,
+        matmul_rate=matmul_rate(dtype),
+        model_hash=agree(lambda: content_hash(files.base)),
+        base_fingerprint=base_fingerprint,
+        adapter_hash=adapter_hash,
+        loaded=trainable,
+        trainable=jax.eval_shape(lambda: trainable),
+        programs={},
+    )
+    prepared.reference = _reference(prepared, dataset.train, "train", screen)
+    prepared.validation_reference = _reference(prepared, dataset.validation, "validation", screen)
+    return prepared
+
+
+def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen) -> np.ndarray:
+    """The reference's log-probs of pairs, `[pairs, 2]`: from the cache, or computed now."""
+    run = prepared.program(1).log_probs_of_one
+    trainable, frozen, shapes = prepared.loaded, prepared.frozen, prepared.shapes
+    assert trainable is not None
+
+    def compute() -> np.ndarray:
+        with screen.stage(f"reference, {part}") as update:
+            logps, _ = log_probs(run, trainable, frozen, pairs, shapes, prepared.mesh, update)
+        return logps[0]
+
+    adapter = prepared.files.adapter
+    quantized = prepared.config.train.mode == "qlora" or has_quantized_base(adapter)
+    return reference_log_probs(
+        compute,
+        cache_folder(),
+        model=prepared.model_hash,
+        # Merged into the weights or beside them: not the same to the last digit.
+        adapter=prepared.adapter_hash and [prepared.adapter_hash, prepared.config.train.mode],
+        data=prepared.dataset.content_hash,
+        part=part,
+        dtype=str(prepared.dtype),
+        # Not True: so it was called when the codes depended on the dtype of the computation.
+        quantised=quantized and "as stored",
+        # These move the last digits, and validation at step 0 should be exactly the reference.
+        micro_batches=[dataclasses.asdict(shape) for shape in shapes],
+        attention=prepared.config.model.attention,
+        version=__version__,
+    )
+
+
+def _adapter_hash(files: ModelFiles) -> str | None:
+    if files.adapter is None:
+        return None
+    return files_hash(sorted(files.adapter.glob("adapter_*")))
+
+
+def micro_batch_shapes(
+    config: Config, devices: int, dataset: Dataset, attention: str
+) -> tuple[Shape, ...]:
+    """The shapes of the micro-batches of a run over this many row devices, validation included.
+
+    Raises:
+        UserError: the devices cannot share the rows evenly, or a row cannot hold every pair.
+    """
+    rows = config.data.rows or devices
+    if rows % devices:
+        raise UserError(f"data.rows: {rows} is no multiple of the mesh's {devices} row devices")
+    return choose_shapes(
+        [*dataset.train, *dataset.validation],
+        config.train.batch_pairs,
+        rows=rows,
+        row_length=config.data.row_length,
+        plain=config.data.layout == "plain",
+        causal_rows=attention in KERNELS,
+    )
+
+
+def _split_model(
+    config: Config, files: ModelFiles, mesh: Mesh, dtype: Any
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model as (structure, trainable parameters, frozen parameters)."""
+    if config.train.mode == "full":
+        # float32 master weights, whatever the dtype of the computation.
+        return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
+    quantized = config.train.mode == "qlora"
+    stored = checkpoint_dtype(files.base) if quantized else dtype
+    model = _load_unmerged(files, mesh, stored)
+    lora.freeze_adapters(model)
+    if quantized:
+        lora.quantize(model)
+    lora.add_adapters(model, config.lora, config.seed, mesh)
+    return split_model(model, LoraParam)
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What `run.json` records: versions, commit, devices, hashes, row counts."""
+    data = prepared.dataset
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions,
+        "git_commit": git_commit(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "hosts": jax.process_count(),
+        "mesh": dict(prepared.mesh.shape),
+        "model": {
+            "path": prepared.config.model.path,
+            "sha256": prepared.model_hash,
+            "adapter_sha256": prepared.adapter_hash,
+            "parameters": parameters_of(prepared.model_config),
+        },
+        "data": {
+            "path": prepared.config.data.path,
+            "sha256": data.content_hash,
+            "template": data.template,
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
+            "dropped_rows": data.dropped,
+            "cut_prompts": data.cut_prompts,
+            "cut_responses": data.cut_responses,
+        },
+        "micro_batches": [dataclasses.asdict(shape) for shape in prepared.shapes],
+    }
+
+
+def parameters_of(config: LlamaConfig) -> int:
+    """Number of weights of a model of this shape."""
+    return count_parameters(jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0)))
+
+
+def git_commit() -> str | None:
+    """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,367 @@
+"""Hugging Face folder to our tree and back: one table, both directions, bit for bit.
+
+Tensors are read one by one from safetensors and placed straight onto their shardings, so that host
+memory holds one tensor and never one model; of several hosts each reads the part that lies on its
+own devices. Unknown, missing and duplicate names and unknown config attributes are errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+from safetensors import safe_open
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.llama.model import Llama, LlamaConfig, RopeScaling
+from tddpo_jax.placement.shardings import check_mesh, parameter_shardings, path_name
+from tddpo_jax.system.hosts import agree, is_first, whole
+from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.tensor_files import WEIGHT_FILES, stored_tensors, weight_files, write_tensors
+
+# (Hugging Face name, our path); {} is the number of the layer, its place on our leading axis.
+NAMES: tuple[tuple[str, str], ...] = (
+    ("model.embed_tokens.weight", "embed"),
+    ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.weight"),
+    ("model.layers.{}.self_attn.q_proj.weight", "layers.q_proj.weight"),
+    ("model.layers.{}.self_attn.k_proj.weight", "layers.k_proj.weight"),
+    ("model.layers.{}.self_attn.v_proj.weight", "layers.v_proj.weight"),
+    ("model.layers.{}.self_attn.o_proj.weight", "layers.o_proj.weight"),
+    ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm.weight"),
+    ("model.layers.{}.mlp.gate_proj.weight", "layers.gate_proj.weight"),
+    ("model.layers.{}.mlp.up_proj.weight", "layers.up_proj.weight"),
+    ("model.layers.{}.mlp.down_proj.weight", "layers.down_proj.weight"),
+    ("model.norm.weight", "norm.weight"),
+    ("lm_head.weight", "head"),
+)
+# A buffer of older checkpoints; the frequencies follow from the config.
+DERIVED_SUFFIX = "self_attn.rotary_emb.inv_freq"
+SHARD_BYTES = 5_000_000_000
+
+# Attributes of a config.json that change nothing here: names, token ids, training-time settings.
+IGNORED_ATTRIBUTES = (
+    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
+    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
+    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
+    *("model_max_length", "max_length", "max_sequence_length"),
+)
+# Attributes that would change the mathematics: only the value that means "absent" is understood.
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0, None),
+    "pretraining_tp": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+}
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """The shape of the checkpoint in a Hugging Face folder.
+
+    Raises:
+        UserError: the file is missing, lacks an attribute, or has one this project does not know.
+    """
+    path = folder / "config.json"
+    attributes = read_object(path)
+    for name, understood in REQUIRED_VALUES.items():
+        if name in attributes and attributes[name] not in understood:
+            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+    if "model_type" not in attributes:
+        raise UserError(f"{path}: model_type is missing")
+    known = dict(attributes)
+    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
+        known.pop(name, None)
+
+    def take(name: str, *default: Any) -> Any:
+        if name not in known and not default:
+            raise UserError(f"{path}: {name} is missing")
+        value = known.pop(name, None)
+        if value is None and default:
+            return default[0]
+        if not isinstance(value, (int, float)):
+            raise UserError(f"{path}: {name} = {value!r} is no number")
+        return value
+
+    heads, width = take("num_attention_heads"), take("hidden_size")
+    theta, scaling = _rope(path, known)
+    config = LlamaConfig(
+        vocabulary=take("vocab_size"),
+        width=width,
+        layers=take("num_hidden_layers"),
+        heads=heads,
+        # Both defaults are transformers' own: no grouping, and the width shared by the heads.
+        key_value_heads=take("num_key_value_heads", heads),
+        head_size=take("head_dim", width // heads),
+        feed_forward=take("intermediate_size"),
+        context=take("max_position_embeddings"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_epsilon=take("rms_norm_eps"),
+        tied=take("tie_word_embeddings", False),
+    )
+    if known:
+        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    if config.heads % config.key_value_heads or config.head_size % 2:
+        raise UserError(
+            f"{path}: {config.heads} heads of size {config.head_size} do not go with "
+            f"{config.key_value_heads} key/value heads and pairs of rotated features"
+        )
+    return config
+
+
+def _rope(path: Path, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, from `rope_parameters` (transformers 5) or the older two fields."""
+    scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
+    known.pop("rope_scaling", None)
+    # Llama-1 and Llama-2 configs leave rope_theta out; their code fixed it at 10,000.
+    theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
+    scaling.pop("rope_theta", None)
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
+    scaling.pop("type", None)
+    if kind == "default" and not scaling:
+        return float(theta), None
+    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3" or set(scaling) != set(fields):
+        raise UserError(f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} unsupported")
+    factor, low, high, original_context = (scaling[field] for field in fields)
+    return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)
+
+
+def hugging_face_tensors(config: LlamaConfig) -> dict[str, tuple[str, int | None]]:
+    """Every tensor name of the checkpoint -> (our path, layer or None)."""
+    names: dict[str, tuple[str, int | None]] = {}
+    for name, path in NAMES:
+        if path == "head" and config.tied:
+            continue
+        if "{}" not in name:
+            names[name] = (path, None)
+            continue
+        for layer in range(config.layers):
+            names[name.format(layer)] = (path, layer)
+    return names
+
+
+def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Llama:
+    """A model with the folder's weights, sharded over the mesh.
+
+    Args:
+        folder: Hugging Face folder with `config.json` and safetensors.
+        mesh: where to place the weights.
+        dtype: of the stored weights; default: the checkpoint's own.
+
+    Raises:
+        UserError: anything about the folder that cannot be understood, naming file and tensor.
+    """
+    config = read_config(folder)
+    check_mesh(mesh, config)
+    files = weight_files(folder)
+    expected = hugging_face_tensors(config)
+    _check_names(folder, files, expected)
+    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
+    graphdef, state = nnx.split(abstract, nnx.Param)
+    shapes = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    shardings = {
+        path_name(p): sharding
+        for p, sharding in jax.tree_util.tree_leaves_with_path(parameter_shardings(state, mesh))
+    }
+    arrays: dict[str, jax.Array] = {}
+    for name, stored in stored_tensors(files):
+        if name not in expected:
+            continue
+        path, layer = expected[name]
+        shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
+        found, wanted = stored.get_shape(), list(shape)
+        if found != wanted:
+            raise UserError(f"{files[name]}: {name} has shape {found}, config.json says {wanted}")
+        if layer is None:
+            arrays[path] = _placed(stored, shardings[path], dtype)
+            continue
+        one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
+        tensor = _placed(stored, one_layer, dtype)
+        if path not in arrays:
+            arrays[path] = _zeros(shapes[path].shape, tensor.dtype, shardings[path])
+        if tensor.dtype != arrays[path].dtype:
+            raise UserError(
+                f"{files[name]}: {name} is {tensor.dtype}, other layers are {arrays[path].dtype}"
+            )
+        arrays[path] = _with_layer(arrays[path], tensor, layer)
+    if config.tied:
+        agree(lambda: _check_tied_head(folder, files))
+    filled = jax.tree_util.tree_map_with_path(lambda p, _: arrays[path_name(p)], state)
+    return nnx.merge(graphdef, filled)
+
+
+def _placed(stored: Any, sharding: NamedSharding, dtype: Any) -> jax.Array:
+    """The tensor of a file on its devices; each host reads once what all of its own need."""
+    shape = tuple(stored.get_shape())
+    parts = sharding.addressable_devices_indices_map(shape).values()
+    bounds = [_spans(part, shape) for part in parts]
+    first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
+    last = [max(stop for _, stop in axis) for axis in zip(*bounds, strict=True)]
+    read = stored[tuple(map(slice, first, last))]
+    read = read if dtype is None else read.astype(dtype, copy=False)
+
+    def part(index: Any) -> np.ndarray:
+        moved = zip(_spans(index, shape), first, strict=True)
+        return read[tuple(slice(start - zero, stop - zero) for (start, stop), zero in moved)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _spans(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of every slice of an index, along the axes of the shape."""
+    return [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
+    return jnp.zeros(shape, dtype, device=sharding)
+
+
+@jax.jit(donate_argnums=0)
+def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
+
+
+def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any]) -> None:
+    for name in expected:
+        if name not in files:
+            raise UserError(f"{folder}: tensor {name} is missing")
+    for name in files:
+        tied_head = name == "lm_head.weight"
+        if name not in expected and not name.endswith(DERIVED_SUFFIX) and not tied_head:
+            raise UserError(f"{files[name]}: tensor {name} is unknown")
+
+
+def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
+    """A tied checkpoint may carry its head a second time, but not a different one."""
+    if "lm_head.weight" not in files:
+        return
+    pair = {}
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        with safe_open(files[name], "np") as tensors:
+            pair[name] = tensors.get_tensor(name)
+    if not np.array_equal(*pair.values()):
+        raise UserError(
+            f"{folder}: tie_word_embeddings, but lm_head.weight differs from the embedding"
+        )
+
+
+def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | None = None) -> None:
+    """Writes a Hugging Face folder: our weights, and every other file of `source` bit for bit.
+
+    Every host must call it, and the first one writes. The folder appears whole or not at all. Files
+    hold at most `SHARD_BYTES` of tensors each, with
+    transformers' names and index.
+
+    Args:
+        model: the weights.
+        source: the Hugging Face folder the model came from.
+        output: the folder to write; replaced if it exists.
+        dtype: of the stored tensors; default: the model's own.
+    """
+    partial = output.with_name(output.name + ".partial")
+    if is_first():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for companion in companion_files(source):
+            shutil.copyfile(companion, partial / companion.name)
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
+    arrays = {path_name(path): leaf for path, leaf in leaves}
+    shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
+        # All hosts put each tensor together, in the same order.
+        _write_shard(path if is_first() else Path(os.devnull), shard, arrays, dtype)
+    if not is_first():
+        return
+    if len(shards) > 1:
+        _write_index(partial / WEIGHT_FILES[1], shards, arrays, dtype)
+    shutil.rmtree(output, ignore_errors=True)
+    partial.rename(output)
+
+
+def companion_files(source: Path) -> list[Path]:
+    """The files of a Hugging Face folder that are not weights: config, tokenizer, template."""
+    kept = (".json", ".model", ".jinja", ".txt")
+    weights = (".safetensors.index.json", ".bin.index.json")
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.is_file() and file.name.endswith(kept) and not file.name.endswith(weights)
+    ]
+
+
+def _write_shard(
+    file: Path, shard: dict[str, tuple[str, int | None]], arrays: dict[str, jax.Array], dtype: Any
+) -> None:
+    def tensor(name: str) -> np.ndarray:
+        path, layer = shard[name]
+        return _host(arrays[path], layer, specs[name].dtype)
+
+    specs = {name: _spec(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
+    write_tensors(file, specs, tensor)
+
+
+def _host(array: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """A tensor of the checkpoint on the host."""
+    part = array if layer is None else array[layer]
+    if not part.is_fully_addressable:
+        return whole(part).astype(dtype, copy=False)
+    host = np.empty(part.shape, dtype)
+    for shard in part.addressable_shards:
+        if shard.replica_id == 0:
+            # An array keeps what the host fetched of it: of the model's own, fetch copies.
+            host[shard.index] = shard.data.copy() if layer is None else shard.data
+    return host
+
+
+def _spec(array: jax.Array, layer: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a tensor of the checkpoint."""
+    shape = array.shape if layer is None else array.shape[1:]
+    return jax.ShapeDtypeStruct(shape, array.dtype if dtype is None else dtype)
+
+
+def _bytes(array: jax.Array, layer: int | None, dtype: Any) -> int:
+    spec = _spec(array, layer, dtype)
+    return spec.size * spec.dtype.itemsize
+
+
+def _shards(
+    arrays: dict[str, jax.Array], names: dict[str, tuple[str, int | None]], dtype: Any
+) -> list[dict[str, tuple[str, int | None]]]:
+    shards: list[dict[str, tuple[str, int | None]]] = [{}]
+    filled = 0
+    for name, (path, layer) in names.items():
+        size = _bytes(arrays[path], layer, dtype)
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = (path, layer)
+        filled += size
+    return shards
+
+
+def _write_index(path: Path, shards: list[dict], arrays: dict[str, jax.Array], dtype: Any) -> None:
+    count = len(shards)
+    weight_map = {
+        name: f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        for number, shard in enumerate(shards)
+        for name in shard
+    }
+    total = sum(_bytes(arrays[p], layer, dtype) for s in shards for p, layer in s.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    path.write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,140 @@
+"""What `--model` means: which files a name stands for.
+
+A name is `embedded`, a Hugging Face folder, a PEFT folder, the directory of a finished run (meaning
+its `best/`), or a hub id `owner/name`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.json_files import read_object
+from tddpo_jax.system.paths import EMBEDDED
+from tddpo_jax.weights.tensor_files import fingerprint
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Beside an adapter of ours: by what its base is known again.
+BASE_FILE = "base.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelFiles(NamedTuple):
+    """The folders of a model: its weights, and the adapter beside them, if there is one."""
+
+    base: Path
+    adapter: Path | None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer: the adapter's own, if it brought one."""
+        if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
+            return self.adapter
+        return self.base
+
+
+def resolve(path: str) -> ModelFiles:
+    """The files that a user's `model.path` stands for, fetched from the hub if they must be.
+
+    Raises:
+        UserError: it stands for nothing, for a run or a grid that holds no model yet, or for an
+            adapter whose base holds other weights now.
+    """
+    folder = _best(_folder(path))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return ModelFiles(_with_config(folder, path), None)
+    base = _base_folder(folder)
+    if (base / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"model.path: the base of the adapter {folder} is an adapter itself, {base}"
+        )
+    _check_base(folder, _with_config(base, path))
+    return ModelFiles(base, folder)
+
+
+def base_name(path: str, files: ModelFiles) -> str:
+    """What an adapter calls its base, so that it finds it again: a hub id, or the whole path.
+
+    Args:
+        path: a user's `model.path`.
+        files: what it stands for.
+    """
+    name = path if files.adapter is None else _named_base(files.adapter)
+    folders = [Path(name).expanduser(), *([files.adapter / name] if files.adapter else [])]
+    is_local = name == "embedded" or any(folder.is_dir() for folder in folders)
+    return str(files.base.absolute()) if is_local else name
+
+
+def _folder(path: str) -> Path:
+    if path == "embedded":
+        return EMBEDDED
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"model.path: {path} is a file, a folder is wanted")
+    if not _HUB_ID.fullmatch(path):
+        raise UserError(f"model.path: {path!r} is no folder and no hub id (owner/name)")
+    return _fetched(path)
+
+
+def _fetched(hub_id: str) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model.path: {hub_id} is no local folder, and the hub did not give it: {reason}"
+        ) from error
+
+
+def _best(folder: Path) -> Path:
+    """The folder itself, or the best model of the run whose directory it is."""
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    if (folder / "grid.json").is_file():
+        raise UserError(f"model.path: {folder} is a grid; name the directory of one of its runs")
+    is_run = (folder / "config.yaml").is_file() or (folder / "run.json").is_file()
+    if not is_run:
+        return folder
+    if not (folder / "best").is_dir():
+        raise UserError(f"model.path: the run {folder} has no best/ yet")
+    return folder / "best"
+
+
+def _base_folder(adapter: Path) -> Path:
+    """The base that an adapter names; a relative path may start at the adapter or be a user's."""
+    name = _named_base(adapter)
+    if name != "embedded" and (adapter / name).is_dir():
+        return _best(adapter / name)
+    try:
+        return _best(_folder(name))
+    except ValueError as error:
+        reason = str(error).removeprefix("model.path: ")
+        raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {reason}") from error
+
+
+def _named_base(adapter: Path) -> str:
+    file = adapter / ADAPTER_CONFIG
+    name = read_object(file).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{file}: base_model_name_or_path is missing")
+    return name
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    """Adapters of ours know the weights that they were trained on; others know a name alone."""
+    file = adapter / BASE_FILE
+    if file.is_file() and read_object(file).get("fingerprint") != fingerprint(base):
+        raise UserError(f"model.path: {adapter} was trained on other weights than {base} now holds")
+
+
+def _with_config(folder: Path, path: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {path}: {folder} holds no config.json")
+    return folder

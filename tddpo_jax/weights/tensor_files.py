@@ -1,0 +1,186 @@
+"""The safetensors of a Hugging Face folder: found, read and written one tensor at a time.
+
+Host memory holds one tensor, never one file. The bytes written are those of
+`safetensors.numpy.save_file`, when it is given all tensors at once. The hashes say what a folder's
+weights are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.json_files import read_object
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+# Our names of what is stored -> safetensors' names.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+ALIGNMENT = 8  # bytes; the header is filled up with spaces to a multiple of it
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file of a Hugging Face folder that holds it.
+
+    Raises:
+        UserError: there is none, a file is not whole, or the index does not tell the truth.
+    """
+    single, index = (folder / name for name in WEIGHT_FILES)
+    # Where both are there, transformers reads the single file.
+    if single.exists():
+        files = dict.fromkeys(_names_in(single), single)
+    elif index.exists():
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f"{index}: weight_map is missing")
+        for name, file in weight_map.items():
+            if not isinstance(file, str):
+                raise UserError(f"{index}: weight_map: {name} is in no file: {file!r}")
+        files = {name: folder / file for name, file in weight_map.items()}
+    else:
+        raise UserError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
+    held: dict[str, Path] = {}
+    for file in sorted(set(files.values())):
+        for name in _names_in(file):
+            if name in held:
+                raise UserError(f"{folder}: tensor {name} stands in more than one file")
+            if name not in files:
+                raise UserError(f"{index}: tensor {name} is not in weight_map")
+            held[name] = file
+    for name, file in files.items():
+        if held.get(name) != file:
+            raise UserError(f"{file}: tensor {name} is missing")
+    return files
+
+
+def _names_in(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "np") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a whole safetensors file: {error}") from None
+
+
+def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
+    """Every name of `weight_files` and its `PySafeSlice`: nothing is read before it is indexed.
+
+    Raises:
+        UserError: a tensor is stored in a dtype that is none of `DTYPES`.
+    """
+    for file in sorted(set(files.values())):
+        for name in _names_in(file):
+            yield name, _stored(file, name)
+
+
+def _stored(file: Path, name: str) -> Any:
+    # Opened anew for each tensor: all that was read of an open file stays mapped into memory.
+    with safe_open(file, "np") as tensors:
+        stored = tensors.get_slice(name)
+    dtype = stored.get_dtype()
+    if dtype not in DTYPES.values():
+        raise UserError(f"{file}: {name} is stored as {dtype}, not as {', '.join(DTYPES)}")
+    return stored
+
+
+# ---- what a folder holds -------------------------------------------------------------------------
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 (hex) of the config and the weights: all that the model's outputs depend on."""
+    return files_hash([folder / "config.json", *sorted(set(weight_files(folder).values()))])
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 (hex) of every tensor's name, shape, dtype and first row.
+
+    It reads next to nothing of a large checkpoint, and is another for weights trained otherwise.
+    """
+    rows = [
+        f"{name} {stored.get_shape()} {stored.get_dtype()} {_first_row(stored).hex()}"
+        for name, stored in stored_tensors(weight_files(folder))
+    ]
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def _first_row(stored: Any) -> bytes:
+    shape = stored.get_shape()
+    return np.asarray(stored[:1]).tobytes() if shape and all(shape) else b""
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """sha256 (hex) of the files' contents, one after another."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def checkpoint_dtype(folder: Path) -> np.dtype:
+    """The dtype of the stored embedding."""
+    name = "model.embed_tokens.weight"
+    stored = _stored(weight_files(folder)[name], name).get_dtype()
+    return jnp.dtype(next(ours for ours, theirs in DTYPES.items() if theirs == stored))
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_tensors(
+    file: Path,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    tensor: Callable[[str], np.ndarray],
+) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        file: to write; replaced if it exists.
+        specs: shape and dtype of every tensor, by name.
+        tensor: gives the tensor of a name; each is asked for once, when its place has come.
+
+    Raises:
+        KeyError: a dtype that is none of `DTYPES`.
+
+    References:
+        The format: https://github.com/huggingface/safetensors#format
+    """
+    # safetensors' own order: the widest elements first, so that all stay aligned; then by name.
+    names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    with file.open("wb") as stream:
+        stream.write(_header(specs, names))
+        for name in names:
+            # Kept under no name here, so that it is gone before the next one is made.
+            stream.write(_raw(tensor(name), specs[name]))
+
+
+def _raw(tensor: np.ndarray, spec: jax.ShapeDtypeStruct) -> memoryview:
+    assert (tensor.shape, tensor.dtype) == (spec.shape, spec.dtype)
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+def _header(specs: Mapping[str, jax.ShapeDtypeStruct], names: list[str]) -> bytes:
+    # transformers refuses files that do not name the framework of their layout.
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        spec, start = specs[name], end
+        end += spec.size * spec.dtype.itemsize
+        entries[name] = {
+            "dtype": DTYPES[spec.dtype.name],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

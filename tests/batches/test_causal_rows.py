@@ -1,0 +1,262 @@
+"""Branches as causal rows: the same attention, every branch placed, nothing silently replaced."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tddpo_jax.batches.causal_rows import assign, branch_counts, collected, halved_widths, spread
+from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
+from tddpo_jax.config.schema import ModelConfig, resolve
+from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
+from tddpo_jax.models.attention.ranges import attention
+from tddpo_jax.system.console import Screen
+from tddpo_jax.training import prepare
+
+HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
+# A one-token response, a one-token prompt, branches on both sides of a width.
+LENGTHS = [(9, 1, 1), (1, 70, 3), (40, 30, 75), (5, 2, 60), (13, 17, 19)]
+lengths_of_pairs = st.lists(st.tuples(*(st.integers(1, 90),) * 3), min_size=1, max_size=12)
+
+
+def batches(lengths, plain=False, rows=1):
+    pairs = tiny_models.random_pairs(lengths)
+    return pack(pairs, choose_shapes(pairs, len(pairs), rows=rows, plain=plain, causal_rows=True))
+
+
+def arrays(batch, seed=0):
+    """Random queries, keys, values and an output's cotangent, zero where the row holds nothing."""
+    rng = np.random.default_rng(seed)
+    counts = (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS, HEADS)
+    made = (rng.normal(size=(*batch.tokens.shape, count, SIZE)) for count in counts)
+    return [jnp.asarray(array, jnp.float32) for array in made]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(attend, q, k, v, cotangent, ranges):
+    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, ranges), q, k, v)
+    return out, *backward(cotangent)
+
+
+def by_ranges(q, k, v, ranges):
+    return attention(q, k, v, *ranges)
+
+
+def by_causal_rows(q, k, v, rows):
+    return causal_rows_attention(q, k, v, rows, kernel="xla")
+
+
+# ---- the same attention --------------------------------------------------------------------------
+
+
+def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
+    """As below, in bfloat16, which rounds to 2^-9 relative; the kernel itself needs its GPU."""
+    for batch in batches(LENGTHS):
+        given_arrays = arrays(batch)
+        ranges = batch.key_start, batch.key_end
+        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        halves = (x.astype(jnp.bfloat16) for x in given_arrays)
+        by_tokamax = functools.partial(causal_rows_attention, kernel="tokamax")
+        actual = value_and_gradients(by_tokamax, *halves, batch.causal_rows)
+        live = np.asarray(batch.key_end > batch.key_start)[..., None, None]
+        for got, wanted in zip(actual, expected, strict=True):
+            difference = np.where(live, got.astype(np.float32) - wanted, 0)
+            assert np.abs(difference).max() <= 0.03 * np.abs(wanted).max()
+    # With lengths its backward pass would not leave out what lies above the diagonal.
+    wanted = {"is_causal": True, "implementation": "mosaic"}
+    assert kernels_anywhere
+    assert all(call == ("tokamax", wanted) for call in kernels_anywhere)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_causal_rows_give_what_key_ranges_give(plain):
+    """Values and gradients; expected: attention over the packed rows themselves."""
+    for batch in batches(LENGTHS, plain):
+        given_arrays = arrays(batch)
+        ranges = batch.key_start, batch.key_end
+        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        actual = value_and_gradients(by_causal_rows, *given_arrays, batch.causal_rows)
+        for got, wanted in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_under_vmap():
+    """A population maps queries, keys and values, and shares the rows of the batch."""
+    (batch,) = batches(LENGTHS[3:], rows=2)
+    q, k, v, _ = arrays(batch)
+    mapped = jax.jit(jax.vmap(by_causal_rows, in_axes=(0, 0, 0, None)))
+    both = mapped(*(jnp.stack([x, -2 * x]) for x in (q, k, v)), batch.causal_rows)
+    one = jax.jit(by_causal_rows)
+    for got, factor in zip(both, (1, -2), strict=True):
+        wanted = one(*(factor * x for x in (q, k, v)), batch.causal_rows)
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_lengths_are_mapped_too():
+    """cuDNN's rule for vmap wants one length for every causal row of every member."""
+    (batch,) = batches(LENGTHS[3:])
+    q, k, v, _ = (jnp.stack([x, x]) for x in arrays(batch))
+    seen = []
+
+    def kernel(*given_arrays, query_seq_lengths, **_):
+        seen.append(type(query_seq_lengths).__name__)
+        return given_arrays[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.nn, "dot_product_attention", kernel)
+        mapped = jax.vmap(by_causal_rows, in_axes=(0, 0, 0, None))
+        jax.eval_shape(mapped, q, k, v, batch.causal_rows)
+    assert set(seen) == {"BatchTracer"}
+
+
+# ---- every token has its place -------------------------------------------------------------------
+
+
+@given(lengths=lengths_of_pairs)
+@settings(max_examples=40)
+def test_every_branch_reads_as_it_was_written(lengths):
+    """Each causal row holds a whole branch, prompt first, and each token is read exactly once."""
+    pairs = tiny_models.random_pairs(lengths)
+    written = [
+        [*pair.prompt.tolist(), *response[:-1].tolist()]
+        for pair in pairs
+        for response in (pair.chosen, pair.rejected)
+    ]
+    read = []
+    for batch in batches(lengths):
+        (tokens,), times_read = batch.tokens, np.zeros(batch.tokens.shape[1], int)
+        for rows in batch.causal_rows:
+            for at, size in zip(rows.position[0], rows.length[0], strict=True):
+                if at[0] < len(tokens):
+                    read.append(tokens[at[:size]].tolist())
+            stands = rows.place[0] < rows.position[0].size
+            there = rows.position[0].reshape(-1)[rows.place[0][stands]]
+            np.testing.assert_array_equal(there, np.flatnonzero(stands))
+            times_read += stands
+        np.testing.assert_array_equal(times_read, batch.key_end[0] > batch.key_start[0])
+    assert sorted(read) == sorted(written)
+
+
+def test_a_shared_prompt_is_read_once_and_its_keys_gradients_are_summed():
+    """Derived: a prompt of 2 in two rows; ones flow back twice to it and once to the others."""
+    (batch,) = batches([(2, 3, 2)])
+    (rows,) = jax.tree.map(jnp.asarray, batch.causal_rows)
+    ones = jnp.ones((*rows.position.shape, 1))
+    x = jnp.zeros((*batch.tokens.shape, 1))
+    (flowed_back,) = jax.vjp(lambda x: spread(x, rows), x)[1](ones)
+    np.testing.assert_array_equal(flowed_back[0, :5, 0], [1, 1, 2, 2, 1])
+    np.testing.assert_array_equal(collected(ones, rows)[0, :6, 0], [1, 1, 1, 1, 1, 0])
+
+
+def test_widths_halve_down_to_one_block():
+    assert halved_widths(2048) == [2048, 1024, 512, 256]
+    assert halved_widths(1500) == [1536, 768, 384, 192]
+    assert halved_widths(100) == [128, 64]
+    assert halved_widths(1) == [64]
+
+
+def test_branches_are_counted_by_the_width_they_need():
+    """Of widths 128 and 64: 100 needs the first; all need one of the two."""
+    counts = branch_counts(np.array([[100, 64], [5, 65], [128, 128]]), [128, 64])
+    np.testing.assert_array_equal(counts, [[1, 2], [1, 2], [2, 2]])
+    assert branch_counts(np.array([[100, 64]]), []).shape == (1, 0)
+
+
+def test_without_widths_there_are_no_rows():
+    assert assign([np.arange(5)], 9, ()) == ()
+
+
+def test_padding_stays_small():
+    """Five steps of 128 pairs with dpo-mix-7k's lengths: at most 3 % of the rows is padding."""
+    rng = np.random.default_rng(0)
+    columns = [
+        np.clip(rng.gamma(shape, mean / shape, 640).astype(int), 2, 1024)
+        for mean, shape in ((431, 0.8), (313, 2.0), (339, 2.0))
+    ]
+    pairs = tiny_models.random_pairs(list(zip(*columns, strict=True)))
+    shapes = choose_shapes(pairs, 128, causal_rows=True)
+    packed = [batch for first in range(0, 640, 128) for batch in pack(pairs[first:][:128], shapes)]
+    assert padding_share(packed) <= 0.03
+
+
+# ---- which back-end ------------------------------------------------------------------------------
+
+
+def on(kind, monkeypatch):
+    device = types.SimpleNamespace(device_kind=kind)
+    monkeypatch.setattr(prepare.jax, "devices", lambda: [device])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_given", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", {"dtype": "bfloat16"}, "cudnn"),
+        ("NVIDIA H100 80GB HBM3", {"dtype": "float32"}, "xla"),
+        ("NVIDIA A100-SXM4-80GB", {"dtype": "bfloat16", "attention": "xla"}, "xla"),
+        ("cpu", {"dtype": "bfloat16"}, "xla"),
+        ("NVIDIA H200", {"dtype": "bfloat16", "attention": "tokamax"}, "tokamax"),
+        ("NVIDIA GH200 480GB", {"attention": "tokamax"}, "tokamax"),
+    ],
+)
+def test_the_rule(kind, settings_given, expected, monkeypatch):
+    on(kind, monkeypatch)
+    assert prepare.attention_implementation(ModelConfig(**settings_given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_given", "problem"),
+    [
+        ("cpu", {"attention": "cudnn"}, r"model\.attention: cudnn needs an NVIDIA GPU"),
+        (
+            "NVIDIA H100",
+            {"attention": "cudnn", "dtype": "float32"},
+            "and bfloat16, here are NVIDIA",
+        ),
+        ("NVIDIA A100", {"attention": "tokamax"}, "tokamax needs a Hopper GPU and bfloat16, here"),
+        ("NVIDIA H100", {"attention": "tokamax", "dtype": "float32"}, "tokamax needs a Hopper GPU"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(kind, settings_given, problem, monkeypatch):
+    on(kind, monkeypatch)
+    with pytest.raises(ValueError, match=problem):
+        prepare.attention_implementation(ModelConfig(**settings_given))
+
+
+def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
+    on("NVIDIA H100", monkeypatch)
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"tokamax is not installed: pip install '\.\[tokamax\]'"):
+        prepare.attention_implementation(ModelConfig(attention="tokamax"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("size", "dtype", "problem"),
+    [(10, jnp.bfloat16, "multiple of 8"), (136, jnp.bfloat16, "136"), (8, jnp.float32, "float32")],
+)
+def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, problem):
+    (batch,) = batches(LENGTHS[:1])
+    q = jnp.zeros((*batch.tokens.shape, 1, size), dtype)
+    with pytest.raises(ValueError, match=rf"model\.attention: {kernel} .*{problem}"):
+        causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
+
+
+def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatch):
+    model = tiny_models.save(tmp_path / "model", tiny_models.hugging_face())
+    monkeypatch.setattr(prepare, "attention_implementation", lambda _: "cudnn")
+    config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
+    with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 10;"):
+        prepare.prepare([config], Screen(quiet=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_without_causal_rows(kernel):
+    q, at = jnp.zeros((1, 3, 1, 8), jnp.bfloat16), jnp.zeros((1, 3), jnp.int32)
+    with pytest.raises(ValueError, match=f"{kernel} needs the causal rows"):
+        attention(q, q, q, at, at, implementation=kernel)

@@ -1,0 +1,359 @@
+"""What a user types and what comes back: options, mistakes, warnings, exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_runs
+import yaml
+from places import ROOT
+from tiny_commands import run, trained_run, training_options
+
+from tddpo_jax.commands.options import Parser, add_settings, run_command, settings_of
+from tddpo_jax.config.schema import Config, get
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, tmp_path_factory):
+    """The directory of a finished run of all weights."""
+    return trained_run(inputs, tmp_path_factory.mktemp("runs") / "full")
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def parsed(*arguments):
+    parser = Parser()
+    add_settings(parser)
+    return settings_of(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def settings_in(section, prefix=""):
+    for name, field in section.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from settings_in(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in settings_in(Config):
+        assert re.search(rf"--{re.escape(name).replace('_', '-')}\b", text), name
+        assert f"(default {field.default})" in text, name
+    for short in ("--loss", "--beta", "--tau", "--model", "--data", "--seed", "--output"):
+        assert f"{short} " in text or f"{short}," in text
+
+
+def test_options_are_short_or_dotted():
+    short = parsed("--model", "m", "--data", "d", "--loss", "dpo", "--beta", "0.1", "--tau", "2")
+    dotted = parsed(
+        *("--model.path", "m", "--data.path", "d", "--loss.name", "dpo"),
+        *("--loss.beta", "0.1", "--loss.tau", "2"),
+    )
+    assert short == dotted
+    assert get(short, "loss.beta") == "0.1"
+
+
+def test_several_values_are_an_axis_and_one_is_not():
+    settings = parsed("--model", "m", "--beta", "0.1", "0.2", "--seed", "3", "--tau", "1")
+    assert get(settings, "loss.beta") == ["0.1", "0.2"]
+    assert (get(settings, "seed"), get(settings, "loss.tau")) == ("3", "1")
+
+
+def test_a_switch_needs_no_value():
+    assert get(parsed("--model", "m", "--train.population"), "train.population") is True
+    assert get(parsed("--model", "m", "--train.population", "no"), "train.population") == "no"
+
+
+def test_options_change_what_the_file_says(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("loss: {beta: 0.5, tau: 2.0}\ntrain: {epochs: 7}\n")
+    settings = parsed("--config", file, "--beta", "0.1", "--train.max-steps", "4")
+    assert settings == {
+        "loss": {"beta": "0.1", "tau": 2.0},
+        "train": {"epochs": 7, "max_steps": "4"},
+    }
+
+
+def test_without_config_model_and_data_the_embedded_default_is_meant():
+    embedded = yaml.safe_load((ROOT / "configs" / "embedded.yaml").read_text())
+    assert parsed() == embedded
+    assert parsed("--data", "d.jsonl") == {"data": {"path": "d.jsonl"}}
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+MISTAKES = {
+    # the data
+    "no such file": ("--data {folder}/none.jsonl", r"data \S+none\.jsonl: no such file"),
+    "an empty file": ("--data {empty}", r"data \S+empty\.jsonl: holds no rows"),
+    "a row of the wrong shape": ("--data {shape}", r"shape\.jsonl row 1: lacks the column"),
+    "a row that is no object": ("--data {list}", r"list\.jsonl row 0: must be an object"),
+    "half a line": ("--data {torn}", r"torn\.jsonl line 2: not JSON"),
+    "no usable row": ("--data {same}", r"same\.jsonl: none .* 1 x identical branches"),
+    "an id beyond the vocabulary": ("--data {id}", r"row 0: 'chosen' holds the id 448"),
+    "an unknown template": ("--data {chat} --data.template nope", r"template 'nope': no such"),
+    "no such split": ("--data.validation nope", r"data\.validation: 'nope' is no file"),
+    "a fraction of one": ("--data.validation 1.0", r"data\.validation: a fraction must be in"),
+    "a row too short": ("--data.row-length 8", r"data\.row_length: 8 is less than the longest"),
+    "a prompt without room": ("--data.max-prompt-length 256", r"data\.max_prompt_length: must be"),
+    # the numbers
+    "a negative tau": ("--tau -1", r"loss\.tau: .* greater than 0, got '-1'"),
+    "a beta in words": ("--beta much", r"loss\.beta: .*valid number.* got 'much'"),
+    "a beta that is no number": ("--beta nan", r"loss\.beta: .*finite.* got 'nan'"),
+    "one bad cell of a grid": ("--beta 0.1 0.2 -3", r"loss\.beta: .* got '-3'"),
+    "no steps": ("--train.max-steps 0", r"train\.max_steps: "),
+    "a seed in words": ("--seed one", r"seed: .* got 'one'"),
+    # the names
+    "an unknown loss": ("--loss ppo", r"loss\.name: .* got 'ppo'"),
+    "an unknown option": ("--train.epoch 3", r"unrecognized arguments: --train\.epoch 3"),
+    "an option cut short": ("--bet 3", r"unrecognized arguments: --bet 3"),
+    "an option without its value": ("--beta", r"--beta\S* expected at least one argument"),
+    "a word too many": ("beta=3", r"unrecognized arguments: beta=3"),
+    "an unknown best metric": ("--train.best-metric eval_f1", r"train\.best_metric: .*'eval_f1'"),
+    "a beta of zero": ("--loss dpo --beta 0", r"loss\.beta: must be above 0 for dpo"),
+    "a back-end that is not here": ("--model.attention cudnn", r"model\.attention: .*cudnn"),
+    "wandb, which is not installed": ("--train.wandb", r"train\.wandb: .*not installed"),
+    # the file of settings
+    "an unknown key": ("--config {unknown_key}", r"train\.epoch: no such setting"),
+    "a file that is no mapping": (
+        "--config {no_mapping}",
+        r"no_mapping\.yaml: must hold a mapping",
+    ),
+    "a file that is no YAML": ("--config {no_yaml}", r"no_yaml\.yaml: not YAML"),
+    "no such config": ("--config {folder}/none.yaml", r"config \S+none\.yaml: No such file"),
+    "a group that is none": ("--config {no_group} --beta 1", r"loss: must be a group .* 'dpo'"),
+    # the mesh
+    "devices that are not there": (
+        "--mesh.fsdp 3",
+        r"mesh: .*fsdp 3.* makes 3, there are 1 devices",
+    ),
+    "two open axes": ("--mesh.data -1", r"mesh\.fsdp: only one axis may be -1"),
+    # the model
+    "no such folder": ("--model {folder}/none", r"model\.path: '\S+none' is no folder"),
+    "a file": ("--model {train}", r"model\.path: \S+ is a file"),
+    "an empty folder": ("--model {nothing}", r"model\.path: .*nothing holds no config\.json"),
+    "another architecture": ("--model {mistral}", r"config\.json: model_type = 'mistral'"),
+    "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], config.json says"),
+    "half of the weights": ("--model {truncated}", r"not a whole safetensors file"),
+    "no tokenizer for texts": ("--model {mute} --data {chat}", r"holds texts, .* no tokenizer"),
+    "layers that NF4 cannot block": (
+        "--model {narrow} --train.mode qlora",
+        r"train\.mode qlora: \w+ has 32 inputs",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(inputs, tmp_path_factory):
+    """Paths by name: what is wrong with them is what the name says."""
+    folder = tmp_path_factory.mktemp("wrong")
+    good = json.loads(inputs.train.read_text().splitlines()[0])
+    turn = [{"role": "user", "content": "hello"}]
+    answers = ([*turn, {"role": "assistant", "content": text}] for text in ("the ball", "a river"))
+    rows = {
+        "empty": "",
+        "shape": json.dumps(good) + '\n{"question": "?"}\n',
+        "list": "[1, 2]\n",
+        "torn": json.dumps(good) + '\n{"prompt_ids": [1,\n',
+        "same": json.dumps({**good, "rejected_ids": good["chosen_ids"]}),
+        "id": json.dumps({**good, "chosen_ids": [448, 2]}),
+        "chat": json.dumps(dict(zip(("chosen", "rejected"), answers, strict=True))),
+    }
+    settings = {
+        "unknown_key": "train: {epoch: 3}",
+        "no_mapping": "- train",
+        "no_yaml": "train: [",
+        "no_group": "loss: dpo",
+    }
+    paths = {"folder": folder, "train": inputs.train, "nothing": folder / "nothing"}
+    paths["nothing"].mkdir()
+    for suffix, contents in ((".jsonl", rows), (".yaml", settings)):
+        for name, content in contents.items():
+            paths[name] = folder / f"{name}{suffix}"
+            paths[name].write_text(content)
+    changed = {"mistral": {"model_type": "mistral"}, "wide": {"hidden_size": 128}}
+    for name in (*changed, "truncated", "mute"):
+        paths[name] = folder / name
+        shutil.copytree(inputs.model, paths[name])
+        config = json.loads((inputs.model / "config.json").read_text())
+        (paths[name] / "config.json").write_text(json.dumps({**config, **changed.get(name, {})}))
+    weights = paths["truncated"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for file in paths["mute"].glob("tokenizer*"):
+        file.unlink()
+    small = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 32}
+    narrow = tiny_runs.tiny.hugging_face(**{**tiny_runs.SHAPE, **small})
+    paths["narrow"] = tiny_runs.tiny.save(folder / "narrow", narrow)
+    return paths
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(name, inputs, files, tmp_path, capsys):
+    words, message = MISTAKES[name]
+    given = [word.format(**files) for word in words.split()]
+    output = tmp_path / "output"
+    status = run("train", *training_options(inputs, output), "--data.row-length", 128, *given)
+    errors = capsys.readouterr().err
+    assert (status, errors.count("\n"), output.exists()) == (2, 1, False), errors
+    assert re.search(rf"^error: .*{message}", errors)
+
+
+def test_outputs_that_are_not_ours_are_refused(inputs, trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("mine")
+    before = tiny_runs.times(tmp_path), tiny_runs.times(trained)
+    for output, several, message in (
+        (tmp_path / "file", (), "is no directory"),
+        (tmp_path / "file", (0.1, 0.2), "is no directory"),
+        (tmp_path / "file" / "below", (), "is no directory"),
+        (tmp_path / "folder", (), "holds no run"),
+        (tmp_path / "folder", (0.1, 0.2), "holds no grid"),
+        (trained, (), "loss.beta is 0.05, asked for 0.3"),
+        (trained, (0.1, 0.2), "holds no grid"),
+    ):
+        options = training_options(inputs, output, steps=2)
+        assert run("train", *options, "--beta", *(several or (0.3,))) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: output: ")
+        assert errors.count("\n") == 1
+        assert message in errors
+    assert (tiny_runs.times(tmp_path), tiny_runs.times(trained)) == before
+
+
+VERB_MISTAKES = {
+    "nothing given": ("logps", "", r"required: --model, --data, --output"),
+    "an unknown option": ("logps", "{all} --beta 3", r"unrecognized arguments: --beta 3"),
+    "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
+    "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
+    "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is no"),
+    "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
+    "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
+    "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),
+    "a place below a file": ("logps", "{all} --output {train}/x", r"output: .* is no directory"),
+    "no such run": ("export", "--run runs/none --output {new}", r"run: runs/none: no such"),
+    "no run": ("export", "--run {nothing} --output {new}", r"model\.path: .* no config\.json"),
+    "no adapters": ("export", "--run {run} --output {new} --adapter", r"trained no adapters"),
+    "an output that exists": ("export", "--run {run} --output {nothing}", r"output: \S+ exists"),
+}
+
+
+@pytest.mark.parametrize("name", VERB_MISTAKES)
+def test_a_mistake_of_another_verb_is_one_line_too(name, inputs, files, trained, tmp_path, capsys):
+    verb, words, message = VERB_MISTAKES[name]
+    new = tmp_path / "new"
+    whole = f"--model {inputs.model} --data {inputs.train} --output {new}"
+    given = words.format(**files, all=whole, new=new, run=trained).split()
+    assert run(verb, *given) == 2
+    printed = capsys.readouterr()
+    assert re.search(rf"^error: .*{message}", printed.err)
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_tells_a_mistake_in_one_line(inputs, tmp_path):
+    output = tmp_path / "output"
+    options = (*training_options(inputs, output), "--data", tmp_path / "none.jsonl")
+    ended = python("run.py", *options)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: data {tmp_path / 'none.jsonl'}: no such file\n"
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run.py", "--no-such-option"], "error: unrecognized arguments: --no-such-option\n"),
+        (["-m", "tddpo_jax"], "error: the following arguments are required: verb\n"),
+        (["-m", "tddpo_jax", "trian"], "error: argument verb: invalid choice: 'trian' "),
+    ],
+)
+def test_a_mistake_in_the_words_is_told_at_once(arguments, message):
+    ended = python("-X", "importtime", *arguments)
+    *imports, last = ended.stderr.splitlines(keepends=True)
+    assert ended.returncode == 2
+    assert last.startswith(message)
+    assert not any(re.search(r"\bjax$", line) for line in imports)  # no wait for JAX to start
+
+
+def test_an_error_that_is_not_the_users_is_no_mistake_of_theirs():
+    """A ValueError out of a library keeps its traceback; a bug must not look like bad input."""
+
+    def command(_):
+        return int(np.zeros(3).reshape(2, 2)[0, 0])
+
+    with pytest.raises(ValueError, match="reshape"):
+        run_command(command, [])
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys):
+    def command(_):
+        raise KeyboardInterrupt
+
+    assert run_command(command, []) == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
+
+
+# ---- warnings ------------------------------------------------------------------------------------
+
+WARNINGS = {
+    "smoothing with td_dpo": ("--loss.label-smoothing 0.1", "loss.label_smoothing is set"),
+    "tau with dpo": ("--loss dpo --tau 2", "loss.tau is set"),
+    "adapters without adapters": ("--lora.rank 4", "lora.rank is set"),
+    "an evaluation that never comes": (
+        "--train.eval-every 50",
+        "train.eval_every is 50 and the run has 1 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+        RuntimeError("RESOURCE_EXHAUSTED: Error writing\nfile: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(failure, capsys):
+    """Whoever met it: Python, or a library that passes on what the kernel said."""
+
+    def command(_):
+        raise failure
+
+    assert run_command(command, []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the disk is full: ")
+    assert line.endswith("the same command resumes")
+
+
+def test_settings_that_change_nothing_are_told(inputs, tmp_path, capsys):
+    for number, (words, message) in enumerate(WARNINGS.values()):
+        options = training_options(inputs, tmp_path / str(number))
+        assert run("train", *options, *words.split()) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+        assert len(told) == 1
+        assert told[0].startswith(f"warning: {message}")
+    assert run("train", *training_options(inputs, tmp_path / "plain")) == 0
+    assert "warning" not in capsys.readouterr().out

@@ -1,0 +1,278 @@
+"""The schema: what resolves, what is refused in which words, and how lists become cells."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from places import CONFIGS
+
+from tddpo_jax.config.schema import (
+    LOSS_SETTINGS,
+    LossConfig,
+    LossName,
+    cell_name,
+    expand,
+    get,
+    ignored_settings,
+    read_yaml,
+    resolve,
+    with_value,
+    without_value,
+)
+
+CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
+
+
+# ---- YAML files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES, ids=lambda file: file.name)
+def test_every_config_of_the_repository_resolves(file):
+    configs = [resolve(cell) for cell in expand(read_yaml(file))]
+    assert configs
+    for config in configs:
+        assert not ignored_settings(config), "a config that ships sets something nobody reads"
+
+
+def test_the_embedded_config_is_there():
+    assert "embedded.yaml" in [file.name for file in CONFIG_FILES]
+
+
+@pytest.mark.parametrize("text", ["5e-7", "5.0e-7", "0.0000005", "'5e-7'"])
+def test_a_number_without_a_dot_is_a_number(text, tmp_path):
+    """PyYAML reads 5e-7 as a text."""
+    file = tmp_path / "config.yaml"
+    file.write_text(f"train:\n  learning_rate: {text}\n")
+    assert resolve(read_yaml(file)).train.learning_rate == 5e-7
+
+
+YAML_MISTAKES = {
+    "a list": ("- loss\n", "must hold a mapping"),
+    "a text": ("td_dpo", "must hold a mapping"),
+    "nothing": ("", "must hold a mapping"),
+    "half a list": ("loss: [", "not YAML"),
+    "a tab": ("loss:\n\tbeta: 1\n", "not YAML"),
+    "bytes": (b"\xff\xfe\xfa", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", YAML_MISTAKES)
+def test_what_is_no_mapping_is_refused_by_the_files_name(name, tmp_path):
+    content, message = YAML_MISTAKES[name]
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"config .*config\.yaml: {message}"):
+        read_yaml(file)
+
+
+def test_a_file_that_is_not_there_is_refused_by_its_name(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ValueError, match=f"config {path}: "):
+            read_yaml(path)
+
+
+# ---- validation ----------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_experiments_numbers():
+    config = resolve({})
+    assert (config.loss.name, config.loss.beta, config.loss.tau) == ("td_dpo", 0.05, 1.0)
+    assert (config.train.learning_rate, config.train.weight_decay) == (1e-5, 0.01)
+    assert (config.train.batch_pairs, config.train.epochs) == (128, 3)
+    assert config.train.best_metric == "eval_rewards/accuracies"
+    assert (config.lora.rank, config.lora.alpha, len(config.lora.targets)) == (16, 32, 7)
+
+
+REFUSED = {
+    "loss.tau": [-1, 0, "cold", float("nan"), float("inf"), None, [1, 2]],
+    "loss.beta": [-0.1, "much", float("nan"), float("-inf"), None],
+    "loss.name": ["ppo", 3, None, {"a": 1}, [["dpo"]]],
+    "loss.label_smoothing": [0.5, -0.1],
+    "loss.kl": ["k3"],
+    "loss.tao": [1.0],
+    "model.path": [None, 3],
+    "model.dtype": ["float16"],
+    "data.max_length": [0, -5, "long", 1.5],
+    "data.layout": ["packd"],
+    "train.epochs": [0, 1.5, "three"],
+    "train.batch_pairs": [0],
+    "train.warmup_ratio": [1.5],
+    "train.adam_b1": [1.0],
+    "train.max_grad_norm": [0],
+    "train.epoch": [3],
+    "lora.rank": [0],
+    "mesh.fsdp": [0, -2, 1.5],
+    "seed": [-1, "a", 0.5],
+    "loss": ["dpo", None, 3],
+    "train": [[1, 2]],
+    "sed": [1],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_refused_by_its_dotted_name(name):
+    for value in REFUSED[name]:
+        mapping = with_value({}, name, value)
+        with pytest.raises(ValueError, match=rf"^{name}[:.]") as error:
+            resolve(mapping)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lora.targets"])
+def test_a_wrong_part_of_a_list_is_refused(name):
+    for value in (["q_proj", "x_proj"], [], "q_proj"):
+        with pytest.raises(ValueError, match=rf"^{name}"):
+            resolve(with_value({}, name, value))
+
+
+def test_every_problem_is_told_in_one_line():
+    with pytest.raises(ValueError, match=r"loss\.beta.*train\.epochs") as error:
+        resolve({"loss": {"beta": "much"}, "train": {"epochs": 0}})
+    assert "\n" not in str(error.value)
+
+
+def test_a_beta_of_zero_is_td_dpos_alone():
+    """Without its KL term TD-DPO still prefers; a DPO-like loss of beta 0 is constant."""
+    assert resolve({"loss": {"beta": 0}}).loss.beta == 0
+    with pytest.raises(ValueError, match=r"^loss\.beta: must be above 0 for dpo, got 0$"):
+        resolve({"loss": {"name": "dpo", "beta": 0}})
+
+
+def test_a_population_needs_adapters():
+    assert resolve({"train": {"population": True, "mode": "lora"}}).train.population
+    with pytest.raises(ValueError, match=r"^train\.population: needs train\.mode lora or qlora"):
+        resolve({"train": {"population": True}})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("no", False), (True, True), ("yes", True), ("1", 1), (4, 4), ("4", 4)]
+)
+def test_a_population_is_a_switch_or_a_largest_size(given, meant):
+    population = resolve({"train": {"population": given, "mode": "lora"}}).train.population
+    assert (population, type(population)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("given", [-1, 2.5, "many"])
+def test_a_population_of_another_size_is_refused(given):
+    with pytest.raises(ValueError, match=r"^train\.population: Input should be"):
+        resolve({"train": {"population": given, "mode": "lora"}})
+
+
+@pytest.mark.parametrize(
+    ("given_value", "resolved"),
+    [(0, 0.0), ("0", 0.0), ("0.1", 0.1), ("test", "test"), ("held.jsonl", "held.jsonl")],
+)
+def test_validation_is_a_number_wherever_it_can_be(given_value, resolved):
+    assert resolve({"data": {"validation": given_value}}).data.validation == resolved
+
+
+def test_a_configuration_cannot_be_changed():
+    config = resolve({})
+    with pytest.raises(ValueError, match="frozen"):
+        config.loss.beta = 1.0
+
+
+# ---- settings that nobody reads ------------------------------------------------------------------
+
+
+def test_each_loss_names_the_settings_it_reads():
+    assert set(LOSS_SETTINGS) == set(typing.get_args(LossName))
+    fields = set(LossConfig.model_fields) - {"name"}
+    read = {setting for settings in LOSS_SETTINGS.values() for setting in settings}
+    assert read == fields  # a field that no loss reads would be a bug
+
+
+IGNORED = {
+    "smoothing with td_dpo": ({"loss": {"label_smoothing": 0.1}}, ["loss.label_smoothing"]),
+    "tau with dpo": ({"loss": {"name": "dpo", "tau": 2}}, ["loss.tau"]),
+    "td_dpo's variants with discopop": (
+        {"loss": {"name": "discopop", "margin": "log_ratio", "kl": "full"}},
+        ["loss.kl", "loss.margin"],
+    ),
+    "beta with sft": ({"loss": {"name": "sft", "beta": 0.1}}, ["loss.beta"]),
+    "a rank without adapters": ({"lora": {"rank": 4, "alpha": 8}}, ["lora.alpha", "lora.rank"]),
+    "a rank with adapters": ({"lora": {"rank": 4}, "train": {"mode": "lora"}}, []),
+    "what td_dpo reads": ({"loss": {"beta": 1, "tau": 2, "margin": "log_ratio"}}, []),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_settings_that_are_given_and_not_read_are_named(name):
+    mapping, ignored = IGNORED[name]
+    assert ignored_settings(resolve(mapping)) == ignored
+
+
+# ---- grids ---------------------------------------------------------------------------------------
+
+
+def test_lists_make_a_cell_for_every_combination():
+    mapping = {"loss": {"beta": [0.1, 0.2], "tau": [1, 2]}, "seed": [0, 1], "train": {"epochs": 1}}
+    cells = [resolve(cell) for cell in expand(mapping)]
+    points = [(cell.loss.beta, cell.loss.tau, cell.seed) for cell in cells]
+    assert points == [(b, t, s) for b in (0.1, 0.2) for t in (1, 2) for s in (0, 1)]
+    assert all(cell.train.epochs == 1 for cell in cells)
+
+
+def test_no_list_makes_one_cell_and_changes_nothing():
+    mapping = {"loss": {"beta": 0.1}, "output": "runs/x"}
+    assert expand(mapping) == [mapping]
+    assert expand({}) == [{}]
+
+
+def test_a_loss_without_tau_has_no_tau_axis():
+    cells = expand({"loss": {"name": ["td_dpo", "dpo"], "tau": [0.5, 1, 2], "beta": [0.1]}})
+    names = [cell_name(resolve(cell)) for cell in cells]
+    td_dpo = [f"td_dpo-beta0.1-tau{tau}-seed0" for tau in (0.5, 1.0, 2.0)]
+    assert names == [*td_dpo, "dpo-beta0.1-seed0"]
+    assert ignored_settings(resolve(cells[-1])) == []
+
+
+def test_an_empty_axis_is_refused():
+    with pytest.raises(ValueError, match=r"loss\.beta: the list of values is empty"):
+        expand({"loss": {"beta": []}})
+
+
+def test_each_loss_may_have_its_learning_rate():
+    mapping = {"loss": {"name": ["td_dpo", "dpo"]}, "train": {"learning_rate": {"td_dpo": 0.1}}}
+    with pytest.raises(ValueError, match=r"^train\.learning_rate: names no rate for dpo$"):
+        expand(mapping)
+    mapping["train"]["learning_rate"]["dpo"] = 0.2
+    assert [resolve(cell).train.learning_rate for cell in expand(mapping)] == [0.1, 0.2]
+
+
+def test_cells_are_named_by_their_point():
+    named = {"loss": {"name": "discopop", "beta": "5e-2"}, "seed": 3}
+    assert cell_name(resolve(named)) == "discopop-beta0.05-seed3"
+    assert cell_name(resolve({"loss": {"tau": 2}})) == "td_dpo-beta0.05-tau2.0-seed0"
+
+
+# ---- dotted names --------------------------------------------------------------------------------
+
+NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(".".join)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers())))
+def test_a_value_is_where_it_was_put(pairs):
+    """Unless a name is the beginning of another, which is refused and not overwritten."""
+    mapping = {}
+    for name, value in pairs:
+        beginnings = [name[:at] for at, letter in enumerate(name) if letter == "."]
+        if any(isinstance(get(mapping, part), int) for part in beginnings):
+            with pytest.raises(ValueError, match="must be a group of settings"):
+                with_value(mapping, name, value)
+            continue
+        before = repr(mapping)
+        changed = with_value(mapping, name, value)
+        assert repr(mapping) == before
+        assert get(changed, name) == value
+        assert get(without_value(changed, name), name) is None
+        mapping = changed
+
+
+def test_an_option_does_not_replace_a_group_that_is_none():
+    """`loss: dpo` in a file and `--beta` beside it: losing the file's word would be silent."""
+    with pytest.raises(ValueError, match=r"^loss: must be a group of settings, got 'dpo'"):
+        with_value({"loss": "dpo"}, "loss.beta", 0.1)

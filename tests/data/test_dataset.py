@@ -1,0 +1,405 @@
+"""Data sets: what is read from rows, the cache, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_rows import (
+    IDS,
+    TOKENIZER,
+    as_lists,
+    assistant,
+    conversation,
+    load,
+    questions,
+    user,
+    write,
+)
+from tiny_tokenizers import byte_level, sentencepiece
+
+from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.data import sources
+from tddpo_jax.data.dataset import load_dataset, load_tokenizer, load_uncut_pairs
+from tddpo_jax.data.pairs import Unusable
+from tddpo_jax.data.sources import read_rows, read_source
+from tddpo_jax.data.templates import encode_prompt
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_files_of_every_kind_hold_the_same_rows(tmp_path, suffix):
+    rows = [IDS, {**IDS, "prompt_ids": [7]}]
+    assert read_rows(write(tmp_path / f"data{suffix}", rows)) == rows
+
+
+def test_json_objects_and_json_lines_under_the_name_json(tmp_path):
+    file = tmp_path / "data.json"
+    write(file, {"model": "some", "rows": [IDS]})
+    assert read_rows(file) == [IDS]
+    file.write_text(f"{json.dumps(IDS)}\n\n{json.dumps(IDS)}\n")
+    assert read_rows(file) == [IDS, IDS]
+
+
+def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
+    file = tmp_path / "data.jsonl"
+    rows = [conversation("one\u2028two\x85three"), conversation()]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert read_rows(file) == rows
+
+
+SAME_CHAT = {
+    "whole conversations": conversation(),
+    "whole conversations beside a redundant prompt": {**conversation(), "prompt": "what is red?"},
+    "an explicit conversation": {
+        "prompt": [user("what is red?")],
+        "chosen": [assistant("the ball")],
+        "rejected": [assistant("the river")],
+    },
+    "an explicit conversation that is repeated": {
+        **conversation(),
+        "prompt": [user("what is red?")],
+    },
+    "a conversation and texts": {
+        "prompt": [user("what is red?")],
+        "chosen": "the ball",
+        "rejected": "the river",
+    },
+    "a text and answers": {
+        "prompt": "what is red?",
+        "chosen": [assistant("the ball")],
+        "rejected": [assistant("the river")],
+    },
+    "with columns that do not matter": {
+        "chosen": [{**user("what is red?"), "id": 3}, assistant("the ball")],
+        "rejected": conversation()["rejected"],
+        "chosen_rating": 4.0,
+        "rejected_rating": 4.0,
+        "prompt_ids": None,
+    },
+}
+
+
+@pytest.mark.parametrize("shape", SAME_CHAT)
+def test_shapes_of_one_conversation(tmp_path, shape):
+    (pair,) = load(tmp_path, [SAME_CHAT[shape]], template="llama-2").train
+    ids = TOKENIZER(
+        ["<s>[INST] what is red? [/INST] the ball </s>", "<s>[INST] what is red? [/INST]"],
+        add_special_tokens=False,
+    )["input_ids"]
+    assert pair.prompt.tolist() == ids[1]
+    assert pair.prompt.tolist() + pair.chosen.tolist() == ids[0]
+    assert TOKENIZER.decode(pair.rejected).strip() == "the river </s>"
+    assert all(part.dtype == np.int32 for part in pair[1:])
+
+
+def test_texts_are_verbatim(tmp_path):
+    row = {"prompt": "what is red?", "chosen": " the ball", "rejected": " the river"}
+    dataset = load(tmp_path, [row])
+    (pair,) = dataset.train
+    assert dataset.template == "verbatim"
+    assert pair.prompt.tolist() == encode_prompt(TOKENIZER, "what is red?").tolist()
+    whole = TOKENIZER("what is red? the ball")["input_ids"]
+    assert pair.prompt.tolist() + pair.chosen.tolist() == [*whole, 2]
+
+
+def test_ids_are_verbatim_and_need_no_tokenizer(tmp_path):
+    dataset = load(tmp_path, [IDS], tokenizer=None)
+    assert as_lists(dataset.train) == [(0, *IDS.values())]
+    assert dataset.template == "verbatim"
+
+
+REASONS = {
+    "differing histories": {
+        "chosen": [user("a"), assistant("x")],
+        "rejected": [user("b"), assistant("y")],
+    },
+    "empty prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
+    "empty response": conversation(rejected=" \n"),
+    "identical branches": conversation("same", "a ", " a"),
+    "half a surrogate pair": conversation("\ud83d"),
+    "template: llama-2 wants user and assistant in turn, after at most one system message": {
+        "chosen": [user("a"), user("b"), assistant("x")],
+        "rejected": [user("a"), user("b"), assistant("y")],
+    },
+}
+
+
+def test_rows_that_cannot_be_used_are_listed(tmp_path):
+    more = [
+        conversation(question=""),
+        {"chosen": [assistant("a")], "rejected": [assistant("b")]},
+        {"chosen": [], "rejected": []},
+        {**IDS, "prompt_ids": []},
+        {**IDS, "rejected_ids": []},
+        {**IDS, "rejected_ids": IDS["chosen_ids"]},
+    ]
+    dataset = load(tmp_path, [*REASONS.values(), *more, conversation()], template="llama-2")
+    expected = {reason: [number] for number, reason in enumerate(REASONS)}
+    expected["empty prompt"] += [6, 7, 9]
+    expected["empty response"] += [8, 10]
+    expected["identical branches"] += [11]
+    assert dataset.dropped == expected
+    assert [pair.row for pair in dataset.train] == [12]
+
+
+def test_uncut_pairs_are_every_row_in_order(tmp_path):
+    long = conversation("what " * 3000)
+    file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
+    pairs = load_uncut_pairs(file, TOKENIZER, "llama-2")
+    assert len(pairs) == len(REASONS) + 2
+    assert len(pairs[0].prompt) > 3000
+    unusable = [pair for pair in pairs if isinstance(pair, Unusable)]
+    assert unusable == [
+        (number, reason)
+        for number, reason in enumerate(REASONS, 1)
+        if reason != "identical branches"  # their log-probabilities exist
+    ]
+    assert as_lists(pairs[-1:]) == [(len(pairs) - 1, *IDS.values())]
+
+
+# ---- the cache -----------------------------------------------------------------------------------
+
+
+def test_the_cache_saves_the_encoding(tmp_path):
+    config = DataConfig(path=write(tmp_path / "data.jsonl", questions(300)), validation=0.1)
+    calls = []
+
+    def loaded():
+        return load_dataset(
+            config,
+            TOKENIZER,
+            context=64,
+            cache=tmp_path / "cache",
+            progress=lambda done, total: calls.append((done, total)),
+        )
+
+    first = loaded()
+    assert calls == [(256, 300), (300, 300)]
+    second = loaded()
+    assert len(calls) == 2
+    assert as_lists(second.train + second.validation) == as_lists(first.train + first.validation)
+    facts = [{**vars(each), "train": 0, "validation": 0} for each in (first, second)]
+    assert facts[0] == facts[1]
+    assert len(os.listdir(tmp_path / "cache")) == 1  # no unfinished file stays
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "scratched", "another"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    first = load(tmp_path, questions(9))
+    (file,) = (tmp_path / "cache").iterdir()
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "emptied":
+        content = b""
+    elif damage == "scratched":
+        content[200] ^= 255
+    else:
+        np.savez(file, something=np.arange(3))
+        content = file.read_bytes()
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"pairs-.*npz is damaged"):
+        second = load(tmp_path, questions(9))
+    assert as_lists(second.train) == as_lists(first.train)
+    assert as_lists(load(tmp_path, questions(9)).train) == as_lists(first.train)
+
+
+def test_content_hash(tmp_path):
+    """It moves with everything that determines the ids, and with nothing else."""
+    base = load(tmp_path, questions(4)).content_hash
+    renamed = write(tmp_path / "renamed.json", questions(4))
+    TOKENIZER(["some", "thing longer"], padding=False, truncation=True, max_length=2)
+    assert load(tmp_path, [], path=renamed).content_hash == base
+    others = [
+        load(tmp_path, questions(5)),
+        load(tmp_path, questions(4), max_length=512),
+        load(tmp_path, questions(4), max_prompt_length=512),
+        load(tmp_path, questions(4), template="zephyr"),
+        load(tmp_path, questions(4), validation=0.5),
+        load(tmp_path, questions(4), validation=0.5, split_seed=1),
+        load(tmp_path, questions(4), validation=renamed),
+        load(tmp_path, questions(4), tokenizer=sentencepiece("first")),
+        load(tmp_path, questions(4), tokenizer=byte_level()),
+    ]
+    assert len({base, *(dataset.content_hash for dataset in others)}) == len(others) + 1
+
+
+# ---- what users get wrong ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.jsonl", "", "holds no rows"),
+        ("data.json", " \n", "holds no rows"),
+        ("data.json", "[]", "holds no rows"),
+        ("data.jsonl", '{"a": 1}\n{"a": \n', "data.jsonl line 2: not JSON"),
+        ("data.json", '[{"a": 1},\n{"a": ]', "data.json line 2: not JSON"),
+        ("data.json", '{"a": 1}', "must be a list, or an object with one as `rows` or `data`"),
+        ("data.json", '"text"', "must be a list"),
+        ("data.jsonl", "[1]\n", "row 0: must be an object with columns"),
+        ("data.csv", "a,b", "unknown suffix; known are .json, .jsonl, .parquet"),
+        ("data.parquet", "nothing", "data.parquet: not Parquet"),
+        ("data.jsonl", b"\xff\xfe", "is no UTF-8 text"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        read_rows(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["missing.jsonl", "no/such/folder", "/no/such/file", "missing.json"]
+)
+def test_missing_files(tmp_path, path):
+    for call in (read_rows, sources.split_names):
+        with pytest.raises(ValueError, match=f"data {path}: no such file"):
+            call(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "lacks the column 'prompt'"),
+        ({"prompt": "a", "chosen": "b"}, "lacks the column 'rejected'"),
+        ({"prompt": "a", "chosen": None, "rejected": "b"}, "lacks the column 'chosen'"),
+        ({"text": "a"}, "lacks the column 'chosen'"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' must be a list of {role, cont"),
+        (
+            {"prompt": "p", "chosen": 3, "rejected": "b"},
+            "'chosen' must be a list of {role, content",
+        ),
+        ({"prompt": "p", "chosen": [assistant("a")], "rejected": "b"}, "'rejected' must be a list"),
+        (
+            {**conversation(), "rejected": ["a", "b"]},
+            "'rejected' must be a list of {role, content}",
+        ),
+        (
+            {**conversation(), "chosen": [{"from": "gpt", "value": "a"}]},
+            "'chosen' must be a list of",
+        ),
+        ({**conversation(), "chosen": [user(None)]}, "'chosen' must be a list of {role, content}"),
+        ({**conversation(), "prompt": 3}, "'prompt' must be a list of {role, content}"),
+        (
+            {"chosen": [user("a"), user("b")], "rejected": [user("a"), assistant("b")]},
+            "the last role of 'chosen' is 'user', not 'assistant'",
+        ),
+        ({"prompt_ids": [1]}, "lacks the column 'chosen_ids'"),
+        ({**IDS, "chosen_ids": "1 2"}, "'chosen_ids' must be a list of integers"),
+        ({**IDS, "chosen_ids": [1, 2.0]}, "'chosen_ids' must be a list of integers"),
+        ({**IDS, "chosen_ids": [1, True]}, "'chosen_ids' must be a list of integers"),
+        ({**IDS, "rejected_ids": [1, -1]}, "'rejected_ids' holds a number that is no token id"),
+        ({**IDS, "prompt_ids": [2**31]}, "'prompt_ids' holds a number that is no token id"),
+    ],
+)
+def test_rows_that_are_wrong(tmp_path, row, message):
+    file = write(tmp_path / "data.jsonl", [conversation(), row])
+    with pytest.raises(ValueError, match=re.escape(f"data {file} row 1: {message}")) as caught:
+        read_source(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "message"),
+    [
+        (
+            [conversation("a", "b", "b")] * 2,
+            {},
+            "none of its rows can be used: 2 x identical branch",
+        ),
+        (questions(3), {"template": "llama2"}, "template 'llama2': no such template"),
+        (questions(3), {"template": "llama-3"}, "the tokenizer lacks <|start_header_id|>"),
+        (questions(1), {"validation": 0.5}, "data.validation: leaves no training pairs"),
+        (
+            [conversation(rejected="x"), conversation()],
+            {"validation": 0.5},
+            "data.validation: leav",
+        ),
+        (questions(3), {"validation": 1}, "data.validation: a fraction must be in [0, 1), got 1"),
+        (
+            questions(3),
+            {"validation": "1"},
+            "data.validation: a fraction must be in [0, 1), got 1.0",
+        ),
+        (questions(3), {"validation": -0.1}, "data.validation: a fraction must be in [0, 1)"),
+        (questions(3), {"validation": "nan"}, "data.validation: a fraction must be in [0, 1)"),
+        (
+            questions(3),
+            {"validation": "test"},
+            "data.validation: 'test' is no file, no fraction, and",
+        ),
+        (questions(3), {"validation": "missing.jsonl"}, "data missing.jsonl: no such file"),
+        (
+            questions(3),
+            {"max_length": 9, "max_prompt_length": 9},
+            "data.max_prompt_length: must be l",
+        ),
+    ],
+)
+def test_settings_that_are_wrong(tmp_path, rows, config, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load(tmp_path, rows, **config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_validation_file_without_a_usable_row(tmp_path):
+    other = write(tmp_path / "other.jsonl", [conversation("a", "b", "b")])
+    with pytest.raises(
+        ValueError, match=r"data\.validation .*none of its rows can be used: 1 x ide"
+    ):
+        load(tmp_path, questions(3), validation=other)
+
+
+def test_texts_without_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.jsonl: holds texts, and there is no tokenizer"):
+        load(tmp_path, questions(3), tokenizer=None)
+
+
+def test_a_template_that_is_ignored(tmp_path):
+    with pytest.warns(UserWarning, match=r"data\.template: ignored"):
+        load(tmp_path, [IDS], template="plain")
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_ids_beyond_the_vocabulary(tmp_path, repeated):
+    """Checked against the model, also where the pairs come from the cache."""
+    config = DataConfig(path=write(tmp_path / "data.jsonl", [IDS]), validation=0)
+    if repeated:
+        load_dataset(config, None, context=64, cache=tmp_path, vocab_size=33)
+    with pytest.raises(ValueError, match=r"row 0: 'rejected' holds the id 32, but .* ends at 31"):
+        load_dataset(config, None, context=64, cache=tmp_path, vocab_size=32)
+
+
+def test_load_tokenizer(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    ids = TOKENIZER("the  red ball")["input_ids"]
+    assert load_tokenizer(tmp_path)("the  red ball")["input_ids"] == ids
+    Path(tmp_path, "tokenizer.model").touch()
+    assert load_tokenizer(str(tmp_path))("the  red ball")["input_ids"] == ids
+
+
+def test_load_tokenizer_that_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer /no/such/folder: "):
+        load_tokenizer("/no/such/folder")
+    Path(tmp_path, "tokenizer.model").touch()
+    with pytest.raises(ValueError, match=r"has a tokenizer\.model but no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_no_warning_about_long_texts(tmp_path, caplog):
+    short = sentencepiece(model_max_length=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path, questions(2), tokenizer=short)
+    assert not caplog.records

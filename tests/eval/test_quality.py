@@ -1,0 +1,128 @@
+"""Quality of sampled answers: figures that are counted by hand, and one run on the real thing."""
+
+import json
+import shutil
+
+import pytest
+import tiny_runs
+from synthetic_grid import experiment_cells, write_grid
+
+from eval.quality.__main__ import (
+    Asked,
+    Policy,
+    distinct,
+    kl_per_token,
+    main,
+    read_prompts,
+    repetition,
+)
+from eval.quality.score_file import FILE
+from tddpo_jax.config.schema import MeshConfig, cell_name
+from tddpo_jax.generation.generator import Completion
+from tddpo_jax.generation.sampling import Sampling
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.weights.locate import EMBEDDED
+
+
+def test_distinct_counts_different_n_grams_of_all_texts():
+    """`a b a` and `a b`: words a b a a b, 2 of 5; pairs ab ba ab, 2 of 3."""
+    assert distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+    assert distinct(["", "a"], 2) == 0
+
+
+def test_repetition_is_the_share_of_n_grams_that_came_before():
+    """`a b c a b c`: trigrams abc bca cab abc, one of four stands there before."""
+    assert repetition("a b c a b c") == pytest.approx(1 / 4)
+    assert repetition("a b") == 0
+
+
+def test_prompts_are_read_once_each(tmp_path):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [{"chosen": turns, "rejected": turns}, {"chosen": turns}, {"prompt": "P"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_prompts(str(file), 10) == [turns[:1], [{"role": "user", "content": "P"}]]
+    assert len(read_prompts(None, 7)) == 7
+
+
+def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, capsys):
+    """The same model with the same keys gives the same answers: every comparison is a tie."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in EMBEDDED.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    arguments = ["quality", str(model), "--base", "embedded", "--most", "8"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 0
+    figures = json.loads((model / "quality.json").read_text())
+    assert figures["win_rate"] == 0.5
+    assert figures["kl_per_token"] == pytest.approx(0, abs=1e-6)
+    assert figures["score"] == figures["base_score"]
+    assert len(figures["scores"]) == figures["asked"]["prompts"] == 8
+    assert "win_rate" in capsys.readouterr().out
+
+
+def test_a_policy_that_answers_nothing_has_no_kl():
+    nothing = Policy(None, None)
+    asked = Asked([[{"role": "user", "content": "Q"}]], Sampling(), 0)
+    silence = [Completion("", [], "length", False)]
+    assert kl_per_token(nothing, nothing, asked, silence, make_mesh(MeshConfig())) is None
+
+
+def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatch, capsys):
+    """A finished cell, one that diverged before any best/, one not over; the base is one model."""
+    cells = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0, 1, 2])
+    finished, diverged, unfinished = map(cell_name, cells)
+    grid = write_grid(
+        tmp_path / "grid", cells, lambda _: 0.7, diverged={diverged: 3}, unfinished=[unfinished]
+    )
+    shutil.copytree(EMBEDDED, grid / finished / "best", dirs_exist_ok=True)
+
+    def run(*more):
+        monkeypatch.setattr("sys.argv", ["quality", str(grid), "--most", "4", *more])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    said = run()
+    assert f"{diverged} (diverged before any best/: its base)" in said
+    assert unfinished not in said
+    of_finished, of_diverged = (json.loads((grid / n / FILE).read_text()) for n in cells_of(grid))
+    assert (of_finished["policy"], of_diverged["policy"], of_diverged["step"]) == (
+        "best",
+        "base",
+        0,
+    )
+    assert of_finished["step"] in (5, 10, 15, 20)
+    assert of_finished["asked"] == of_diverged["asked"]
+    assert of_finished["asked"]["sampling"]["temperature"] == 1.0
+    assert of_diverged["scores"] == of_finished["scores"]
+    assert of_diverged["score"] == of_diverged["base_score"]
+
+    before = tiny_runs.times(grid)
+    assert run().count("measured before; left alone") == 2
+    assert tiny_runs.times(grid) == before
+    # A later best/, and then another seed for all.
+    (grid / finished / FILE).write_text(json.dumps(of_finished | {"step": 1}))
+    assert run().count("measured before; left alone") == 1
+    assert json.loads((grid / finished / FILE).read_text()) == of_finished
+    assert "left alone" not in run("--seed", "1")
+
+
+def cells_of(grid):
+    """The names of the cells that were measured."""
+    return [file.parent.name for file in sorted(grid.glob(f"*/{FILE}"))]
+
+
+def test_a_grid_of_which_no_cell_is_over_is_refused(tmp_path, monkeypatch, capsys):
+    cells = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0, 1])
+    grid = write_grid(tmp_path / "g", cells, lambda _: 0.7, unfinished=list(map(cell_name, cells)))
+    monkeypatch.setattr("sys.argv", ["quality", str(grid)])
+    assert main() == 2
+    assert capsys.readouterr().err == f"error: {grid}: no cell of the grid is over yet\n"
+
+
+def test_bad_settings_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["quality", "embedded", "--base", "embedded", "--most", "0"])
+    assert main() == 2
+    assert capsys.readouterr().err == "error: --most: must be at least 1, got 0\n"

@@ -1,0 +1,43 @@
+"""One host of a job that loads a checkpoint: says how much of each tensor it read, as JSON."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+from tddpo_jax.config.schema import HostsConfig, MeshConfig
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.system import hosts
+from tddpo_jax.weights import hugging_face
+
+READ: dict[str, int] = {}
+
+
+class Recorded:
+    """A slice of a file that counts the values read of it."""
+
+    def __init__(self, name, stored):
+        self.name, self.stored = name, stored
+
+    def get_shape(self):
+        return self.stored.get_shape()
+
+    def __getitem__(self, index):
+        values = self.stored[index]
+        READ[self.name] = READ.get(self.name, 0) + math.prod(values.shape)
+        return values
+
+
+def main():
+    folder, coordinator, count, index = sys.argv[1:]
+    hosts.join(HostsConfig(coordinator=coordinator, count=int(count), index=int(index)))
+    tensors = hugging_face.stored_tensors
+    hugging_face.stored_tensors = lambda files: (
+        (n, Recorded(n, stored)) for n, stored in tensors(files)
+    )
+    hugging_face.load(Path(folder), make_mesh(MeshConfig(fsdp=-1)))
+    print(json.dumps(READ))
+
+
+if __name__ == "__main__":
+    main()

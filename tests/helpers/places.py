@@ -1,0 +1,7 @@
+"""Where the project's files lie."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+HELPERS = ROOT / "tests" / "helpers"

@@ -1,0 +1,34 @@
+"""Adapters with random factors on tiny models, as if they had been trained."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from tddpo_jax.adapters.adapter_set import copied
+from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Llama, LoraParam
+
+
+def adapted(
+    base: Llama,
+    seed: int,
+    *,
+    rank: int,
+    alpha: float = 8.0,
+    dropout: float = 0.0,
+    targets: tuple[str, ...] = LINEAR_NAMES,
+) -> Llama:
+    """The base with an adapter of which no factor is zero."""
+    model = copied(base)
+    rng = np.random.default_rng(seed)
+    place = model.norm.weight[...].sharding
+    for name in targets:
+        linear = getattr(model.layers, name)
+        layers, outputs, inputs = linear.weight.shape
+        sizes = inputs, outputs, rank, alpha / rank, dropout
+        adapter = jax.eval_shape(lambda key, sizes=sizes: Adapter(*sizes, key), jax.random.key(0))
+        for factor, shape in {"a": (rank, inputs), "b": (outputs, rank)}.items():
+            values = (rng.normal(size=(layers, *shape)) * 0.3).astype(np.float32)
+            setattr(adapter, factor, LoraParam(jax.device_put(values, place)))
+        linear.adapter = adapter
+    return model

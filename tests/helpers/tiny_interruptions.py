@@ -1,0 +1,80 @@
+"""Runs that end before their time, and what a run is compared by, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from tddpo_jax.runs.metric_writers import Writer
+from tddpo_jax.training.checkpoints import Checkpoints
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+def killed_run(inputs, directory, monkeypatch, where: Callable, changes=None) -> None:
+    """A run that ends where `where`, a patch of the trainer, raises `Killed`."""
+    with monkeypatch.context() as patch:
+        where(patch)
+        with pytest.raises(Killed):
+            tiny_runs.run(inputs, directory, changes)
+    assert not (directory / "summary.json").exists()
+
+
+def on_line(matches: Callable[[Path, dict], bool]) -> Callable:
+    """Ends a run when it has written a line of metrics, given with its run's directory."""
+
+    def where(patch):
+        log = Writer.log
+
+        def dying_log(self, record):
+            log(self, record)
+            if matches(self.directory.path, record):
+                raise Killed
+
+        patch.setattr(Writer, "log", dying_log)
+
+    return where
+
+
+def before_save(step: int, name: str = "") -> Callable:
+    """Ends a run before it saves the state after `step` steps, of the cell with `name` in it."""
+
+    def where(patch):
+        save = Checkpoints.save
+
+        def dying_save(self, at, state):
+            if at == step and name in str(self.folder):
+                raise Killed
+            save(self, at, state)
+
+        patch.setattr(Checkpoints, "save", dying_save)
+
+    return where
+
+
+def assert_same_run(directory: Path, expected: Path) -> None:
+    """The same metrics, validations, summary, export and last state, to the last bit."""
+    found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (directory, expected))
+    assert found == wanted
+    assert tiny_runs.untimed_board(directory) == tiny_runs.untimed_board(expected)
+    for name in ("config.yaml", "run.json"):
+        assert (directory / name).read_text() == (expected / name).read_text()
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (directory, expected)]
+    assert summaries[0] == summaries[1]
+    for folder in ("best", "evaluations"):
+        assert contents(directory / folder) == contents(expected / folder)
+    states = [tiny_runs.last_state(run) for run in (directory, expected)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -1,0 +1,188 @@
+"""Tiny random Llamas, Hugging Face folders and preference pairs, made on the spot.
+
+Sizes are odd or have few divisors, weights are large and norms are not ones, so that swapped axes,
+a forgotten weight or a default in place of a setting cannot pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import load_file, save_file
+from transformers import LlamaConfig as HuggingFaceConfig
+
+from tddpo_jax.batches.layout import Batch, Pair
+from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.models.llama.model import Llama, LlamaConfig
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.weights.hugging_face import load as load_checkpoint
+from tddpo_jax.weights.tensor_files import WEIGHT_FILES
+
+if TYPE_CHECKING:  # imported where it is used, for not every test needs PyTorch
+    import torch
+    from transformers import LlamaForCausalLM
+
+CONFIG = LlamaConfig(
+    vocabulary=61,
+    width=24,
+    layers=3,
+    heads=6,
+    key_value_heads=2,
+    head_size=10,
+    feed_forward=37,
+    context=256,
+    rope_theta=12345.6,
+    rope_scaling=None,
+    norm_epsilon=3e-4,
+    tied=False,
+)
+HUGGING_FACE = {
+    "vocab_size": CONFIG.vocabulary,
+    "hidden_size": CONFIG.width,
+    "num_hidden_layers": CONFIG.layers,
+    "num_attention_heads": CONFIG.heads,
+    "num_key_value_heads": CONFIG.key_value_heads,
+    "head_dim": CONFIG.head_size,
+    "intermediate_size": CONFIG.feed_forward,
+    "max_position_embeddings": CONFIG.context,
+    "rope_parameters": {"rope_type": "default", "rope_theta": CONFIG.rope_theta},
+    "rms_norm_eps": CONFIG.norm_epsilon,
+    "tie_word_embeddings": CONFIG.tied,
+}
+
+# For what compiles for seconds and runs for milliseconds.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
+    """Normal weights under which a stream neither dies nor explodes; norms around one."""
+    noise = rng.normal(size=shape).astype(np.float32)
+    return 1 + 0.2 * noise if is_norm else 1.5 * noise / np.sqrt(shape[-1])
+
+
+def llama(seed: int = 0, **changes) -> Llama:
+    """A model of `CONFIG`, changed, with random weights."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        return jnp.asarray(random_weight(rng, leaf.shape, "norm" in jax.tree_util.keystr(path)))
+
+    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(fill, abstract)
+
+
+def hugging_face(seed: int = 0, dtype: torch.dtype | None = None, **changes) -> LlamaForCausalLM:
+    """transformers' model of the same shape, changed in transformers' words."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.from_numpy(random_weight(rng, tuple(weight.shape), "norm" in name)))
+    return model.to(dtype or torch.float32).eval()
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> Path:
+    """Writes the Hugging Face folder of a model; `settings` are those of `save_pretrained`."""
+    model.save_pretrained(folder, **settings)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, dtype=None) -> Llama:
+    """The folder's model on one device."""
+    return load_checkpoint(folder, one_device(), dtype)
+
+
+def load_from(model: LlamaForCausalLM) -> Llama:
+    """The weights of a transformers model as ours, by way of a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load(save(Path(folder), model))
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of every safetensors file of a folder."""
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Sets attributes of config.json, or removes those that are None."""
+    path = folder / "config.json"
+    attributes = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
+
+
+def change_tensors(folder: Path, **changes) -> None:
+    """Sets tensors of the single file, dots written as double underscores; None removes one."""
+    changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    tensors = {**tensors_of(folder), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / WEIGHT_FILES[0])
+
+
+def one_device() -> Mesh:
+    return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
+    devices = jax.devices()[: data * fsdp * tensor]
+    return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
+
+
+def reading_order(rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Positions and key ranges of plain sequences, one a row."""
+    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    return positions, jnp.zeros_like(positions), positions + 1
+
+
+def plain_states(model: Llama, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
+    """Hidden states of plain sequences."""
+    return model(tokens, *reading_order(*tokens.shape), dtype=dtype, remat=remat)
+
+
+hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
+
+
+def run(model: Llama, batch: Batch, **settings) -> jax.Array:
+    """Hidden states of packed rows."""
+    ranges = (batch.tokens, batch.positions, batch.key_start, batch.key_end)
+    return model(*ranges, **{"dtype": jnp.float32, **settings})
+
+
+def dense_attention(q, k, v, key_start, key_end) -> jax.Array:
+    """Attention with a mask of every query and key, written out; zeros where no key is seen."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / q.shape[-1] ** 0.5
+    key = jnp.arange(k.shape[1])
+    seen = ((key_start[..., None] <= key) & (key < key_end[..., None]))[:, None]
+    largest = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e30)
+    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - largest, 0)), 0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.einsum("BHQK,BKHS->BQHS", weights / jnp.where(total > 0, total, 1), v)
+
+
+def random_pairs(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Pair]:
+    """Pairs of random token ids.
+
+    Args:
+        lengths: of prompt, chosen and rejected of each pair.
+        seed: of the ids.
+        vocabulary: ids are below it.
+    """
+    rng = np.random.default_rng(seed)
+    return [
+        Pair(number, *(rng.integers(0, vocabulary, length).astype(np.int32) for length in three))
+        for number, three in enumerate(lengths)
+    ]

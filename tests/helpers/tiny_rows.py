@@ -1,0 +1,51 @@
+"""Preference rows of a few words, files of them, and the data sets made of those."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+from tiny_tokenizers import sentencepiece
+
+from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.data.dataset import load_dataset
+
+TOKENIZER = sentencepiece()
+IDS = {"prompt_ids": [1, 20, 21], "chosen_ids": [30, 2], "rejected_ids": [31, 32, 2]}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def conversation(question="what is red?", chosen="the ball", rejected="the river"):
+    asked = user(question)
+    return {"chosen": [asked, assistant(chosen)], "rejected": [asked, assistant(rejected)]}
+
+
+def questions(count):
+    return [conversation(f"question {i}") for i in range(count)]
+
+
+def write(file, rows):
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return str(file)
+
+
+def load(tmp_path, rows, tokenizer=TOKENIZER, *, context=2048, **config):
+    config = {"path": write(tmp_path / "data.jsonl", rows), "validation": 0, **config}
+    return load_dataset(DataConfig(**config), tokenizer, context=context, cache=tmp_path / "cache")
+
+
+def as_lists(pairs):
+    return [(pair.row, *(ids.tolist() for ids in pair[1:])) for pair in pairs]

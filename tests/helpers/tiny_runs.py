@@ -1,0 +1,201 @@
+"""Whole runs of a tiny Llama over a few pairs: what they start from, and how to read them."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tiny_models
+from safetensors.numpy import load_file
+from tensorboardX.proto.event_pb2 import Event
+from tiny_tokenizers import sentencepiece
+
+from tddpo_jax.commands import options
+from tddpo_jax.config.schema import with_value
+from tddpo_jax.experiments.grid import run_experiment
+from tddpo_jax.losses.metrics import TIMING_METRICS
+from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.system.console import Screen
+from tddpo_jax.training import prepare
+
+# Every dimension is shared evenly by two tensor-parallel and by eight data-parallel devices, and
+# the inputs of every linear layer are blocks of 64, which QLoRA needs.
+SHAPE = {
+    "vocab_size": 448,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 64,
+}
+
+
+class Inputs(NamedTuple):
+    """A model's folder with its tokenizer, training pairs and validation pairs of token ids."""
+
+    model: Path
+    train: Path
+    validation: Path
+
+
+def make_inputs(folder: Path) -> Inputs:
+    """18 training pairs, so that steps of 5 leave 3 for the last of an epoch, and 7 others."""
+    model = tiny_models.save(folder / "model", tiny_models.hugging_face(**SHAPE), sentencepiece())
+    inputs = Inputs(model, folder / "train.jsonl", folder / "validation.jsonl")
+    write_rows(inputs.train, random_rows(18, seed=1))
+    write_rows(inputs.validation, random_rows(7, seed=2))
+    return inputs
+
+
+def random_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
+    """Rows of random token ids, prompts and responses of 2 to 11 tokens."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 12, (count, 3))
+    pairs = tiny_models.random_pairs(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [dict(zip(columns, (ids.tolist() for ids in pair[1:]), strict=True)) for pair in pairs]
+
+
+def write_rows(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def settings(inputs: Inputs, output: Path, changes: dict | None = None) -> dict:
+    """Eight steps in two epochs, validated after 3, 4, 6 and 8 of them; `changes` by dotted name.
+
+    Micro-batches have one shape, since every shape compiles. Adam's epsilon is large, so that
+    rounding in a gradient near zero stays rounding in the weight.
+    """
+    mapping = {
+        "model": {"path": str(inputs.model), "remat": "none"},
+        "data": {
+            "path": str(inputs.train),
+            "validation": str(inputs.validation),
+            "row_length": 64,
+        },
+        "train": {
+            "learning_rate": 1e-3,
+            "adam_eps": 1e-2,
+            "batch_pairs": 5,
+            "epochs": 2,
+            "eval_every": 3,
+        },
+        "output": str(output),
+    }
+    for name, value in (changes or {}).items():
+        mapping = with_value(mapping, name, value)
+    return mapping
+
+
+def run(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]:
+    """Trains, silently, and returns the summaries."""
+    return run_experiment(settings(inputs, output, changes), Screen(quiet=True))
+
+
+def use_devices(patch, count: int) -> None:
+    """Runs see the first `count` of the eight devices.
+
+    Commands set no flags for XLA: it has started, and they are part of the key of every program
+    that is kept on disk.
+    """
+    for module in (prepare, scoring):
+        patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
+    patch.setattr(options, "set_flags", lambda: None)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[collections.Counter]:
+    """How often each function is compiled meanwhile, by name; `clear` to start anew."""
+    counts: collections.Counter = collections.Counter()
+
+    class Counting(logging.Handler):
+        def emit(self, record):
+            message = re.match(r"Compiling (?:jit\()?([\w<>]+)", record.getMessage())
+            if message:
+                counts[message[1]] += 1
+
+    handler, logger = Counting(), logging.getLogger("jax")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield counts
+    logger.removeHandler(handler)
+
+
+def lines(directory: Path) -> list[dict]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def training_lines(directory: Path) -> list[dict]:
+    return [line for line in lines(directory) if "loss" in line]
+
+
+def validation_lines(directory: Path) -> list[dict]:
+    return [line for line in lines(directory) if "eval_loss" in line]
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    """Records without what depends on the clock."""
+    return [{k: v for k, v in record.items() if k not in TIMING_METRICS} for record in records]
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of `best/`."""
+    (file,) = (directory / "best").glob("*.safetensors")
+    return load_file(file)
+
+
+def last_state(directory: Path) -> dict[str, np.ndarray]:
+    """The newest training state by name: parameters, both moments, count; whoever saved it."""
+    folder = (directory / "checkpoints").absolute()
+    with ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        step = manager.latest_step()
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+            for name, array in manager.item_metadata(step).items()
+        }
+        saved = manager.restore(step, args=ocp.args.StandardRestore(like))
+    return {name: np.asarray(value) for name, value in saved.items()}
+
+
+def board(directory: Path) -> list[tuple[int, str, float]]:
+    """(step, name, value) of every number that TensorBoard shows, in the order of writing.
+
+    An event file is a sequence of records, each a length, its checksum, an event and its checksum.
+    A session that starts at a step hides what was written of it and of later steps before.
+    """
+    shown: list[tuple[int, str, float]] = []
+    for file in sorted((directory / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            if event.HasField("session_log"):
+                shown = [value for value in shown if value[0] < event.step]
+            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return shown
+
+
+def untimed_board(directory: Path) -> list[tuple[int, str, float]]:
+    """What TensorBoard shows at each step, without what depends on the clock."""
+    return sorted(value for value in board(directory) if value[1] not in TIMING_METRICS)
+
+
+def times(directory: Path) -> dict[str, int]:
+    """When each file was last written, in nanoseconds."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in files}

@@ -1,0 +1,75 @@
+"""Useful operations against a count token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+
+from tddpo_jax.batches.layout import Row, Shape, score_count, stream_length
+from tddpo_jax.models.flops import (
+    PEAK_RATES,
+    attended_keys,
+    layer_matmul_parameters,
+    matmul_rate,
+    measured_matmul_rate,
+    useful_flops,
+)
+from tddpo_jax.models.llama.model import LINEAR_NAMES
+
+(PAIR,) = tiny_models.random_pairs([(7, 5, 11)])
+
+
+def filled_row():
+    row = Row(Shape(1, stream_length(PAIR) + 9, score_count(PAIR) + 3, 2))
+    row.add(0, PAIR)
+    return row
+
+
+@pytest.mark.parametrize("frozen_base", [False, True])
+def test_useful_operations_are_those_of_every_token(frozen_base):
+    """Expected: a multiplication and an addition for every weight that a token meets, for every
+    feature of every head of every key it sees (once for the score, once for the mix), and for the
+    head where something is scored.
+
+    Backward a product costs as much for the gradient of its input and again for that of its weight,
+    which a frozen base does without; attention has no weights, and two inputs to each product.
+    """
+    model, row = tiny_models.llama(), filled_row()
+    weights = sum(getattr(model.layers, name).weight[0].size for name in LINEAR_NAMES)
+    config = model.config
+    total = 0
+    for token in range(len(row.tokens)):
+        keys = int(row.key_end[token] - row.key_start[token])
+        if keys == 0:
+            continue
+        for _ in range(config.layers):
+            total += 2 * weights * (2 if frozen_base else 3)
+            total += keys * config.heads * (2 + 2) * config.head_size * 3
+    for branch in row.score_branch:
+        if branch < 4:
+            total += 2 * config.vocabulary * config.width * (2 if frozen_base else 3)
+    assert useful_flops(config, PAIR, frozen_base=frozen_base) == total
+
+
+def test_attended_keys_are_those_of_the_layout():
+    row = filled_row()
+    assert attended_keys(PAIR) == np.sum(row.key_end - row.key_start)
+
+
+def test_matmul_parameters_are_those_of_the_model():
+    """A layer's matrices have two dimensions behind that of the layers, its norms have one."""
+    model = tiny_models.llama()
+    expected = sum(x[0].size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
+    assert layer_matmul_parameters(model.config) == expected
+
+
+def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):
+    """This test runs on CPUs, between 10 million and 100 million million operations a second."""
+    assert 1e7 < measured_matmul_rate(jnp.float32, size=64, repeats=2) < 1e14
+
+    class Device:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    assert matmul_rate(jnp.bfloat16) == PEAK_RATES["NVIDIA H100"]

@@ -1,0 +1,284 @@
+"""Stop and go on: bit for bit what an uninterrupted run gives, and nothing that is not ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+
+import jax
+import pytest
+import tiny_runs
+import yaml
+from places import ROOT
+from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
+
+from tddpo_jax.config.schema import resolve
+from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.training import loop
+from tddpo_jax.training.checkpoints import Checkpoints
+from tddpo_jax.training.prepare import Prepared
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """The directory of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_runs.use_devices(patch, 1)
+        tiny_runs.run(inputs, directory)
+    return directory
+
+
+def test_a_damaged_state_is_named(inputs, tmp_path, monkeypatch):
+    """The newest of two, cut short; without it the run goes on from the other."""
+    killed_run(inputs, tmp_path / "run", monkeypatch, before_save(8))
+    newest = tmp_path / "run" / "checkpoints" / "6"
+    largest = max(newest.rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    os.truncate(largest, largest.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"checkpoints/6: cannot be read .*goes on from the state"):
+        tiny_runs.run(inputs, tmp_path / "run")
+    shutil.rmtree(newest)
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run")
+    assert (summary["state"], summary["steps"]) == ("finished", 8)
+
+
+# ---- where a run may end -------------------------------------------------------------------------
+
+
+def _before_summary(patch):
+    def dying(*_):
+        raise Killed
+
+    patch.setattr(loop, "summarise", dying)
+
+
+BEFORE_ANY_CHECKPOINT = on_line(lambda _, line: line["step"] == 1 and "loss" in line)
+IN_THE_SECOND_EPOCH = on_line(lambda _, line: line["step"] == 5 and "loss" in line)
+ON_THE_SECOND_CELL = on_line(lambda path, line: "beta0.5" in path.name and line["step"] == 2)
+PLACES = {
+    "in the first validation": [on_line(lambda _, line: "eval_loss" in line)],
+    "before any checkpoint, with a torn line": [BEFORE_ANY_CHECKPOINT],
+    "in the second epoch, with a torn line": [IN_THE_SECOND_EPOCH],
+    "after a validation and its export": [before_save(6)],
+    "in the last validation, then before the summary": [
+        on_line(lambda _, line: line["step"] == 8),
+        _before_summary,
+    ],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path, monkeypatch):
+    for where in PLACES[place]:
+        killed_run(inputs, tmp_path / "run", monkeypatch, where)
+    if "torn" in place:
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "epo')
+    tiny_runs.run(inputs, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_resumed_run_holds_its_weights_once(inputs, tmp_path, monkeypatch):
+    """When a state comes off the disk, neither loaded weights nor a fresh state lie beside it."""
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH)
+    restore, restored = Checkpoints.restore, []
+
+    def whole_embeddings():
+        gc.collect()
+        shape = tiny_runs.SHAPE["vocab_size"], tiny_runs.SHAPE["hidden_size"]
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def counting(self, step, like):
+        beside = whole_embeddings() - before
+        state = restore(self, step, like)
+        restored.append((beside, whole_embeddings() - before))
+        return state
+
+    before = whole_embeddings()
+    monkeypatch.setattr(Checkpoints, "restore", counting)
+    tiny_runs.run(inputs, tmp_path / "run")
+    # Of the embedding and of the head: the weights and two moments.
+    assert restored == [(0, 2 * 3)]
+
+
+def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
+    """When a step's sums are made, those of the step before are gone."""
+    program, made = Prepared.program, []
+
+    def watched(self, members):
+        original = program(self, members)
+
+        def zeros(state):
+            assert all(array() is None for array in made), "the last sums are still there"
+            sums = original.zeros(state)
+            made.extend(weakref.ref(array) for array in jax.tree.leaves(sums.gradients))
+            return sums
+
+        def add_gradients(*arguments):
+            sums = original.add_gradients(*arguments)
+            made.extend(weakref.ref(array) for array in jax.tree.leaves(sums.gradients))
+            return sums
+
+        return dataclasses.replace(original, zeros=zeros, add_gradients=add_gradients)
+
+    monkeypatch.setattr(Prepared, "program", watched)
+    tiny_runs.run(inputs, tmp_path / "run", {"train.max_steps": 3, "train.eval_every": None})
+    assert len(made) > 3
+
+
+def test_adapters_and_their_dropout_resume_too(inputs, tmp_path, monkeypatch):
+    changes = {"train.mode": "lora", "lora.rank": 2, "lora.dropout": 0.3, "loss.name": "dpo"}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH, changes)
+    tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_grid_goes_on_where_it_ended(inputs, tmp_path, monkeypatch):
+    changes = {"loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    killed_run(inputs, tmp_path / "grid", monkeypatch, ON_THE_SECOND_CELL, changes)
+    first, second = (f"td_dpo-beta{beta}-tau1.0-seed0" for beta in (0.05, 0.5))
+    before = tiny_runs.times(tmp_path / "grid" / first)
+    tiny_runs.run(inputs, tmp_path / "grid", changes)
+    assert tiny_runs.times(tmp_path / "grid" / first) == before
+    for cell in (first, second):
+        assert_same_run(tmp_path / "grid" / cell, tmp_path / "whole" / cell)
+
+
+def test_a_killed_process_resumes(inputs, tmp_path):
+    """Two processes of the same command, one of them killed by SIGKILL on its way."""
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+
+    def start(output):
+        settings = tiny_runs.settings(inputs, tmp_path / output, {"train.epochs": 6})
+        (tmp_path / f"{output}.yaml").write_text(yaml.safe_dump(settings))
+        return subprocess.Popen(
+            [sys.executable, "run.py", "--config", str(tmp_path / f"{output}.yaml")],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with start("run") as killed:
+        while killed.poll() is None and not _has_lines(metrics, 9):
+            time.sleep(0.002)
+        killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    with start("run") as resumed, start("whole") as whole:
+        output, _ = resumed.communicate(timeout=300)
+        whole.communicate(timeout=300)
+    assert "resuming after step" in output
+    assert (whole.returncode, resumed.returncode) == (0, 0)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def _has_lines(file, count):
+    return file.exists() and file.read_text().count("\n") >= count
+
+
+# ---- what is left alone --------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone(finished, inputs):
+    before = tiny_runs.times(finished)
+    (summary,) = tiny_runs.run(inputs, finished)
+    assert summary == json.loads((finished / "summary.json").read_text())
+    assert tiny_runs.times(finished) == before
+
+
+def test_another_configuration_is_refused_and_named(finished, inputs):
+    before = tiny_runs.times(finished)
+    changes = {"loss.beta": 0.7, "train.epochs": 5}
+    with pytest.raises(ValueError, match="another configuration") as error:
+        tiny_runs.run(inputs, finished, changes)
+    assert "loss.beta is 0.05, asked for 0.7" in str(error.value)
+    assert "train.epochs is 2, asked for 5" in str(error.value)
+    assert tiny_runs.times(finished) == before
+
+
+def test_an_unfinished_run_of_another_configuration_is_refused(inputs, tmp_path, monkeypatch):
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT)
+    before = tiny_runs.times(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"seed is 0, asked for 1"):
+        tiny_runs.run(inputs, tmp_path / "run", {"seed": 1})
+    assert tiny_runs.times(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("beta", [0.1, [0.1, 0.2]], ids=["run", "grid"])
+def test_a_directory_that_holds_no_run_is_refused_and_untouched(beta, inputs, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    before = tiny_runs.times(tmp_path)
+    with pytest.raises(ValueError, match=r"output: .* exists and holds no"):
+        tiny_runs.run(inputs, tmp_path, {"loss.beta": beta})
+    assert tiny_runs.times(tmp_path) == before
+
+
+def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
+    train = tmp_path / "train.jsonl"
+    train.write_text(inputs.train.read_text())
+    changes = {"data.path": str(train)}
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, changes)
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    rows[3]["prompt_ids"][0] = 7
+    tiny_runs.write_rows(train, rows)
+    before = tiny_runs.times(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.path: .*train\.jsonl has changed since"):
+        tiny_runs.run(inputs, tmp_path / "run", changes)
+    # Its lock says who held it last; the run itself is as it was.
+    after = tiny_runs.times(tmp_path / "run")
+    assert {**after, "claim.lock": 0} == {**before, "claim.lock": 0}
+
+
+def test_an_adapter_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
+    """The base is the same: the run goes on from an adapter that it did not begin with."""
+    lora = {"train.mode": "lora", "lora.rank": 2, "train.max_steps": 1, "train.eval_every": None}
+    for name, seed in (("adapter", 0), ("other", 1)):
+        tiny_runs.run(inputs, tmp_path / name, {**lora, "seed": seed})
+    changes = {"model.path": str(tmp_path / "adapter")}
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, changes)
+    shutil.rmtree(tmp_path / "adapter" / "best")
+    shutil.copytree(tmp_path / "other" / "best", tmp_path / "adapter" / "best")
+    with pytest.raises(ValueError, match=r"model\.path: .*adapter has changed since"):
+        tiny_runs.run(inputs, tmp_path / "run", changes)
+
+
+@pytest.mark.parametrize("content", ["a: [", "just a text", ""])
+def test_a_damaged_configuration_is_told(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config .*config\.yaml"):
+        RunDirectory(tmp_path, resolve({}))
+
+
+def test_an_empty_directory_may_be_used(tmp_path):
+    directory = RunDirectory(tmp_path, resolve({}))
+    assert directory.summary is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"output: .* is no directory"):
+            RunDirectory(path, resolve({}))
+
+
+def test_the_same_settings_in_other_words_are_the_same(tmp_path):
+    """A setting that is given its default, and a number that is written as text."""
+    stored = resolve({"train": {"learning_rate": "2e-4"}})
+    text = yaml.safe_dump(stored.model_dump(mode="json", exclude={"output"}))
+    (tmp_path / "config.yaml").write_text(text)
+    same = {"train": {"learning_rate": 0.0002, "epochs": 3}, "output": str(tmp_path)}
+    assert RunDirectory(tmp_path, resolve(same)).summary is None
