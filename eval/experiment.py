@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tddpo_jax.config.schema import LOSS_SETTINGS, Config, cell_name, read_yaml, resolve
+from tddpo_jax.config.cells import cell_name
+from tddpo_jax.config.schema import LOSS_SETTINGS, Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.grid_directory import read_grid
+from tddpo_jax.runs.records import read_records
 from tddpo_jax.runs.run_directory import read_part
-from tddpo_jax.system.json_files import read_records
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
 Record = dict[str, Any]

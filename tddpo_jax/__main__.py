@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tddpo_jax.commands.options import Parser, add_settings, run_command, settings_of
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
-from tddpo_jax.config.schema import expand, ignored_in, resolve
+from tddpo_jax.config.cells import expand, ignored_in
+from tddpo_jax.config.schema import resolve
 from tddpo_jax.system.devices import DEVICES
 from tddpo_jax.system.hub import offline_unless_it_answers
 
@@ -28,11 +30,12 @@ def train_command(arguments: Sequence[str]) -> int:
     # Imported late, so that a mistake in the options is told without starting JAX.
     from tddpo_jax.experiments.grid import run_experiment
     from tddpo_jax.system import hosts
+    from tddpo_jax.system.agreement import check_same, is_first
     from tddpo_jax.system.console import Screen
 
     joined = hosts.join(resolve(expand(settings)[0]).hosts)
-    hosts.check_same(settings)
-    screen = Screen(quiet=not hosts.is_first())
+    check_same(settings)
+    screen = Screen(quiet=not is_first())
     if joined:
         screen.say(joined)
     summaries = run_experiment(settings, screen)
@@ -73,7 +76,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, help="folder to write; must not exist")
     parser.add_argument("--adapter", action="store_true", help="PEFT folder, adapters not merged")
     given = parser.parse_args(arguments)
-    from tddpo_jax.commands.logps import export_run
+    from tddpo_jax.commands.export import export_run
 
     export_run(Path(given.run), Path(given.output), adapter=given.adapter)
     print(json.dumps({"output": given.output}))

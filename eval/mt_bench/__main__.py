@@ -30,7 +30,8 @@ from eval.mt_bench.report import asked_now, read_judgments, report
 from eval.mt_bench.requests import requests_for
 from eval.mt_bench.score import fastchat_scores
 from eval.mt_bench.text import as_text, fastchat_text
-from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
 

@@ -27,9 +27,10 @@ from jax.sharding import Mesh
 
 from eval.experiment import read_experiment
 from eval.quality.score_file import FILE, Standing, is_of, read_quality, standing_of
+from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Pair
-from tddpo_jax.commands.logps import pair_log_probs
-from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig, ModelConfig
 from tddpo_jax.data.sources import read_rows
 from tddpo_jax.data.templates import encode_prompt
@@ -37,12 +38,13 @@ from tddpo_jax.embedded.task import divided_prompts, score
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion, Generator
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.llama.model import Llama
-from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.placement.computation import computation
+from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import read_part, write_atomically
+from tddpo_jax.scoring.data_sets import pair_log_probs
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.prepare import computation, load_model
 from tddpo_jax.weights.locate import resolve
 
 

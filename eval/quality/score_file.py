@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from eval.experiment import Cell
-from tddpo_jax.losses.metrics import best_record
+from tddpo_jax.runs.records import best_record
 from tddpo_jax.system.json_files import Content, read_as
 
 FILE = "quality.json"

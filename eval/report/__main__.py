@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

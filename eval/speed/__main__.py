@@ -34,16 +34,17 @@ from typing import Any
 import jax
 
 from eval.speed.table import facts, table
-from tddpo_jax.adapters.lora import NF4_BLOCK
-from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.adapters.nf4 import NF4_BLOCK
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.runs.run_directory import write_atomically
 from tddpo_jax.system.cache import use_compilation_cache
+from tddpo_jax.system.paths import EMBEDDED
 from tddpo_jax.weights.hugging_face import read_config
-from tddpo_jax.weights.locate import EMBEDDED
 
 DEFAULTS: dict[str, Any] = {
     "model": None,

@@ -19,7 +19,7 @@ from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.training.prepare import attention_implementation
+from tddpo_jax.placement.computation import attention_implementation
 
 PAIRS = 6
 

@@ -18,10 +18,10 @@ from eval.speed.training import Case, random_model
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.generation.generator import continue_prompts
+from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.placement.shardings import make_mesh
-from tddpo_jax.planning.compiler import bytes_of_device
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.planning.abstract import bytes_of_device
 
 READ_SHAPE = (16384, 8192)  # 512 MiB of float32
 LEAST_BYTES = 256 * 2**20

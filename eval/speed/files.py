@@ -40,11 +40,14 @@ from flax import nnx
 from huggingface_hub.serialization import split_state_dict_into_shards_factory
 from safetensors import safe_open
 
-from tddpo_jax.commands.options import Parser, run_command
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.llama.model import Llama, LlamaConfig
-from tddpo_jax.placement.shardings import check_mesh, make_mesh, path_name
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.mesh import check_mesh, make_mesh
+from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.planning.memory import abstract_mesh
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.json_files import read_object

@@ -28,11 +28,13 @@ from tddpo_jax.batches.layout import Batch, score_count, stream_length
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.losses.logprobs import branch_logps
 from tddpo_jax.models.flops import layer_matmul_parameters, useful_flops
-from tddpo_jax.models.llama.model import LINEAR_NAMES, dense
-from tddpo_jax.placement.shardings import make_mesh
-from tddpo_jax.scoring.reference import place_batch
-from tddpo_jax.training.prepare import computation
-from tddpo_jax.training.step import Totals, attention_over
+from tddpo_jax.models.linear import dense
+from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.placement.computation import computation
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.scoring.data_sets import place_batch
+from tddpo_jax.scoring.forward import attention_over
+from tddpo_jax.training.state import Totals
 
 
 def measure_pieces(case: Case) -> list[dict[str, Any]]:

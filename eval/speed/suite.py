@@ -37,10 +37,10 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.models.flops import measured_matmul_rate
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.memory import arithmetic, longest_row, usable
-from tddpo_jax.planning.plan import KNOWN_SHAPES
 from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
 from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import KNOWN_SHAPES
 
 # What ships comes first, for what comes last may be left out, and a part that hangs takes the rest
 # with it. Adapters keep less than full fine-tuning, so backward may keep more.

@@ -7,6 +7,7 @@ large products is measured on the same device in the same run, between the steps
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from tddpo_jax.adapters import lora
+from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Batch, Pair, Shape, stream_length
 from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
 from tddpo_jax.config.schema import (
@@ -28,19 +30,24 @@ from tddpo_jax.config.schema import (
     ModelConfig,
     TrainConfig,
 )
-from tddpo_jax.data.dataset import load_dataset, load_tokenizer
-from tddpo_jax.losses.dpo import LossScalars, LossSpec
+from tddpo_jax.data.dataset import load_dataset
+from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS
+from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
-from tddpo_jax.models.llama.model import Llama, LlamaConfig, LoraParam
-from tddpo_jax.placement.shardings import make_mesh, row_devices
-from tddpo_jax.planning.compiler import beside_arguments, bytes_of_device
-from tddpo_jax.planning.plan import stated_pairs
-from tddpo_jax.scoring.reference import log_probs, place_batch
+from tddpo_jax.models.linear import LoraParam
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.computation import attention_implementation, computation
+from tddpo_jax.placement.mesh import make_mesh, row_devices
+from tddpo_jax.planning.abstract import bytes_of_device
+from tddpo_jax.planning.compiler import beside_arguments
+from tddpo_jax.planning.lengths import stated_pairs
+from tddpo_jax.scoring.data_sets import log_probs, place_batch
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.prepare import attention_implementation, computation
-from tddpo_jax.training.step import Frozen, Knobs, Sums, Totals, make_program, split_model, stacked
+from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
+from tddpo_jax.training.step import make_program, split_model
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
 # See `Case.matmul_size`.
@@ -133,7 +140,7 @@ def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
 
     model = make(jax.random.key(0))
     if case.mode == "qlora":
-        lora.quantize(model)
+        quantize(model)
     if case.mode != "full":
         lora.add_adapters(model, LoraConfig(), 0, mesh)
     return model
@@ -192,9 +199,7 @@ class Trainer:
         for first in range(0, len(self.pairs), batch):
             start = time.perf_counter()
             logps, _ = log_probs(
-                self.program.log_probs_of_one,
-                self.state.trainable,
-                self.frozen,
+                functools.partial(self.program.log_probs_of_one, self.state.trainable, self.frozen),
                 self.pairs[first : first + batch],
                 self.shapes,
                 self.mesh,

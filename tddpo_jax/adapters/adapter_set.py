@@ -16,7 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import Adapter, Linear, LoraParam
+from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.placement.shardings import ROWS, place
 
 

@@ -16,17 +16,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import qwix
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam, dense
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import Adapter, Linear, LoraParam, dense
+from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.placement.shardings import replicated
-
-NF4_BLOCK = 64
 
 
 class SecondAdapter(Adapter):
@@ -150,48 +149,6 @@ def check_fresh(model: Llama) -> None:
             raise UserError(
                 f"lora: {name} must start with exactly one zero factor, has {sum(zero)}"
             )
-
-
-def quantize(model: Llama) -> None:
-    """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
-
-    Layers that are stored so already stay as they are. The weights must be as the checkpoint has
-    them: rounded to another dtype first, they would get other codes (see `peft_files.base_dtype`).
-
-    Raises:
-        UserError: a layer's inputs are not a multiple of the block size.
-    """
-    for name in LINEAR_NAMES:
-        linear: Linear = getattr(model.layers, name)
-        if isinstance(linear.weight.get_value(), qwix.QArray):
-            continue
-        inputs = linear.weight.shape[-1]
-        if inputs % NF4_BLOCK:
-            raise UserError(
-                f"train.mode qlora: {name} has {inputs} inputs, no multiple of {NF4_BLOCK}"
-            )
-        linear.weight = nnx.Param(_nf4(linear.weight.get_value()))
-
-
-def _nf4(weight: Array) -> qwix.QArray:
-    """The weight in four bits; values and scales lie where the weight lies.
-
-    Left to itself the compiler would hold them whole on every device.
-    """
-    quantized = functools.partial(
-        qwix.quantize, qtype="nf4", channelwise_axes=(0, 1), tiled_axes={2: NF4_BLOCK}
-    )
-    place = getattr(weight, "sharding", None)
-    if not isinstance(place, NamedSharding):
-        return jax.jit(quantized)(weight)
-    # Blocks that do not divide among the devices that share the inputs are whole on each of them.
-    sharing_inputs = weight.shape[2] // place.shard_shape(weight.shape)[2]
-    whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:2]))
-    places = jax.tree.map(
-        lambda part: whole if part.shape[2] % sharing_inputs else place,
-        jax.eval_shape(quantized, weight),
-    )
-    return jax.jit(quantized, out_shardings=places)(weight)
 
 
 def merged(model: Llama, dtype: Any) -> Llama:

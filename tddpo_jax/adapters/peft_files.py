@@ -25,12 +25,15 @@ from qwix import QArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tddpo_jax.adapters.lora import NF4_BLOCK, quantize, whole_adapters
+from tddpo_jax.adapters.lora import whole_adapters
+from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Linear, Llama, LoraParam
-from tddpo_jax.system.hosts import is_first
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import Adapter, Linear, LoraParam
+from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.llama.tensors import NAMES
+from tddpo_jax.system.agreement import is_first
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.weights.hugging_face import NAMES
 from tddpo_jax.weights.locate import BASE_FILE
 from tddpo_jax.weights.tensor_files import checkpoint_dtype
 

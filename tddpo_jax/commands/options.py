@@ -8,16 +8,12 @@ once. A mistake is one line on stderr and exit status 2.
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
-from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
-from tddpo_jax.config.schema import GRID_AXES, Config, Section, read_yaml, with_value
-from tddpo_jax.errors import UserError
-from tddpo_jax.system import hosts
+from tddpo_jax.config.cells import GRID_AXES
+from tddpo_jax.config.dotted import with_value
+from tddpo_jax.config.schema import Config, Section, read_yaml
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
-from tddpo_jax.system.xla_flags import set_flags
 
 SHORT_NAMES = {
     "loss.name": "--loss",
@@ -26,8 +22,6 @@ SHORT_NAMES = {
     "model.path": "--model",
     "data.path": "--data",
 }
-# What the kernel says, whoever passes it on: `OSError`, Orbax, safetensors.
-DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,43 +81,3 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _names() -> set[str]:
     return {name for name, _ in _fields(Config)}
-
-
-def run_command(
-    command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool = True
-) -> int:
-    """Runs a command and returns its exit status; a `UserError` is one line and status 2.
-
-    `resumes`: whether the same command goes on where it was interrupted.
-    """
-    warnings.showwarning = _one_line_warning
-    set_flags()
-    try:
-        return command(arguments)
-    except (Exception, KeyboardInterrupt) as error:
-        status = _told(error, resumes)
-        if hosts.several():
-            hosts.leave(error, status)
-        if status is None:
-            raise
-        return status
-
-
-def _told(error: BaseException, resumes: bool) -> int | None:
-    """The exit status of a mistake, an interruption or a full disk, once told; else None."""
-    if isinstance(error, KeyboardInterrupt):
-        told = "interrupted; the same command resumes" if resumes else "interrupted"
-        print(told, file=sys.stderr)
-        return 130
-    if any(text in str(error) for text in DISK_IS_FULL):
-        told = f"error: the disk is full: {' '.join(str(error).split())[:300]}"
-        print(told + ("; the same command resumes" if resumes else ""), file=sys.stderr)
-        return 1
-    if isinstance(error, UserError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return None
-
-
-def _one_line_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

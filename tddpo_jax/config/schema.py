@@ -8,8 +8,7 @@ a one-line `ValueError` that names the field.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,8 +57,6 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
 
 # Names of types that stand in the place of an error, behind the field.
 VALUE_TYPES = ("float", "str", "bool", "constrained-int")
-LOSS_AXES = ("beta", "tau")
-GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
 
 
 def _at_least_one(value: int) -> int:
@@ -290,95 +287,6 @@ class Config(Section):
     output: str | None = Field(
         None, description="directory of the run or grid; default runs/<name of the cell>"
     )
-
-
-def cell_name(config: Config) -> str:
-    """The directory name of a cell, `td_dpo-beta0.05-tau1.0-seed0`; tau if its loss has one."""
-    loss = config.loss
-    tau = f"-tau{loss.tau}" if "tau" in LOSS_SETTINGS[loss.name] else ""
-    return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
-
-
-def ignored_in(cells: Sequence[Config]) -> list[str]:
-    """A line for every setting that a cell was given and never reads."""
-    names = sorted({name for cell in cells for name in ignored_settings(cell)})
-    return [f"{name} is set, and nothing reads it here" for name in names]
-
-
-def ignored_settings(config: Config) -> list[str]:
-    """Dotted names of the settings that were given and that this configuration never reads."""
-    given = config.loss.model_fields_set - {"name", *LOSS_SETTINGS[config.loss.name]}
-    names = [f"loss.{name}" for name in sorted(given)]
-    if config.train.mode == "full":
-        names += [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
-    return names
-
-
-def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """The value at a dotted name of nested mappings, or `default`."""
-    for key in name.split("."):
-        if not isinstance(mapping, Mapping) or key not in mapping:
-            return default
-        mapping = mapping[key]
-    return mapping
-
-
-def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """A copy of nested mappings with the value at a dotted name replaced.
-
-    Raises:
-        UserError: a part of the name stands for something that is no mapping.
-    """
-    head, _, rest = name.partition(".")
-    if not rest:
-        return {**mapping, head: value}
-    inner = mapping.get(head, {})
-    if not isinstance(inner, Mapping):
-        raise UserError(f"{head}: must be a group of settings, got {inner!r}")
-    return {**mapping, head: with_value(inner, rest, value)}
-
-
-def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of nested mappings that lacks the value at a dotted name."""
-    head, _, rest = name.partition(".")
-    if head not in mapping or (rest and not isinstance(mapping[head], Mapping)):
-        return dict(mapping)
-    if not rest:
-        return {key: value for key, value in mapping.items() if key != head}
-    return {**mapping, head: without_value(mapping[head], rest)}
-
-
-def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per cell, in the order of the lists; a loss has no axis that it does not read.
-
-    `train.learning_rate` may be a mapping from losses to rates, of which each cell takes its own.
-
-    Raises:
-        UserError: an axis is empty, or a loss has no learning rate.
-    """
-    axes = {
-        name: value for name in GRID_AXES if isinstance(value := get(mapping, name), (list, tuple))
-    }
-    for name, values in axes.items():
-        if not values:
-            raise UserError(f"{name}: the list of values is empty")
-    cells = []
-    for point in itertools.product(*axes.values()):
-        cell = dict(mapping)
-        for name, value in zip(axes, point, strict=True):
-            cell = with_value(cell, name, value)
-        loss = str(get(cell, "loss.name", "td_dpo"))
-        for name in LOSS_AXES:
-            if f"loss.{name}" in axes and name not in LOSS_SETTINGS.get(loss, (name,)):
-                cell = without_value(cell, f"loss.{name}")
-        rates = get(cell, "train.learning_rate")
-        if isinstance(rates, Mapping):
-            if loss not in rates:
-                raise UserError(f"train.learning_rate: names no rate for {loss}")
-            cell = with_value(cell, "train.learning_rate", rates[loss])
-        if cell not in cells:
-            cells.append(cell)
-    return cells
 
 
 def resolve(mapping: Mapping[str, Any]) -> Config:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Pair
 from tddpo_jax.config.schema import DataConfig
@@ -26,41 +26,14 @@ from tddpo_jax.data.pairs import (
 )
 from tddpo_jax.data.sources import SUFFIXES, Source, read_source, split_names
 from tddpo_jax.data.templates import ChatFormat, chat_format
+from tddpo_jax.data.tokenizer import tokenizer_json
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.hub import NotAtHand
 
 # Part of every content hash: raise it when the same rows come out as other ids or pairs.
 VERSION = 1
 
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_FRACTION = 0.1
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a hub id.
-
-    Raises:
-        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
-            from which transformers makes a tokenizer that splits runs of spaces wrongly.
-    """
-    _check_json(folder, Path(folder, "tokenizer.model"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, ImportError) as error:
-        kind = UserError if Path(folder).exists() else NotAtHand
-        raise kind(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
-    _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
-    return tokenizer
-
-
-def _check_json(folder: str | Path, vocabulary: Path) -> None:
-    if vocabulary.suffix != ".model" or not vocabulary.is_file():
-        return
-    if not vocabulary.with_name("tokenizer.json").is_file():
-        raise UserError(
-            f"tokenizer {folder}: has a {vocabulary.name} but no tokenizer.json, "
-            "without which transformers splits runs of spaces wrongly"
-        )
 
 
 def load_dataset(
@@ -192,20 +165,12 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
     digest = hashlib.sha256(json.dumps(others).encode())
     if style is not None:
         digest.update(style.jinja.encode())
-        digest.update(_tokenizer_json(style.encoder.tokenizer).encode())
+        digest.update(tokenizer_json(style.encoder.tokenizer).encode())
     for source in sources:
         digest.update(b"source")
         for row in source.rows:
             digest.update(json.dumps(row).encode())
     return digest.hexdigest()
-
-
-def _tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Everything that makes ids of texts; truncation and padding are traces of earlier calls."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-    parts = {key: part for key, part in parts.items() if key not in ("truncation", "padding")}
-    return json.dumps([parts, tokenizer.special_tokens_map], sort_keys=True, default=str)
 
 
 # ---- cache ---------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tddpo_jax.batches.layout import Pair
-from tddpo_jax.data.sources import Example, Source
+from tddpo_jax.data.formats import Example
+from tddpo_jax.data.sources import Source
 from tddpo_jax.data.templates import ChatFormat, PairText, chat_pair, encode_pairs, text_pair
 from tddpo_jax.errors import UserError
 

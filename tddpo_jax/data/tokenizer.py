@@ -10,14 +10,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.hub import NotAtHand
 
 # Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
 # vocabulary; where it is not, a private-use character falls back to bytes or to <unk>.
@@ -142,3 +145,47 @@ def _behind(
     if lost:
         raise UserError(f"the tokenizer cannot continue a text with {lost[0][:40]!r}")
     return [found[i] for i in range(len(texts))]
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def load_tokenizer_if_any(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model's folder, if it has one; data of token ids needs none."""
+    found = any((folder / name).exists() for name in TOKENIZER_FILES)
+    return load_tokenizer(folder) if found else None
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a hub id.
+
+    Raises:
+        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
+            from which transformers makes a tokenizer that splits runs of spaces wrongly.
+    """
+    _check_json(folder, Path(folder, "tokenizer.model"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, ImportError) as error:
+        kind = UserError if Path(folder).exists() else NotAtHand
+        raise kind(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
+    _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
+    return tokenizer
+
+
+def _check_json(folder: str | Path, vocabulary: Path) -> None:
+    if vocabulary.suffix != ".model" or not vocabulary.is_file():
+        return
+    if not vocabulary.with_name("tokenizer.json").is_file():
+        raise UserError(
+            f"tokenizer {folder}: has a {vocabulary.name} but no tokenizer.json, "
+            "without which transformers splits runs of spaces wrongly"
+        )
+
+
+def tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Everything that makes ids of texts; truncation and padding are traces of earlier calls."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    parts = {key: part for key, part in parts.items() if key not in ("truncation", "padding")}
+    return json.dumps([parts, tokenizer.special_tokens_map], sort_keys=True, default=str)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tddpo_jax.commands.options import run_command
+from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.embedded.task import (
     COUNTS,
@@ -40,7 +40,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.llama.model import Llama
+from tddpo_jax.models.decoder import Llama
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights import hugging_face
 

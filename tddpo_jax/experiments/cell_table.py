@@ -17,10 +17,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tddpo_jax.losses.metrics import best_record
+from tddpo_jax.runs.records import best_record, parse_records
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
-from tddpo_jax.system.json_files import parse_records
 
 # Between two looks at the files, which may lie on a slow file system.
 LOOK_SECONDS = 1.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 
+from tddpo_jax.models.families import parameters_of
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.prepare import Prepared, parameters_of
+from tddpo_jax.training.prepare import Prepared
 from tddpo_jax.training.step_order import make_order
 
 

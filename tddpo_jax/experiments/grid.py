@@ -8,15 +8,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tddpo_jax.config.schema import LOSS_AXES, LOSS_SETTINGS, get
+from tddpo_jax.config.cells import LOSS_AXES
+from tddpo_jax.config.dotted import get
+from tddpo_jax.config.schema import LOSS_SETTINGS
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
 from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
 from tddpo_jax.runs.locks import claim
 from tddpo_jax.runs.metric_writers import check_wandb
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.console import Screen
-from tddpo_jax.system.hosts import agree
 from tddpo_jax.training.checkpoints import saved_steps
 from tddpo_jax.training.loop import train
 from tddpo_jax.training.prepare import Prepared, prepare

@@ -30,7 +30,8 @@ from qwix import QArray
 
 from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.ranges import MASKED, attention
-from tddpo_jax.models.llama.model import Llama, rope_frequencies
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.rope import rope_frequencies
 from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
 
 SMALLEST_BLOCK = 128
@@ -210,7 +211,9 @@ def _through_layers(
 
     `attend` is given queries, keys, values and the number of the layer.
     """
-    angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(model.config)
+    angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
+        model.config.head_size, model.config.rope_theta, model.config.rope_scaling
+    )
 
     def layer(x: Array, block_and_number: tuple[Any, Array]) -> tuple[Array, Cache]:
         block, number = block_and_number

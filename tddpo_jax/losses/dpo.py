@@ -14,126 +14,18 @@ meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ and
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid, softplus
-from jaxtyping import Array, Float, Int
 
-from tddpo_jax.errors import UserError
-
-# A traced scalar inside a compiled step; a Python number is welcome outside of one.
-Scalar = Float[Array, ""] | float
-PerPair = Float[Array, "P"]
-
-
-class PairLogps(NamedTuple):
-    """What a loss sees of P preference pairs; every field is float [P].
-
-    Log-probabilities are sums over response tokens in nats, lengths are the numbers of those
-    tokens, and kl_* is the exact KL(p_theta || p0) over the vocabulary, summed over the same
-    positions (zeros unless `td_dpo` is asked for `kl="full"`).
-    """
-
-    logp_chosen: PerPair
-    logp_rejected: PerPair
-    ref_logp_chosen: PerPair
-    ref_logp_rejected: PerPair
-    length_chosen: PerPair
-    length_rejected: PerPair
-    kl_chosen: PerPair
-    kl_rejected: PerPair
-
-
-class LossScalars(NamedTuple):
-    """Every number a loss may read, each a scalar that a compiled step takes as an argument."""
-
-    beta: Scalar
-    tau: Scalar
-    label_smoothing: Scalar
-    discopop_tau: Scalar
-    simpo_gamma: Scalar
-
-
-class LossSpec(NamedTuple):
-    """The static part of a loss: its name and, for `td_dpo`, the forms of its two terms."""
-
-    name: str
-    margin: str = "policy"
-    kl: str = "k2"
-
-
-def log_ratios(pairs: PairLogps) -> tuple[PerPair, PerPair]:
-    """s_w and s_l, the log-ratios of the chosen and of the rejected responses, each [P] nats."""
-    return pairs.logp_chosen - pairs.ref_logp_chosen, pairs.logp_rejected - pairs.ref_logp_rejected
-
-
-def _scaled_margin(pairs: PairLogps, beta: Scalar) -> PerPair:
-    chosen, rejected = log_ratios(pairs)
-    return beta * (chosen - rejected)
-
-
-def _per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:
-    # At least one token: an unused slot of a batch has length 0 and must not become 0 / 0.
-    return (
-        chosen / jnp.maximum(pairs.length_chosen, 1),
-        rejected / jnp.maximum(pairs.length_rejected, 1),
-    )
-
-
-def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str) -> PerPair:
-    """Temperature-Decoupled DPO: -log sigmoid(margin / tau) + beta * KL term.
-
-    By default the margin is logp_chosen - logp_rejected and has no reference in it: tau alone
-    scales the preference, beta alone the pull towards the reference. The second term is
-    (s_w^2 + s_l^2) / 2, Schulman's k2 in form. Dataset responses are not samples of the policy, so
-    it is a penalty on the log-ratios, symmetric in the two policies, and no estimate of
-    KL(p_theta || p0). Its gradient per branch is beta * s, so a pair can be at rest only within
-    |s| <= 1 / (tau * beta) nats. (Not the token-mask method of the same letters.)
-
-    Args:
-        pairs: P pairs.
-        beta: weight of the KL term, at least 0.
-        tau: temperature of the margin, above 0; only the margin is divided by it.
-        margin: `policy` as above; `log_ratio`: s_w - s_l, as in DPO; `length_normalized`:
-            logp_chosen / |y_w| - logp_rejected / |y_l|, per token and without the reference.
-        kl: `k2` as above; `full`: kl_chosen + kl_rejected, exact over the vocabulary at each
-            position of the two responses.
-
-    Returns:
-        [P] values in nats.
-
-    Raises:
-        UserError: `margin` or `kl` is not one of the choices.
-
-    References:
-        J. Schulman, "Approximating KL Divergence" (2020), for k2.
-    """
-    return softplus(-_margin(pairs, margin) / tau) + beta * _kl(pairs, kl)
-
-
-def _margin(pairs: PairLogps, margin: str) -> PerPair:
-    if margin == "policy":
-        return pairs.logp_chosen - pairs.logp_rejected
-    if margin == "log_ratio":
-        return _scaled_margin(pairs, 1.0)
-    if margin == "length_normalized":
-        chosen, rejected = _per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-        return chosen - rejected
-    raise UserError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
-
-
-def _kl(pairs: PairLogps, kl: str) -> PerPair:
-    if kl == "k2":
-        chosen, rejected = log_ratios(pairs)
-        return 0.5 * (chosen**2 + rejected**2)
-    if kl == "full":
-        return pairs.kl_chosen + pairs.kl_rejected
-    raise UserError(f"loss.kl: must be k2 or full, got {kl!r}")
+from tddpo_jax.losses.pair_logps import (
+    PairLogps,
+    PerPair,
+    Scalar,
+    log_ratios,
+    per_token,
+    scaled_margin,
+)
 
 
 def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
@@ -145,7 +37,7 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
         Rafailov et al., "Direct Preference Optimization" (2023), arXiv 2305.18290, eq. 7.
         E. Mitchell, "A note on DPO with noisy preferences & relationship to IPO" (2023).
     """
-    x = _scaled_margin(pairs, beta)
+    x = scaled_margin(pairs, beta)
     return (1 - label_smoothing) * softplus(-x) + label_smoothing * softplus(x)
 
 
@@ -163,7 +55,7 @@ def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair
         Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language
         Models" (2024), arXiv 2406.08414, eq. 5.
     """
-    x = _scaled_margin(pairs, beta)
+    x = scaled_margin(pairs, beta)
     gate = x / discopop_tau
     return sigmoid(-gate) * softplus(-x) + jnp.exp(log_sigmoid(gate) - x)
 
@@ -177,7 +69,7 @@ def ipo(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences"
         (2023), arXiv 2310.12036, eq. 17, where beta is called tau.
     """
-    chosen, rejected = _per_token(*log_ratios(pairs), pairs)
+    chosen, rejected = per_token(*log_ratios(pairs), pairs)
     return (chosen - rejected - 0.5 / beta) ** 2
 
 
@@ -188,7 +80,7 @@ def hinge(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         Zhao et al., "SLiC-HF" (2023), arXiv 2305.10425, section 2; with the reference inside the
         margin: Liu et al., "Statistical Rejection Sampling" (2023), arXiv 2309.06657.
     """
-    return jax.nn.relu(1 - _scaled_margin(pairs, beta))
+    return jax.nn.relu(1 - scaled_margin(pairs, beta))
 
 
 def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
@@ -200,7 +92,7 @@ def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
     References:
         Chowdhury et al., "Provably Robust DPO" (2024), arXiv 2403.00409, section 3.1.
     """
-    x = _scaled_margin(pairs, beta)
+    x = scaled_margin(pairs, beta)
     clean = (1 - label_smoothing) * softplus(-x)
     flipped = label_smoothing * softplus(x)
     return (clean - flipped) / (1 - 2 * label_smoothing)
@@ -221,7 +113,7 @@ def exo_pair(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerP
         arXiv 2402.00856, eq. 16.
     """
     smoothing = jnp.where(label_smoothing > 0, label_smoothing, EXO_LABEL_SMOOTHING)
-    x = _scaled_margin(pairs, beta)
+    x = scaled_margin(pairs, beta)
     chosen = sigmoid(x) * (log_sigmoid(x) - jnp.log1p(-smoothing))
     rejected = sigmoid(-x) * (log_sigmoid(-x) - jnp.log(smoothing))
     return chosen + rejected
@@ -284,7 +176,7 @@ def apo_down(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         D'Oosterlinck et al. (2024), arXiv 2408.06266, eq. 8.
     """
     chosen, _ = log_ratios(pairs)
-    return sigmoid(beta * chosen) + sigmoid(-_scaled_margin(pairs, beta))
+    return sigmoid(beta * chosen) + sigmoid(-scaled_margin(pairs, beta))
 
 
 def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:
@@ -293,7 +185,7 @@ def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     References:
         Lambert et al., "Tulu 3" (2024), arXiv 2411.15124, section 5.
     """
-    chosen, rejected = _per_token(*log_ratios(pairs), pairs)
+    chosen, rejected = per_token(*log_ratios(pairs), pairs)
     return softplus(-beta * (chosen - rejected))
 
 
@@ -307,7 +199,7 @@ def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
         Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward" (2024),
         arXiv 2405.14734, eq. 6.
     """
-    chosen, rejected = _per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
+    chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
     return softplus(simpo_gamma - beta * (chosen - rejected))
 
 
@@ -317,94 +209,3 @@ def sft(pairs: PairLogps) -> PerPair:
     The batch loss is their sum over the sum of `length_chosen`: a mean over tokens, not pairs.
     """
     return -pairs.logp_chosen
-
-
-LOSSES: dict[str, Callable[..., PerPair]] = {
-    "td_dpo": td_dpo,
-    "dpo": dpo,
-    "discopop": discopop,
-    "ipo": ipo,
-    "hinge": hinge,
-    "robust": robust,
-    "exo_pair": exo_pair,
-    "nca_pair": nca_pair,
-    "bco_pair": bco_pair,
-    "sppo_hard": sppo_hard,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "sigmoid_norm": sigmoid_norm,
-    "simpo": simpo,
-    "sft": sft,
-}
-
-
-def per_pair_loss(
-    specs: tuple[LossSpec, ...],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> PerPair:
-    """The loss of each pair under `specs[which]`.
-
-    Args:
-        specs: the losses of a grid, static.
-        which: index into `specs`; may be traced, so that one compiled step serves them all.
-            Ignored if there is only one.
-        pairs: P pairs.
-        scalars: the numbers the losses read; each loss takes its own and ignores the others.
-
-    Returns:
-        [P] values in the dtype of `pairs`.
-    """
-    return _switch([functools.partial(_loss, spec) for spec in specs], which, pairs, scalars)
-
-
-def rewards(
-    specs: tuple[LossSpec, ...],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> tuple[PerPair, PerPair]:
-    """The implicit rewards of the chosen and of the rejected responses, each [P]; a metric.
-
-    `td_dpo` and `sft`: the log-ratio s itself in nats (in td_dpo beta weighs a penalty and is no
-    reward scale). `simpo`: beta * logp / |y|, the reward of its paper. All others: beta * s, as TRL
-    reports them, also for the losses that divide by the length.
-
-    Args: as for `per_pair_loss`.
-    """
-    return _switch([functools.partial(_rewards, spec) for spec in specs], which, pairs, scalars)
-
-
-def _loss(spec: LossSpec, pairs: PairLogps, scalars: LossScalars) -> PerPair:
-    loss = LOSSES[spec.name]
-    settings = spec._asdict() | scalars._asdict()
-    parameters = inspect.signature(loss).parameters.values()
-    return loss(pairs, **{p.name: settings[p.name] for p in parameters if p.kind == p.KEYWORD_ONLY})
-
-
-def _rewards(spec: LossSpec, pairs: PairLogps, scalars: LossScalars) -> tuple[PerPair, PerPair]:
-    chosen, rejected = log_ratios(pairs)
-    if spec.name in ("td_dpo", "sft"):
-        return chosen, rejected
-    if spec.name == "simpo":
-        chosen, rejected = _per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-    return scalars.beta * chosen, scalars.beta * rejected
-
-
-def _switch(
-    functions: Sequence[Callable[[PairLogps, LossScalars], Any]],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> Any:
-    """The output of function number `which`, with the scalars in the dtype of the pairs.
-
-    Under `vmap` over `which` all functions run and a select follows. An infinity in one that is not
-    selected (`ipo` at beta 0, say) stays out of the gradients: JAX cuts the others' inputs off.
-    """
-    dtype = pairs.logp_chosen.dtype
-    scalars = jax.tree.map(lambda value: jnp.asarray(value, dtype), scalars)
-    if len(functions) == 1:
-        return functions[0](pairs, scalars)
-    return jax.lax.switch(which, functions, pairs, scalars)

@@ -1,47 +1,38 @@
-"""Names of the metrics and what they mean for choosing a checkpoint. Plain data, no arrays.
-
-Names are TRL's, so that dashboards carry over; the validation set's have the prefix `eval_`.
-"""
+"""The metrics of every pair, under any of the losses of an experiment."""
 
 from __future__ import annotations
 
-import math
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec, per_pair_loss, rewards
+from tddpo_jax.losses.pair_logps import PairLogps, log_ratios
 
-# Means over pairs, of the parameters before the step's update.
-PAIR_METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "logps/accuracies",
-    "kl",
-)
-# How fast a step was; these alone may differ between a run and its repetition.
-TIMING_METRICS = ("pairs_per_second", "mfu")
-LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
+# A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
+# spacing of the two sums where that is wider (two sums of together more than 840 nats).
+TIE_NATS = 1e-4
 
 
-def check_best_metric(name: str) -> None:
-    """Raises UserError unless `name` is a metric of the validation set."""
-    known = [f"eval_{metric}" for metric in PAIR_METRICS]
-    if name not in known:
-        raise UserError(f"train.best_metric: no metric {name!r}; there are {', '.join(known)}")
-
-
-def best_record(records: list[dict], metric: str) -> dict | None:
-    """The validation record that is best by a metric: step 0 excluded, the earliest of equals."""
-    # A NaN would win every comparison that it comes first in.
-    candidates = [
-        record
-        for record in records
-        if record["step"] > 0 and math.isfinite(record.get(metric, math.nan))
-    ]
-    if not candidates:
-        return None
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    return max(candidates, key=lambda record: (sign * record[metric], -record["step"]))
+def pair_metrics(
+    specs: tuple[LossSpec, ...],
+    which: Int[Array, ""] | int,
+    pairs: PairLogps,
+    scalars: LossScalars,
+) -> dict[str, Float[Array, " P"]]:
+    """Every one of `PAIR_METRICS` for each pair; arguments as for `losses.per_pair_loss`."""
+    s_w, s_l = log_ratios(pairs)
+    chosen, rejected = rewards(specs, which, pairs, scalars)
+    spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
+    tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
+    better = jnp.where(tie, 0.5, s_w > s_l)
+    return {
+        "loss": per_pair_loss(specs, which, pairs, scalars),
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": better,
+        "logps/chosen": pairs.logp_chosen,
+        "logps/rejected": pairs.logp_rejected,
+        "logps/accuracies": (pairs.logp_chosen > pairs.logp_rejected).astype(jnp.float32),
+        "kl": 0.5 * (s_w**2 + s_l**2),
+    }

@@ -15,16 +15,7 @@ import numpy as np
 
 from tddpo_jax.batches.layout import Pair, score_count, stream_length
 from tddpo_jax.models.llama.model import LlamaConfig
-
-# Dense bfloat16 rates of vendors' data sheets, operations per second.
-PEAK_RATES = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5p": 459e12,
-}
+from tddpo_jax.system.devices import PEAK_RATES
 
 
 def layer_matmul_parameters(config: LlamaConfig) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
@@ -23,56 +22,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from tddpo_jax.adapters import lora
-from tddpo_jax.batches.layout import Batch, Shape
-from tddpo_jax.batches.packing import empty_batch
-from tddpo_jax.config.schema import Config, resolve
+from tddpo_jax.batches.layout import Shape
+from tddpo_jax.config.schema import resolve
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.dpo import LossScalars, LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.llama.model import Llama, LlamaConfig, LoraParam
-from tddpo_jax.placement.shardings import (
-    PARAMETER_SPECS,
-    check_mesh,
-    compute_dtype,
-    make_mesh,
-    path_name,
-    row_sharding,
-    tree_shardings,
-)
+from tddpo_jax.placement.computation import compute_dtype
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.planning.abstract import Step, abstract_step, bytes_of_device
 from tddpo_jax.system.devices import DEVICES, Device, target_config
 from tddpo_jax.system.xla_flags import flags_left_to_us
-from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import (
-    Computation,
-    Frozen,
-    Knobs,
-    Program,
-    Sums,
-    Totals,
-    TrainState,
-    make_program,
-    stacked,
-)
 from tddpo_jax.weights.hugging_face import read_config
 
 DEVICES_OF_A_HOST = 8
-
-
-class Step(NamedTuple):
-    """A program and all that its step is called with, as shapes on their shardings."""
-
-    program: Program
-    sums: Sums
-    state: TrainState
-    frozen: Frozen
-    knobs: Knobs
-    batch: Batch
-    totals: Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,104 +54,7 @@ class Report:
 # ---- shapes on shardings -------------------------------------------------------------------------
 
 
-def abstract_weights(
-    config: Config, model_config: LlamaConfig, dtype: Any
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model as (structure, trainable parameters, frozen parameters), all shapes."""
-
-    def build() -> Llama:
-        model = Llama(model_config, jax.random.key(0))
-        if config.train.mode == "full":
-            return model
-        model = jax.tree.map(lambda weight: weight.astype(dtype), model)
-        if config.train.mode == "qlora":
-            lora.quantize(model)
-        lora.attach(model, config.lora, jax.random.key(0))
-        return model
-
-    trained = nnx.Param if config.train.mode == "full" else LoraParam
-    return nnx.split(  # type: ignore[return-value]
-        jax.eval_shape(build), trained, ...
-    )
-
-
-def placed(weights: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
-    """Parameters, quantised ones too, on the shardings of the table."""
-
-    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
-        spec = PARAMETER_SPECS[name]
-        # Scales of blocks may be too few to share; `lora.quantize` keeps those whole as well.
-        if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
-            spec = PartitionSpec(*spec[:-1])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree_util.tree_map_with_path(place, weights)
-
-
-def on(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        shardings,
-    )
-
-
-def bytes_of_device(tree: Any) -> int:
-    """Bytes that each device holds of a tree of placed shapes; four bits count as four bits."""
-
-    def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
-        assert leaf.sharding is not None
-        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
-
-    return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
-
-
 # ---- the step ------------------------------------------------------------------------------------
-
-
-def abstract_step(
-    config: Config,
-    model_config: LlamaConfig,
-    mesh: Mesh,
-    shape: Shape,
-    attention: str,
-    dtype: Any,
-    members: int = 1,
-) -> Step:
-    """The step of a run, ready to be lowered.
-
-    Args:
-        config: of the run.
-        model_config: the model's shape.
-        mesh: of devices that need not be there.
-        shape: of a micro-batch.
-        attention: the back-end, by name.
-        dtype: of the computation.
-        members: policies that the step trains at once.
-    """
-    check_mesh(mesh, model_config)
-    graphdef, *weights = abstract_weights(config, model_config, dtype)
-    trainable, base = (placed(part, mesh) for part in weights)
-    spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
-    how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
-    optimizer = make_optimizer(config.train)
-    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how, members)
-    state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
-    sums = jax.eval_shape(program.zeros, state)
-    batch = empty_batch(shape)
-    one: Any = np.ones(members, np.float32)
-    which: Any = np.zeros(members, np.int32)
-    return Step(
-        program,
-        on(sums, tree_shardings(sums, mesh)),
-        on(state, tree_shardings(state, mesh)),
-        Frozen(base, trainable if config.loss.kl == "full" else None),
-        Knobs(which, LossScalars(*(one for _ in LossScalars._fields)), one),
-        on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
-        Totals(1.0, 1.0),
-    )
 
 
 def lower_gradients(step: Step) -> jax.stages.Lowered:

@@ -11,11 +11,11 @@ import numpy as np
 from tddpo_jax.batches.layout import Pair, Shape
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import Config
-from tddpo_jax.models.flops import PEAK_RATES, forward_flops, layer_matmul_parameters, useful_flops
+from tddpo_jax.models.flops import forward_flops, layer_matmul_parameters, useful_flops
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.compiler import DEVICES_OF_A_HOST
 from tddpo_jax.planning.memory import Memory, planned_dtype
-from tddpo_jax.system.devices import Device
+from tddpo_jax.system.devices import PEAK_RATES, Device
 from tddpo_jax.training.step_order import Order, make_order
 
 # Of the data sheet's matmul rate: the best published JAX training of Llama-2-7B on H100s reaches

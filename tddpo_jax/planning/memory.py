@@ -13,8 +13,9 @@ from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.models.flops import layer_matmul_parameters
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.placement.shardings import compute_dtype, tree_shardings
-from tddpo_jax.planning.compiler import abstract_weights, bytes_of_device, on, placed
+from tddpo_jax.placement.computation import compute_dtype
+from tddpo_jax.placement.shardings import tree_shardings
+from tddpo_jax.planning.abstract import abstract_weights, bytes_of_device, on, placed
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.optimizer import make_optimizer
 

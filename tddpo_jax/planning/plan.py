@@ -6,31 +6,26 @@ lengths are those of the data if it can be had, else those stated below.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
-import numpy as np
 
 from tddpo_jax.batches.layout import Pair, Shape
 from tddpo_jax.config.schema import Config, MeshConfig
-from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset, load_tokenizer
-from tddpo_jax.data.pairs import Dataset
-from tddpo_jax.data.templates import check_name
-from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import check_heads
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.placement.shardings import check_mesh
+from tddpo_jax.placement.computation import attention_implementation
+from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.planning import compiler
-from tddpo_jax.planning.compiler import Report, abstract_weights, hosts_of
+from tddpo_jax.planning.abstract import abstract_weights
+from tddpo_jax.planning.compiler import Report, hosts_of
 from tddpo_jax.planning.duration import Time, Work, expected_time, work_of
+from tddpo_jax.planning.lengths import dataset_or_stated
 from tddpo_jax.planning.memory import (
     Memory,
     abstract_mesh,
@@ -39,26 +34,10 @@ from tddpo_jax.planning.memory import (
     planned_dtype,
     usable,
 )
-from tddpo_jax.system import hub
-from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.devices import DEVICES
-from tddpo_jax.system.paths import SHAPES
-from tddpo_jax.training.prepare import (
-    attention_implementation,
-    load_tokenizer_if_any,
-    micro_batch_shapes,
-)
+from tddpo_jax.training.prepare import micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
-from tddpo_jax.weights.locate import resolve
-
-# Shapes that ship with the project, for their hub ids need no network then.
-KNOWN_SHAPES = {
-    f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
-}
-# argilla/dpo-mix-7k in Llama-2 tokens: means of prompt, chosen and rejected, from a sample of the
-# same families; gamma distributions of these shapes have its spread.
-STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.0)
-STATED_VALIDATION_PAIRS = 750
+from tddpo_jax.weights.locate import model_folder
 
 XLA_CPUS, XLA_CUDA = "XLA, CPUs", "XLA, CUDA"
 
@@ -167,96 +146,6 @@ def members_of(cells: Sequence[Config]) -> int:
 
 
 # ---- what is planned for -------------------------------------------------------------------------
-
-
-def model_folder(path: str) -> Path:
-    """A folder with the model's `config.json`: shipped, local, or that one file from the hub.
-
-    Raises:
-        UserError: there is none.
-    """
-    if path in KNOWN_SHAPES:
-        return KNOWN_SHAPES[path]
-    if _is_local(path):
-        return resolve(path).base
-    folder = Path(tempfile.mkdtemp(prefix="tddpo-plan-"))
-    try:
-        huggingface_hub.hf_hub_download(path, "config.json", local_dir=folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model.path: {path}: no config.json to plan for: {reason}") from None
-    return folder
-
-
-def _is_local(path: str) -> bool:
-    return path == "embedded" or Path(path).expanduser().exists()
-
-
-def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]:
-    """The run's pairs, or pairs of the stated lengths, and a line that says which.
-
-    Raises:
-        UserError: data or model are wrong; only what an unreachable hub withholds has a stand-in.
-    """
-    path = config.model.path
-    try:
-        tokenizer = (
-            load_tokenizer_if_any(resolve(path)) if _is_local(path) else load_tokenizer(path)
-        )
-        dataset = load_dataset(config.data, tokenizer, context=model.context, cache=cache_folder())
-    except hub.NotAtHand as error:
-        if hub.answers():
-            raise
-        with contextlib.suppress(hub.NotAtHand):
-            check_sources(config.data)
-        missing = str(error).partition(":")[0]
-        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
-        because = f"for the hub cannot be reached: no {missing}"
-        return stated_dataset(config, model), f"{stated}, {because}"
-    return dataset, f"{config.data.path}, template {dataset.template}"
-
-
-def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
-    """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
-
-    Raises:
-        UserError: a setting of the data is wrong, whatever the data.
-    """
-    if config.data.template is not None:
-        check_name(config.data.template)
-    validated = config.data.validation != 0
-    validation = stated_pairs(config, model, STATED_VALIDATION_PAIRS, seed=1) if validated else []
-    return Dataset(
-        train=stated_pairs(config, model, STATED_PAIRS),
-        validation=validation,
-        dropped={},
-        cut_prompts=0,
-        cut_responses=0,
-        template=config.data.template or "tokenizer",
-        content_hash="stated",
-    )
-
-
-def stated_pairs(
-    config: Config, model: LlamaConfig, count: int = STATED_PAIRS, seed: int = 0
-) -> list[Pair]:
-    """Pairs with the lengths of argilla/dpo-mix-7k; every token is 0."""
-    limits = branch_limits(config.data, model.context)
-    response = limits.max_length - limits.max_prompt_length
-    rng = np.random.default_rng(seed)
-    lengths = []
-    for mean, shape, limit in zip(
-        STATED_MEANS, STATED_SHAPES, (limits.max_prompt_length, response, response), strict=True
-    ):
-        drawn = rng.gamma(shape, mean / shape, count)
-        # Cut as truncation cuts, and back to the stated mean.
-        drawn *= mean / np.minimum(drawn, limit).mean()
-        lengths.append(np.clip(drawn.astype(int), min(2, limit), limit))
-    tokens = np.zeros(limits.max_length, np.int32)
-    return [
-        Pair(row, *(tokens[:length] for length in three))
-        for row, three in enumerate(zip(*lengths, strict=True))
-    ]
 
 
 def parameter_counts(config: Config, model: LlamaConfig) -> tuple[int, int]:

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import pydantic
 
-from tddpo_jax.config.schema import Config, cell_name, expand, get, resolve
+from tddpo_jax.config.cells import cell_name, expand
+from tddpo_jax.config.dotted import get
+from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
@@ -24,7 +26,7 @@ from tddpo_jax.runs.run_directory import (
     is_free,
     write_atomically,
 )
-from tddpo_jax.system.hosts import agree
+from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.json_files import Content, read_as
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.run_directory import LOCK_FILE
-from tddpo_jax.system.hosts import agree
+from tddpo_jax.system.agreement import agree
 
 TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 

@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.system.hosts import first_only, is_first
+from tddpo_jax.system.agreement import first_only, is_first
 
 # Says of every loss that is infinite, and nothing else, that it is: our own lines do.
 logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)

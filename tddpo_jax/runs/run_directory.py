@@ -20,10 +20,12 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from tddpo_jax.config.schema import Config, read_yaml, without_value
+from tddpo_jax.config.dotted import without_value
+from tddpo_jax.config.schema import Config, read_yaml
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.hosts import agree, first_only
-from tddpo_jax.system.json_files import Content, read_as, read_records
+from tddpo_jax.runs.records import read_records
+from tddpo_jax.system.agreement import agree, first_only
+from tddpo_jax.system.json_files import Content, read_as
 
 # See `claims.py` and `submission.py`.
 LOCK_FILE = "claim.lock"

@@ -105,3 +105,14 @@ def target_config(device: Device) -> str:
       thread_dim_limit_z: 64
     }}
     """
+
+
+# Dense bfloat16 rates of vendors' data sheets, operations per second.
+PEAK_RATES = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "TPU v4": 275e12,
+    "TPU v5p": 459e12,
+}

@@ -13,25 +13,18 @@ JAX is imported where it is used: what only reads run directories goes without i
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
-import pickle
 import re
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn, ParamSpec, TypeVar
-
-import numpy as np
+from typing import Any, NoReturn
 
 from tddpo_jax.config.schema import HostsConfig
 from tddpo_jax.errors import UserError
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from tddpo_jax.system.agreement import whose
 
 # How each launcher tells a task how many there are. Kubernetes is joined on request alone: an
 # indexed job may as well mean runs of their own.
@@ -98,7 +91,7 @@ def join(config: HostsConfig) -> str | None:
     if not explicit:
         _see_all_devices_if_alone()
     _say_why_the_runtime_aborts(
-        f"error: {_whose()} another host was lost, its log says why; {RESUMES}"
+        f"error: {whose()} another host was lost, its log says why; {RESUMES}"
     )
     by = config.coordinator if explicit else launcher
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
@@ -162,16 +155,10 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
             reason = f"another host was lost, its log says why ({reason})"
         else:
             traceback.print_exception(error)
-        print(f"error: {_whose()} {reason}; {RESUMES}", file=sys.stderr)
+        print(f"error: {whose()} {reason}; {RESUMES}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if status is None else status)
-
-
-def _whose() -> str:
-    import jax
-
-    return f"host {jax.process_index()} of {jax.process_count()}:"
 
 
 def _say_why_the_runtime_aborts(why: str) -> None:
@@ -193,106 +180,4 @@ def _say_why_the_runtime_aborts(why: str) -> None:
 _KEPT: list[Any] = []
 
 
-def check_same(settings: dict[str, Any]) -> None:
-    """Every host was given the same command; they meet for the first time here.
-
-    To be called soon after `join`: gloo waits half a minute for hosts to meet, and then for ever.
-
-    Raises:
-        UserError: this host was given other settings than the first.
-    """
-    mine = {name: value for name, value in settings.items() if name != "hosts"}
-    check_alike("hosts", "other settings than those of the first host", lambda: mine)
-
-
-def check_alike(field: str, problem: str, compute: Callable[[], Any]) -> None:
-    """Every host has the same of what is not told by the first; every host must call it.
-
-    Raises:
-        UserError: `compute` returns something else here than on the first host.
-    """
-    if not several():
-        return
-    mine = compute()
-    if agree(lambda: mine) != mine:
-        raise UserError(f"{field}: {_whose()} {problem}")
-
-
 # ---- working together ----------------------------------------------------------------------------
-
-
-def several() -> bool:
-    """Whether other processes work on this job."""
-    if "jax" not in sys.modules:
-        return False
-    import jax
-
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes."""
-    if not several():
-        return True
-    import jax
-
-    return jax.process_index() == 0
-
-
-def first_only(function: Callable[P, None]) -> Callable[P, None]:
-    """The function on the first host; nothing on the others."""
-
-    @functools.wraps(function)
-    def on_first(*arguments: P.args, **named: P.kwargs) -> None:
-        if is_first():
-            function(*arguments, **named)
-
-    return on_first
-
-
-def agree(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first host, on all; every host must call it.
-
-    Raises:
-        UserError: `compute` raised it on the first host; then on all.
-    """
-    if not several():
-        return compute()
-    value: Any = None
-    problem: UserError | None = None
-    if is_first():
-        try:
-            value = compute()
-        except UserError as error:
-            problem = error
-    value, problem = pickle.loads(_broadcast(pickle.dumps((value, problem))))
-    if problem is not None:
-        raise UserError(str(problem))
-    return value
-
-
-def _broadcast(message: bytes) -> bytes:
-    """The first host's message. Its length goes ahead: all hosts must offer as many bytes."""
-    from jax.experimental import multihost_utils
-
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    # Powers of two, since every length is a program.
-    room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
-    room[: min(size, len(message))] = np.frombuffer(message[:size], np.uint8)
-    return multihost_utils.broadcast_one_to_all(room)[:size].tobytes()
-
-
-def first_before_others(load: Callable[[], T]) -> T:
-    """`load` on the first host, then on the others, who may find what the first has cached."""
-    loaded: list[T] = []
-    agree(lambda: loaded.append(load()))
-    return loaded[0] if loaded else load()
-
-
-def whole(array: Any) -> np.ndarray:
-    """The values of an array that may lie on devices of several hosts; every host must call it."""
-    if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(array, tiled=True)

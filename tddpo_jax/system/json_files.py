@@ -60,36 +60,3 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise KeyError(name)
         names[name] = value
     return names
-
-
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, numbers by name; none if there is no such file.
-
-    The file may still be growing, so that its last line may be cut: such a line is left out.
-
-    Raises:
-        UserError: another line is damaged.
-    """
-    return parse_records(file, file.read_bytes()) if file.exists() else []
-
-
-def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
-    """As `read_records`, of a part of the file that was read before."""
-    lines = [line for line in text.split(b"\n") if line]
-    records = []
-    for number, line in enumerate(lines):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            if number + 1 < len(lines) or text.endswith(b"\n"):
-                raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
-            break
-        if not isinstance(value, dict) or not _is_record(value):
-            raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
-        records.append(value)
-    return records
-
-
-def _is_record(values: dict[str, Any]) -> bool:
-    numbers = all(isinstance(value, int | float) for value in values.values())
-    return numbers and isinstance(values.get("step"), int)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.shardings import path_name
-from tddpo_jax.system.hosts import agree, several
+from tddpo_jax.system.agreement import agree, several
 
 
 class Checkpoints:

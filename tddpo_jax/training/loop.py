@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,30 +17,27 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.batches.layout import Batch, Pair, stream_length
+from tddpo_jax.batches.layout import Batch, Pair
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.dpo import LossScalars, LossSpec
-from tddpo_jax.models.flops import useful_flops
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.placement.shardings import place, replicated, rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.scoring.reference import ahead, place_batch
-from tddpo_jax.system.console import Screen, Update
-from tddpo_jax.system.hosts import agree
+from tddpo_jax.scoring.data_sets import ahead, place_batch
+from tddpo_jax.system.agreement import agree
+from tddpo_jax.system.console import Screen
 from tddpo_jax.training.checkpoints import Checkpoints, common_step
 from tddpo_jax.training.optimizer import learning_rate
-from tddpo_jax.training.prepare import Prepared, facts, loss_spec
-from tddpo_jax.training.step import Knobs, Program, Totals, TrainState, member, stacked
+from tddpo_jax.training.outcome import export_best, summarise
+from tddpo_jax.training.population import Member
+from tddpo_jax.training.prepare import Prepared, loss_spec
+from tddpo_jax.training.run_facts import facts
+from tddpo_jax.training.state import Knobs, Totals, TrainState, member, stacked
+from tddpo_jax.training.step import Program
+from tddpo_jax.training.step_log import StepLog
 from tddpo_jax.training.step_order import Order, make_order
-from tddpo_jax.training.validation import (
-    Member,
-    check_step_0,
-    evaluate,
-    export_best,
-    record_divergence,
-    summarise,
-)
+from tddpo_jax.training.validation import check_step_0, evaluate
 
 STEPS_IN_FLIGHT = 2
 STEPS_PACKED_AHEAD = 2
@@ -82,7 +78,7 @@ def train(
         Member(config, directory, Writer(directory, config, first_step), diverged)
         for config, directory, diverged in zip(configs, directories, was_diverged, strict=True)
     ]
-    reader = _Reader(prepared, members, order, first_step, screen)
+    reader = StepLog(prepared, members, order, first_step, screen)
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
 
     def over() -> bool:
@@ -190,72 +186,3 @@ def _packed(prepared: Prepared, order: Order, step: int) -> list[Batch]:
     here = functools.partial(rows_here, prepared.mesh)
     packed = pack(pairs, prepared.shapes, reference, here)
     return [place_batch(batch, prepared.mesh) for batch in packed]
-
-
-class _Reader:
-    """Reads a step's metrics off the device and logs them, with how fast the step was."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        members: Sequence[Member],
-        order: Order,
-        first_step: int,
-        screen: Screen,
-    ) -> None:
-        self.prepared, self.members = prepared, members
-        self.order, self.screen = order, screen
-        self.tokens = sum(self._tokens(step) for step in range(first_step))
-        self.clock = time.perf_counter()
-
-    def start_clock(self) -> None:
-        """Time before this call belongs to no step."""
-        self.clock = time.perf_counter()
-
-    def _tokens(self, step: int) -> int:
-        return sum(map(stream_length, self.order.pairs_of(self.prepared.dataset.train, step)))
-
-    def read(
-        self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
-    ) -> None:
-        """Waits for the step, logs it, and takes note of members that diverged in it."""
-        values = jax.device_get(on_device)
-        now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
-        pairs = self.order.pairs_of(self.prepared.dataset.train, step)
-        self.tokens += self._tokens(step)
-        rate = len(pairs) / seconds
-        shared = {
-            "num_tokens": self.tokens,
-            "pairs_per_second": rate,
-            "mfu": self._mfu(pairs, seconds),
-        }
-        for number, run in enumerate(self.members):
-            if run.diverged:
-                continue
-            metrics = {name: float(value[number]) for name, value in values.items()}
-            if not metrics.pop("alive"):
-                line = record_divergence(
-                    self.prepared, state, self.members, number, step, metrics, self.order
-                )
-                self.screen.say(line)
-                continue
-            train_config = run.config.train
-            metrics["learning_rate"] = learning_rate(train_config, step, self.order.total_steps)
-            if step % train_config.log_every == 0:
-                epoch = self.order.epoch(step)
-                run.writer.log({"step": step, "epoch": epoch, **metrics, **shared})
-        living = [number for number, run in enumerate(self.members) if not run.diverged]
-        if not living:
-            return
-        loss, accuracy = (np.mean(values[n][living]) for n in ("loss", "rewards/accuracies"))
-        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
-        update_bar(step + 1, self.order.total_steps, text)
-
-    def _mfu(self, pairs: Sequence[Pair], seconds: float) -> float:
-        prepared = self.prepared
-        frozen = prepared.config.train.mode != "full"
-        useful = sum(
-            useful_flops(prepared.model_config, pair, frozen_base=frozen) for pair in pairs
-        )
-        return useful * len(self.members) / seconds / (prepared.matmul_rate * prepared.mesh.size)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import importlib.util
-import platform
-import subprocess
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,83 +17,41 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax import __version__
 from tddpo_jax.adapters import lora
-from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
+from tddpo_jax.adapters.load import load_model, load_unmerged
+from tddpo_jax.adapters.nf4 import quantize
+from tddpo_jax.adapters.peft_files import has_quantized_base
 from tddpo_jax.batches.layout import Pair, Shape
 from tddpo_jax.batches.packing import choose_shapes
-from tddpo_jax.config.schema import Config, ModelConfig, ignored_in
-from tddpo_jax.data.dataset import load_dataset, load_tokenizer
+from tddpo_jax.config.cells import ignored_in
+from tddpo_jax.config.schema import Config
+from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.dpo import LossSpec
-from tddpo_jax.losses.metrics import check_best_metric
+from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS, check_heads
+from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.flops import matmul_rate
-from tddpo_jax.models.llama.model import Llama, LlamaConfig, LoraParam, count_parameters
-from tddpo_jax.placement.shardings import compute_dtype, make_mesh, row_devices, row_sharding
-from tddpo_jax.scoring.reference import log_probs, reference_log_probs
+from tddpo_jax.models.linear import LoraParam
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.computation import (
+    attention_implementation,
+    computation,
+    compute_dtype,
+)
+from tddpo_jax.placement.mesh import make_mesh, row_devices
+from tddpo_jax.runs.records import check_best_metric
+from tddpo_jax.scoring.data_sets import log_probs
+from tddpo_jax.scoring.reference import reference_log_probs
+from tddpo_jax.system.agreement import agree, check_alike, first_before_others
 from tddpo_jax.system.cache import cache_folder, use_compilation_cache
 from tddpo_jax.system.console import Screen
-from tddpo_jax.system.hosts import agree, check_alike, first_before_others
-from tddpo_jax.system.paths import PACKAGE
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import Computation, Frozen, Program, make_program, split_model
+from tddpo_jax.training.state import Frozen
+from tddpo_jax.training.step import Program, make_program, split_model
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import ModelFiles, resolve
 from tddpo_jax.weights.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
-
-# As their kinds begin: H100, H200 and their like, and GH200.
-HOPPER = ("NVIDIA H", "NVIDIA GH")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-
-def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:
-    """The back-end of attention that the settings mean on a kind of device, by default that here.
-
-    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. What is asked for by
-    name must be possible there; nothing else ever takes its place.
-
-    Raises:
-        UserError: it is not.
-    """
-    kind = kind or jax.devices()[0].device_kind
-    dtype = compute_dtype(config.dtype, on_cpu=kind == "cpu")
-    has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
-    if config.attention == "auto":
-        return "cudnn" if has_cudnn else "xla"
-    here = f"and bfloat16, here are {kind} and {dtype}"
-    if config.attention == "cudnn" and not has_cudnn:
-        raise UserError(f"model.attention: cudnn needs an NVIDIA GPU {here}")
-    if config.attention == "tokamax" and not (has_cudnn and kind.startswith(HOPPER)):
-        raise UserError(f"model.attention: tokamax needs a Hopper GPU {here}")
-    if config.attention == "tokamax" and importlib.util.find_spec("tokamax") is None:
-        raise UserError("model.attention: tokamax is not installed: pip install '.[tokamax]'")
-    return config.attention
-
-
-def computation(config: ModelConfig, mesh: Mesh) -> Computation:
-    """How the settings say that the model is computed on this mesh."""
-    attention = attention_implementation(config)
-    return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
-
-
-def load_tokenizer_if_any(files: ModelFiles) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer; data of token ids needs none."""
-    folder = files.tokenizer
-    found = any((folder / name).exists() for name in TOKENIZER_FILES)
-    return load_tokenizer(folder) if found else None
-
-
-def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
-    """The model of a folder; an adapter that lies on top of it is merged in."""
-    model = _load_unmerged(files, mesh, dtype)
-    return model if files.adapter is None else lora.merged(model, dtype)
-
-
-def _load_unmerged(files: ModelFiles, mesh: Mesh, dtype: Any) -> Llama:
-    model = hugging_face.load(files.base, mesh, base_dtype(files.base, [files.adapter], dtype))
-    if files.adapter is not None:
-        load_adapter(model, files.adapter)
-    return model
 
 
 def loss_spec(config: Config) -> LossSpec:
@@ -184,7 +139,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         "another model than the first host's",
         lambda: (model_config, base_fingerprint, adapter_hash),
     )
-    tokenizer = load_tokenizer_if_any(files)
+    tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:
         # Every host needs the lengths of all pairs, to pack alike; token ids are small beside them.
         dataset = first_before_others(
@@ -240,7 +195,9 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
 
     def compute() -> np.ndarray:
         with screen.stage(f"reference, {part}") as update:
-            logps, _ = log_probs(run, trainable, frozen, pairs, shapes, prepared.mesh, update)
+            logps, _ = log_probs(
+                functools.partial(run, trainable, frozen), pairs, shapes, prepared.mesh, update
+            )
         return logps[0]
 
     adapter = prepared.files.adapter
@@ -299,57 +256,9 @@ def _split_model(
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
     quantized = config.train.mode == "qlora"
     stored = checkpoint_dtype(files.base) if quantized else dtype
-    model = _load_unmerged(files, mesh, stored)
+    model = load_unmerged(files, mesh, stored)
     lora.freeze_adapters(model)
     if quantized:
-        lora.quantize(model)
+        quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)
     return split_model(model, LoraParam)
-
-
-def facts(prepared: Prepared) -> dict[str, Any]:
-    """What `run.json` records: versions, commit, devices, hashes, row counts."""
-    data = prepared.dataset
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
-    return {
-        "versions": versions,
-        "git_commit": git_commit(),
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
-        "hosts": jax.process_count(),
-        "mesh": dict(prepared.mesh.shape),
-        "model": {
-            "path": prepared.config.model.path,
-            "sha256": prepared.model_hash,
-            "adapter_sha256": prepared.adapter_hash,
-            "parameters": parameters_of(prepared.model_config),
-        },
-        "data": {
-            "path": prepared.config.data.path,
-            "sha256": data.content_hash,
-            "template": data.template,
-            "train_rows": len(data.train),
-            "validation_rows": len(data.validation),
-            "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
-            "dropped_rows": data.dropped,
-            "cut_prompts": data.cut_prompts,
-            "cut_responses": data.cut_responses,
-        },
-        "micro_batches": [dataclasses.asdict(shape) for shape in prepared.shapes],
-    }
-
-
-def parameters_of(config: LlamaConfig) -> int:
-    """Number of weights of a model of this shape."""
-    return count_parameters(jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0)))
-
-
-def git_commit() -> str | None:
-    """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None

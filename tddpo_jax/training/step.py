@@ -12,75 +12,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
-from tddpo_jax.losses.dpo import (
-    LossScalars,
-    LossSpec,
-    PairLogps,
-    log_ratios,
-    per_pair_loss,
-    rewards,
-)
+from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.losses.metrics import PAIR_METRICS
-from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.models.llama.model import Llama, Remat
+from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
     PARAMETER_SPECS,
-    head_parallel,
     head_sharding,
     replicated,
     tree_shardings,
 )
-
-# A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
-# spacing of the two sums where that is wider (two sums of together more than 840 nats).
-TIE_NATS = 1e-4
-
-
-class Frozen(NamedTuple):
-    """What no step changes: the base beside adapters, and the reference if the loss needs it."""
-
-    base: nnx.State
-    reference: nnx.State | None  # trainable parameters as they started, for `loss.kl: full` alone
-
-
-class TrainState(NamedTuple):
-    """What a step changes."""
-
-    trainable: nnx.State
-    optimizer: optax.OptState
-    alive: Bool[Array, "*M"]  # no step had a number that is not finite; the dead learn nothing more
-
-    @property
-    def lasting(self) -> dict[str, Any]:
-        """What a checkpoint holds: only the living are saved."""
-        return {"trainable": self.trainable, "optimizer": self.optimizer}
-
-
-class Knobs(NamedTuple):
-    """What may change from cell to cell and from step to step without compiling again."""
-
-    which: Int[Array, "*M"] | int  # the loss, as its place in `specs`
-    scalars: LossScalars
-    learning_rate: Float[Array, "*M"] | float
-
-
-class Sums(NamedTuple):
-    """What micro-batches add up: gradients, and per metric the sum over pairs."""
-
-    gradients: nnx.State
-    metrics: dict[str, Float[Array, ""]]
+from tddpo_jax.scoring.forward import hidden_states
+from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, member, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,56 +61,12 @@ class Program:
     member_state: TrainState
 
 
-class Computation(NamedTuple):
-    """How a model is computed; none of it changes the results beyond rounding."""
-
-    dtype: Any
-    attention: str
-    remat: Remat
-    rows: NamedSharding  # of the stream between layers
-
-
 def split_model(
     model: Llama, trained: type[nnx.Param]
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model as (structure, trainable parameters, frozen parameters)."""
     parts: Any = nnx.split(model, trained, ...)
     return parts
-
-
-def attention_over(batch: Batch, how: Computation) -> Callable[..., Array]:
-    """Attention as `how` says, on each device over its own rows and heads.
-
-    Left to the compiler, the loops of `xla` would run in step on all devices, as far as the
-    farthest row reaches, and tokamax's kernel cannot be divided.
-    """
-    heads, rows = head_parallel(how.rows.mesh).spec, how.rows.spec
-    on_each = jax.shard_map(
-        functools.partial(attention, implementation=how.attention),
-        mesh=how.rows.mesh,
-        in_specs=(heads, heads, heads, rows, rows, rows),
-        out_specs=heads,
-        # Of what kernels give out JAX does not know over which devices it varies.
-        check_vma=how.attention == "xla",
-    )
-    return lambda q, k, v, start, end: on_each(q, k, v, start, end, batch.causal_rows)
-
-
-def hidden_states(
-    model: Llama, batch: Batch, how: Computation, dropout_key: PRNGKeyArray | None = None
-) -> Float[Array, "B T D"]:
-    """The model's hidden states over the packed rows of a batch."""
-    return model(
-        batch.tokens,
-        batch.positions,
-        batch.key_start,
-        batch.key_end,
-        dtype=how.dtype,
-        attend=attention_over(batch, how),
-        remat=how.remat,
-        constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
-        dropout_key=dropout_key,
-    )
 
 
 def make_program(
@@ -328,53 +241,9 @@ def make_program(
     )
 
 
-class Totals(NamedTuple):
-    """What a step's sums are divided by, known on the host before its first micro-batch."""
-
-    pairs: Float[Array, ""] | float
-    chosen_tokens: Float[Array, ""] | float
-
-
-def stacked(trees: Sequence[Any]) -> Any:
-    """One tree per member, stacked on a new leading axis; a population of one has no such axis."""
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def member(tree: Any, number: int, members: int) -> Any:
-    """The tree of one member."""
-    return tree if members == 1 else jax.tree.map(lambda leaf: leaf[number], tree)
-
-
 def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: Batch) -> PairLogps:
     columns = (logps, batch.ref_logps, batch.lengths, kl)
     return PairLogps(*(column[..., branch].reshape(-1) for column in columns for branch in (0, 1)))
-
-
-def pair_metrics(
-    specs: tuple[LossSpec, ...],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> dict[str, Float[Array, " P"]]:
-    """Every one of `PAIR_METRICS` for each pair; arguments as for `losses.per_pair_loss`."""
-    s_w, s_l = log_ratios(pairs)
-    chosen, rejected = rewards(specs, which, pairs, scalars)
-    spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
-    tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
-    better = jnp.where(tie, 0.5, s_w > s_l)
-    return {
-        "loss": per_pair_loss(specs, which, pairs, scalars),
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": better,
-        "logps/chosen": pairs.logp_chosen,
-        "logps/rejected": pairs.logp_rejected,
-        "logps/accuracies": (pairs.logp_chosen > pairs.logp_rejected).astype(jnp.float32),
-        "kl": 0.5 * (s_w**2 + s_l**2),
-    }
 
 
 def _metric_sums(

@@ -7,6 +7,7 @@ its `best/`), or a hub id `owner/name`.
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import huggingface_hub
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.system.paths import EMBEDDED
+from tddpo_jax.system.paths import EMBEDDED, SHAPES
 from tddpo_jax.weights.tensor_files import fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -138,3 +139,32 @@ def _with_config(folder: Path, path: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path: {path}: {folder} holds no config.json")
     return folder
+
+
+# Shapes that ship with the project, for their hub ids need no network then.
+KNOWN_SHAPES = {
+    f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
+}
+
+
+def model_folder(path: str) -> Path:
+    """A folder with the model's `config.json`: shipped, local, or that one file from the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path in KNOWN_SHAPES:
+        return KNOWN_SHAPES[path]
+    if is_local(path):
+        return resolve(path).base
+    folder = Path(tempfile.mkdtemp(prefix="tddpo-plan-"))
+    try:
+        huggingface_hub.hf_hub_download(path, "config.json", local_dir=folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model.path: {path}: no config.json to plan for: {reason}") from None
+    return folder
+
+
+def is_local(path: str) -> bool:
+    return path == "embedded" or Path(path).expanduser().exists()

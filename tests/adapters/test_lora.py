@@ -8,16 +8,12 @@ import tiny_models
 from flax import nnx
 from qwix import QArray
 
-from tddpo_jax.adapters.lora import (
-    NF4_BLOCK,
-    add_adapters,
-    check_fresh,
-    fresh_adapters,
-    merged,
-    quantize,
-)
+from tddpo_jax.adapters.lora import add_adapters, check_fresh, fresh_adapters, merged
+from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.config.schema import LoraConfig
-from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Llama, LoraParam
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import Adapter, LoraParam
+from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.placement.shardings import parameter_shardings, path_name
 
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)

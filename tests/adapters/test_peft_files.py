@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
-from tddpo_jax.commands.logps import export_run
-from tddpo_jax.config.schema import schema
+from tddpo_jax.commands.export import export_run
+from tddpo_jax.config import schema
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.system.console import Screen
@@ -208,7 +208,7 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
     trained = prepare.prepare([schema.resolve(settings)], Screen(quiet=True))
     quantized = [trained.model(trained.fresh(0))]
     quantized += [
-        prepare._load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))
+        prepare.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))
     ]
     quantized += [Generator.from_path(str(tmp_path / "run"), "float32").adapters.model]
     for name in LINEAR_NAMES:

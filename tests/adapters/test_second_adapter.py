@@ -9,7 +9,8 @@ import pytest
 import tiny_runs
 
 from tddpo_jax.adapters.peft_files import read_peft_config
-from tddpo_jax.commands.logps import export_run, write_log_probs
+from tddpo_jax.commands.export import export_run
+from tddpo_jax.commands.logps import write_log_probs
 
 # Each run starts from the policy of the one before it.
 FEW = ["q_proj", "down_proj"]

@@ -11,9 +11,10 @@ import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tddpo_jax.batches.causal_rows import assign, branch_counts, collected, halved_widths, spread
+from tddpo_jax.batches.causal_rows import assign, branch_counts, halved_widths
 from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
 from tddpo_jax.config.schema import ModelConfig, resolve
+from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.system.console import Screen
@@ -190,7 +191,7 @@ def test_padding_stays_small():
 
 def on(kind, monkeypatch):
     device = types.SimpleNamespace(device_kind=kind)
-    monkeypatch.setattr(prepare.jax, "devices", lambda: [device])
+    monkeypatch.setattr(computation.jax, "devices", lambda: [device])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def on(kind, monkeypatch):
 )
 def test_the_rule(kind, settings_given, expected, monkeypatch):
     on(kind, monkeypatch)
-    assert prepare.attention_implementation(ModelConfig(**settings_given)) == expected
+    assert computation.attention_implementation(ModelConfig(**settings_given)) == expected
 
 
 @pytest.mark.parametrize(
@@ -225,14 +226,14 @@ def test_the_rule(kind, settings_given, expected, monkeypatch):
 def test_what_cannot_be_done_is_refused(kind, settings_given, problem, monkeypatch):
     on(kind, monkeypatch)
     with pytest.raises(ValueError, match=problem):
-        prepare.attention_implementation(ModelConfig(**settings_given))
+        computation.attention_implementation(ModelConfig(**settings_given))
 
 
 def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
     on("NVIDIA H100", monkeypatch)
-    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(computation.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"tokamax is not installed: pip install '\.\[tokamax\]'"):
-        prepare.attention_implementation(ModelConfig(attention="tokamax"))
+        computation.attention_implementation(ModelConfig(attention="tokamax"))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

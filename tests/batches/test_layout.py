@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tddpo_jax.batches.layout import Pair, Row, Shape, score_count, stream_length
 from tddpo_jax.batches.packing import choose_shapes, needed_length, pack, unpack
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
+from tddpo_jax.models.llama.tensors import hugging_face_tensors
 from tddpo_jax.placement.shardings import path_name
-from tddpo_jax.weights.hugging_face import hugging_face_tensors
 
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=7)
 

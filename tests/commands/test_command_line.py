@@ -15,8 +15,10 @@ import yaml
 from places import ROOT
 from tiny_commands import run, trained_run, training_options
 
-from tddpo_jax.commands.options import Parser, add_settings, run_command, settings_of
-from tddpo_jax.config.schema import Config, get
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.commands.options import Parser, add_settings, settings_of
+from tddpo_jax.config.dotted import get
+from tddpo_jax.config.schema import Config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

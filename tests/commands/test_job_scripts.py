@@ -9,7 +9,8 @@ from places import ROOT
 
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import add_submission
-from tddpo_jax.config.schema import expand, resolve
+from tddpo_jax.config.cells import expand
+from tddpo_jax.config.schema import resolve
 
 SCRIPTS = sorted((ROOT / "configs" / "slurm").glob("*.sh"))
 

@@ -11,7 +11,7 @@ import yaml
 from places import ROOT
 
 from tddpo_jax.__main__ import train_command
-from tddpo_jax.commands.options import run_command
+from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.submit import Jobs, Worker, submit
 from tddpo_jax.runs.grid_directory import cell_directories
 

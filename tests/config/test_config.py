@@ -9,19 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import CONFIGS
 
-from tddpo_jax.config.schema import (
-    LOSS_SETTINGS,
-    LossConfig,
-    LossName,
-    cell_name,
-    expand,
-    get,
-    ignored_settings,
-    read_yaml,
-    resolve,
-    with_value,
-    without_value,
-)
+from tddpo_jax.config.cells import cell_name, expand, ignored_settings
+from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.schema import LOSS_SETTINGS, LossConfig, LossName, read_yaml, resolve
 
 CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
 

@@ -25,10 +25,11 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data import sources
-from tddpo_jax.data.dataset import load_dataset, load_tokenizer, load_uncut_pairs
+from tddpo_jax.data.dataset import load_dataset, load_uncut_pairs
 from tddpo_jax.data.pairs import Unusable
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
+from tddpo_jax.data.tokenizer import load_tokenizer
 
 # ---- rows ----------------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from eval.quality.__main__ import (
     repetition,
 )
 from eval.quality.score_file import FILE
-from tddpo_jax.config.schema import MeshConfig, cell_name
+from tddpo_jax.config.cells import cell_name
+from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.placement.shardings import make_mesh
-from tddpo_jax.weights.locate import EMBEDDED
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.system.paths import EMBEDDED
 
 
 def test_distinct_counts_different_n_grams_of_all_texts():

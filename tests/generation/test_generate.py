@@ -17,8 +17,9 @@ from tiny_adapters import adapted
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.adapters.lora import merged
 from tddpo_jax.adapters.peft_files import export_adapter
+from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
-from tddpo_jax.generation.generator import Completion, Generator, continue_prompts, generate_text
+from tddpo_jax.generation.generator import Completion, Generator, generate_text
 from tddpo_jax.generation.sampling import Sampler, Sampling, row_keys
 from tddpo_jax.placement.shardings import replicated
 from tddpo_jax.weights import hugging_face
@@ -123,14 +124,14 @@ def test_batches_that_the_memory_forces_change_nothing(monkeypatch):
     short, long = prompts_of(range(129, 137)), prompts_of(range(137, 145))
     expected = [*continued(plain(), long), *continued(plain(), short)]
     # 3 layers x 2 heads x 10 features x 256 slots x (keys, values) x 4 bytes a row; room for 15.
-    monkeypatch.setattr("tddpo_jax.generation.generator.CPU_CACHE_BYTES", 15 * 122_880)
+    monkeypatch.setattr("tddpo_jax.generation.batching.CPU_CACHE_BYTES", 15 * 122_880)
     shapes = []
 
     def watched(model, prompts, *rest, **named):
         shapes.append(prompts.tokens.shape)
         return generate_rows(model, prompts, *rest, **named)
 
-    monkeypatch.setattr("tddpo_jax.generation.generator.generate_rows", watched)
+    monkeypatch.setattr("tddpo_jax.generation.batching.generate_rows", watched)
     assert continued(plain(), [*long, *short]) == expected
     assert shapes == [(8, 192), (8, 192)]
 
@@ -138,7 +139,7 @@ def test_batches_that_the_memory_forces_change_nothing(monkeypatch):
 def test_more_padding_changes_nothing(monkeypatch):
     """At least 161 empty slots before each prompt, so that a whole block of 128 is not visited."""
     expected = continued(plain(), prompts_of(LENGTHS))[:4]
-    monkeypatch.setattr("tddpo_jax.generation.generator._shape", lambda batch: (192, 48))
+    monkeypatch.setattr("tddpo_jax.generation.batching._shape", lambda batch: (192, 48))
     assert continued(plain(), prompts_of(LENGTHS)[:4] * 2) == expected * 2
 
 

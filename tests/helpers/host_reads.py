@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tddpo_jax.config.schema import HostsConfig, MeshConfig
-from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system import hosts
 from tddpo_jax.weights import hugging_face
 

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from tddpo_jax.adapters.adapter_set import copied
-from tddpo_jax.models.llama.model import LINEAR_NAMES, Adapter, Llama, LoraParam
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import Adapter, LoraParam
+from tddpo_jax.models.llama.model import LINEAR_NAMES
 
 
 def adapted(

@@ -6,7 +6,7 @@ import pytest
 import tiny_runs
 
 from tddpo_jax.__main__ import COMMANDS
-from tddpo_jax.commands.options import run_command
+from tddpo_jax.commands.exit_status import run_command
 
 
 def run(verb, *arguments):

@@ -22,8 +22,9 @@ from transformers import LlamaConfig as HuggingFaceConfig
 
 from tddpo_jax.batches.layout import Batch, Pair
 from tddpo_jax.config.schema import MeshConfig
-from tddpo_jax.models.llama.model import Llama, LlamaConfig
-from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.weights.hugging_face import load as load_checkpoint
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 

@@ -20,11 +20,11 @@ from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 from tiny_tokenizers import sentencepiece
 
-from tddpo_jax.commands import options
-from tddpo_jax.config.schema import with_value
+from tddpo_jax.commands import exit_status, logps
+from tddpo_jax.config.dotted import with_value
 from tddpo_jax.experiments.grid import run_experiment
-from tddpo_jax.losses.metrics import TIMING_METRICS
-from tddpo_jax.placement.shardings import make_mesh
+from tddpo_jax.losses.metric_names import TIMING_METRICS
+from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
 
@@ -110,9 +110,9 @@ def use_devices(patch, count: int) -> None:
     Commands set no flags for XLA: it has started, and they are part of the key of every program
     that is kept on disk.
     """
-    for module in (prepare, scoring):
+    for module in (prepare, logps):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
-    patch.setattr(options, "set_flags", lambda: None)
+    patch.setattr(exit_status, "set_flags", lambda: None)
 
 
 @contextlib.contextmanager

@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from tddpo_jax.config.schema import LOSS_SETTINGS, LossName
-from tddpo_jax.losses.dpo import (
-    EXO_LABEL_SMOOTHING,
-    LOSSES,
-    LossScalars,
-    LossSpec,
-    PairLogps,
-    per_pair_loss,
-    rewards,
-)
+from tddpo_jax.losses.catalogue import LOSSES, LossScalars, LossSpec, per_pair_loss, rewards
+from tddpo_jax.losses.dpo import EXO_LABEL_SMOOTHING
+from tddpo_jax.losses.pair_logps import PairLogps
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
 MARGINS = ("policy", "log_ratio", "length_normalized")

@@ -8,7 +8,6 @@ import tiny_models
 
 from tddpo_jax.batches.layout import Row, Shape, score_count, stream_length
 from tddpo_jax.models.flops import (
-    PEAK_RATES,
     attended_keys,
     layer_matmul_parameters,
     matmul_rate,
@@ -16,6 +15,7 @@ from tddpo_jax.models.flops import (
     useful_flops,
 )
 from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.system.devices import PEAK_RATES
 
 (PAIR,) = tiny_models.random_pairs([(7, 5, 11)])
 

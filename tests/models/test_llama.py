@@ -9,7 +9,9 @@ import pytest
 import tiny_models
 import torch
 
-from tddpo_jax.models.llama.model import Llama, RopeScaling, linear, rope_frequencies
+from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.linear import linear
+from tddpo_jax.models.rope import RopeScaling, rope_frequencies
 
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)
 # With 64 trained positions the five frequencies of a head of size 10 make 10.2, 1.6, 0.2, ... turns
@@ -58,7 +60,11 @@ def test_llama_3_scaling_leaves_fast_frequencies_and_stretches_slow_ones():
     second = plain[1] * (mix + (1 - mix) / 8)
     expected = [plain[0], second, *(plain[2:] / 8)]
     config = dataclasses.replace(tiny_models.CONFIG, rope_scaling=scaling)
-    np.testing.assert_allclose(rope_frequencies(config), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        rope_frequencies(config.head_size, config.rope_theta, config.rope_scaling),
+        expected,
+        rtol=1e-6,
+    )
 
 
 CHANGES = {
@@ -120,7 +126,9 @@ def test_scan_is_a_loop_over_the_layers():
 
     @jax.jit
     def loop(model):
-        angle = positions[:, :, None] * rope_frequencies(model.config)
+        angle = positions[:, :, None] * rope_frequencies(
+            model.config.head_size, model.config.rope_theta, model.config.rope_scaling
+        )
         x = model.embed[...][TOKENS]
         for number in range(model.config.layers):
             block = jax.tree.map(lambda leaf, number=number: leaf[number], model.layers)

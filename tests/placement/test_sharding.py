@@ -12,20 +12,20 @@ from tddpo_jax.adapters.lora import add_adapters
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import LoraConfig, MeshConfig, TrainConfig
-from tddpo_jax.losses.dpo import LossSpec
+from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.placement.computation import Computation
+from tddpo_jax.placement.mesh import check_mesh, make_mesh, row_devices
 from tddpo_jax.placement.shardings import (
     PARAMETER_SPECS,
-    check_mesh,
-    make_mesh,
     parameter_shardings,
     path_name,
     place,
-    row_devices,
     row_sharding,
 )
+from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import Computation, hidden_states, make_program
+from tddpo_jax.training.step import make_program
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
 # Divisible by eight where fsdp and tensor share it, by two where tensor alone does.

@@ -26,12 +26,14 @@ from tddpo_jax.config.schema import MeshConfig, read_yaml, resolve
 from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.generation.sampling import Sampler, row_keys
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.placement.shardings import make_mesh, row_sharding
-from tddpo_jax.planning import compiler
-from tddpo_jax.planning.plan import model_folder, stated_dataset
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.placement.shardings import row_sharding
+from tddpo_jax.planning import abstract, compiler
+from tddpo_jax.planning.lengths import stated_dataset
 from tddpo_jax.system.devices import DEVICES, GIB
 from tddpo_jax.training.prepare import micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import model_folder
 
 pytestmark = [
     pytest.mark.gpu_compile,
@@ -289,7 +291,7 @@ def test_decoding_holds_one_cache(new, monkeypatch):
     rows, prompt, dtype = 80, 128, jnp.dtype("bfloat16")
     config = read_config(model_folder("meta-llama/Llama-2-7b-hf"))
     mesh = make_mesh(MeshConfig(data=1), compiler.gpus(DEVICES["h200-141"], 1))
-    graphdef, weights, _ = compiler.abstract_weights(resolve({}), config, dtype)
+    graphdef, weights, _ = abstract.abstract_weights(resolve({}), config, dtype)
     weights = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, dtype), weights)
 
     def per_row(dtype, *shape):
@@ -297,7 +299,7 @@ def test_decoding_holds_one_cache(new, monkeypatch):
 
     keys = jax.eval_shape(row_keys, per_row(np.uint32, 2))
     compiled = generate_rows.lower(
-        nnx.merge(graphdef, compiler.placed(weights, mesh)),
+        nnx.merge(graphdef, abstract.placed(weights, mesh)),
         Prompts(per_row(np.int32, prompt), per_row(np.int32)),
         Sampler(
             *map(per_row, (np.float32, np.int32, np.float32)),

@@ -16,26 +16,23 @@ from places import CONFIGS
 
 from tddpo_jax.__main__ import plan_command
 from tddpo_jax.adapters import lora
+from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape, stream_length
-from tddpo_jax.config.schema import expand, read_yaml, resolve
+from tddpo_jax.config.cells import expand
+from tddpo_jax.config.schema import read_yaml, resolve
 from tddpo_jax.losses.logprobs import CHUNK
-from tddpo_jax.models.flops import PEAK_RATES
 from tddpo_jax.placement.shardings import parameter_shardings, path_name
-from tddpo_jax.planning import compiler, duration, memory, plan
-from tddpo_jax.planning.compiler import (
-    abstract_step,
-    abstract_weights,
-    bytes_of_device,
-    hosts_of,
-    placed,
-)
+from tddpo_jax.planning import compiler, duration, lengths, memory, plan
+from tddpo_jax.planning.abstract import abstract_step, abstract_weights, bytes_of_device, placed
+from tddpo_jax.planning.compiler import hosts_of
 from tddpo_jax.planning.plan_text import as_json, lines
 from tddpo_jax.system import hub
-from tddpo_jax.system.devices import DEVICES, GIB, target_config
+from tddpo_jax.system.devices import DEVICES, GIB, PEAK_RATES, target_config
 from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.weights import locate
 from tddpo_jax.weights.hugging_face import read_config
 
-LLAMA = plan.KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]
+LLAMA = locate.KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]
 # Inputs are blocks of 64; those of the feed-forward are three, which two devices cannot share.
 SHAPE = {"vocabulary": 64, "width": 128, "heads": 8, "key_value_heads": 4, "head_size": 16}
 SHAPE["feed_forward"] = 192
@@ -72,7 +69,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
     config = resolve({"train": {"mode": mode}})
     _, trained, frozen = abstract_weights(config, model.config, jnp.float32)
     if mode == "qlora":
-        lora.quantize(model)
+        quantize(model)
         lora.add_adapters(model, config.lora, 0, mesh)
     ours = {
         path_name(path): leaf
@@ -156,11 +153,11 @@ def test_the_longest_row_is_the_longest():
 
 def test_stated_lengths_have_the_stated_means():
     """dpo-mix-7k's 6,750 pairs; cutting at half of 2,048 tokens takes a few from the prompts."""
-    pairs = plan.stated_pairs(config_of("llama2_7b"), read_config(LLAMA))
-    lengths = np.array([[len(part) for part in pair[1:]] for pair in pairs])
-    assert lengths.shape == (6750, 3)
-    np.testing.assert_allclose(lengths.mean(axis=0), plan.STATED_MEANS, rtol=0.05)
-    assert (lengths[:, 0] + lengths[:, 1:].max(axis=1)).max() <= 2048
+    pairs = lengths.stated_pairs(config_of("llama2_7b"), read_config(LLAMA))
+    found = np.array([[len(part) for part in pair[1:]] for pair in pairs])
+    assert found.shape == (6750, 3)
+    np.testing.assert_allclose(found.mean(axis=0), lengths.STATED_MEANS, rtol=0.05)
+    assert (found[:, 0] + found[:, 1:].max(axis=1)).max() <= 2048
 
 
 def test_every_device_has_a_rate_and_a_description():
@@ -176,11 +173,11 @@ def test_every_device_has_a_rate_and_a_description():
 def without_compilers(monkeypatch):
     """Arithmetic alone, and nothing to be had from the hub."""
     monkeypatch.setattr(plan, "_start_compilers", lambda *_: {})
-    monkeypatch.setattr(plan, "STATED_PAIRS", 512)
-    monkeypatch.setattr(plan, "STATED_VALIDATION_PAIRS", 64)
+    monkeypatch.setattr(lengths, "STATED_PAIRS", 512)
+    monkeypatch.setattr(lengths, "STATED_VALIDATION_PAIRS", 64)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # Read when it is imported, which the verb does after it knows.
-    monkeypatch.setattr(plan.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(locate.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def last_line(config, device):
@@ -433,11 +430,11 @@ def test_the_verb(capsys):
 
 
 def test_a_model_that_is_nowhere_is_the_users_mistake(monkeypatch):
-    monkeypatch.setattr(plan, "_is_local", lambda path: False)
+    monkeypatch.setattr(lengths, "is_local", lambda path: False)
 
     def unreachable(*_, **__):
         raise OSError("no such repository")
 
-    monkeypatch.setattr(plan.huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(locate.huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(ValueError, match=r"model\.path: some/model: no config\.json to plan for"):
         plan.model_folder("some/model")

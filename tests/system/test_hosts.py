@@ -29,7 +29,7 @@ from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import HostsConfig, resolve
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.system import hosts
+from tddpo_jax.system import agreement, hosts
 from tddpo_jax.training import checkpoints
 
 DEVICES_EACH = 2
@@ -324,11 +324,11 @@ def test_a_host_with_other_data_is_told(inputs, tmp_path):
 
 
 def test_what_differs_is_an_error_where_it_differs(monkeypatch):
-    monkeypatch.setattr(hosts, "several", lambda: True)
-    monkeypatch.setattr(hosts, "agree", lambda compute: compute() and "the first host's")
-    hosts.check_alike("model.path", "another model", lambda: "the first host's")
+    monkeypatch.setattr(agreement, "several", lambda: True)
+    monkeypatch.setattr(agreement, "agree", lambda compute: compute() and "the first host's")
+    agreement.check_alike("model.path", "another model", lambda: "the first host's")
     with pytest.raises(ValueError, match=r"model\.path: host 0 of 1: another model"):
-        hosts.check_alike("model.path", "another model", lambda: "mine")
+        agreement.check_alike("model.path", "another model", lambda: "mine")
 
 
 def test_hosts_that_do_not_meet_end(in_vain):
@@ -437,8 +437,8 @@ def test_a_launcher_that_is_not_there_is_told(tmp_path):
 
 
 def test_alone_everything_is_agreed():
-    assert hosts.agree(lambda: {"a": 1}) == {"a": 1}
-    assert hosts.first_before_others(lambda: 3) == 3
-    assert hosts.is_first()
+    assert agreement.agree(lambda: {"a": 1}) == {"a": 1}
+    assert agreement.first_before_others(lambda: 3) == 3
+    assert agreement.is_first()
     with pytest.raises(ValueError, match="wrong"):
-        hosts.agree(lambda: int("wrong"))
+        agreement.agree(lambda: int("wrong"))

@@ -16,11 +16,14 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import empty_batch
 from tddpo_jax.config.schema import LoraConfig, TrainConfig
-from tddpo_jax.losses.dpo import LossScalars, LossSpec, logprobs
-from tddpo_jax.models.llama.model import LoraParam
+from tddpo_jax.losses import logprobs
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.models.linear import LoraParam
+from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import row_sharding
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import Computation, Frozen, Knobs, Totals, make_program, stacked
+from tddpo_jax.training.state import Frozen, Knobs, Totals, stacked
+from tddpo_jax.training.step import make_program
 
 # Five blocks of attention, ten chunks of scores: neither is a dimension of anything else.
 ROWS, LENGTH, SCORES, CHUNK = 2, 320, 640, 64

@@ -9,12 +9,13 @@ import jax
 import pytest
 import tiny_runs
 
-from tddpo_jax.commands.logps import reference
-from tddpo_jax.scoring.reference import ahead
+from tddpo_jax.scoring import data_sets
+from tddpo_jax.scoring.data_sets import ahead
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.training import loop
-from tddpo_jax.training.loop import STEPS_IN_FLIGHT, STEPS_PACKED_AHEAD, _Reader
+from tddpo_jax.training.loop import STEPS_IN_FLIGHT, STEPS_PACKED_AHEAD
 from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.step_log import StepLog
 
 STEPS = 8
 VALIDATED = {3, 4, 6, 8}
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def events(inputs, tmp_path, monkeypatch):
     """What a run does with each step, in order: packs it, starts it, reads its metrics."""
     seen = []
-    program, read, packed = Prepared.program, _Reader.read, loop._packed
+    program, read, packed = Prepared.program, StepLog.read, loop._packed
     device_get = jax.device_get
 
     def watched_program(self, members):
@@ -56,7 +57,7 @@ def events(inputs, tmp_path, monkeypatch):
         return packed(prepared, order, step)
 
     monkeypatch.setattr(Prepared, "program", watched_program)
-    monkeypatch.setattr(_Reader, "read", watched_read)
+    monkeypatch.setattr(StepLog, "read", watched_read)
     monkeypatch.setattr(loop, "_packed", watched_packed)
     for name in ("block_until_ready", "device_get"):
         monkeypatch.setattr(jax, name, waiting(getattr(jax, name)))
@@ -129,14 +130,14 @@ def test_the_reference_is_packed_ahead_too(inputs, tmp_path, monkeypatch):
     changes = {"train.max_steps": 1, "train.eval_every": None}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(reference, "GROUP_PAIRS", 4)
+    monkeypatch.setattr(data_sets, "GROUP_PAIRS", 4)
     pack, packed = reference.pack, []
 
     def watched(pairs, *arguments, **named):
         packed.append((len(pairs), threading.current_thread() is threading.main_thread()))
         return pack(pairs, *arguments, **named)
 
-    monkeypatch.setattr(reference, "pack", watched)
+    monkeypatch.setattr(data_sets, "pack", watched)
     tiny_runs.run(inputs, tmp_path / "groups", changes)
     assert packed[:7] == [*[(4, False)] * 4, (2, False), (4, False), (3, False)]
     found, expected = (tiny_runs.validation_lines(tmp_path / name) for name in ("groups", "whole"))

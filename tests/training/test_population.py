@@ -16,11 +16,11 @@ from tddpo_jax.config.schema import resolve
 from tddpo_jax.experiments import grid
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training import loop
+from tddpo_jax.training import step_log
 from tddpo_jax.training.checkpoints import saved_steps
+from tddpo_jax.training.population import policy_log_probs
 from tddpo_jax.training.prepare import Prepared, prepare
-from tddpo_jax.training.step import stacked
-from tddpo_jax.training.validation import policy_log_probs
+from tddpo_jax.training.state import stacked
 
 # Losses, scalars and rates under which rounding stays rounding. Under so large an epsilon Adam's
 # step is as good as linear in the gradient: 1e-7 in an element of 1e-2 is not made 1e-5 of the
@@ -318,13 +318,13 @@ def test_a_lone_run_that_diverged_keeps_the_policy_that_it_diverged_with(
 ):
     """The next step is under way when the divergence is read, and must have changed nothing."""
     before, read = poison(monkeypatch, 0, at=5), []
-    record = loop.record_divergence
+    record = step_log.record_divergence
 
     def watched(prepared, state, *arguments):
         read.append((len(before), jax.tree.map(np.array, state.trainable)))
         return record(prepared, state, *arguments)
 
-    monkeypatch.setattr(loop, "record_divergence", watched)
+    monkeypatch.setattr(step_log, "record_divergence", watched)
     changes = {"train.mode": "lora", "lora.rank": 2, "train.eval_every": None, "train.epochs": 3}
     (summary,) = tiny_runs.run(inputs, tmp_path / "run", changes)
     assert (summary["state"], summary["divergence"]["step"]) == ("diverged", 5)

@@ -8,17 +8,20 @@ import tiny_adapters
 import tiny_models
 from flax import nnx
 
-from tddpo_jax.adapters import lora
+from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import TrainConfig
-from tddpo_jax.losses.dpo import LossScalars, LossSpec
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.llama.model import LoraParam
-from tddpo_jax.placement.shardings import check_mesh, parameter_shardings, row_sharding
-from tddpo_jax.scoring.reference import place_batch
+from tddpo_jax.models.linear import LoraParam
+from tddpo_jax.placement.computation import Computation
+from tddpo_jax.placement.mesh import check_mesh
+from tddpo_jax.placement.shardings import parameter_shardings, row_sharding
+from tddpo_jax.scoring.data_sets import place_batch
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import Computation, Frozen, Knobs, Totals, make_program
+from tddpo_jax.training.state import Frozen, Knobs, Totals
+from tddpo_jax.training.step import make_program
 
 MESHES = [(8, 1), (4, 2), (2, 4)]  # fsdp x tensor
 # A Llama in which four devices can share heads and vocabulary, and eight every matrix.
@@ -45,7 +48,7 @@ def placed(mode, mesh):
     check_mesh(mesh, model.config)
     model = jax.device_put(model, parameter_shardings(model, mesh))
     if mode == "qlora":
-        lora.quantize(model)
+        quantize(model)
     return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)
 
 

@@ -15,7 +15,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.config.schema import resolve
-from tddpo_jax.losses.metrics import PAIR_METRICS, TIMING_METRICS, best_record
+from tddpo_jax.losses.metric_names import PAIR_METRICS, TIMING_METRICS
+from tddpo_jax.runs.records import best_record
 from tddpo_jax.training.step_order import Order
 
 TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMING_METRICS}

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from eval.speed import files
 from eval.speed.files import differing_tensor
-from tddpo_jax.commands.options import run_command
+from tddpo_jax.commands.exit_status import run_command
 
 # 494 MB of bfloat16, with `LAYERS`, in tensors of at most 6.3 MB: files of 80 MB hold many.
 SHAPE = {

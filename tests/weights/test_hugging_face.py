@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from tddpo_jax.models.llama.model import Llama, LlamaConfig, RopeScaling, count_parameters
+from tddpo_jax.models.decoder import Llama, count_parameters
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.rope import RopeScaling
 from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES, checkpoint_dtype, write_tensors

@@ -9,7 +9,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from tddpo_jax.weights.locate import EMBEDDED, ModelFiles, base_name, resolve
+from tddpo_jax.system.paths import EMBEDDED
+from tddpo_jax.weights.locate import ModelFiles, base_name, resolve
 
 
 def hugging_face(folder, tokenizer: bool = False):
@@ -52,7 +53,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_embedded_is_the_packages_own():
-    assert resolve("embedded") == ModelFiles(EMBEDDED, None)
+    assert resolve("embedded") == ModelFiles(None)
 
 
 def test_a_hugging_face_folder_is_itself(tmp_path):

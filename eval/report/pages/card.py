@@ -13,7 +13,7 @@ from eval.report.statistics.arms import best_settings
 from eval.report.statistics.intervals import Estimate
 from eval.report.statistics.score_statistics import Study
 from eval.report.statistics.verdicts import Claim
-from tddpo_jax.losses.dpo import LOSSES
+from tddpo_jax.losses.catalogue import LOSSES
 
 
 def card(analysis: Analysis) -> dict[str, Any]:

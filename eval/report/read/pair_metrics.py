@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.experiment import Cell
-from tddpo_jax.losses.dpo import LossScalars, LossSpec, PairLogps
-from tddpo_jax.losses.metrics import PAIR_METRICS, best_record
-from tddpo_jax.training.step import pair_metrics
+from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.runs.records import best_record
 
 PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.experiment import Experiment
-from tddpo_jax.config.schema import with_value
+from tddpo_jax.config.dotted import with_value
 
 AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 

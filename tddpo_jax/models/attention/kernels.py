@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from tddpo_jax.batches.causal_rows import CausalRows, collected, spread
+from tddpo_jax.batches.causal_rows import CausalRows
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attention.gathers import collected, spread
 
 Kernel = Literal["cudnn", "tokamax"]
 # The names of the back-ends that read causal rows.

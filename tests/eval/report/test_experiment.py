@@ -17,7 +17,8 @@ from eval.quality.score_file import standing_of
 from eval.report.read.pair_metrics import chosen_checkpoints, halves, pair_values
 from eval.report.read.scores import find_scores
 from eval.report.statistics.score_statistics import study_both_ways
-from tddpo_jax.config.schema import cell_name, resolve
+from tddpo_jax.config.cells import cell_name
+from tddpo_jax.config.schema import resolve
 
 SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
 NAMES = [cell_name(cell) for cell in SMALL]

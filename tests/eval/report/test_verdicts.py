@@ -18,7 +18,8 @@ from eval.report.statistics.verdicts import (
     judge,
     judge_ratio,
 )
-from tddpo_jax.config.schema import Config, cell_name
+from tddpo_jax.config.cells import cell_name
+from tddpo_jax.config.schema import Config
 
 TAUS = [0.5, 1.0, 2.0]
 

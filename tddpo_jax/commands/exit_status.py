@@ -1,0 +1,56 @@
+"""Runs a command: what a mistake, an interruption or a full disk looks like."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.system import hosts
+from tddpo_jax.system.agreement import several
+from tddpo_jax.system.xla_flags import set_flags
+
+# What the kernel says, whoever passes it on: `OSError`, Orbax, safetensors.
+DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")
+
+
+def run_command(
+    command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool = True
+) -> int:
+    """Runs a command and returns its exit status; a `UserError` is one line and status 2.
+
+    `resumes`: whether the same command goes on where it was interrupted.
+    """
+    warnings.showwarning = _one_line_warning
+    set_flags()
+    try:
+        return command(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        status = _told(error, resumes)
+        if several():
+            hosts.leave(error, status)
+        if status is None:
+            raise
+        return status
+
+
+def _told(error: BaseException, resumes: bool) -> int | None:
+    """The exit status of a mistake, an interruption or a full disk, once told; else None."""
+    if isinstance(error, KeyboardInterrupt):
+        told = "interrupted; the same command resumes" if resumes else "interrupted"
+        print(told, file=sys.stderr)
+        return 130
+    if any(text in str(error) for text in DISK_IS_FULL):
+        told = f"error: the disk is full: {' '.join(str(error).split())[:300]}"
+        print(told + ("; the same command resumes" if resumes else ""), file=sys.stderr)
+        return 1
+    if isinstance(error, UserError):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return None
+
+
+def _one_line_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,45 @@
+"""The verb `export`: the best policy of a run, as a folder."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+from tddpo_jax.adapters.load import load_model
+from tddpo_jax.adapters.peft_files import has_quantized_base
+from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.errors import UserError
+from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.runs.run_directory import check_output
+from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.locate import resolve
+from tddpo_jax.weights.tensor_files import checkpoint_dtype
+
+
+def export_run(run: Path, output: Path, *, adapter: bool) -> None:
+    """Writes a run's best policy as a Hugging Face folder, adapters merged, or as a PEFT folder.
+
+    Raises:
+        UserError: the run has no policy yet, has no adapters, or the output exists.
+    """
+    check_output(output.parent)
+    if output.exists():
+        raise UserError(f"output: {output} exists")
+    if not run.is_dir():
+        raise UserError(f"run: {run}: no such directory")
+    files = resolve(str(run))
+    if adapter and files.adapter is None:
+        raise UserError(f"adapter: {run} trained no adapters")
+    if adapter and has_quantized_base(files.adapter):
+        warnings.warn(
+            "the adapter belongs to the base in four bits, of which PEFT knows nothing: put on the "
+            "base as it is stored it is another policy; without --adapter the export is merged",
+            stacklevel=2,
+        )
+    if adapter or files.adapter is None:
+        shutil.copytree(files.adapter or files.base, output)
+        return
+    mesh = make_mesh(MeshConfig())
+    model = load_model(files, mesh, checkpoint_dtype(files.base))
+    hugging_face.export(model, files.base, output)

@@ -1,0 +1,71 @@
+"""The cells of a grid: their axes, names, and which settings each one reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.schema import LOSS_SETTINGS, Config
+from tddpo_jax.errors import UserError
+
+LOSS_AXES = ("beta", "tau")
+
+
+GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
+
+
+def cell_name(config: Config) -> str:
+    """The directory name of a cell, `td_dpo-beta0.05-tau1.0-seed0`; tau if its loss has one."""
+    loss = config.loss
+    tau = f"-tau{loss.tau}" if "tau" in LOSS_SETTINGS[loss.name] else ""
+    return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
+
+
+def ignored_in(cells: Sequence[Config]) -> list[str]:
+    """A line for every setting that a cell was given and never reads."""
+    names = sorted({name for cell in cells for name in ignored_settings(cell)})
+    return [f"{name} is set, and nothing reads it here" for name in names]
+
+
+def ignored_settings(config: Config) -> list[str]:
+    """Dotted names of the settings that were given and that this configuration never reads."""
+    given = config.loss.model_fields_set - {"name", *LOSS_SETTINGS[config.loss.name]}
+    names = [f"loss.{name}" for name in sorted(given)]
+    if config.train.mode == "full":
+        names += [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
+    return names
+
+
+def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One mapping per cell, in the order of the lists; a loss has no axis that it does not read.
+
+    `train.learning_rate` may be a mapping from losses to rates, of which each cell takes its own.
+
+    Raises:
+        UserError: an axis is empty, or a loss has no learning rate.
+    """
+    axes = {
+        name: value for name in GRID_AXES if isinstance(value := get(mapping, name), (list, tuple))
+    }
+    for name, values in axes.items():
+        if not values:
+            raise UserError(f"{name}: the list of values is empty")
+    cells = []
+    for point in itertools.product(*axes.values()):
+        cell = dict(mapping)
+        for name, value in zip(axes, point, strict=True):
+            cell = with_value(cell, name, value)
+        loss = str(get(cell, "loss.name", "td_dpo"))
+        for name in LOSS_AXES:
+            if f"loss.{name}" in axes and name not in LOSS_SETTINGS.get(loss, (name,)):
+                cell = without_value(cell, f"loss.{name}")
+        rates = get(cell, "train.learning_rate")
+        if isinstance(rates, Mapping):
+            if loss not in rates:
+                raise UserError(f"train.learning_rate: names no rate for {loss}")
+            cell = with_value(cell, "train.learning_rate", rates[loss])
+        if cell not in cells:
+            cells.append(cell)
+    return cells

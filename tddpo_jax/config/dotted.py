@@ -1,0 +1,42 @@
+"""Values of nested mappings by their dotted names, `train.learning_rate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tddpo_jax.errors import UserError
+
+
+def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """The value at a dotted name of nested mappings, or `default`."""
+    for key in name.split("."):
+        if not isinstance(mapping, Mapping) or key not in mapping:
+            return default
+        mapping = mapping[key]
+    return mapping
+
+
+def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with the value at a dotted name replaced.
+
+    Raises:
+        UserError: a part of the name stands for something that is no mapping.
+    """
+    head, _, rest = name.partition(".")
+    if not rest:
+        return {**mapping, head: value}
+    inner = mapping.get(head, {})
+    if not isinstance(inner, Mapping):
+        raise UserError(f"{head}: must be a group of settings, got {inner!r}")
+    return {**mapping, head: with_value(inner, rest, value)}
+
+
+def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of nested mappings that lacks the value at a dotted name."""
+    head, _, rest = name.partition(".")
+    if head not in mapping or (rest and not isinstance(mapping[head], Mapping)):
+        return dict(mapping)
+    if not rest:
+        return {key: value for key, value in mapping.items() if key != head}
+    return {**mapping, head: without_value(mapping[head], rest)}

@@ -1,0 +1,203 @@
+"""Many prompts through one compiled program: in as few batches as the memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from tddpo_jax.adapters.adapter_set import AdapterSet
+from tddpo_jax.errors import UserError
+from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
+from tddpo_jax.generation.sampling import Sampler, Sampling, check, check_keys, row_keys
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.placement.mesh import row_devices
+from tddpo_jax.placement.shardings import place, row_sharding
+
+SHORTEST_BUCKET = 32
+
+
+CPU_CACHE_BYTES = 2_000_000_000
+
+
+# Of an accelerator's free memory; the rest is for the activations of the prompts.
+CACHE_SHARE = 0.6
+
+
+class Continuation(NamedTuple):
+    """The new tokens of one prompt, with the end of turn if it came."""
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    prompt_cut: bool  # the prompt did not fit and lost its beginning
+
+
+def continue_prompts(
+    models: AdapterSet,
+    prompts: Sequence[Int[np.ndarray, " _"]],
+    sampling: Sequence[Sampling],
+    keys: Sequence[tuple[int, ...]],
+    adapters: Sequence[int] | None = None,
+    *,
+    stop_ids: Sequence[int],
+    bos: int | None,
+    mesh: Mesh,
+    dtype: Any,
+) -> list[Continuation]:
+    """Continues every prompt, in as few batches as the memory allows.
+
+    A prompt that leaves no room for its new tokens in the context loses its beginning, but not its
+    `bos`, and is flagged.
+
+    Args:
+        models: `adapter_set([model])`, or several adapters; the parameters lie on `mesh`.
+        prompts: token ids.
+        sampling: settings of each prompt.
+        keys: numbers that make the random key of each prompt, for example (seed, question, turn).
+        adapters: number of each prompt's adapter, -1 for the base alone; default: the first.
+        stop_ids: token ids that end an answer.
+        bos: the beginning of sequence, kept at the front of a prompt that is cut.
+        mesh: over whose data and fsdp axes rows are spread.
+        dtype: of the computation.
+
+    Raises:
+        UserError: a prompt is empty or holds an id that the model does not have; a setting is out
+            of range; `max_new_tokens` leaves no room for a prompt in the context; no such adapter.
+    """
+    requests = [
+        _request(models, number, *one)
+        for number, one in enumerate(
+            zip(prompts, sampling, keys, adapters or [0] * len(prompts), strict=True)
+        )
+    ]
+    check_keys(keys)
+    if not requests:
+        return []
+    fitting = [_cut(request, models.model.config.context, bos) for request in requests]
+    order = sorted(range(len(fitting)), key=lambda number: len(fitting[number].prompt))
+    capacity = _rows_that_fit(models.model.config, cache_slots(*_shape(fitting)), dtype, mesh)
+    results: dict[int, Continuation] = {}
+    for numbers in np.array_split(order, math.ceil(len(order) / capacity)):
+        batch = [fitting[number] for number in numbers]
+        answers = _continue(models, batch, stop_ids, mesh, dtype)
+        results.update(zip(numbers.tolist(), answers, strict=True))
+    return [
+        results[number]._replace(prompt_cut=len(fitted.prompt) < len(request.prompt))
+        for number, (fitted, request) in enumerate(zip(fitting, requests, strict=True))
+    ]
+
+
+class _Request(NamedTuple):
+    prompt: Int[np.ndarray, " T"]
+    sampling: Sampling
+    key: tuple[int, ...]
+    adapter: int
+
+
+def _request(
+    models: AdapterSet,
+    number: int,
+    prompt: Int[np.ndarray, " T"],
+    sampling: Sampling,
+    key: tuple[int, ...],
+    adapter: int,
+) -> _Request:
+    config = models.model.config
+    check(sampling)
+    if sampling.max_new_tokens >= config.context:
+        raise UserError(
+            f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a prompt "
+            f"in the model's context of {config.context}"
+        )
+    if not len(prompt):
+        raise UserError(f"prompt {number} is empty")
+    if not 0 <= np.min(prompt) <= np.max(prompt) < config.vocabulary:
+        raise UserError(f"prompt {number} holds a token id that the model does not have")
+    if not -1 <= adapter < models.count:
+        raise UserError(f"prompt {number}: there is no adapter {adapter}")
+    return _Request(prompt, sampling, key, adapter)
+
+
+def _cut(request: _Request, context: int, bos: int | None) -> _Request:
+    """The request with as much of its prompt's end as the context has room for."""
+    prompt, room = request.prompt, context - request.sampling.max_new_tokens
+    if len(prompt) <= room:
+        return request
+    first = prompt[: int(prompt[0] == bos)]
+    end = prompt[len(prompt) - (room - len(first)) :]
+    return request._replace(prompt=np.concatenate([first, end]))
+
+
+def _continue(
+    models: AdapterSet, batch: list[_Request], stop_ids: Sequence[int], mesh: Mesh, dtype: Any
+) -> list[Continuation]:
+    """One batch through the compiled program."""
+    length, new = _shape(batch)
+    # Rows that fill up the batch copy the first one and have no new tokens.
+    blank = batch[0]._replace(sampling=batch[0].sampling._replace(max_new_tokens=0))
+    rows = batch + [blank] * (_row_bucket(len(batch), mesh) - len(batch))
+
+    def put(values: Sequence[Any], kind: type) -> jax.Array:
+        return place(np.asarray(values, kind), row_sharding(mesh))
+
+    padded = [np.pad(row.prompt, (length - len(row.prompt), 0)) for row in rows]
+    tokens, counts = generate_rows(
+        models.for_rows([row.adapter for row in rows], mesh),
+        Prompts(put(padded, np.int32), put([len(row.prompt) for row in rows], np.int32)),
+        Sampler(
+            temperature=put([row.sampling.temperature for row in rows], np.float32),
+            top_k=put([row.sampling.top_k for row in rows], np.int32),
+            top_p=put([row.sampling.top_p for row in rows], np.float32),
+            key=row_keys(put([row.key for row in rows], np.uint32)),
+        ),
+        put([row.sampling.max_new_tokens for row in rows], np.int32),
+        # Padded with what is no token, so that few counts of stops are ever compiled for.
+        np.pad(np.asarray(stop_ids, np.int32), (0, -len(stop_ids) % 8), constant_values=-1),
+        new=new,
+        dtype=dtype,
+        mesh=mesh,
+    )
+    found = zip(np.asarray(tokens)[: len(batch)], np.asarray(counts), strict=False)
+    answers = [ids[:count].tolist() for ids, count in found]
+    return [
+        Continuation(ids, "stop" if ids[-1] in stop_ids else "length", False) for ids in answers
+    ]
+
+
+def _shape(batch: Sequence[_Request]) -> tuple[int, int]:
+    """Places for the prompts and for new tokens."""
+    longest = max(len(row.prompt) for row in batch)
+    return _bucket(longest), _bucket(max(row.sampling.max_new_tokens for row in batch))
+
+
+def _bucket(length: int) -> int:
+    """The next of 32, 48, 64, 96, 128, …: at most a half more, and few lengths to compile for."""
+    size = SHORTEST_BUCKET
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def _row_bucket(rows: int, mesh: Mesh) -> int:
+    """The next power of two, or multiple of 8, that the mesh's row devices share evenly."""
+    size = 8 * math.ceil(rows / 8) if rows > 4 else 2 ** (rows - 1).bit_length()
+    devices = row_devices(mesh)
+    return devices * math.ceil(size / devices)
+
+
+def _rows_that_fit(config: LlamaConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
+    """Rows, a bucket of them, whose cache the devices have room for; at least the smallest."""
+    row_bytes = 2 * config.layers * config.key_value_heads * config.head_size * slots
+    row_bytes *= jnp.dtype(dtype).itemsize
+    stats = mesh.devices.flat[0].memory_stats()
+    free = CPU_CACHE_BYTES // mesh.size
+    if stats is not None:
+        free = int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    rows = max(free * mesh.size // row_bytes, row_devices(mesh))
+    return next(size for size in range(rows, 0, -1) if _row_bucket(size, mesh) <= rows)

@@ -1,0 +1,50 @@
+"""What a loss sees of a pair: log-probs, those of the reference, lengths."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# A traced scalar inside a compiled step; a Python number is welcome outside of one.
+Scalar = Float[Array, ""] | float
+
+
+PerPair = Float[Array, "P"]
+
+
+class PairLogps(NamedTuple):
+    """What a loss sees of P preference pairs; every field is float [P].
+
+    Log-probabilities are sums over response tokens in nats, lengths are the numbers of those
+    tokens, and kl_* is the exact KL(p_theta || p0) over the vocabulary, summed over the same
+    positions (zeros unless `td_dpo` is asked for `kl="full"`).
+    """
+
+    logp_chosen: PerPair
+    logp_rejected: PerPair
+    ref_logp_chosen: PerPair
+    ref_logp_rejected: PerPair
+    length_chosen: PerPair
+    length_rejected: PerPair
+    kl_chosen: PerPair
+    kl_rejected: PerPair
+
+
+def log_ratios(pairs: PairLogps) -> tuple[PerPair, PerPair]:
+    """s_w and s_l, the log-ratios of the chosen and of the rejected responses, each [P] nats."""
+    return pairs.logp_chosen - pairs.ref_logp_chosen, pairs.logp_rejected - pairs.ref_logp_rejected
+
+
+def scaled_margin(pairs: PairLogps, beta: Scalar) -> PerPair:
+    chosen, rejected = log_ratios(pairs)
+    return beta * (chosen - rejected)
+
+
+def per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:
+    # At least one token: an unused slot of a batch has length 0 and must not become 0 / 0.
+    return (
+        chosen / jnp.maximum(pairs.length_chosen, 1),
+        rejected / jnp.maximum(pairs.length_rejected, 1),
+    )

@@ -1,0 +1,66 @@
+"""TD-DPO, the loss that this project exists for."""
+
+from __future__ import annotations
+
+from jax.nn import softplus
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.losses.pair_logps import (
+    PairLogps,
+    PerPair,
+    Scalar,
+    log_ratios,
+    per_token,
+    scaled_margin,
+)
+
+
+def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str) -> PerPair:
+    """Temperature-Decoupled DPO: -log sigmoid(margin / tau) + beta * KL term.
+
+    By default the margin is logp_chosen - logp_rejected and has no reference in it: tau alone
+    scales the preference, beta alone the pull towards the reference. The second term is
+    (s_w^2 + s_l^2) / 2, Schulman's k2 in form. Dataset responses are not samples of the policy, so
+    it is a penalty on the log-ratios, symmetric in the two policies, and no estimate of
+    KL(p_theta || p0). Its gradient per branch is beta * s, so a pair can be at rest only within
+    |s| <= 1 / (tau * beta) nats. (Not the token-mask method of the same letters.)
+
+    Args:
+        pairs: P pairs.
+        beta: weight of the KL term, at least 0.
+        tau: temperature of the margin, above 0; only the margin is divided by it.
+        margin: `policy` as above; `log_ratio`: s_w - s_l, as in DPO; `length_normalized`:
+            logp_chosen / |y_w| - logp_rejected / |y_l|, per token and without the reference.
+        kl: `k2` as above; `full`: kl_chosen + kl_rejected, exact over the vocabulary at each
+            position of the two responses.
+
+    Returns:
+        [P] values in nats.
+
+    Raises:
+        UserError: `margin` or `kl` is not one of the choices.
+
+    References:
+        J. Schulman, "Approximating KL Divergence" (2020), for k2.
+    """
+    return softplus(-_margin(pairs, margin) / tau) + beta * _kl(pairs, kl)
+
+
+def _margin(pairs: PairLogps, margin: str) -> PerPair:
+    if margin == "policy":
+        return pairs.logp_chosen - pairs.logp_rejected
+    if margin == "log_ratio":
+        return scaled_margin(pairs, 1.0)
+    if margin == "length_normalized":
+        chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
+        return chosen - rejected
+    raise UserError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
+
+
+def _kl(pairs: PairLogps, kl: str) -> PerPair:
+    if kl == "k2":
+        chosen, rejected = log_ratios(pairs)
+        return 0.5 * (chosen**2 + rejected**2)
+    if kl == "full":
+        return pairs.kl_chosen + pairs.kl_rejected
+    raise UserError(f"loss.kl: must be k2 or full, got {kl!r}")

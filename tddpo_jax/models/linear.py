@@ -1,0 +1,101 @@
+"""Linear layers, quantised or not, and the low-rank adapters beside them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, PRNGKeyArray
+from qwix import QArray
+from qwix import dequantize as qwix_dequantize
+
+
+def dense(weight: Array | QArray) -> Array:
+    """A weight as an ordinary array, whether it is stored quantised or not."""
+    return qwix_dequantize(weight) if isinstance(weight, QArray) else weight
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "B T I"], weight: Array | QArray) -> Float[Array, "B T O"]:
+    """`x W^T` in the dtype of x, for a weight `[O, I]` of any dtype, quantised or not.
+
+    Backward makes the weight whole again, so nothing holds it but as it is stored.
+    """
+    return jnp.einsum("BTI,OI->BTO", x, dense(weight).astype(x.dtype))
+
+
+def _linear_forward(x: Array, weight: Array | QArray) -> tuple[Array, tuple]:
+    return linear(x, weight), (x, weight)
+
+
+def _linear_backward(saved: tuple, d_out: Array) -> tuple[Array, Array | None]:
+    x, weight = saved
+    d_x = jnp.einsum("BTO,OI->BTI", d_out, dense(weight).astype(x.dtype))
+    if isinstance(weight, QArray):  # frozen
+        return d_x, None
+    # XLA copies its left operand to sum over tokens on a CPU; JAX alone would put d_out there.
+    if x.shape[-1] <= d_out.shape[-1]:
+        d_weight = jnp.einsum("BTI,BTO->IO", x, d_out).T
+    else:
+        d_weight = jnp.einsum("BTO,BTI->OI", d_out, x)
+    return d_x, d_weight.astype(weight.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+class LoraParam(nnx.Param):
+    """A trainable factor of an adapter, told from the frozen base by its type."""
+
+
+class Adapter(nnx.Module):
+    """A low-rank addition to a linear layer, `scale * x A^T B^T` (Hu et al., "LoRA", 2021).
+
+    A starts random and B zero, so that a fresh adapter adds nothing.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, key: PRNGKeyArray
+    ) -> None:
+        # Uniform in +-1/sqrt(inputs), as PEFT starts it (Kaiming with a = sqrt(5)).
+        bound = inputs**-0.5
+        self.a = LoraParam(jax.random.uniform(key, (rank, inputs), minval=-bound, maxval=bound))
+        self.b = LoraParam(jnp.zeros((outputs, rank)))
+        self.scale = scale
+        self.dropout = dropout
+        # What each row of a batch makes of each rank, `[B, R]`, where rows have different adapters.
+        self.gate: nnx.Variable | None = nnx.data(None)
+
+    def __call__(
+        self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None
+    ) -> Float[Array, "B T O"]:
+        if dropout_key is not None and self.dropout > 0:
+            kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+        down = linear(x, self.a[...])
+        if self.gate is not None:
+            down = down * self.gate[...][:, None].astype(x.dtype)
+        return linear(self.scale * down, self.b[...])
+
+
+class Linear(nnx.Module):
+    """`x W^T`, computed in the dtype of x, plus what its adapter adds.
+
+    A quantised weight is made whole here, layer by layer, and never kept.
+    """
+
+    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray) -> None:
+        self.weight = nnx.Param(0.02 * jax.random.normal(key, (outputs, inputs)))
+        self.adapter: Adapter | None = nnx.data(None)
+
+    def __call__(
+        self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T O"]:
+        y = linear(x, self.weight.get_value())
+        return y if self.adapter is None else y + self.adapter(x, dropout_key)
+
+
+def mark_product(x: Array) -> Array:
+    """Marks a large product, which the remat policy `dots` keeps."""
+    return checkpoint_name(x, "product")

@@ -1,0 +1,94 @@
+"""The lengths that are planned for: those of the data, or those stated here."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.config.schema import Config
+from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
+from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.templates import check_name
+from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
+from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.system import hub
+from tddpo_jax.system.cache import cache_folder
+from tddpo_jax.weights.locate import is_local, resolve
+
+# argilla/dpo-mix-7k in Llama-2 tokens: means of prompt, chosen and rejected, from a sample of the
+# same families; gamma distributions of these shapes have its spread.
+STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.0)
+
+
+STATED_VALIDATION_PAIRS = 750
+
+
+def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]:
+    """The run's pairs, or pairs of the stated lengths, and a line that says which.
+
+    Raises:
+        UserError: data or model are wrong; only what an unreachable hub withholds has a stand-in.
+    """
+    path = config.model.path
+    try:
+        tokenizer = (
+            load_tokenizer_if_any(resolve(path).tokenizer)
+            if is_local(path)
+            else load_tokenizer(path)
+        )
+        dataset = load_dataset(config.data, tokenizer, context=model.context, cache=cache_folder())
+    except hub.NotAtHand as error:
+        if hub.answers():
+            raise
+        with contextlib.suppress(hub.NotAtHand):
+            check_sources(config.data)
+        missing = str(error).partition(":")[0]
+        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
+        because = f"for the hub cannot be reached: no {missing}"
+        return stated_dataset(config, model), f"{stated}, {because}"
+    return dataset, f"{config.data.path}, template {dataset.template}"
+
+
+def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
+    """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
+
+    Raises:
+        UserError: a setting of the data is wrong, whatever the data.
+    """
+    if config.data.template is not None:
+        check_name(config.data.template)
+    validated = config.data.validation != 0
+    validation = stated_pairs(config, model, STATED_VALIDATION_PAIRS, seed=1) if validated else []
+    return Dataset(
+        train=stated_pairs(config, model, STATED_PAIRS),
+        validation=validation,
+        dropped={},
+        cut_prompts=0,
+        cut_responses=0,
+        template=config.data.template or "tokenizer",
+        content_hash="stated",
+    )
+
+
+def stated_pairs(
+    config: Config, model: LlamaConfig, count: int = STATED_PAIRS, seed: int = 0
+) -> list[Pair]:
+    """Pairs with the lengths of argilla/dpo-mix-7k; every token is 0."""
+    limits = branch_limits(config.data, model.context)
+    response = limits.max_length - limits.max_prompt_length
+    rng = np.random.default_rng(seed)
+    lengths = []
+    for mean, shape, limit in zip(
+        STATED_MEANS, STATED_SHAPES, (limits.max_prompt_length, response, response), strict=True
+    ):
+        drawn = rng.gamma(shape, mean / shape, count)
+        # Cut as truncation cuts, and back to the stated mean.
+        drawn *= mean / np.minimum(drawn, limit).mean()
+        lengths.append(np.clip(drawn.astype(int), min(2, limit), limit))
+    tokens = np.zeros(limits.max_length, np.int32)
+    return [
+        Pair(row, *(tokens[:length] for length in three))
+        for row, three in enumerate(zip(*lengths, strict=True))
+    ]

@@ -1,0 +1,67 @@
+"""The lines of `metrics.jsonl`, and which validation among them is the best."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.losses.metric_names import PAIR_METRICS
+
+LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
+
+
+def check_best_metric(name: str) -> None:
+    """Raises UserError unless `name` is a metric of the validation set."""
+    known = [f"eval_{metric}" for metric in PAIR_METRICS]
+    if name not in known:
+        raise UserError(f"train.best_metric: no metric {name!r}; there are {', '.join(known)}")
+
+
+def best_record(records: list[dict], metric: str) -> dict | None:
+    """The validation record that is best by a metric: step 0 excluded, the earliest of equals."""
+    # A NaN would win every comparison that it comes first in.
+    candidates = [
+        record
+        for record in records
+        if record["step"] > 0 and math.isfinite(record.get(metric, math.nan))
+    ]
+    if not candidates:
+        return None
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return max(candidates, key=lambda record: (sign * record[metric], -record["step"]))
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, numbers by name; none if there is no such file.
+
+    The file may still be growing, so that its last line may be cut: such a line is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    return parse_records(file, file.read_bytes()) if file.exists() else []
+
+
+def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
+    """As `read_records`, of a part of the file that was read before."""
+    lines = [line for line in text.split(b"\n") if line]
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number + 1 < len(lines) or text.endswith(b"\n"):
+                raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
+            break
+        if not isinstance(value, dict) or not _is_record(value):
+            raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
+        records.append(value)
+    return records
+
+
+def _is_record(values: dict[str, Any]) -> bool:
+    numbers = all(isinstance(value, int | float) for value in values.values())
+    return numbers and isinstance(values.get("step"), int)

@@ -1,0 +1,45 @@
+"""The runs that train together, and the log-probs of their policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from tddpo_jax.batches.layout import Pair
+from tddpo_jax.config.schema import Config
+from tddpo_jax.runs.metric_writers import Writer
+from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.scoring.data_sets import Progress, log_probs
+from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Member:
+    """One run of the population that is being trained."""
+
+    config: Config
+    directory: RunDirectory
+    writer: Writer
+    diverged: bool
+
+
+def policy_log_probs(
+    prepared: Prepared,
+    state: TrainState,
+    members: int,
+    pairs: Sequence[Pair],
+    progress: Progress | None = None,
+) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
+    """Log-probs and exact KLs (or zeros) of all pairs under every member's policy, in nats."""
+    return log_probs(
+        functools.partial(prepared.program(members).log_probs, state.trainable, prepared.frozen),
+        pairs,
+        prepared.shapes,
+        prepared.mesh,
+        progress,
+    )

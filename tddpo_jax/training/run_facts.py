@@ -1,0 +1,60 @@
+"""What `run.json` records: versions, commit, devices, hashes, row counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from tddpo_jax import __version__
+from tddpo_jax.models.families import parameters_of
+from tddpo_jax.system.paths import PACKAGE
+from tddpo_jax.training.prepare import Prepared
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What `run.json` records: versions, commit, devices, hashes, row counts."""
+    data = prepared.dataset
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions,
+        "git_commit": git_commit(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "hosts": jax.process_count(),
+        "mesh": dict(prepared.mesh.shape),
+        "model": {
+            "path": prepared.config.model.path,
+            "sha256": prepared.model_hash,
+            "adapter_sha256": prepared.adapter_hash,
+            "parameters": parameters_of(prepared.model_config),
+        },
+        "data": {
+            "path": prepared.config.data.path,
+            "sha256": data.content_hash,
+            "template": data.template,
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
+            "dropped_rows": data.dropped,
+            "cut_prompts": data.cut_prompts,
+            "cut_responses": data.cut_responses,
+        },
+        "micro_batches": [dataclasses.asdict(shape) for shape in prepared.shapes],
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
