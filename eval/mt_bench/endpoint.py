@@ -1,7 +1,7 @@
 """A judge's endpoint: the client, the parameters it accepts, and what its errors mean.
 
 What can go wrong falls into three kinds. The user must act (a refused key, an unknown model):
-`ValueError`. Nothing more can be had for now (the quota is spent): `JudgeStopped`. This request
+`UserError`. Nothing more can be had for now (the quota is spent): `JudgeStopped`. This request
 failed, another may succeed: `RequestFailed`.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import openai
 import pydantic
+
+from tddpo_jax.errors import UserError
 
 Parameters = dict[str, int | float]
 
@@ -156,7 +158,7 @@ async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | 
     later requests.
 
     Raises:
-        ValueError, JudgeStopped, RequestFailed: as the head of this file says.
+        UserError, JudgeStopped, RequestFailed: as the head of this file says.
     """
     while True:
         sent = session.parameters
@@ -235,13 +237,13 @@ def explained(error: openai.APIError, session: Session) -> Exception:
     body = error.body if isinstance(error.body, dict) else {}
     said = " ".join(_hidden(str(body.get("message") or error.message), session.key).split())[:300]
     if status in (401, 403):
-        return ValueError(f"{judge.key_name}: {where} refuses the key ({status}): {said}")
+        return UserError(f"{judge.key_name}: {where} refuses the key ({status}): {said}")
     if (
         status == 404
         or error.code == "model_not_found"
         or (status == 400 and error.param == "model")
     ):
-        return ValueError(f"--judge-model {judge.model}: not found at {where} ({status}): {said}")
+        return UserError(f"--judge-model {judge.model}: not found at {where} ({status}): {said}")
     if status == 402 or QUOTA_CODES & {error.code, error.type}:
         return JudgeStopped(f"the quota at {where} is spent ({status}): {said}")
     passing = status in (408, 409, 429) or status >= 500
