@@ -46,8 +46,9 @@ from tddpo_jax.planning.lengths import stated_pairs
 from tddpo_jax.scoring.data_sets import log_probs, place_batch
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
+from tddpo_jax.training.policy import split_model
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
-from tddpo_jax.training.step import make_program, split_model
+from tddpo_jax.training.step import StepSetting, make_program
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
 # See `Case.matmul_size`.
@@ -171,15 +172,9 @@ class Trainer:
         self.mesh = make_mesh(case.mesh)
         kind = nnx.Param if case.mode == "full" else LoraParam
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
-        self.program = make_program(
-            graphdef,
-            trainable,
-            (LossSpec("dpo"),),
-            make_optimizer(TrainConfig()),
-            self.mesh,
-            computation(case.settings, self.mesh),
-            members,
-        )
+        how = computation(case.settings, self.mesh)
+        setting = StepSetting(graphdef, (LossSpec("dpo"),), make_optimizer(TrainConfig()), how)
+        self.program = make_program(setting, trainable, members)
         self.frozen = Frozen(base, None)
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), 2), np.float32)

@@ -24,7 +24,7 @@ from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import PARAMETER_SPECS, path_name, row_sharding, tree_shardings
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
-from tddpo_jax.training.step import Program, make_program
+from tddpo_jax.training.step import Program, StepSetting, make_program
 
 
 class Step(NamedTuple):
@@ -119,7 +119,7 @@ def abstract_step(
     spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train)
-    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how, members)
+    program = make_program(StepSetting(graphdef, (spec,), optimizer, how), trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)

@@ -35,7 +35,7 @@ from tddpo_jax.planning.memory import (
     usable,
 )
 from tddpo_jax.system.devices import DEVICES
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 

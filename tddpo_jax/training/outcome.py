@@ -14,36 +14,32 @@ from tddpo_jax.batches.layout import Pair
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
-from tddpo_jax.training.population import Member, policy_log_probs
-from tddpo_jax.training.prepare import Prepared
-from tddpo_jax.training.state import TrainState, member
+from tddpo_jax.training.population import Member, Population
+from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import base_name
 from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
-def export_best(
-    prepared: Prepared,
-    state: TrainState,
-    members: Sequence[Member],
-    step: int,
-    *,
-    last: bool,
-) -> None:
-    """Writes `best/` of every member whose newest validation is its best; without any, the last."""
+def export_best(population: Population, state: TrainState, step: int) -> None:
+    """Writes `best/` of every member whose newest validation is its best so far.
+
+    Without any validation the policy after the last step is the best.
+    """
+    experiment, members = population.experiment, population.members
+    files, last = experiment.shared.files, step == population.order.total_steps
     newest_is_best = agree(lambda: [_newest_is_best(run, step, last) for run in members])
     for number, run in enumerate(members):
         if run.diverged or not newest_is_best[number]:
             continue
-        model = prepared.model(member(state.trainable, number, len(members)))
+        model = experiment.policy.model(population.state_of(state.trainable, number))
         folder = run.directory.path / "best"
         if run.config.train.mode == "full":
-            dtype = checkpoint_dtype(prepared.files.base)
-            hugging_face.export(model, prepared.files.base, folder, dtype)
+            hugging_face.export(model, files.base, folder, checkpoint_dtype(files.base))
         else:
-            name = base_name(prepared.config.model.path, prepared.files)
-            export_adapter(model, folder, name, prepared.base_fingerprint)
+            name = base_name(run.config.model.path, files)
+            export_adapter(model, folder, name, experiment.shared.hashes.fingerprint)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:
@@ -52,24 +48,19 @@ def _newest_is_best(run: Member, step: int, last: bool) -> bool:
 
 
 def record_divergence(
-    prepared: Prepared,
-    state: TrainState,
-    members: Sequence[Member],
-    number: int,
-    step: int,
-    metrics: dict[str, float],
-    order: Order,
+    population: Population, state: TrainState, number: int, step: int, metrics: dict[str, float]
 ) -> str:
-    """Ends a run whose step had no finite loss or gradient; returns one line that names the rows.
+    """Ends a member whose step had no finite loss or gradient; returns a line that names the rows.
 
-    Neither the step nor any later one changed the policy, which still tells the rows behind it.
+    Neither that step nor any later one changed the member's policy, so its log-probs still show
+    which rows are behind it.
     """
-    run = members[number]
-    pairs = order.pairs_of(prepared.dataset.train, step)
-    logps, _ = policy_log_probs(prepared, state, len(members), pairs)
+    pairs = population.pairs_of(step)
+    logps, _ = population.log_probs(state, pairs)
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     reason = f"{what} is not finite at step {step}; rows of the data"
-    return end_diverged(run, step, reason, rows_behind(pairs, logps[number]), order)
+    rows = rows_behind(pairs, logps[number])
+    return end_diverged(population.members[number], step, reason, rows, population.order)
 
 
 def rows_behind(pairs: Sequence[Pair], logps: Float[np.ndarray, "pairs 2"]) -> list[int]:
@@ -80,7 +71,7 @@ def rows_behind(pairs: Sequence[Pair], logps: Float[np.ndarray, "pairs 2"]) -> l
 
 
 def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
-    """The run is over; returns the line that says why."""
+    """Ends a run as diverged; returns the line that says why."""
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what}: {shown}"
     last_good = agree(lambda: _last_training_line(run.directory))
@@ -91,7 +82,7 @@ def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Orde
 
 
 def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
-    """Of the last step that was logged, which only steps of finite loss and gradient are, or {}."""
+    """The line of the last logged step, whose loss and gradient were finite; {} without one."""
     return next((line for line in reversed(directory.records()) if "loss" in line), {})
 
 

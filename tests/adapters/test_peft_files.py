@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 
+from tddpo_jax.adapters import load
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
 from tddpo_jax.commands.export import export_run
 from tddpo_jax.config import schema
@@ -206,10 +207,8 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
     run, mesh = resolve(str(tmp_path / "run")), tiny_models.one_device()
     settings = tiny_runs.settings(inputs, tmp_path / "again", changes)
     trained = prepare.prepare([schema.resolve(settings)], Screen(quiet=True))
-    quantized = [trained.model(trained.fresh(0))]
-    quantized += [
-        prepare.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))
-    ]
+    quantized = [trained.policy.model(trained.policy.fresh(0))]
+    quantized += [load.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))]
     quantized += [Generator.from_path(str(tmp_path / "run"), "float32").adapters.model]
     for name in LINEAR_NAMES:
         first, *rest = (getattr(model.layers, name).weight.get_value() for model in quantized)
@@ -218,8 +217,8 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
             np.testing.assert_array_equal(another.scale, first.scale)
 
     export_run(tmp_path / "run", tmp_path / "whole", adapter=False)
-    policy = prepare.load_model(run, mesh, jnp.float32)
-    whole = prepare.load_model(resolve(str(tmp_path / "whole")), mesh, jnp.float32)
+    policy = load.load_model(run, mesh, jnp.float32)
+    whole = load.load_model(resolve(str(tmp_path / "whole")), mesh, jnp.float32)
     for name in LINEAR_NAMES:
         found, wanted = (getattr(m.layers, name).weight.get_value() for m in (whole, policy))
         np.testing.assert_array_equal(found, wanted.astype(stored).astype("float32"))

@@ -26,7 +26,7 @@ from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.losses.metric_names import TIMING_METRICS
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training import prepare
+from tddpo_jax.training import shared
 
 # Every dimension is shared evenly by two tensor-parallel and by eight data-parallel devices, and
 # the inputs of every linear layer are blocks of 64, which QLoRA needs.
@@ -110,7 +110,7 @@ def use_devices(patch, count: int) -> None:
     Commands set no flags for XLA: it has started, and they are part of the key of every program
     that is kept on disk.
     """
-    for module in (prepare, logps):
+    for module in (shared, logps):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
     patch.setattr(exit_status, "set_flags", lambda: None)
 

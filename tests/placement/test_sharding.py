@@ -25,7 +25,7 @@ from tddpo_jax.placement.shardings import (
 )
 from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
 # Divisible by eight where fsdp and tensor share it, by two where tensor alone does.
@@ -186,7 +186,7 @@ def test_optimiser_and_gradients_are_sharded_like_the_parameters(sizes):
     graphdef, trainable = nnx.split(sharded(tiny_models.llama(**EVEN), mesh), nnx.Param)
     optimizer = make_optimizer(TrainConfig())
     how = computation(mesh)
-    program = make_program(graphdef, trainable, (LossSpec("dpo"),), optimizer, mesh, how)
+    program = make_program(StepSetting(graphdef, (LossSpec("dpo"),), optimizer, how), trainable)
     state = program.start(trainable)
     expected = {
         path_name(path): leaf.sharding

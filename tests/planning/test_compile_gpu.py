@@ -31,7 +31,7 @@ from tddpo_jax.placement.shardings import row_sharding
 from tddpo_jax.planning import abstract, compiler
 from tddpo_jax.planning.lengths import stated_dataset
 from tddpo_jax.system.devices import DEVICES, GIB
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 

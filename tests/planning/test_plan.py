@@ -28,7 +28,7 @@ from tddpo_jax.planning.compiler import hosts_of
 from tddpo_jax.planning.plan_text import as_json, lines
 from tddpo_jax.system import hub
 from tddpo_jax.system.devices import DEVICES, GIB, PEAK_RATES, target_config
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights import locate
 from tddpo_jax.weights.hugging_face import read_config
 

@@ -23,7 +23,7 @@ from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import row_sharding
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Totals, stacked
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 # Five blocks of attention, ten chunks of scores: neither is a dimension of anything else.
 ROWS, LENGTH, SCORES, CHUNK = 2, 320, 640, 64
@@ -52,7 +52,7 @@ def step(request):
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
     specs, optimizer = (LossSpec("td_dpo"), LossSpec("dpo")), make_optimizer(TrainConfig())
-    program = make_program(graphdef, trainable, specs, optimizer, mesh, how, members)
+    program = make_program(StepSetting(graphdef, specs, optimizer, how), trainable, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
     scalars = LossScalars(*(ones for _ in LossScalars._fields))

@@ -24,7 +24,7 @@ from tddpo_jax.config.schema import resolve
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.training import loop
 from tddpo_jax.training.checkpoints import Checkpoints
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.step import Programs
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -113,7 +113,7 @@ def test_a_resumed_run_holds_its_weights_once(inputs, tmp_path, monkeypatch):
 
 def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
     """When a step's sums are made, those of the step before are gone."""
-    program, made = Prepared.program, []
+    program, made = Programs.of, []
 
     def watched(self, members):
         original = program(self, members)
@@ -131,7 +131,7 @@ def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
 
         return dataclasses.replace(original, zeros=zeros, add_gradients=add_gradients)
 
-    monkeypatch.setattr(Prepared, "program", watched)
+    monkeypatch.setattr(Programs, "of", watched)
     tiny_runs.run(inputs, tmp_path / "run", {"train.max_steps": 3, "train.eval_every": None})
     assert len(made) > 3
 

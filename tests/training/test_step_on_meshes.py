@@ -21,7 +21,7 @@ from tddpo_jax.placement.shardings import parameter_shardings, row_sharding
 from tddpo_jax.scoring.data_sets import place_batch
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Totals
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 MESHES = [(8, 1), (4, 2), (2, 4)]  # fsdp x tensor
 # A Llama in which four devices can share heads and vocabulary, and eight every matrix.
@@ -59,7 +59,7 @@ def losses(mode, fsdp, tensor, attention="xla"):
     graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
     how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
     specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
-    program = make_program(graphdef, trainable, specs, optimizer, mesh, how)
+    program = make_program(StepSetting(graphdef, specs, optimizer, how), trainable)
     shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
     (batch,) = pack(tiny_models.random_pairs(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
