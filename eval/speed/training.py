@@ -29,10 +29,11 @@ from tddpo_jax.config.schema import (
     MeshConfig,
     ModelConfig,
     TrainConfig,
+    resolve,
 )
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
@@ -54,7 +55,7 @@ STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-
 MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
-BETA = 0.1
+LOSS = dict(resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ class Trainer:
         self.program = make_program(
             graphdef,
             trainable,
-            (LossSpec("dpo"),),
+            objective_of([LOSS]),
             make_optimizer(TrainConfig()),
             self.mesh,
             computation(case.settings, self.mesh),
@@ -267,7 +268,7 @@ class Trainer:
 
     def knobs(self) -> Knobs:
         """DPO at a usual beta and rate, the same for all members."""
-        knobs = Knobs(0, LossScalars(BETA, 1.0, 0.0, 0.05, 0.5), 1e-5)
+        knobs = Knobs(0, self.program.objective.scalars(LOSS), 1e-5)
         return jax.tree.map(
             lambda x: np.full(self.members, x, np.int32 if isinstance(x, int) else np.float32),
             knobs,

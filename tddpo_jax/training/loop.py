@@ -20,7 +20,7 @@ from jaxtyping import Array
 from tddpo_jax.batches.layout import Batch, Pair
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import Objective
 from tddpo_jax.placement.shardings import place, replicated, rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -31,7 +31,7 @@ from tddpo_jax.training.checkpoints import Checkpoints, common_step
 from tddpo_jax.training.optimizer import learning_rate
 from tddpo_jax.training.outcome import export_best, summarise
 from tddpo_jax.training.population import Member
-from tddpo_jax.training.prepare import Prepared, loss_spec
+from tddpo_jax.training.prepare import Prepared
 from tddpo_jax.training.run_facts import facts
 from tddpo_jax.training.state import Knobs, Totals, TrainState, member, stacked
 from tddpo_jax.training.step import Program
@@ -90,7 +90,7 @@ def train(
             stack.callback(run.writer.close)
         if not first_step:
             check_step_0(prepared, state, len(members), order, screen)
-            knobs = _knobs(program.specs, configs, 0, order)
+            knobs = _knobs(program.objective, configs, 0, order)
             evaluate(prepared, state, knobs, members, 0, order, screen)
 
         #### Train
@@ -102,7 +102,7 @@ def train(
         for step in steps:
             if over():
                 break
-            knobs = _knobs(program.specs, configs, step, order)
+            knobs = _knobs(program.objective, configs, step, order)
             totals = _totals(order.pairs_of(prepared.dataset.train, step))
             sums = program.zeros(state)
             for number, batch in enumerate(next(batches)):
@@ -151,20 +151,13 @@ def _totals(pairs: Sequence[Pair]) -> Totals:
     return Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
 
 
-def _knobs(specs: Sequence[LossSpec], configs: Sequence[Config], step: int, order: Order) -> Knobs:
+def _knobs(objective: Objective, configs: Sequence[Config], step: int, order: Order) -> Knobs:
     """Every number that the compiled step takes, `[M]` each."""
     members = []
     for config in configs:
-        loss = config.loss
-        scalars = LossScalars(
-            beta=loss.beta,
-            tau=loss.tau,
-            label_smoothing=loss.label_smoothing,
-            discopop_tau=loss.discopop_tau,
-            simpo_gamma=loss.simpo_gamma,
-        )
+        loss = dict(config.loss)
         rate = learning_rate(config.train, step, order.total_steps)
-        members.append(Knobs(specs.index(loss_spec(config)), scalars, rate))
+        members.append(Knobs(objective.which(loss), objective.scalars(loss), rate))
     # Arrays of a fixed dtype: a Python number would compile again as a weakly typed one.
     return jax.tree.map(
         lambda *values: np.array(values, np.int32 if isinstance(values[0], int) else np.float32),

@@ -28,7 +28,7 @@ from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.pairs import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.catalogue import LossSpec
+from tddpo_jax.losses.objective import Objective, objective_of
 from tddpo_jax.models.attention.kernels import KERNELS, check_heads
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.flops import matmul_rate
@@ -54,11 +54,6 @@ from tddpo_jax.weights.locate import ModelFiles, resolve
 from tddpo_jax.weights.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
 
 
-def loss_spec(config: Config) -> LossSpec:
-    """The static part of a cell's loss."""
-    return LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
-
-
 @dataclasses.dataclass
 class Prepared:
     """What every cell of an experiment uses; nothing here depends on loss, beta, tau or seed."""
@@ -70,7 +65,7 @@ class Prepared:
     mesh: Mesh
     dataset: Dataset
     shapes: tuple[Shape, ...]
-    specs: tuple[LossSpec, ...]  # of all cells
+    objective: Objective  # of all cells
     graphdef: nnx.GraphDef
     frozen: Frozen
     reference: Float[np.ndarray, "train 2"]
@@ -90,7 +85,7 @@ class Prepared:
             self.programs[members] = make_program(
                 self.graphdef,
                 self.trainable,
-                self.specs,
+                self.objective,
                 make_optimizer(self.config.train),
                 self.mesh,
                 computation(self.config.model, self.mesh),
@@ -156,10 +151,9 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     dtype = compute_dtype(config.model.dtype)
     graphdef, trainable, base = _split_model(config, files, mesh, dtype)
-    specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
-    full_kl = any(spec.kl == "full" for spec in specs)
+    objective = objective_of(dict(cell.loss) for cell in configs)
     # A copy, for full fine-tuning overwrites the original: the price of the exact KL.
-    frozen = Frozen(base, jax.tree.map(jnp.copy, trainable) if full_kl else None)
+    frozen = Frozen(base, jax.tree.map(jnp.copy, trainable) if objective.exact_kl else None)
     prepared = Prepared(
         config=config,
         files=files,
@@ -168,7 +162,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         mesh=mesh,
         dataset=dataset,
         shapes=shapes,
-        specs=specs,
+        objective=objective,
         graphdef=graphdef,
         frozen=frozen,
         reference=np.zeros((0, 2)),

@@ -1,6 +1,6 @@
 """What jit compiles: log-probs of a micro-batch, its gradients, and the optimiser's update.
 
-Every number of a loss and the learning rate are arguments, and so is which loss of `specs` it is:
+Every number of a loss, the learning rate and the choice among the objective's losses are arguments:
 a whole grid shares these programs. They train a population of `members`: knobs and results carry a
 leading axis M of members, and if there is more than one, so do parameters, optimiser states and
 sums, and the functions are mapped over it beside one frozen base.
@@ -23,10 +23,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
-from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses.metric_names import PAIR_METRICS
-from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.placement.computation import Computation
@@ -56,7 +55,7 @@ class Program:
     log_probs: Callable[[nnx.State, Frozen, Batch], tuple[Array, Array]]
     log_probs_of_one: Callable[[nnx.State, Frozen, Batch], tuple[Array, Array]]
     summary: Callable[[Knobs, PairLogps], dict[str, Array]]
-    specs: tuple[LossSpec, ...]
+    objective: Objective
     members: int
     member_state: TrainState
 
@@ -72,7 +71,7 @@ def split_model(
 def make_program(
     graphdef: nnx.GraphDef,
     trainable: nnx.State,
-    specs: tuple[LossSpec, ...],
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     how: Computation,
@@ -83,13 +82,12 @@ def make_program(
     Args:
         graphdef: of the model, split into (trainable, the rest).
         trainable: the trainable parameters of one member, or their shapes.
-        specs: the losses that `Knobs.which` chooses among.
+        objective: the losses that `Knobs.which` chooses among.
         optimizer: gives updates to be scaled by -learning rate.
         mesh: rows of a batch are spread over it.
         how: the model is computed.
         members: size of the population.
     """
-    full_kl = any(spec.kl == "full" for spec in specs)
 
     def log_probs(
         trainable: nnx.State, frozen: Frozen, batch: Batch, key: PRNGKeyArray | None = None
@@ -99,7 +97,7 @@ def make_program(
         states = hidden_states(model, batch, how, key)
         head = gathered_head(model)
         logps = branch_logps(states, head, batch)
-        if not full_kl:
+        if not objective.exact_kl:
             return logps, jnp.zeros_like(logps)
         reference = model_of(frozen.reference, frozen)
         ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, how))
@@ -127,8 +125,8 @@ def make_program(
     ) -> tuple[Array, dict[str, Array]]:
         logps, kl = log_probs(trainable, frozen, batch, key)
         pairs = _pair_logps(logps, kl, batch)
-        sums = _metric_sums(specs, knobs, pairs, batch.weight.reshape(-1))
-        loss = sums["loss"] / _denominator(specs, knobs.which, totals)
+        sums = _metric_sums(objective, knobs, pairs, batch.weight.reshape(-1))
+        loss = sums["loss"] / _denominator(objective, knobs, totals)
         return loss, {**sums, "loss": loss}
 
     def add_gradients(
@@ -183,10 +181,10 @@ def make_program(
     def summary(knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
         """Every pair metric, as means over all given pairs (for `sft`, the loss over tokens)."""
         count = jnp.float32(pairs.logp_chosen.shape[0])
-        sums = _metric_sums(specs, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
+        sums = _metric_sums(objective, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
         totals = Totals(count, jnp.sum(pairs.length_chosen))
         means = {name: value / count for name, value in sums.items()}
-        return {**means, "loss": sums["loss"] / _denominator(specs, knobs.which, totals)}
+        return {**means, "loss": sums["loss"] / _denominator(objective, knobs, totals)}
 
     def result(tree: Any) -> Any:
         return tree if members > 1 else jax.tree.map(lambda x: x[None], tree)
@@ -231,7 +229,7 @@ def make_program(
         log_probs=several if members > 1 else one,
         log_probs_of_one=one,
         summary=jax.jit(jax.vmap(summary), out_shardings=whole),
-        specs=specs,
+        objective=objective,
         members=members,
         member_state=jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -247,13 +245,11 @@ def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: 
 
 
 def _metric_sums(
-    specs: tuple[LossSpec, ...], knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
+    objective: Objective, knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
 ) -> dict[str, Float[Array, ""]]:
-    values = pair_metrics(specs, knobs.which, pairs, knobs.scalars)
+    values = objective.metrics(knobs.which, pairs, knobs.scalars)
     return {name: jnp.sum(value * weight) for name, value in values.items()}
 
 
-def _denominator(specs: tuple[LossSpec, ...], which: Array | int, totals: Totals) -> Array:
-    """Pairs, or the tokens of the chosen responses for `sft`, which is a mean over tokens."""
-    over_tokens = jnp.array([spec.name == "sft" for spec in specs])[which]
-    return jnp.where(over_tokens, totals.chosen_tokens, totals.pairs)
+def _denominator(objective: Objective, knobs: Knobs, totals: Totals) -> Array:
+    return objective.denominator(knobs.which, totals.pairs, totals.chosen_tokens)
