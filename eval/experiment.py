@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.schema import LOSS_SETTINGS, Config, read_yaml, resolve
+from tddpo_jax.config.schema import Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid
 from tddpo_jax.runs.records import read_records
 from tddpo_jax.runs.run_directory import read_part
@@ -183,7 +184,7 @@ def _read_cell(folder: Path) -> Cell:
     divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
-    has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
+    has_tau = "tau" in LOSSES[config.loss.name].settings
     return Cell(
         name=folder.resolve().name,
         folder=folder,

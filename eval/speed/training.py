@@ -29,10 +29,11 @@ from tddpo_jax.config.schema import (
     MeshConfig,
     ModelConfig,
     TrainConfig,
+    resolve,
 )
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
@@ -55,7 +56,7 @@ STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-
 MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
-BETA = 0.1
+LOSS = dict(resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,8 @@ class Trainer:
         kind = nnx.Param if case.mode == "full" else LoraParam
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         how = computation(case.settings, self.mesh)
-        setting = StepSetting(graphdef, (LossSpec("dpo"),), make_optimizer(TrainConfig()), how)
+        optimizer = make_optimizer(TrainConfig())
+        setting = StepSetting(graphdef, objective_of([LOSS]), optimizer, how)
         self.program = make_program(setting, trainable, members)
         self.frozen = Frozen(base, None)
         self.state = self.program.start(stacked([trainable] * members))
@@ -262,7 +264,7 @@ class Trainer:
 
     def knobs(self) -> Knobs:
         """DPO at a usual beta and rate, the same for all members."""
-        knobs = Knobs(0, LossScalars(BETA, 1.0, 0.0, 0.05, 0.5), 1e-5)
+        knobs = Knobs(0, objective_of([LOSS]).scalars(LOSS), 1e-5)
         return jax.tree.map(
             lambda x: np.full(self.members, x, np.int32 if isinstance(x, int) else np.float32),
             knobs,

@@ -10,9 +10,9 @@ from typing import Any
 
 from tddpo_jax.config.cells import LOSS_AXES
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.schema import LOSS_SETTINGS
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
 from tddpo_jax.runs.locks import claim
 from tddpo_jax.runs.metric_writers import check_wandb
@@ -62,7 +62,7 @@ def _say_ignored_axes(
     given = {axis: get(settings, f"loss.{axis}") for axis in LOSS_AXES}
     counts = {axis: len(values) for axis, values in given.items() if isinstance(values, list)}
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
-        own = [axis for axis in LOSS_AXES if axis in LOSS_SETTINGS[name]]
+        own = [axis for axis in LOSS_AXES if axis in LOSSES[name].settings]
         for axis, count in counts.items():
             if count > 1 and axis not in own:
                 per = " and ".join([*own, "seed"])

@@ -1,11 +1,10 @@
-"""The metrics of every pair, under any of the losses of an experiment."""
+"""The metrics of every pair."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec, per_pair_loss, rewards
+from tddpo_jax.losses.elementary import PerPair
 from tddpo_jax.losses.pair_logps import PairLogps, log_ratios
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
@@ -14,19 +13,16 @@ TIE_NATS = 1e-4
 
 
 def pair_metrics(
-    specs: tuple[LossSpec, ...],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> dict[str, Float[Array, " P"]]:
-    """Every one of `PAIR_METRICS` for each pair; arguments as for `losses.per_pair_loss`."""
+    pairs: PairLogps, loss: PerPair, rewards: tuple[PerPair, PerPair]
+) -> dict[str, PerPair]:
+    """Every one of `PAIR_METRICS` for each pair, from its loss and its rewards."""
     s_w, s_l = log_ratios(pairs)
-    chosen, rejected = rewards(specs, which, pairs, scalars)
+    chosen, rejected = rewards
     spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
     tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
     better = jnp.where(tie, 0.5, s_w > s_l)
     return {
-        "loss": per_pair_loss(specs, which, pairs, scalars),
+        "loss": loss,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,

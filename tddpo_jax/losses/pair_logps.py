@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-# A traced scalar inside a compiled step; a Python number is welcome outside of one.
-Scalar = Float[Array, ""] | float
-
-
-PerPair = Float[Array, "P"]
+from tddpo_jax.losses.elementary import PerPair, Scalar, maximum
 
 
 class PairLogps(NamedTuple):
@@ -19,7 +12,7 @@ class PairLogps(NamedTuple):
 
     Log-probabilities are sums over response tokens in nats, lengths are the numbers of those
     tokens, and kl_* is the exact KL(p_theta || p0) over the vocabulary, summed over the same
-    positions (zeros unless `td_dpo` is asked for `kl="full"`).
+    positions (zeros unless a loss asks for it, as `td_dpo` does with `kl="full"`).
     """
 
     logp_chosen: PerPair
@@ -37,14 +30,22 @@ def log_ratios(pairs: PairLogps) -> tuple[PerPair, PerPair]:
     return pairs.logp_chosen - pairs.ref_logp_chosen, pairs.logp_rejected - pairs.ref_logp_rejected
 
 
+def scaled_log_ratios(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
+    """beta * s_w and beta * s_l: the rewards that DPO implies."""
+    chosen, rejected = log_ratios(pairs)
+    return beta * chosen, beta * rejected
+
+
 def scaled_margin(pairs: PairLogps, beta: Scalar) -> PerPair:
+    """x = beta * (s_w - s_l)."""
     chosen, rejected = log_ratios(pairs)
     return beta * (chosen - rejected)
 
 
 def per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:
+    """Both numbers of each pair, divided by the lengths of its responses."""
     # At least one token: an unused slot of a batch has length 0 and must not become 0 / 0.
     return (
-        chosen / jnp.maximum(pairs.length_chosen, 1),
-        rejected / jnp.maximum(pairs.length_rejected, 1),
+        chosen / maximum(pairs.length_chosen, 1),
+        rejected / maximum(pairs.length_rejected, 1),
     )

@@ -15,7 +15,7 @@ from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Batch, Shape
 from tddpo_jax.batches.packing import empty_batch
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -116,10 +116,11 @@ def abstract_step(
     check_mesh(mesh, model_config)
     graphdef, *weights = abstract_weights(config, model_config, dtype)
     trainable, base = (placed(part, mesh) for part in weights)
-    spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
+    objective = objective_of([dict(config.loss)])
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train)
-    program = make_program(StepSetting(graphdef, (spec,), optimizer, how), trainable, members)
+    setting = StepSetting(graphdef, objective, optimizer, how)
+    program = make_program(setting, trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)
@@ -129,8 +130,8 @@ def abstract_step(
         program,
         on(sums, tree_shardings(sums, mesh)),
         on(state, tree_shardings(state, mesh)),
-        Frozen(base, trainable if config.loss.kl == "full" else None),
-        Knobs(which, LossScalars(*(one for _ in LossScalars._fields)), one),
+        Frozen(base, trainable if objective.exact_kl else None),
+        Knobs(which, dict.fromkeys(objective.scalar_names, one), one),
         on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
         Totals(1.0, 1.0),
     )

@@ -64,7 +64,7 @@ def work_of(
         padding=padding_share([batch for batches in steps for batch in batches]),
         forward=forward,
         # The exact KL has the reference's logits computed in the step.
-        flops=flops + (forward if config.loss.kl == "full" else 0.0),
+        flops=flops + (forward if config.loss.exact_kl else 0.0),
         members=members,
     )
 

@@ -31,7 +31,7 @@ class Memory:
     trained: int
     adapters: int  # trained as well
     frozen: int
-    reference: int  # a copy of what is trained as it began, for `loss.kl: full`
+    reference: int  # a copy of what is trained as it began, for a loss with an exact KL
     optimizer: int
     sums: int
     gathered: int  # layers brought together for their use and copies for that, the head, logits
@@ -73,7 +73,7 @@ def arithmetic(config: Config, model: LlamaConfig, shape: Shape, members: int = 
         trained=members * trained_bytes * full,
         adapters=members * trained_bytes * (not full),
         frozen=bytes_of_device(frozen),
-        reference=trained_bytes if config.loss.kl == "full" else 0,
+        reference=trained_bytes if config.loss.exact_kl else 0,
         optimizer=members * bytes_of_device(on(moments, tree_shardings(moments, mesh))),
         sums=members * trained_bytes,
         gathered=_gathered(config, model, members) + gradients,
@@ -115,7 +115,7 @@ def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
     head = model.vocabulary * model.width // mesh.tensor
     chunk = 4 * CHUNK * model.vocabulary // mesh.tensor
     size = head * (4 + 4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
-    if config.loss.kl == "full":
+    if config.loss.exact_kl:
         size += head * (4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
     if mesh.fsdp == 1 and mode == "lora":
         return size  # used where they lie

@@ -20,9 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from tddpo_jax.config.dotted import without_value
+from tddpo_jax.config.dotted import get, without_value
 from tddpo_jax.config.schema import Config, read_yaml
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import read_records
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.json_files import Content, read_as
@@ -213,6 +214,12 @@ class RunDirectory:
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that say what a run computes; with another of them it is another run."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
+    loss = LOSSES.get(str(get(computed, "loss.name")))
+    if loss is not None:
+        # What a loss does not read is not part of its run: a later version may know more settings.
+        read = {"name", *loss.settings}
+        own = {name: value for name, value in computed["loss"].items() if name in read}
+        computed = {**computed, "loss": own}
     return without_value(computed, "train.population")
 
 
@@ -221,7 +228,10 @@ def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[st
     if not isinstance(found, dict):
         return [f"{prefix or 'config'} is no mapping"]
     lines = []
-    for name in sorted({*found, *wanted}):
+    names = {*found, *wanted}
+    if found.get("name") != wanted.get("name"):
+        names = {*found} & {*wanted}  # another loss, with other settings
+    for name in sorted(names):
         there, here = found.get(name), wanted.get(name)
         if isinstance(here, dict):
             lines += differences(there, here, f"{prefix}{name}.")

@@ -68,8 +68,8 @@ def load_policy(shared: Shared, *, with_reference: bool) -> Policy:
 
     Args:
         shared: says which model, and how it is trained.
-        with_reference: whether a loss needs the reference inside the step (`loss.kl: full`). Then
-            the trained parameters are copied, for training overwrites them.
+        with_reference: whether a loss reads the exact KL, for which the reference runs inside the
+            step. Then the trained parameters are copied, for training overwrites them.
     """
     graphdef, trainable, base = _load(shared.config, shared.files, shared.mesh, shared.how.dtype)
     reference = jax.tree.map(jnp.copy, trainable) if with_reference else None

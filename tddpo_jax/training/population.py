@@ -14,14 +14,13 @@ from jaxtyping import Array, Float
 from tddpo_jax.batches.layout import Batch, Pair
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LossScalars
 from tddpo_jax.placement.shardings import rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.scoring.data_sets import Progress, log_probs, place_batch
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import learning_rate
-from tddpo_jax.training.prepare import Experiment, loss_spec
+from tddpo_jax.training.prepare import Experiment
 from tddpo_jax.training.state import Knobs, Totals, TrainState, member
 from tddpo_jax.training.step import Program
 from tddpo_jax.training.step_order import Order
@@ -96,16 +95,9 @@ class Population:
         )
 
     def _knobs_of(self, config: Config, step: int) -> Knobs:
-        loss = config.loss
-        scalars = LossScalars(
-            beta=loss.beta,
-            tau=loss.tau,
-            label_smoothing=loss.label_smoothing,
-            discopop_tau=loss.discopop_tau,
-            simpo_gamma=loss.simpo_gamma,
-        )
+        objective, loss = self.experiment.programs.setting.objective, dict(config.loss)
         rate = learning_rate(config.train, step, self.order.total_steps)
-        return Knobs(self.experiment.programs.setting.specs.index(loss_spec(config)), scalars, rate)
+        return Knobs(objective.which(loss), objective.scalars(loss), rate)
 
     def dropout_key(self, step: int, number: int) -> Array | None:
         """The key of the adapters' dropout in micro-batch `number` of a step, if there is any."""

@@ -14,7 +14,7 @@ from tddpo_jax import __version__
 from tddpo_jax.adapters.peft_files import has_quantized_base
 from tddpo_jax.batches.layout import Pair
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.scoring.data_sets import log_probs
 from tddpo_jax.scoring.reference import reference_log_probs
 from tddpo_jax.system.cache import cache_folder
@@ -53,21 +53,16 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
         UserError: the user's input is wrong; the message names the field or file.
     """
     shared = load_shared(configs, screen)
-    specs = tuple(dict.fromkeys(loss_spec(cell) for cell in configs))
-    policy = load_policy(shared, with_reference=any(spec.kl == "full" for spec in specs))
+    objective = objective_of(dict(cell.loss) for cell in configs)
+    policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train)
-    setting = StepSetting(policy.graphdef, specs, optimizer, shared.how)
+    setting = StepSetting(policy.graphdef, objective, optimizer, shared.how)
     programs = Programs(setting, policy.trainable)
     reference = Reference(
         _reference(shared, policy, programs, shared.dataset.train, "train", screen),
         _reference(shared, policy, programs, shared.dataset.validation, "validation", screen),
     )
     return Experiment(shared, policy, programs, reference)
-
-
-def loss_spec(config: Config) -> LossSpec:
-    """The static part of a cell's loss."""
-    return LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
 
 
 def _reference(

@@ -24,10 +24,9 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
-from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses.metric_names import PAIR_METRICS
-from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.placement.computation import Computation
@@ -46,7 +45,7 @@ class StepSetting:
     """What is fixed when a step is compiled."""
 
     graphdef: nnx.GraphDef  # of the model, split into (trained, frozen) parameters
-    specs: tuple[LossSpec, ...]  # the losses that `Knobs.which` chooses among
+    objective: Objective  # the losses that `Knobs.which` chooses among
     optimizer: optax.GradientTransformation  # its updates are scaled by -learning rate
     how: Computation
 
@@ -54,11 +53,6 @@ class StepSetting:
     def mesh(self) -> Mesh:
         """The mesh that the rows of a batch are spread over."""
         return self.how.rows.mesh  # type: ignore[return-value]
-
-    @property
-    def full_kl(self) -> bool:
-        """Whether a loss needs the exact KL, for which the reference runs inside the step."""
-        return any(spec.kl == "full" for spec in self.specs)
 
 
 #### Log-probs
@@ -99,7 +93,7 @@ def log_probs(
     states = hidden_states(model, batch, setting.how, key)
     head = gathered_head(setting, model)
     logps = branch_logps(states, head, batch)
-    if not setting.full_kl:
+    if not setting.objective.exact_kl:
         return logps, jnp.zeros_like(logps)
     reference = model_of(setting, frozen.reference, frozen)
     ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, setting.how))
@@ -124,14 +118,12 @@ def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: 
 def _metric_sums(
     setting: StepSetting, knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
 ) -> dict[str, Float[Array, ""]]:
-    values = pair_metrics(setting.specs, knobs.which, pairs, knobs.scalars)
+    values = setting.objective.metrics(knobs.which, pairs, knobs.scalars)
     return {name: jnp.sum(value * weight) for name, value in values.items()}
 
 
 def _denominator(setting: StepSetting, knobs: Knobs, totals: Totals) -> Array:
-    """Pairs, or the tokens of the chosen responses for `sft`, which is a mean over tokens."""
-    over_tokens = jnp.array([spec.name == "sft" for spec in setting.specs])[knobs.which]
-    return jnp.where(over_tokens, totals.chosen_tokens, totals.pairs)
+    return setting.objective.denominator(knobs.which, totals.pairs, totals.chosen_tokens)
 
 
 def loss_and_metrics(

@@ -5,6 +5,7 @@ T validations of a run, P validation pairs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,9 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.experiment import Cell
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.losses.metric_names import PAIR_METRICS
-from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.objective import Objective, Scalars, objective_of
 from tddpo_jax.losses.pair_logps import PairLogps
 from tddpo_jax.runs.records import best_record
 
@@ -30,21 +30,15 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
     """
     assert cell.config is not None
-    loss = cell.config.loss
-    scalars = LossScalars(
-        beta=loss.beta,
-        tau=loss.tau,
-        label_smoothing=loss.label_smoothing,
-        discopop_tau=loss.discopop_tau,
-        simpo_gamma=loss.simpo_gamma,
-    )
-    spec = LossSpec(loss.name, loss.margin, loss.kl)
+    loss = dict(cell.config.loss)
+    objective = objective_of([loss])
+    scalars = objective.scalars(loss)
     unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
         whole = (logps, cell.reference, cell.lengths, unknown)
         pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
-        found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
+        found.append(jax.device_get(_metrics(objective, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
     values["log_ratio_margin"] = ratios[..., 0] - ratios[..., 1]
@@ -52,7 +46,11 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
 
 
 # Compiled once per loss: the numbers of a loss are arguments.
-_metrics = jax.jit(pair_metrics, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
+def _metrics(
+    objective: Objective, pairs: PairLogps, scalars: Scalars
+) -> dict[str, Float[jax.Array, " P"]]:
+    return objective.metrics(0, pairs, scalars)
 
 
 def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
