@@ -31,6 +31,7 @@ from tddpo_jax.losses.pair_logps import (
     PairLogps,
     PerPair,
     Scalar,
+    chosen_log_ratio,
     log_ratios,
     per_token,
 )
@@ -100,8 +101,10 @@ def rewards(
     which: Int[Array, ""] | int,
     pairs: PairLogps,
     scalars: LossScalars,
-) -> tuple[PerPair, PerPair]:
+) -> tuple[PerPair, PerPair | None]:
     """The implicit rewards of the chosen and of the rejected responses, each [P]; a metric.
+
+    Examples of one response have no rejected one, so None stands there.
 
     `td_dpo` and `sft`: the log-ratio s itself in nats (in td_dpo beta weighs a penalty and is no
     reward scale). `simpo`: beta * logp / |y|, the reward of its paper. All others: beta * s, as TRL
@@ -119,7 +122,11 @@ def _loss(spec: LossSpec, pairs: PairLogps, scalars: LossScalars) -> PerPair:
     return loss(pairs, **{p.name: settings[p.name] for p in parameters if p.kind == p.KEYWORD_ONLY})
 
 
-def _rewards(spec: LossSpec, pairs: PairLogps, scalars: LossScalars) -> tuple[PerPair, PerPair]:
+def _rewards(
+    spec: LossSpec, pairs: PairLogps, scalars: LossScalars
+) -> tuple[PerPair, PerPair | None]:
+    if pairs.logp_rejected is None:  # which only `sft` reads
+        return chosen_log_ratio(pairs), None
     chosen, rejected = log_ratios(pairs)
     if spec.name in ("td_dpo", "sft"):
         return chosen, rejected

@@ -119,7 +119,9 @@ def abstract_step(
     spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train)
-    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how, members)
+    program = make_program(
+        graphdef, trainable, (spec,), optimizer, mesh, how, members, shape.responses
+    )
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.batches.layout import Batch, Pair
+from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.catalogue import LossScalars, LossSpec
@@ -103,7 +103,7 @@ def train(
             if over():
                 break
             knobs = _knobs(program.specs, configs, step, order)
-            totals = _totals(order.pairs_of(prepared.dataset.train, step))
+            totals = _totals(order.examples_of(prepared.dataset.train, step))
             sums = program.zeros(state)
             for number, batch in enumerate(next(batches)):
                 key = _dropout_key(configs[0], step, number)
@@ -147,8 +147,9 @@ def evaluation_due(config: Config, step: int, order: Order) -> bool:
     return due or step == order.total_steps or order.ends_epoch(step)
 
 
-def _totals(pairs: Sequence[Pair]) -> Totals:
-    return Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
+def _totals(examples: Sequence[Example]) -> Totals:
+    chosen_tokens = sum(len(example.responses[0]) for example in examples)
+    return Totals(float(len(examples)), float(chosen_tokens))
 
 
 def _knobs(specs: Sequence[LossSpec], configs: Sequence[Config], step: int, order: Order) -> Knobs:
@@ -181,8 +182,8 @@ def _dropout_key(config: Config, step: int, number: int) -> Array | None:
 
 def _packed(prepared: Prepared, order: Order, step: int) -> list[Batch]:
     """The micro-batches of a step, packed and placed."""
-    pairs = order.pairs_of(prepared.dataset.train, step)
+    examples = order.examples_of(prepared.dataset.train, step)
     reference = prepared.reference[order.numbers(step)]
     here = functools.partial(rows_here, prepared.mesh)
-    packed = pack(pairs, prepared.shapes, reference, here)
+    packed = pack(examples, prepared.shapes, reference, here)
     return [place_batch(batch, prepared.mesh) for batch in packed]

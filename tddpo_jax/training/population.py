@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -32,13 +32,13 @@ def policy_log_probs(
     prepared: Prepared,
     state: TrainState,
     members: int,
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     progress: Progress | None = None,
-) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
-    """Log-probs and exact KLs (or zeros) of all pairs under every member's policy, in nats."""
+) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+    """Log-probs and exact KLs (or zeros) of all examples under every member's policy, in nats."""
     return log_probs(
         functools.partial(prepared.program(members).log_probs, state.trainable, prepared.frozen),
-        pairs,
+        examples,
         prepared.shapes,
         prepared.mesh,
         progress,

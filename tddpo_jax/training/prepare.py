@@ -1,4 +1,4 @@
-"""Everything the cells of an experiment share, made once: weights, pairs, programs, reference."""
+"""Everything the cells of an experiment share, made once: weights, data, programs, reference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.load import load_model, load_unmerged
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.adapters.peft_files import has_quantized_base
-from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LossSpec
@@ -73,8 +73,8 @@ class Prepared:
     specs: tuple[LossSpec, ...]  # of all cells
     graphdef: nnx.GraphDef
     frozen: Frozen
-    reference: Float[np.ndarray, "train 2"]
-    validation_reference: Float[np.ndarray, "validation 2"]
+    reference: Float[np.ndarray, "train N"]
+    validation_reference: Float[np.ndarray, "validation N"]
     dtype: Any  # of the computation
     matmul_rate: float  # operations per second of one device
     model_hash: str  # of the base's files
@@ -95,6 +95,7 @@ class Prepared:
                 self.mesh,
                 computation(self.config.model, self.mesh),
                 members,
+                self.dataset.responses,
             )
         return self.programs[members]
 
@@ -124,7 +125,8 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         UserError: the user's input is wrong; the message names the field or file.
     """
     config = configs[0]
-    check_best_metric(config.train.best_metric)
+    # A pair has every metric there is, so a misspelt name is refused before the data is read.
+    check_best_metric(config.train.best_metric, responses=2)
     for line in ignored_in(configs):
         screen.say(f"warning: {line}")
     use_compilation_cache()
@@ -141,7 +143,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     )
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:
-        # Every host needs the lengths of all pairs, to pack alike; token ids are small beside them.
+        # Every host needs the lengths of all examples, to pack alike; token ids are small.
         dataset = first_before_others(
             lambda: load_dataset(
                 config.data,
@@ -153,6 +155,9 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
             )
         )
     check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
+    for cell in configs:
+        check_loss(cell, dataset)
+    check_best_metric(config.train.best_metric, dataset.responses)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     dtype = compute_dtype(config.model.dtype)
     graphdef, trainable, base = _split_model(config, files, mesh, dtype)
@@ -171,8 +176,8 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
         specs=specs,
         graphdef=graphdef,
         frozen=frozen,
-        reference=np.zeros((0, 2)),
-        validation_reference=np.zeros((0, 2)),
+        reference=np.zeros((0, dataset.responses)),
+        validation_reference=np.zeros((0, dataset.responses)),
         dtype=dtype,
         matmul_rate=matmul_rate(dtype),
         model_hash=agree(lambda: content_hash(files.base)),
@@ -187,8 +192,10 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     return prepared
 
 
-def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen) -> np.ndarray:
-    """The reference's log-probs of pairs, `[pairs, 2]`: from the cache, or computed now."""
+def _reference(
+    prepared: Prepared, examples: list[Example], part: str, screen: Screen
+) -> Float[np.ndarray, "examples N"]:
+    """The reference's log-probs of all responses: from the cache, or computed now."""
     run = prepared.program(1).log_probs_of_one
     trainable, frozen, shapes = prepared.loaded, prepared.frozen, prepared.shapes
     assert trainable is not None
@@ -196,7 +203,7 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
     def compute() -> np.ndarray:
         with screen.stage(f"reference, {part}") as update:
             logps, _ = log_probs(
-                functools.partial(run, trainable, frozen), pairs, shapes, prepared.mesh, update
+                functools.partial(run, trainable, frozen), examples, shapes, prepared.mesh, update
             )
         return logps[0]
 
@@ -226,13 +233,22 @@ def _adapter_hash(files: ModelFiles) -> str | None:
     return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
+def check_loss(config: Config, dataset: Dataset) -> None:
+    """Raises UserError for a loss that compares two responses where the data has one."""
+    if dataset.responses == 1 and config.loss.name != "sft":
+        raise UserError(
+            f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
+            "for each prompt; sft learns from one"
+        )
+
+
 def micro_batch_shapes(
     config: Config, devices: int, dataset: Dataset, attention: str
 ) -> tuple[Shape, ...]:
     """The shapes of the micro-batches of a run over this many row devices, validation included.
 
     Raises:
-        UserError: the devices cannot share the rows evenly, or a row cannot hold every pair.
+        UserError: the devices cannot share the rows evenly, or a row cannot hold every example.
     """
     rows = config.data.rows or devices
     if rows % devices:

@@ -5,7 +5,7 @@ a whole grid shares these programs. They train a population of `members`: knobs 
 leading axis M of members, and if there is more than one, so do parameters, optimiser states and
 sums, and the functions are mapped over it beside one frozen base.
 
-Letters: M members, B rows, T stream positions, D width, P pairs of a row.
+Letters: M members, B rows, T stream positions, D width, P examples of a row, N responses of each.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metric_names import example_metrics
 from tddpo_jax.losses.metrics import pair_metrics
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
@@ -44,7 +44,7 @@ from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, me
 class Program:
     """The compiled functions of one experiment; see `make_program`.
 
-    `log_probs` gives `[M, B, P, 2]` log-probs and exact KLs; `log_probs_of_one` the same for
+    `log_probs` gives `[M, B, P, N]` log-probs and exact KLs; `log_probs_of_one` the same for
     parameters that have no members' axis, with M = 1. `summary` takes and gives an axis M.
     `member_state` tells shapes, dtypes and places of the state of one member.
     """
@@ -77,6 +77,7 @@ def make_program(
     mesh: Mesh,
     how: Computation,
     members: int = 1,
+    responses: int = 2,
 ) -> Program:
     """Builds the functions that train and evaluate; each compiles on its first call per shape.
 
@@ -88,12 +89,13 @@ def make_program(
         mesh: rows of a batch are spread over it.
         how: the model is computed.
         members: size of the population.
+        responses: of each example.
     """
     full_kl = any(spec.kl == "full" for spec in specs)
 
     def log_probs(
         trainable: nnx.State, frozen: Frozen, batch: Batch, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"]]:
+    ) -> tuple[Float[Array, "B P N"], Float[Array, "B P N"]]:
         """Log-probs of the branches and, if a loss needs it, their exact KL to the reference."""
         model = model_of(trainable, frozen)
         states = hidden_states(model, batch, how, key)
@@ -159,7 +161,7 @@ def make_program(
         return TrainState(trainable, optimizer.init(trainable), jnp.ones((), bool))
 
     def zeros(state: TrainState) -> Sums:
-        metrics = {name: jnp.zeros(()) for name in PAIR_METRICS}
+        metrics = {name: jnp.zeros(()) for name in example_metrics(responses)}
         return Sums(jax.tree.map(jnp.zeros_like, state.trainable), metrics)
 
     def update(
@@ -175,13 +177,13 @@ def make_program(
         new, old = TrainState(new_trainable, new_optimizer, alive), state._replace(alive=alive)
         kept = jax.tree.map(functools.partial(jnp.where, alive), new, old)
         means = {
-            name: value if name == "loss" else value / totals.pairs
+            name: value if name == "loss" else value / totals.examples
             for name, value in sums.metrics.items()
         }
         return kept, result({**means, "grad_norm": grad_norm, "alive": alive})
 
     def summary(knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-        """Every pair metric, as means over all given pairs (for `sft`, the loss over tokens)."""
+        """Every metric, as a mean over all given examples (for `sft`, the loss over tokens)."""
         count = jnp.float32(pairs.logp_chosen.shape[0])
         sums = _metric_sums(specs, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
         totals = Totals(count, jnp.sum(pairs.length_chosen))
@@ -203,7 +205,7 @@ def make_program(
 
     def log_probs_of_one(
         trainable: nnx.State, frozen: Frozen, batch: Batch
-    ) -> tuple[Float[Array, "1 B P 2"], Float[Array, "1 B P 2"]]:
+    ) -> tuple[Float[Array, "1 B P N"], Float[Array, "1 B P N"]]:
         return jax.tree.map(lambda x: x[None], log_probs(trainable, frozen, batch))
 
     whole = replicated(mesh)
@@ -241,9 +243,9 @@ def make_program(
     )
 
 
-def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: Batch) -> PairLogps:
-    columns = (logps, batch.ref_logps, batch.lengths, kl)
-    return PairLogps(*(column[..., branch].reshape(-1) for column in columns for branch in (0, 1)))
+def _pair_logps(logps: Float[Array, "B P N"], kl: Float[Array, "B P N"], batch: Batch) -> PairLogps:
+    by_row = pair_logps(logps, batch.ref_logps, batch.lengths, kl)
+    return jax.tree.map(lambda column: column.reshape(-1), by_row)
 
 
 def _metric_sums(
@@ -254,6 +256,6 @@ def _metric_sums(
 
 
 def _denominator(specs: tuple[LossSpec, ...], which: Array | int, totals: Totals) -> Array:
-    """Pairs, or the tokens of the chosen responses for `sft`, which is a mean over tokens."""
+    """Examples, or the tokens of the chosen responses for `sft`, which is a mean over tokens."""
     over_tokens = jnp.array([spec.name == "sft" for spec in specs])[which]
-    return jnp.where(over_tokens, totals.chosen_tokens, totals.pairs)
+    return jnp.where(over_tokens, totals.chosen_tokens, totals.examples)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.batches.layout import Pair, stream_length
+from tddpo_jax.batches.layout import Example, stream_length
 from tddpo_jax.models.flops import useful_flops
 from tddpo_jax.system.console import Screen, Update
 from tddpo_jax.training.optimizer import learning_rate
@@ -41,7 +41,7 @@ class StepLog:
         self.clock = time.perf_counter()
 
     def _tokens(self, step: int) -> int:
-        return sum(map(stream_length, self.order.pairs_of(self.prepared.dataset.train, step)))
+        return sum(map(stream_length, self.order.examples_of(self.prepared.dataset.train, step)))
 
     def read(
         self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
@@ -50,13 +50,14 @@ class StepLog:
         values = jax.device_get(on_device)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        pairs = self.order.pairs_of(self.prepared.dataset.train, step)
+        examples = self.order.examples_of(self.prepared.dataset.train, step)
         self.tokens += self._tokens(step)
-        rate = len(pairs) / seconds
+        rate = len(examples) / seconds
+        what = "pairs" if self.prepared.dataset.responses == 2 else "examples"
         shared = {
             "num_tokens": self.tokens,
-            "pairs_per_second": rate,
-            "mfu": self._mfu(pairs, seconds),
+            f"{what}_per_second": rate,
+            "mfu": self._mfu(examples, seconds),
         }
         for number, run in enumerate(self.members):
             if run.diverged:
@@ -76,14 +77,16 @@ class StepLog:
         living = [number for number, run in enumerate(self.members) if not run.diverged]
         if not living:
             return
-        loss, accuracy = (np.mean(values[n][living]) for n in ("loss", "rewards/accuracies"))
-        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
+        shown = [f"loss {np.mean(values['loss'][living]):.4f}"]
+        if "rewards/accuracies" in values:
+            shown.append(f"accuracy {np.mean(values['rewards/accuracies'][living]):.3f}")
+        text = "  ".join([*shown, f"{rate:.1f} {what}/s"])
         update_bar(step + 1, self.order.total_steps, text)
 
-    def _mfu(self, pairs: Sequence[Pair], seconds: float) -> float:
+    def _mfu(self, examples: Sequence[Example], seconds: float) -> float:
         prepared = self.prepared
         frozen = prepared.config.train.mode != "full"
         useful = sum(
-            useful_flops(prepared.model_config, pair, frozen_base=frozen) for pair in pairs
+            useful_flops(prepared.model_config, each, frozen_base=frozen) for each in examples
         )
         return useful * len(self.members) / seconds / (prepared.matmul_rate * prepared.mesh.size)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import pair_logps
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.outcome import end_diverged, rows_behind
 from tddpo_jax.training.population import Member, policy_log_probs
@@ -32,8 +31,8 @@ def check_step_0(
         UserError: they differ by more than rounding.
     """
     numbers = order.numbers(0)
-    pairs = order.pairs_of(prepared.dataset.train, 0)
-    logps, _ = policy_log_probs(prepared, state, members, pairs)
+    examples = order.examples_of(prepared.dataset.train, 0)
+    logps, _ = policy_log_probs(prepared, state, members, examples)
     reference = np.broadcast_to(prepared.reference[numbers], logps.shape)
     # A log-prob that is not finite is left to the first step, which names its rows.
     scored = np.isfinite(logps) & np.isfinite(reference)
@@ -54,7 +53,7 @@ def evaluate(
     order: Order,
     screen: Screen,
 ) -> None:
-    """Logs the metrics of the whole validation set, means over pairs, for every member.
+    """Logs the metrics of the whole validation set, means over examples, for every member.
 
     A member with a number among them that is not finite has no policy any more: it has diverged,
     and what it saved before stays as it was.
@@ -67,11 +66,10 @@ def evaluate(
     with screen.stage("validation") as update:
         logps, kls = policy_log_probs(prepared, state, len(members), validation, update)
     reference = prepared.validation_reference
-    lengths = np.array([[len(p.chosen), len(p.rejected)] for p in validation], np.float32)
-    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    lengths = np.array([list(map(len, each.responses)) for each in validation], np.float32)
     # Left on the host, where all hosts have the same: an array on a device would be one host's own.
-    columns: Any = (x[..., branch] for x in whole for branch in (0, 1))
-    pairs = PairLogps(*columns)
+    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    pairs = pair_logps(*whole)
     values = jax.device_get(prepared.program(len(members)).summary(knobs, pairs))
     for number, run in enumerate(members):
         if run.diverged:
@@ -86,11 +84,9 @@ def evaluate(
         if step == 0:
             run.directory.save_evaluation("reference", reference)
             run.directory.save_evaluation("lengths", lengths)
-        screen.say(
-            f"{run.directory.path.name} step {step}: eval_loss {metrics['eval_loss']:.4f}  "
-            f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "
-            f"eval_kl {metrics['eval_kl']:.3g}"
-        )
+        formats = {"eval_loss": ".4f", "eval_rewards/accuracies": ".4f", "eval_kl": ".3g"}
+        shown = [f"{name} {metrics[name]:{f}}" for name, f in formats.items() if name in metrics]
+        screen.say(f"{run.directory.path.name} step {step}: {'  '.join(shown)}")
 
 
 def _check_weights(
@@ -102,7 +98,7 @@ def _check_weights(
     screen: Screen,
 ) -> None:
     """What validation would show, without one: a policy that its last step broke."""
-    rows = [pair.row for pair in order.pairs_of(prepared.dataset.train, step - 1)]
+    rows = [each.row for each in order.examples_of(prepared.dataset.train, step - 1)]
     for number, run in enumerate(members):
         weights = jax.tree.leaves(member(state.trainable, number, len(members)))
         if run.diverged or all(bool(jnp.isfinite(weight).all()) for weight in weights):
