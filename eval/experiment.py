@@ -16,7 +16,7 @@ from tddpo_jax.config.schema import Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid
-from tddpo_jax.runs.records import read_records
+from tddpo_jax.runs.records import best_metric, read_records
 from tddpo_jax.runs.run_directory import read_part
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
@@ -80,9 +80,10 @@ class Cell:
         records: the lines of `metrics.jsonl`.
         divergence: where and why it diverged.
         steps: of the validations whose log-probs are finite, for a run that is over.
-        logps: `[T, P, 2]`, of the chosen and the rejected response of every validation pair, nats.
-        reference: `[P, 2]`, the same under the reference.
-        lengths: `[P, 2]`, tokens of both responses; NaN for runs that did not keep them.
+        logps: `[T, P, N]`, of every response of the validation set, in nats; pairs have two,
+            (chosen, rejected).
+        reference: `[P, N]`, the same under the reference.
+        lengths: `[P, N]`, tokens of the responses; NaN for runs that did not keep them.
     """
 
     name: str
@@ -95,9 +96,15 @@ class Cell:
     records: tuple[Record, ...]
     divergence: dict[str, Any] | None
     steps: tuple[int, ...]
-    logps: Float[np.ndarray, "T P 2"]
-    reference: Float[np.ndarray, "P 2"]
-    lengths: Float[np.ndarray, "P 2"]
+    logps: Float[np.ndarray, "T P N"]
+    reference: Float[np.ndarray, "P N"]
+    lengths: Float[np.ndarray, "P N"]
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that chooses the run's `best/`."""
+        assert self.config is not None
+        return best_metric(self.config.train.best_metric, self.records)
 
     @property
     def over(self) -> bool:
@@ -230,9 +237,9 @@ class _Evaluations(NamedTuple):
     """As in `Cell`."""
 
     steps: tuple[int, ...]
-    logps: Float[np.ndarray, "T P 2"]
-    reference: Float[np.ndarray, "P 2"]
-    lengths: Float[np.ndarray, "P 2"]
+    logps: Float[np.ndarray, "T P N"]
+    reference: Float[np.ndarray, "P N"]
+    lengths: Float[np.ndarray, "P N"]
 
 
 _NONE = np.zeros((0, 2), np.float32)
@@ -263,15 +270,15 @@ def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
 
 
 def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
-    """Numbers of the validation pairs, two each; as many as `like` has."""
+    """Numbers of the validation examples, one for each response; as many as `like` has."""
     try:
         values = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    if getattr(values, "shape", ())[1:] != (2,) or values.dtype.kind != "f":
-        raise UserError(f"{file}: must hold two numbers per validation pair")
+    if getattr(values, "shape", ())[1:] not in ((1,), (2,)) or values.dtype.kind != "f":
+        raise UserError(f"{file}: must hold one number for each response of each validation row")
     if like is not None and values.shape != like.shape:
-        raise UserError(f"{file}: is not of the pairs of reference.npy")
+        raise UserError(f"{file}: is not of the rows of reference.npy")
     return values
 
 

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from eval.experiment import read_experiment
 from eval.quality.score_file import FILE, Standing, is_of, read_quality, standing_of
 from tddpo_jax.adapters.load import load_model
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig, ModelConfig
@@ -42,7 +42,7 @@ from tddpo_jax.models.decoder import Llama
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import read_part, write_atomically
-from tddpo_jax.scoring.data_sets import pair_log_probs
+from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights.locate import resolve
@@ -151,20 +151,19 @@ def kl_per_token(
 
     None if no answer has a token.
     """
-    pairs = []
+    examples = []
     for number, (prompt, answer) in enumerate(zip(asked.prompts, ours, strict=True)):
         ids = np.array(answer.token_ids, np.int32)
         if len(ids):
             prompt_ids = encode_prompt(policy.generator.tokenizer, prompt, None)
-            # Scored as the chosen response; a pair needs a second one, and this costs nothing.
-            pairs.append(Pair(number, prompt_ids, ids, ids[:1]))
-    if not pairs:
+            examples.append(Example(number, prompt_ids, (ids,)))
+    if not examples:
         return None
     how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
     logps, base_logps = (
-        pair_log_probs(model, pairs, how, mesh)[:, 0] for model in (policy.model, base.model)
+        example_log_probs(model, examples, how, mesh) for model in (policy.model, base.model)
     )
-    return float(np.sum(logps - base_logps) / sum(len(pair.chosen) for pair in pairs))
+    return float(np.sum(logps - base_logps) / sum(map(score_count, examples)))
 
 
 def read_prompts(path: str | None, most: int) -> list[list[dict[str, str]]]:

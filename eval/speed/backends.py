@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.batches.layout import Batch, Pair, Shape
+from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
@@ -86,8 +86,10 @@ def _batch(rng: np.random.Generator, longest: int) -> Batch:
     """A row of pairs of random lengths, of a shape that holds the longest, so always the same."""
     lengths = rng.integers(1, longest + 1, (PAIRS, 3))
     pairs = [
-        Pair(row, *(np.zeros(length, np.int32) for length in three))
-        for row, three in enumerate(lengths)
+        Example(row, prompt, tuple(responses))
+        for row, (prompt, *responses) in enumerate(
+            [np.zeros(length, np.int32) for length in three] for three in lengths
+        )
     ]
     most, wide = 3 * longest * PAIRS, 2 * longest
     rows = ((wide, 2 * PAIRS), (wide // 2, PAIRS))

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
 
@@ -132,14 +132,15 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
 
 def _job(
     case: Case,
-    pairs: list[Pair],
+    pairs: list[Example],
     folder: Path,
     settings: str,
     micro_batch: int,
     longest: tuple[int, int],
 ) -> dict[str, Any]:
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [
-        {f"{name}_ids": getattr(pair, name).tolist() for name in ("prompt", "chosen", "rejected")}
+        dict(zip(columns, (ids.tolist() for ids in (pair.prompt, *pair.responses)), strict=True))
         for pair in pairs
     ]
     return {
@@ -157,9 +158,9 @@ def _job(
     }
 
 
-def _longest(pairs: list[Pair]) -> tuple[int, int]:
+def _longest(pairs: list[Example]) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest response of the whole data."""
-    responses = (max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    responses = (len(response) for pair in pairs for response in pair.responses)
     return max(len(pair.prompt) for pair in pairs), max(responses)
 
 

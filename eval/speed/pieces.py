@@ -46,7 +46,7 @@ def measure_pieces(case: Case) -> list[dict[str, Any]]:
     trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
     first = trainer.pairs[: case.batch_pairs]
     packed = pack(first, trainer.shapes)[0]
-    held = [first[number] for number in packed.pair[packed.pair >= 0]]
+    held = [first[number] for number in packed.example[packed.example >= 0]]
     batch = place_batch(packed, trainer.mesh)
     frozen = case.mode != "full"
     tokens, scores = sum(map(stream_length, held)), sum(map(score_count, held))

@@ -30,7 +30,7 @@ from eval.speed.training import (
     step_figures,
     timed_pairs,
 )
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config, MeshConfig, resolve
 from tddpo_jax.errors import UserError
@@ -235,7 +235,7 @@ def _training(case: Case) -> dict[str, Any]:
     return {"row_length": row_length, "planned_bytes": planned, **figures}
 
 
-def _fitting_row(case: Case, config: Config, pairs: list[Pair], device: Device) -> int | None:
+def _fitting_row(case: Case, config: Config, pairs: list[Example], device: Device) -> int | None:
     """The case's row length, or the longest that fits by the plan; none if no pair fits it."""
     longest = longest_row(config, case.model, shapes_of(case, pairs)[0], usable(device))
     assert case.row_length is not None

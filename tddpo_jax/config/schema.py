@@ -191,8 +191,10 @@ class TrainConfig(Section):
         None, description="steps; epoch ends and the end are always evaluated"
     )
     log_every: Count = Field(1, description="steps between the lines of metrics.jsonl")
-    best_metric: str = Field(
-        "eval_rewards/accuracies", description="chooses best/; a loss or a kl is minimised"
+    best_metric: str | None = Field(
+        None,
+        description="chooses best/, a loss or a kl by its least value; default: "
+        "eval_rewards/accuracies, or eval_loss where a prompt has one response",
     )
     population: Annotated[bool | Count, BeforeValidator(_whole_number_if_possible)] = Field(
         False,

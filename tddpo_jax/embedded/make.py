@@ -174,8 +174,8 @@ def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
 
 
 def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
-    """A row for `--loss sft`, which learns from the chosen side alone; the other is a stopgap."""
-    return {"prompt": [message("user", prompt)], "chosen": answer, "rejected": "."}
+    """A row for `--loss sft`."""
+    return {"messages": [message("user", prompt), message("assistant", answer)]}
 
 
 def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> list[str | None]:

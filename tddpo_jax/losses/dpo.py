@@ -28,7 +28,14 @@ from tddpo_jax.losses.elementary import (
     where,
 )
 from tddpo_jax.losses.loss import BETA, Loss, Setting
-from tddpo_jax.losses.pair_logps import PairLogps, log_ratios, per_token, scaled_margin
+from tddpo_jax.losses.pair_logps import (
+    PairLogps,
+    Rewards,
+    chosen_log_ratio,
+    log_ratios,
+    per_token,
+    scaled_margin,
+)
 
 
 def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
@@ -338,6 +345,13 @@ def sft(pairs: PairLogps) -> PerPair:
     return -pairs.logp_chosen
 
 
+def sft_rewards(pairs: PairLogps) -> Rewards:
+    """The log-ratios in nats; a prompt with one response has no rejected one."""
+    if pairs.logp_rejected is None:
+        return chosen_log_ratio(pairs), None
+    return log_ratios(pairs)
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 
 # Rewards are beta * s where a row says nothing else, as TRL reports them, also for the losses that
@@ -360,5 +374,5 @@ DPO_AND_RELATIVES = (
     Loss(apo_down, {"beta": BETA}),
     Loss(sigmoid_norm, {"beta": BETA}),
     Loss(simpo, {"beta": BETA, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
-    Loss(sft, {}, rewards=log_ratios, mean_over="tokens", responses=1),
+    Loss(sft, {}, rewards=sft_rewards, mean_over="tokens", responses=1),
 )

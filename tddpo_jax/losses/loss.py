@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tddpo_jax.losses.elementary import PerPair
-from tddpo_jax.losses.pair_logps import PairLogps, scaled_log_ratios
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards, scaled_log_ratios
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Loss:
 
     function: Callable[..., PerPair]
     settings: Mapping[str, Setting]
-    rewards: Callable[..., tuple[PerPair, PerPair]] = scaled_log_ratios
+    rewards: Callable[..., Rewards] = scaled_log_ratios
     mean_over: Literal["pairs", "tokens"] = "pairs"
     needs_beta: bool = True
     exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
@@ -90,8 +90,11 @@ class Loss:
         """The loss of each pair, `[P]`; it takes its own of the settings."""
         return self.function(pairs, **{name: settings[name] for name in self.settings})
 
-    def rewards_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> tuple[PerPair, PerPair]:
-        """The implicit rewards of the chosen and of the rejected responses, each `[P]`."""
+    def rewards_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> Rewards:
+        """The implicit rewards of the chosen and of the rejected responses, each `[P]`.
+
+        A prompt with one response has no rejected one: None stands in its place.
+        """
         return self.rewards(pairs, **{name: settings[name] for name in _keywords(self.rewards)})
 
 

@@ -1,23 +1,32 @@
-"""The metrics of every pair."""
+"""The metrics of every example."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
 from tddpo_jax.losses.elementary import PerPair
-from tddpo_jax.losses.pair_logps import PairLogps, log_ratios
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards, chosen_log_ratio, log_ratios
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
 TIE_NATS = 1e-4
 
 
-def pair_metrics(
-    pairs: PairLogps, loss: PerPair, rewards: tuple[PerPair, PerPair]
-) -> dict[str, PerPair]:
-    """Every one of `PAIR_METRICS` for each pair, from its loss and its rewards."""
-    s_w, s_l = log_ratios(pairs)
+def pair_metrics(pairs: PairLogps, loss: PerPair, rewards: Rewards) -> dict[str, PerPair]:
+    """Every metric of each example, from its loss and its rewards.
+
+    Pairs have all of `PAIR_METRICS`, examples of one response have `RESPONSE_METRICS`. `kl` is
+    0.5 * (s_w^2 + s_l^2) for a pair and 0.5 * s^2 for one response, in nats.
+    """
     chosen, rejected = rewards
+    if rejected is None:
+        return {
+            "loss": loss,
+            "rewards/chosen": chosen,
+            "logps/chosen": pairs.logp_chosen,
+            "kl": 0.5 * chosen_log_ratio(pairs) ** 2,
+        }
+    s_w, s_l = log_ratios(pairs)
     spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
     tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
     better = jnp.where(tie, 0.5, s_w > s_l)

@@ -14,7 +14,7 @@ from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.elementary import PerPair, Scalar
 from tddpo_jax.losses.loss import Loss
 from tddpo_jax.losses.metrics import pair_metrics
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards
 
 # The place of a loss in an objective.
 Which = Int[Array, ""] | int
@@ -77,7 +77,7 @@ class Objective:
         functions = [_with_texts(loss.values, texts) for loss, texts in self.terms]
         return _switch(functions, which, pairs, scalars)
 
-    def rewards(self, which: Which, pairs: PairLogps, scalars: Scalars) -> tuple[PerPair, PerPair]:
+    def rewards(self, which: Which, pairs: PairLogps, scalars: Scalars) -> Rewards:
         """The implicit rewards of the chosen and of the rejected responses, each [P]; a metric.
 
         Args: as for `values`.

@@ -1,8 +1,10 @@
-"""What a loss sees of a pair: log-probs, those of the reference, lengths."""
+"""What a loss sees of an example: log-probs, those of the reference, lengths."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
 
 from tddpo_jax.losses.elementary import PerPair, Scalar, maximum
 
@@ -13,6 +15,9 @@ class PairLogps(NamedTuple):
     Log-probabilities are sums over response tokens in nats, lengths are the numbers of those
     tokens, and kl_* is the exact KL(p_theta || p0) over the vocabulary, summed over the same
     positions (zeros unless a loss asks for it, as `td_dpo` does with `kl="full"`).
+
+    Where an example has one response, that is the chosen one, and every field of the rejected one
+    is None. Only a loss that reads the chosen response alone meets such examples.
     """
 
     logp_chosen: PerPair
@@ -25,9 +30,33 @@ class PairLogps(NamedTuple):
     kl_rejected: PerPair
 
 
+# Of the chosen and of the rejected responses; None where there is no rejected one.
+Rewards = tuple[PerPair, PerPair | None]
+
+
+def pair_logps(
+    logps: Float[Any, "*axes N"],
+    ref_logps: Float[Any, "*axes N"],
+    lengths: Float[Any, "*axes N"],
+    kls: Float[Any, "*axes N"],
+) -> PairLogps:
+    """The fields from arrays whose last axis is the responses: one, or (chosen, rejected)."""
+    responses = logps.shape[-1]
+    assert responses in (1, 2), f"no loss reads {responses} responses"
+    columns: list[Any] = []
+    for values in (logps, ref_logps, lengths, kls):
+        columns += [values[..., 0], values[..., 1] if responses == 2 else None]
+    return PairLogps(*columns)
+
+
+def chosen_log_ratio(pairs: PairLogps) -> PerPair:
+    """s_w, the log-ratio of the chosen response, [P] nats."""
+    return pairs.logp_chosen - pairs.ref_logp_chosen
+
+
 def log_ratios(pairs: PairLogps) -> tuple[PerPair, PerPair]:
     """s_w and s_l, the log-ratios of the chosen and of the rejected responses, each [P] nats."""
-    return pairs.logp_chosen - pairs.ref_logp_chosen, pairs.logp_rejected - pairs.ref_logp_rejected
+    return chosen_log_ratio(pairs), pairs.logp_rejected - pairs.ref_logp_rejected
 
 
 def scaled_log_ratios(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.batches.layout import Pair, score_count, stream_length
+from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.system.devices import PEAK_RATES
 
@@ -24,33 +24,38 @@ def layer_matmul_parameters(config: LlamaConfig) -> int:
     return config.width * (heads * config.head_size + 3 * config.feed_forward)
 
 
-def attended_keys(pair: Pair) -> int:
-    """Sum over the pair's stream positions of the keys each one sees."""
-    prompt, chosen, rejected = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1
-    triangle = sum(n * (n + 1) // 2 for n in (prompt, chosen, rejected))
-    return triangle + prompt * (chosen + rejected)
+def distinct_tokens(example: Example) -> int:
+    """Tokens that predict another one, the prompt counted once."""
+    return len(example.prompt) + score_count(example) - len(example.responses)
 
 
-def useful_flops(config: LlamaConfig, pair: Pair, *, frozen_base: bool) -> int:
-    """Operations of one training step that this pair needs, forward and backward."""
+def attended_keys(example: Example) -> int:
+    """Sum over these tokens of the keys each one sees."""
+    prompt, responses = len(example.prompt), [len(ids) - 1 for ids in example.responses]
+    triangles = sum(n * (n + 1) // 2 for n in (prompt, *responses))
+    return triangles + prompt * sum(responses)
+
+
+def useful_flops(config: LlamaConfig, example: Example, *, frozen_base: bool) -> int:
+    """Operations of one training step that this example needs, forward and backward."""
     passes = 2 if frozen_base else 3
     # Attention needs twice as much backward with a frozen base too.
-    return passes * _products(config, pair) + 3 * _attention(config, pair)
+    return passes * _products(config, example) + 3 * _attention(config, example)
 
 
-def forward_flops(config: LlamaConfig, pair: Pair) -> int:
-    """Operations that the log-probs of this pair need."""
-    return _products(config, pair) + _attention(config, pair)
+def forward_flops(config: LlamaConfig, example: Example) -> int:
+    """Operations that the log-probs of this example need."""
+    return _products(config, example) + _attention(config, example)
 
 
-def _products(config: LlamaConfig, pair: Pair) -> int:
-    layers = 2 * config.layers * layer_matmul_parameters(config) * stream_length(pair)
-    return layers + 2 * config.vocabulary * config.width * score_count(pair)
+def _products(config: LlamaConfig, example: Example) -> int:
+    layers = 2 * config.layers * layer_matmul_parameters(config) * distinct_tokens(example)
+    return layers + 2 * config.vocabulary * config.width * score_count(example)
 
 
-def _attention(config: LlamaConfig, pair: Pair) -> int:
+def _attention(config: LlamaConfig, example: Example) -> int:
     """Scores and mixing."""
-    return 4 * config.layers * config.heads * config.head_size * attended_keys(pair)
+    return 4 * config.layers * config.heads * config.head_size * attended_keys(example)
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:

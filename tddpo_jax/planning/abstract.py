@@ -119,7 +119,7 @@ def abstract_step(
     objective = objective_of([dict(config.loss)])
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train)
-    setting = StepSetting(graphdef, objective, optimizer, how)
+    setting = StepSetting(graphdef, objective, optimizer, how, shape.responses)
     program = make_program(setting, trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import Config
 from tddpo_jax.models.flops import forward_flops, layer_matmul_parameters, useful_flops
@@ -34,8 +34,8 @@ class Work:
     order: Order
     micro_batches: float  # of a step
     padding: float
-    forward: float  # operations of a pair without gradients
-    flops: float  # useful ones of a pair in training, of one policy
+    forward: float  # operations of an example without gradients
+    flops: float  # useful ones of an example in training, of one policy
     members: int
 
 
@@ -50,14 +50,19 @@ class Time:
 
 
 def work_of(
-    config: Config, model: LlamaConfig, pairs: list[Pair], shapes: Sequence[Shape], members: int
+    config: Config,
+    model: LlamaConfig,
+    examples: list[Example],
+    shapes: Sequence[Shape],
+    members: int,
 ) -> Work:
     """The steps, their micro-batches and operations, padding from the first few steps."""
-    order = make_order(config, len(pairs))
-    steps = [pack(order.pairs_of(pairs, step), shapes) for step in range(min(4, order.total_steps))]
+    order = make_order(config, len(examples))
+    first_steps = range(min(4, order.total_steps))
+    steps = [pack(order.examples_of(examples, step), shapes) for step in first_steps]
     frozen = config.train.mode != "full"
-    forward = float(np.mean([forward_flops(model, pair) for pair in pairs]))
-    flops = float(np.mean([useful_flops(model, pair, frozen_base=frozen) for pair in pairs]))
+    forward = float(np.mean([forward_flops(model, each) for each in examples]))
+    flops = float(np.mean([useful_flops(model, each, frozen_base=frozen) for each in examples]))
     return Work(
         order=order,
         micro_batches=float(np.mean([len(batches) for batches in steps])),
@@ -78,7 +83,7 @@ def expected_time(
     rate = devices * PEAK_RATES[device.kind] * (FLOAT32_SHARE if itemsize == 4 else 1)
     trained_on = work.members * order.total_steps * order.batch_pairs
     recomputed = work.forward if config.model.remat == "full" else 0.0
-    reference = work.forward * order.pairs
+    reference = work.forward * order.examples
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)
     through_memory = _traffic(config, model, memory, work) * order.total_steps / device.bandwidth
     # A layer is brought together forward and backward, and its gradients are shared out.

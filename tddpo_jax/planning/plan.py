@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.models.attention.kernels import check_heads
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -35,7 +35,7 @@ from tddpo_jax.planning.memory import (
     usable,
 )
 from tddpo_jax.system.devices import DEVICES
-from tddpo_jax.training.shared import micro_batch_shapes
+from tddpo_jax.training.shared import check_loss, micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 
@@ -55,7 +55,7 @@ class Plan:
     members: int  # policies that train in one program
     attention: str
     lengths: str  # where they come from
-    pairs: list[Pair]
+    examples: list[Example]
     shapes: tuple[Shape, ...]
     work: Work
     memory: Memory
@@ -106,6 +106,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     hosts_of(math.prod(sizes.values()))
     check_mesh(abstract_mesh(config.mesh), model)
     dataset, lengths = dataset_or_stated(config, model)
+    check_loss(config, dataset)
     shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
     memory = arithmetic(config, model, shapes[0], members)
@@ -126,7 +127,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
         members=members,
         attention=attention,
         lengths=lengths,
-        pairs=dataset.train,
+        examples=dataset.train,
         shapes=shapes,
         work=work,
         memory=memory,

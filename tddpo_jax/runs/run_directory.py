@@ -3,7 +3,7 @@
 config.yaml     the run, fully resolved
 run.json        versions, commit, device, hashes, row counts
 metrics.jsonl   a line per step and per validation
-evaluations/    log-probs of every validation pair, per validation; the reference's; token counts
+evaluations/    log-probs of each validation response, per validation; the reference's; lengths
 tensorboard/    the same metrics as event files
 checkpoints/    the last training state (Orbax)
 best/           the best policy: a Hugging Face folder, or a PEFT folder after LoRA
@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from tddpo_jax.config.dotted import get, without_value
+from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.schema import Config, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
-from tddpo_jax.runs.records import read_records
+from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.json_files import Content, read_as
 
@@ -202,7 +202,7 @@ class RunDirectory:
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
-        """Log-probs `[pairs, 2]` of the validation pairs, in their order, or what goes beside."""
+        """Log-probs `[examples, N]` of the validation set, in its order, or what goes beside."""
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
 
@@ -220,6 +220,9 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
         read = {"name", *loss.settings}
         own = {name: value for name, value in computed["loss"].items() if name in read}
         computed = {**computed, "loss": own}
+    # The default metric may be asked for by its name; earlier versions stored that name.
+    if get(computed, "train.best_metric") == DEFAULTS[0]:
+        computed = with_value(computed, "train.best_metric", None)
     return without_value(computed, "train.population")
 
 

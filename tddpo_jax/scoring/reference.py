@@ -23,8 +23,8 @@ from tddpo_jax.system.agreement import agree, first_only
 
 
 def reference_log_probs(
-    compute: Callable[[], Float[np.ndarray, "pairs 2"]], cache: Path, **depends_on: Any
-) -> Float[np.ndarray, "pairs 2"]:
+    compute: Callable[[], Float[np.ndarray, "examples N"]], cache: Path, **depends_on: Any
+) -> Float[np.ndarray, "examples N"]:
     """The reference's log-probs from the cache, or computed and put there.
 
     Args:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.adapters.peft_files import export_adapter
-from tddpo_jax.batches.layout import Pair
-from tddpo_jax.runs.records import best_record
+from tddpo_jax.batches.layout import Example
+from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.training.population import Member, Population
@@ -55,19 +55,19 @@ def record_divergence(
     Neither that step nor any later one changed the member's policy, so its log-probs still show
     which rows are behind it.
     """
-    pairs = population.pairs_of(step)
-    logps, _ = population.log_probs(state, pairs)
+    examples = population.examples_of(step)
+    logps, _ = population.log_probs(state, examples)
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     reason = f"{what} is not finite at step {step}; rows of the data"
-    rows = rows_behind(pairs, logps[number])
+    rows = rows_behind(examples, logps[number])
     return end_diverged(population.members[number], step, reason, rows, population.order)
 
 
-def rows_behind(pairs: Sequence[Pair], logps: Float[np.ndarray, "pairs 2"]) -> list[int]:
+def rows_behind(examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]) -> list[int]:
     """The rows of the data whose log-probs are not finite; all, if none of them stands out."""
     finite = np.isfinite(logps).all(axis=-1)
-    rows = [pair.row for pair, good in zip(pairs, finite, strict=True) if not good]
-    return rows or [pair.row for pair in pairs]
+    rows = [example.row for example, good in zip(examples, finite, strict=True) if not good]
+    return rows or [example.row for example in examples]
 
 
 def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
@@ -92,8 +92,9 @@ def summarise(run: Member, steps: int) -> dict[str, Any]:
 
 
 def _summarise(run: Member, steps: int) -> dict[str, Any]:
-    metric = run.config.train.best_metric
-    tested = [record for record in run.directory.records() if "eval_loss" in record]
+    records = run.directory.records()
+    metric = best_metric(run.config.train.best_metric, records)
+    tested = [record for record in records if "eval_loss" in record]
     exported = (run.directory.path / "best").exists()
     summary = {
         "state": "diverged" if run.diverged else "finished",

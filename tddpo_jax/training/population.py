@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from tddpo_jax.batches.layout import Batch, Pair
+from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
 from tddpo_jax.placement.shardings import rows_here
@@ -63,25 +63,26 @@ class Population:
         """The part of one member in a tree of all."""
         return member(tree, number, len(self.members))
 
-    def pairs_of(self, step: int) -> list[Pair]:
-        """The training pairs of a step."""
-        return self.order.pairs_of(self.experiment.shared.dataset.train, step)
+    def examples_of(self, step: int) -> list[Example]:
+        """The training examples of a step."""
+        return self.order.examples_of(self.experiment.shared.dataset.train, step)
 
-    def reference_of(self, step: int) -> Float[np.ndarray, "batch 2"]:
-        """The reference's log-probs of the pairs of a step."""
+    def reference_of(self, step: int) -> Float[np.ndarray, "batch N"]:
+        """The reference's log-probs of the examples of a step."""
         return self.experiment.reference.train[self.order.numbers(step)]
 
     def batches_of(self, step: int) -> list[Batch]:
         """The micro-batches of a step, packed and placed."""
         shared = self.experiment.shared
         here = functools.partial(rows_here, shared.mesh)
-        packed = pack(self.pairs_of(step), shared.shapes, self.reference_of(step), here)
+        packed = pack(self.examples_of(step), shared.shapes, self.reference_of(step), here)
         return [place_batch(batch, shared.mesh) for batch in packed]
 
     def totals_of(self, step: int) -> Totals:
         """What the sums of a step are divided by."""
-        pairs = self.pairs_of(step)
-        return Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
+        examples = self.examples_of(step)
+        chosen_tokens = sum(len(example.responses[0]) for example in examples)
+        return Totals(float(len(examples)), float(chosen_tokens))
 
     def knobs(self, step: int) -> Knobs:
         """Every number that the compiled step takes, `[M]` each."""
@@ -107,9 +108,9 @@ class Population:
         return jax.random.fold_in(key, number)
 
     def log_probs(
-        self, state: TrainState, pairs: Sequence[Pair], progress: Progress | None = None
-    ) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
-        """Log-probs and exact KLs (or zeros) of the pairs under every member's policy, in nats."""
+        self, state: TrainState, examples: Sequence[Example], progress: Progress | None = None
+    ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+        """Log-probs and exact KLs (or zeros) of examples under every member's policy, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
         run = functools.partial(self.program.log_probs, state.trainable, frozen)
-        return log_probs(run, pairs, shared.shapes, shared.mesh, progress)
+        return log_probs(run, examples, shared.shapes, shared.mesh, progress)

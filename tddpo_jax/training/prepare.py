@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from tddpo_jax import __version__
 from tddpo_jax.adapters.peft_files import has_quantized_base
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.scoring.data_sets import log_probs
@@ -28,8 +28,8 @@ from tddpo_jax.training.step import Programs, StepSetting
 class Reference(NamedTuple):
     """The reference's log-probs of both parts of the data, in nats."""
 
-    train: Float[np.ndarray, "train 2"]
-    validation: Float[np.ndarray, "validation 2"]
+    train: Float[np.ndarray, "train N"]
+    validation: Float[np.ndarray, "validation N"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,9 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
     objective = objective_of(dict(cell.loss) for cell in configs)
     policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train)
-    setting = StepSetting(policy.graphdef, objective, optimizer, shared.how)
+    setting = StepSetting(
+        policy.graphdef, objective, optimizer, shared.how, shared.dataset.responses
+    )
     programs = Programs(setting, policy.trainable)
     reference = Reference(
         _reference(shared, policy, programs, shared.dataset.train, "train", screen),
@@ -69,16 +71,16 @@ def _reference(
     shared: Shared,
     policy: Policy,
     programs: Programs,
-    pairs: list[Pair],
+    examples: list[Example],
     part: str,
     screen: Screen,
-) -> Float[np.ndarray, "pairs 2"]:
+) -> Float[np.ndarray, "examples N"]:
     """The reference's log-probs of one part of the data: from the cache, or computed now."""
 
     def compute() -> np.ndarray:
         run = functools.partial(programs.of(1).log_probs_of_one, policy.loaded, policy.frozen)
         with screen.stage(f"reference, {part}") as update:
-            logps, _ = log_probs(run, pairs, shared.shapes, shared.mesh, update)
+            logps, _ = log_probs(run, examples, shared.shapes, shared.mesh, update)
         return logps[0]
 
     mode, adapter = shared.config.train.mode, shared.files.adapter

@@ -12,9 +12,10 @@ from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.models.attention.kernels import KERNELS, check_heads
 from tddpo_jax.models.flops import matmul_rate
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -64,7 +65,8 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         UserError: the user's input is wrong; the message names the field or file.
     """
     config = configs[0]
-    check_best_metric(config.train.best_metric)
+    # A pair has every metric there is, so a misspelt name is refused before the data is read.
+    check_best_metric(config.train.best_metric, responses=2)
     for line in ignored_in(configs):
         screen.say(f"warning: {line}")
     use_compilation_cache()
@@ -80,6 +82,9 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         lambda: (model_config, base_fingerprint, adapter_hash),
     )
     dataset = _load_dataset(config, files, model_config, screen)
+    check_best_metric(config.train.best_metric, dataset.responses)
+    for cell in configs:
+        check_loss(cell, dataset)
     return Shared(
         config=config,
         files=files,
@@ -102,8 +107,8 @@ def _load_dataset(
 ) -> Dataset:
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:
-        # Every host reads all pairs: it needs all lengths to pack as the others do, and token ids
-        # are small.
+        # Every host reads all examples: it needs all lengths to pack as the others do, and token
+        # ids are small.
         dataset = first_before_others(
             lambda: load_dataset(
                 config.data,
@@ -124,6 +129,16 @@ def _adapter_hash(files: ModelFiles) -> str | None:
     return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
+def check_loss(config: Config, dataset: Dataset) -> None:
+    """Raises UserError for a loss that reads more responses than the examples of the data have."""
+    if LOSSES[config.loss.name].responses > dataset.responses:
+        fitting = [name for name, loss in LOSSES.items() if loss.responses <= dataset.responses]
+        raise UserError(
+            f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
+            f"for each prompt; choose {', '.join(fitting)}"
+        )
+
+
 def micro_batch_shapes(
     config: Config, devices: int, dataset: Dataset, attention: str
 ) -> tuple[Shape, ...]:
@@ -136,7 +151,7 @@ def micro_batch_shapes(
         attention: the back-end, by name.
 
     Raises:
-        UserError: the devices cannot share the rows evenly, or a row cannot hold every pair.
+        UserError: the devices cannot share the rows evenly, or a row cannot hold every example.
     """
     rows = config.data.rows or devices
     if rows % devices:

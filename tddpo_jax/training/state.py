@@ -41,7 +41,7 @@ class Knobs(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What micro-batches add up: gradients, and per metric the sum over pairs."""
+    """What micro-batches add up: gradients, and per metric the sum over examples."""
 
     gradients: nnx.State
     metrics: dict[str, Float[Array, ""]]
@@ -50,7 +50,7 @@ class Sums(NamedTuple):
 class Totals(NamedTuple):
     """What a step's sums are divided by, known on the host before its first micro-batch."""
 
-    pairs: Float[Array, ""] | float
+    examples: Float[Array, ""] | float
     chosen_tokens: Float[Array, ""] | float
 
 

@@ -6,7 +6,8 @@ population of them: `knobs` and results then carry a leading axis M of members, 
 several, so do parameters, optimiser states and sums, and the functions are mapped over that axis
 beside one frozen base.
 
-Letters: M members, B rows, T stream positions, D width, V vocabulary, P pairs of a row.
+Letters: M members, B rows, T stream positions, D width, V vocabulary, P examples of a row,
+N responses of an example.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metric_names import example_metrics
 from tddpo_jax.losses.objective import Objective
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
@@ -48,6 +49,7 @@ class StepSetting:
     objective: Objective  # the losses that `Knobs.which` chooses among
     optimizer: optax.GradientTransformation  # its updates are scaled by -learning rate
     how: Computation
+    responses: int = 2  # of each example
 
     @property
     def mesh(self) -> Mesh:
@@ -79,7 +81,7 @@ def log_probs(
     frozen: Frozen,
     batch: Batch,
     key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B P 2"], Float[Array, "B P 2"]]:
+) -> tuple[Float[Array, "B P N"], Float[Array, "B P N"]]:
     """Log-probs of the responses and, if a loss needs it, their exact KL to the reference.
 
     Args:
@@ -102,7 +104,7 @@ def log_probs(
 
 def log_probs_of_one(
     setting: StepSetting, trained: nnx.State, frozen: Frozen, batch: Batch
-) -> tuple[Float[Array, "1 B P 2"], Float[Array, "1 B P 2"]]:
+) -> tuple[Float[Array, "1 B P N"], Float[Array, "1 B P N"]]:
     """The same with an axis of one member."""
     return jax.tree.map(lambda x: x[None], log_probs(setting, trained, frozen, batch))
 
@@ -110,9 +112,9 @@ def log_probs_of_one(
 #### Loss and metrics
 
 
-def _pair_logps(logps: Float[Array, "B P 2"], kl: Float[Array, "B P 2"], batch: Batch) -> PairLogps:
-    columns = (logps, batch.ref_logps, batch.lengths, kl)
-    return PairLogps(*(column[..., branch].reshape(-1) for column in columns for branch in (0, 1)))
+def _pair_logps(logps: Float[Array, "B P N"], kl: Float[Array, "B P N"], batch: Batch) -> PairLogps:
+    by_row = pair_logps(logps, batch.ref_logps, batch.lengths, kl)
+    return jax.tree.map(lambda column: column.reshape(-1), by_row)
 
 
 def _metric_sums(
@@ -123,7 +125,7 @@ def _metric_sums(
 
 
 def _denominator(setting: StepSetting, knobs: Knobs, totals: Totals) -> Array:
-    return setting.objective.denominator(knobs.which, totals.pairs, totals.chosen_tokens)
+    return setting.objective.denominator(knobs.which, totals.examples, totals.chosen_tokens)
 
 
 def loss_and_metrics(
@@ -135,7 +137,7 @@ def loss_and_metrics(
     totals: Totals,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """A micro-batch's part of the step's loss, and its sums of the other metrics over pairs."""
+    """A micro-batch's part of the step's loss, and its sums of the other metrics over examples."""
     logps, kl = log_probs(setting, trained, frozen, batch, key)
     with jax.named_scope("loss"):
         pairs = _pair_logps(logps, kl, batch)
@@ -145,7 +147,7 @@ def loss_and_metrics(
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-    """Every metric, as a mean over all given pairs; for `sft`, the loss over tokens."""
+    """Every metric, as a mean over all given examples; for `sft`, the loss over tokens."""
     count = jnp.float32(pairs.logp_chosen.shape[0])
     sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
     totals = Totals(count, jnp.sum(pairs.length_chosen))
@@ -156,9 +158,9 @@ def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, A
 #### Gradients
 
 
-def zeros(state: TrainState) -> Sums:
+def zeros(setting: StepSetting, state: TrainState) -> Sums:
     """The sums of a step before its first micro-batch."""
-    metrics = {name: jnp.zeros(()) for name in PAIR_METRICS}
+    metrics = {name: jnp.zeros(()) for name in example_metrics(setting.responses)}
     return Sums(jax.tree.map(jnp.zeros_like, state.trainable), metrics)
 
 
@@ -223,7 +225,7 @@ def update(
         new, old = TrainState(new_trained, new_optimizer, alive), state._replace(alive=alive)
         kept = jax.tree.map(functools.partial(jnp.where, alive), new, old)
     means = {
-        name: value if name == "loss" else value / totals.pairs
+        name: value if name == "loss" else value / totals.examples
         for name, value in sums.metrics.items()
     }
     return kept, {**means, "grad_norm": grad_norm, "alive": alive}
@@ -244,7 +246,7 @@ def update_of_one(
 class Program:
     """The compiled functions for populations of one size; see `make_program`.
 
-    `log_probs` gives `[M, B, P, 2]` log-probs and exact KLs; `log_probs_of_one` the same for
+    `log_probs` gives `[M, B, P, N]` log-probs and exact KLs; `log_probs_of_one` the same for
     parameters that have no members' axis, with M = 1. `summary` takes and gives an axis M.
     `member_state` has the shapes, dtypes and places of the state of one member.
     """
@@ -296,7 +298,7 @@ def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> 
     def each(function: Callable, axes: tuple) -> Callable:
         return _each(function, members, axes)
 
-    start_all, zeros_all = each(bound(start), (0,)), each(zeros, (0,))
+    start_all, zeros_all = each(bound(start), (0,)), each(bound(zeros), (0,))
     # Places are stated, or the compiler would hold the optimiser's zeros whole on every device.
     state = jax.eval_shape(lambda one: start_all(stacked([one] * members)), trained)
     state_place = tree_shardings(state, mesh)

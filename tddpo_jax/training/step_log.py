@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.batches.layout import Pair, stream_length
+from tddpo_jax.batches.layout import Example, stream_length
 from tddpo_jax.models.flops import useful_flops
 from tddpo_jax.system.console import Update
 from tddpo_jax.training.optimizer import learning_rate
@@ -31,7 +31,7 @@ class StepLog:
         self.clock = time.perf_counter()
 
     def _tokens(self, step: int) -> int:
-        return sum(map(stream_length, self.population.pairs_of(step)))
+        return sum(map(stream_length, self.population.examples_of(step)))
 
     def read(
         self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
@@ -41,13 +41,14 @@ class StepLog:
         values = jax.device_get(on_device)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        pairs = population.pairs_of(step)
+        examples = population.examples_of(step)
         self.tokens += self._tokens(step)
-        rate = len(pairs) / seconds
+        rate = len(examples) / seconds
+        what = "pairs" if population.experiment.shared.dataset.responses == 2 else "examples"
         shared = {
             "num_tokens": self.tokens,
-            "pairs_per_second": rate,
-            "mfu": self._mfu(pairs, seconds),
+            f"{what}_per_second": rate,
+            "mfu": self._mfu(examples, seconds),
         }
         for number, run in enumerate(population.members):
             if run.diverged:
@@ -65,13 +66,17 @@ class StepLog:
         living = [number for number, run in enumerate(population.members) if not run.diverged]
         if not living:
             return
-        loss, accuracy = (np.mean(values[n][living]) for n in ("loss", "rewards/accuracies"))
-        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
+        shown = [f"loss {np.mean(values['loss'][living]):.4f}"]
+        if "rewards/accuracies" in values:
+            shown.append(f"accuracy {np.mean(values['rewards/accuracies'][living]):.3f}")
+        text = "  ".join([*shown, f"{rate:.1f} {what}/s"])
         update_bar(step + 1, order.total_steps, text)
 
-    def _mfu(self, pairs: Sequence[Pair], seconds: float) -> float:
+    def _mfu(self, examples: Sequence[Example], seconds: float) -> float:
         shared = self.population.experiment.shared
         frozen = shared.config.train.mode != "full"
-        useful = sum(useful_flops(shared.model_config, pair, frozen_base=frozen) for pair in pairs)
+        useful = sum(
+            useful_flops(shared.model_config, each, frozen_base=frozen) for each in examples
+        )
         done = useful * len(self.population.members) / seconds
         return done / (shared.matmul_rate * shared.mesh.size)

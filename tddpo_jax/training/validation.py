@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import pair_logps
 from tddpo_jax.training.outcome import end_diverged, rows_behind
 from tddpo_jax.training.population import Population
 from tddpo_jax.training.state import Knobs, TrainState
@@ -34,7 +33,7 @@ def check_step_0(population: Population, state: TrainState) -> None:
     Raises:
         UserError: they differ by more than rounding.
     """
-    logps, _ = population.log_probs(state, population.pairs_of(0))
+    logps, _ = population.log_probs(state, population.examples_of(0))
     reference = np.broadcast_to(population.reference_of(0), logps.shape)
     # A log-prob that is not finite is left to the first step, which names its rows.
     scored = np.isfinite(logps) & np.isfinite(reference)
@@ -47,7 +46,7 @@ def check_step_0(population: Population, state: TrainState) -> None:
 
 
 def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int) -> None:
-    """Logs the metrics of the whole validation set, means over pairs, for every member.
+    """Logs the metrics of the whole validation set, means over examples, for every member.
 
     A member for which one of them is not finite has no policy left: it has diverged, and what it
     saved before stays as it was.
@@ -61,12 +60,11 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
     with screen.stage("validation") as update:
         logps, kls = population.log_probs(state, validation, update)
     reference = experiment.reference.validation
-    lengths = np.array([[len(p.chosen), len(p.rejected)] for p in validation], np.float32)
-    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    lengths = np.array([list(map(len, each.responses)) for each in validation], np.float32)
     # These stay on the host, where all hosts have the same: an array on a device would be one
     # host's own.
-    columns: Any = (x[..., branch] for x in whole for branch in (0, 1))
-    values = jax.device_get(population.program.summary(knobs, PairLogps(*columns)))
+    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    values = jax.device_get(population.program.summary(knobs, pair_logps(*whole)))
     for number, run in enumerate(population.members):
         if run.diverged:
             continue
@@ -81,16 +79,16 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
         if step == 0:
             run.directory.save_evaluation("reference", reference)
             run.directory.save_evaluation("lengths", lengths)
-        screen.say(
-            f"{run.directory.path.name} step {step}: eval_loss {metrics['eval_loss']:.4f}  "
-            f"eval_rewards/accuracies {metrics['eval_rewards/accuracies']:.4f}  "
-            f"eval_kl {metrics['eval_kl']:.3g}"
-        )
+        formats = {"eval_loss": ".4f", "eval_rewards/accuracies": ".4f", "eval_kl": ".3g"}
+        shown = [
+            f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics
+        ]
+        screen.say(f"{run.directory.path.name} step {step}: {'  '.join(shown)}")
 
 
 def _check_weights(population: Population, state: TrainState, step: int) -> None:
     """Finds the policies that the last step broke, where there is no validation to show it."""
-    rows = [pair.row for pair in population.pairs_of(step - 1)]
+    rows = [example.row for example in population.examples_of(step - 1)]
     for number, run in enumerate(population.members):
         weights = jax.tree.leaves(population.state_of(state.trainable, number))
         if run.diverged or all(bool(jnp.isfinite(weight).all()) for weight in weights):

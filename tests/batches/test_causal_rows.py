@@ -17,6 +17,7 @@ from tddpo_jax.config.schema import ModelConfig, resolve
 from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
+from tddpo_jax.placement import computation
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
 
@@ -27,7 +28,7 @@ lengths_of_pairs = st.lists(st.tuples(*(st.integers(1, 90),) * 3), min_size=1, m
 
 
 def batches(lengths, plain=False, rows=1):
-    pairs = tiny_models.random_pairs(lengths)
+    pairs = tiny_models.random_examples(lengths)
     return pack(pairs, choose_shapes(pairs, len(pairs), rows=rows, plain=plain, causal_rows=True))
 
 
@@ -123,11 +124,11 @@ def test_lengths_are_mapped_too():
 @settings(max_examples=40)
 def test_every_branch_reads_as_it_was_written(lengths):
     """Each causal row holds a whole branch, prompt first, and each token is read exactly once."""
-    pairs = tiny_models.random_pairs(lengths)
+    pairs = tiny_models.random_examples(lengths)
     written = [
         [*pair.prompt.tolist(), *response[:-1].tolist()]
         for pair in pairs
-        for response in (pair.chosen, pair.rejected)
+        for response in pair.responses
     ]
     read = []
     for batch in batches(lengths):
@@ -180,7 +181,7 @@ def test_padding_stays_small():
         np.clip(rng.gamma(shape, mean / shape, 640).astype(int), 2, 1024)
         for mean, shape in ((431, 0.8), (313, 2.0), (339, 2.0))
     ]
-    pairs = tiny_models.random_pairs(list(zip(*columns, strict=True)))
+    pairs = tiny_models.random_examples(list(zip(*columns, strict=True)))
     shapes = choose_shapes(pairs, 128, causal_rows=True)
     packed = [batch for first in range(0, 640, 128) for batch in pack(pairs[first:][:128], shapes)]
     assert padding_share(packed) <= 0.03

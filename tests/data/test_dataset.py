@@ -25,8 +25,8 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data import sources
-from tddpo_jax.data.dataset import load_dataset, load_uncut_pairs
-from tddpo_jax.data.pairs import Unusable
+from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
+from tddpo_jax.data.examples import Unusable
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
@@ -95,9 +95,9 @@ def test_shapes_of_one_conversation(tmp_path, shape):
         add_special_tokens=False,
     )["input_ids"]
     assert pair.prompt.tolist() == ids[1]
-    assert pair.prompt.tolist() + pair.chosen.tolist() == ids[0]
-    assert TOKENIZER.decode(pair.rejected).strip() == "the river </s>"
-    assert all(part.dtype == np.int32 for part in pair[1:])
+    assert pair.prompt.tolist() + pair.responses[0].tolist() == ids[0]
+    assert TOKENIZER.decode(pair.responses[1]).strip() == "the river </s>"
+    assert all(part.dtype == np.int32 for part in (pair.prompt, *pair.responses))
 
 
 def test_texts_are_verbatim(tmp_path):
@@ -107,7 +107,7 @@ def test_texts_are_verbatim(tmp_path):
     assert dataset.template == "verbatim"
     assert pair.prompt.tolist() == encode_prompt(TOKENIZER, "what is red?").tolist()
     whole = TOKENIZER("what is red? the ball")["input_ids"]
-    assert pair.prompt.tolist() + pair.chosen.tolist() == [*whole, 2]
+    assert pair.prompt.tolist() + pair.responses[0].tolist() == [*whole, 2]
 
 
 def test_ids_are_verbatim_and_need_no_tokenizer(tmp_path):
@@ -153,7 +153,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
 def test_uncut_pairs_are_every_row_in_order(tmp_path):
     long = conversation("what " * 3000)
     file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
-    pairs = load_uncut_pairs(file, TOKENIZER, "llama-2")
+    pairs = load_uncut_examples(file, TOKENIZER, "llama-2")
     assert len(pairs) == len(REASONS) + 2
     assert len(pairs[0].prompt) > 3000
     unusable = [pair for pair in pairs if isinstance(pair, Unusable)]
@@ -206,7 +206,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
         np.savez(file, something=np.arange(3))
         content = file.read_bytes()
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"pairs-.*npz is damaged"):
+    with pytest.warns(UserWarning, match=r"examples-.*npz is damaged"):
         second = load(tmp_path, questions(9))
     assert as_lists(second.train) == as_lists(first.train)
     assert as_lists(load(tmp_path, questions(9)).train) == as_lists(first.train)
@@ -321,7 +321,7 @@ def test_rows_that_are_wrong(tmp_path, row, message):
         ),
         (questions(3), {"template": "llama2"}, "template 'llama2': no such template"),
         (questions(3), {"template": "llama-3"}, "the tokenizer lacks <|start_header_id|>"),
-        (questions(1), {"validation": 0.5}, "data.validation: leaves no training pairs"),
+        (questions(1), {"validation": 0.5}, "data.validation: leaves nothing to train on"),
         (
             [conversation(rejected="x"), conversation()],
             {"validation": 0.5},

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from tddpo_jax.batches.layout import Batch, Pair
+from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -174,16 +174,20 @@ def dense_attention(q, k, v, key_start, key_end) -> jax.Array:
     return jnp.einsum("BHQK,BKHS->BQHS", weights / jnp.where(total > 0, total, 1), v)
 
 
-def random_pairs(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Pair]:
-    """Pairs of random token ids.
+def random_examples(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Example]:
+    """Examples of random token ids.
 
     Args:
-        lengths: of prompt, chosen and rejected of each pair.
+        lengths: of the prompt and of each response of each example.
         seed: of the ids.
         vocabulary: ids are below it.
     """
     rng = np.random.default_rng(seed)
+
+    def ids(length) -> np.ndarray:
+        return rng.integers(0, vocabulary, length).astype(np.int32)
+
     return [
-        Pair(number, *(rng.integers(0, vocabulary, length).astype(np.int32) for length in three))
-        for number, three in enumerate(lengths)
+        Example(number, ids(prompt), tuple(map(ids, responses)))
+        for number, (prompt, *responses) in enumerate(lengths)
     ]

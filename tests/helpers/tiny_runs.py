@@ -62,9 +62,10 @@ def random_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
     """Rows of random token ids, prompts and responses of 2 to 11 tokens."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 12, (count, 3))
-    pairs = tiny_models.random_pairs(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
+    pairs = tiny_models.random_examples(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return [dict(zip(columns, (ids.tolist() for ids in pair[1:]), strict=True)) for pair in pairs]
+    parts = ([ids.tolist() for ids in (pair.prompt, *pair.responses)] for pair in pairs)
+    return [dict(zip(columns, three, strict=True)) for three in parts]
 
 
 def write_rows(file: Path, rows: list[dict]) -> Path:

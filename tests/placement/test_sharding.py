@@ -146,7 +146,7 @@ def test_rows_are_spread_over_data_and_fsdp():
 def results():
     """Per mesh: log-probs, and gradients of their sum under random weights."""
     weights = np.random.default_rng(1).normal(size=(len(LENGTHS), 2)).astype(np.float32)
-    pairs = tiny_models.random_pairs(LENGTHS)
+    pairs = tiny_models.random_examples(LENGTHS)
     (batch,) = pack(pairs, [Shape(8, 130, 120, 3)], weights)
 
     def on_mesh(mesh):

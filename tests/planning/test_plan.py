@@ -154,7 +154,7 @@ def test_the_longest_row_is_the_longest():
 def test_stated_lengths_have_the_stated_means():
     """dpo-mix-7k's 6,750 pairs; cutting at half of 2,048 tokens takes a few from the prompts."""
     pairs = lengths.stated_pairs(config_of("llama2_7b"), read_config(LLAMA))
-    found = np.array([[len(part) for part in pair[1:]] for pair in pairs])
+    found = np.array([[len(ids) for ids in (pair.prompt, *pair.responses)] for pair in pairs])
     assert found.shape == (6750, 3)
     np.testing.assert_allclose(found.mean(axis=0), lengths.STATED_MEANS, rtol=0.05)
     assert (found[:, 0] + found[:, 1:].max(axis=1)).max() <= 2048
@@ -286,7 +286,7 @@ def test_a_population_has_so_many_adapters_and_activations(without_compilers):
         assert getattr(twenty.memory, part) == 20 * getattr(one.memory, part)
     assert twenty.memory.frozen == one.memory.frozen
     compute = [made.time.expected - made.time.memory for made in (one, twenty)]
-    reference = one.work.forward * one.work.order.pairs / (989e12 * duration.EXPECTED_SHARE)
+    reference = one.work.forward * one.work.order.examples / (989e12 * duration.EXPECTED_SHARE)
     assert compute[1] - reference == pytest.approx(20 * (compute[0] - reference))
     population = planned("llama2_7b_qlora", 20, train={"population": True})
     text = "\n".join(lines(population, 60))

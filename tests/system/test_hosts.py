@@ -374,11 +374,11 @@ def weights_of(inputs):
 
 def test_rows_of_other_hosts_are_not_filled_in():
     """Of them only the numbers of the pairs are known, so that their results can be told apart."""
-    pairs = tiny_models.random_pairs([(5, 4, 3)] * 6)
+    pairs = tiny_models.random_examples([(5, 4, 3)] * 6)
     shapes = (Shape(4, 24, 16, 4),)
     (whole,) = pack(pairs, shapes)
     (part,) = pack(pairs, shapes, here=lambda rows: {1, 2})
-    np.testing.assert_array_equal(part.pair, whole.pair)
+    np.testing.assert_array_equal(part.example, whole.example)
     for mine, all_rows in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(mine[1:3], all_rows[1:3])
     assert not part.tokens[0].any()

@@ -130,7 +130,7 @@ def test_the_reference_is_packed_ahead_too(inputs, tmp_path, monkeypatch):
     changes = {"train.max_steps": 1, "train.eval_every": None}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(data_sets, "GROUP_PAIRS", 4)
+    monkeypatch.setattr(data_sets, "GROUP_EXAMPLES", 4)
     pack, packed = data_sets.pack, []
 
     def watched(pairs, *arguments, **named):

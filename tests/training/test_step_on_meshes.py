@@ -61,7 +61,7 @@ def losses(mode, fsdp, tensor, attention="xla"):
     specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
     program = make_program(StepSetting(graphdef, specs, optimizer, how), trainable)
     shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
-    (batch,) = pack(tiny_models.random_pairs(LENGTHS, vocabulary=64), [shape])
+    (batch,) = pack(tiny_models.random_examples(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
     scalars = LossScalars(*(one for _ in LossScalars._fields))

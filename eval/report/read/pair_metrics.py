@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from eval.experiment import Cell
 from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.losses.objective import Objective, Scalars, objective_of
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.runs.records import best_record
 
 PairValues = Mapping[str, Float[np.ndarray, "T P"]]
@@ -36,8 +36,7 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
-        whole = (logps, cell.reference, cell.lengths, unknown)
-        pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
+        pairs = jax.tree.map(jnp.asarray, pair_logps(logps, cell.reference, cell.lengths, unknown))
         found.append(jax.device_get(_metrics(objective, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
@@ -76,7 +75,7 @@ def chosen_checkpoints(
     last = len(cell.steps) - 1
     if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
-    metric = cell.config.train.best_metric
+    metric = cell.best_metric
     per_pair = values[_name(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
@@ -85,7 +84,7 @@ def chosen_checkpoints(
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
     """Whether the run's `train.best_metric` is known pair by pair, and not only as a mean."""
     assert cell.config is not None
-    return bool(np.isfinite(values[_name(cell.config.train.best_metric)]).all())
+    return bool(np.isfinite(values[_name(cell.best_metric)]).all())
 
 
 def _name(metric: str) -> str:
