@@ -43,6 +43,14 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
 
     TRL's `sigmoid` is this loss with the label smoothing silently ignored; here it counts.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+        label_smoothing: probability that a label is flipped, from 0 to less than 1/2.
+
+    Returns:
+        [P] values, 0 or more.
+
     Example:
         Before the first step the policy is the reference, so the loss of every pair is log 2.
 
@@ -51,14 +59,6 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
         >>> pairs = PairLogps(-9 * one, -7 * one, -9 * one, -7 * one, one, one, zero, zero)
         >>> round(dpo(pairs, beta=0.1, label_smoothing=0.0).item(), 4)
         0.6931
-
-    Args:
-        pairs: P pairs.
-        beta: scale of the log-ratios, above 0.
-        label_smoothing: probability that a label is flipped, from 0 to less than 1/2.
-
-    Returns:
-        [P] values, 0 or more.
 
     References:
         Rafailov et al., "Direct Preference Optimization" (2023), arXiv 2305.18290, eq. 7.
@@ -330,17 +330,17 @@ def sft(pairs: PairLogps) -> PerPair:
 
     The batch loss is their sum over the sum of `length_chosen`: a mean over tokens, not pairs.
 
-    Example:
-        >>> import jax.numpy as jnp
-        >>> zero, one = jnp.zeros(1), jnp.ones(1)
-        >>> sft(PairLogps(-9 * one, -7 * one, -8 * one, -7 * one, one, one, zero, zero)).tolist()
-        [9.0]
-
     Args:
         pairs: P pairs.
 
     Returns:
         [P] values in nats, 0 or more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zero, one = jnp.zeros(1), jnp.ones(1)
+        >>> sft(PairLogps(-9 * one, -7 * one, -8 * one, -7 * one, one, one, zero, zero)).tolist()
+        [9.0]
     """
     return -pairs.logp_chosen
 
@@ -356,9 +356,11 @@ def sft_rewards(pairs: PairLogps) -> Rewards:
 
 # Rewards are beta * s where a row says nothing else, as TRL reports them, also for the losses that
 # divide by the length.
-LABEL_SMOOTHING = Setting(default=0.0, at_least=0, below=0.5, help="probability of a flipped label")
-DISCOPOP_TAU = Setting(default=0.05, above=0, help="DiscoPOP's own temperature")
-SIMPO_GAMMA = Setting(default=0.5, at_least=0, help="SimPO's target reward margin")
+LABEL_SMOOTHING = Setting(
+    default=0.0, at_least=0.0, below=0.5, help="probability of a flipped label"
+)
+DISCOPOP_TAU = Setting(default=0.05, above=0.0, help="DiscoPOP's own temperature")
+SIMPO_GAMMA = Setting(default=0.5, at_least=0.0, help="SimPO's target reward margin")
 
 DPO_AND_RELATIVES = (
     Loss(dpo, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),

@@ -1,7 +1,7 @@
 """What losses are written in: types, and functions of JAX that import it when they are called.
 
 The rows of the losses are read for `--help` and to check a configuration. So a file of losses
-imports neither JAX nor jaxtyping: each takes longer to start than all the rest.
+imports neither JAX nor jaxtyping, for which `--help` would wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
     from jaxtyping import Array, Float
 
-    Numbers = Float[Array, "..."] | float
+    Numbers = Float[Array, "..."] | float | int
     # A traced scalar inside a compiled step; a Python number is welcome outside of one.
     Scalar = Float[Array, ""] | float
     PerPair = Float[Array, "P"]

@@ -107,6 +107,6 @@ def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
 # The one setting that nearly all losses share.
 BETA = Setting(
     default=0.05,
-    at_least=0,
+    at_least=0.0,
     help="weight of the KL term (td_dpo), scale of the log-ratios (the others)",
 )

@@ -18,16 +18,6 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
     KL(p_theta || p0). Its gradient per branch is beta * s, so a pair can be at rest only within
     |s| <= 1 / (tau * beta) nats. (Not the token-mask method of the same letters.)
 
-    Example:
-        A margin of 2 nats at the temperature 2, and log-ratios of 1 and -1 nat: the loss is
-        softplus(-1) + 0.1 * 1.
-
-        >>> import jax.numpy as jnp
-        >>> zero, one = jnp.zeros(1), jnp.ones(1)
-        >>> pairs = PairLogps(-5 * one, -7 * one, -6 * one, -6 * one, one, one, zero, zero)
-        >>> round(td_dpo(pairs, beta=0.1, tau=2.0, margin="policy", kl="k2").item(), 4)
-        0.4133
-
     Args:
         pairs: P pairs.
         beta: weight of the KL term, at least 0.
@@ -39,6 +29,16 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
 
     Returns:
         [P] values in nats.
+
+    Example:
+        A margin of 2 nats at the temperature 2, and log-ratios of 1 and -1 nat: the loss is
+        softplus(-1) + 0.1 * 1.
+
+        >>> import jax.numpy as jnp
+        >>> zero, one = jnp.zeros(1), jnp.ones(1)
+        >>> pairs = PairLogps(-5 * one, -7 * one, -6 * one, -6 * one, one, one, zero, zero)
+        >>> round(td_dpo(pairs, beta=0.1, tau=2.0, margin="policy", kl="k2").item(), 4)
+        0.4133
 
     Raises:
         UserError: `margin` or `kl` is not one of the choices.
@@ -76,7 +76,7 @@ TD_DPO = Loss(
     td_dpo,
     {
         "beta": BETA,
-        "tau": Setting(default=1.0, above=0, help="temperature of TD-DPO's preference margin"),
+        "tau": Setting(default=1.0, above=0.0, help="temperature of TD-DPO's preference margin"),
         "margin": Setting(
             default="policy",
             choices=("policy", "log_ratio", "length_normalized"),

@@ -19,7 +19,8 @@ from tiny_commands import run, trained_run, training_options
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.schema import Config
+from tddpo_jax.config.schema import setting_fields
+from tddpo_jax.losses.catalogue import LOSSES, readers
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -50,20 +51,17 @@ def parsed(*arguments):
     return settings_of(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def settings_in(section, prefix=""):
-    for name, field in section.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            yield from settings_in(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
 def test_help_lists_every_setting_with_its_default(capsys):
     assert run("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, field in settings_in(Config):
+    for name, field in setting_fields():
         assert re.search(rf"--{re.escape(name).replace('_', '-')}\b", text), name
         assert f"(default {field.default})" in text, name
+    whole = re.sub(r"(\w-) ", r"\1", text)  # a line may end within a word that has a hyphen
+    for loss in LOSSES.values():
+        for name, setting in loss.settings.items():
+            help_text = f"{setting.help}; read by {readers(name)} (default {setting.default})"
+            assert whole.count(help_text) == 1, name
     for short in ("--loss", "--beta", "--tau", "--model", "--data", "--seed", "--output"):
         assert f"{short} " in text or f"{short}," in text
 

@@ -12,8 +12,8 @@ from tddpo_jax.adapters.lora import add_adapters
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import LoraConfig, MeshConfig, TrainConfig
-from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh, make_mesh, row_devices
 from tddpo_jax.placement.shardings import (
@@ -186,7 +186,8 @@ def test_optimiser_and_gradients_are_sharded_like_the_parameters(sizes):
     graphdef, trainable = nnx.split(sharded(tiny_models.llama(**EVEN), mesh), nnx.Param)
     optimizer = make_optimizer(TrainConfig())
     how = computation(mesh)
-    program = make_program(StepSetting(graphdef, (LossSpec("dpo"),), optimizer, how), trainable)
+    objective = objective_of([{"name": "dpo"}])
+    program = make_program(StepSetting(graphdef, objective, optimizer, how), trainable)
     state = program.start(trainable)
     expected = {
         path_name(path): leaf.sharding

@@ -15,9 +15,9 @@ from hlo import instructions
 from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import empty_batch
-from tddpo_jax.config.schema import LoraConfig, TrainConfig
+from tddpo_jax.config.schema import Config, LoraConfig, TrainConfig
 from tddpo_jax.losses import logprobs
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import row_sharding
@@ -51,11 +51,12 @@ def step(request):
         kind = LoraParam
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
-    specs, optimizer = (LossSpec("td_dpo"), LossSpec("dpo")), make_optimizer(TrainConfig())
-    program = make_program(StepSetting(graphdef, specs, optimizer, how), trainable, members)
+    objective = objective_of([dict(Config().loss), {"name": "dpo"}])
+    optimizer = make_optimizer(TrainConfig())
+    program = make_program(StepSetting(graphdef, objective, optimizer, how), trainable, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
-    scalars = LossScalars(*(ones for _ in LossScalars._fields))
+    scalars = dict.fromkeys(objective.scalar_names, ones)
     knobs = Knobs(np.zeros(members, np.int32), scalars, ones)
     state = program.start(stacked([trainable] * members))
     arguments = program.zeros(state), state, Frozen(base, None), knobs, batch, Totals(1.0, 1.0)

@@ -11,8 +11,8 @@ from flax import nnx
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
-from tddpo_jax.config.schema import TrainConfig
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.config.schema import Config, TrainConfig
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
@@ -58,13 +58,14 @@ def losses(mode, fsdp, tensor, attention="xla"):
     kind = nnx.Param if mode == "full" else LoraParam
     graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
     how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
-    specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
-    program = make_program(StepSetting(graphdef, specs, optimizer, how), trainable)
+    objective = objective_of([dict(Config().loss)])
+    optimizer = make_optimizer(TrainConfig())
+    program = make_program(StepSetting(graphdef, objective, optimizer, how), trainable)
     shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
     (batch,) = pack(tiny_models.random_examples(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
-    scalars = LossScalars(*(one for _ in LossScalars._fields))
+    scalars = dict.fromkeys(objective.scalar_names, one)
     knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one)
     totals = Totals(float(len(LENGTHS)), float(LENGTHS[:, 1].sum()))
     state, seen = program.start(trainable), []
