@@ -20,7 +20,10 @@ from tddpo_jax.system.hub import offline_unless_it_answers
 
 def train_command(arguments: Sequence[str]) -> int:
     """Trains one run or every cell of a grid, or submits it; status 1 if a lone run diverged."""
-    parser = Parser(prog="run.py", description="Train on preference pairs; several values: a grid.")
+    parser = Parser(
+        prog="run.py",
+        description="Train on preference pairs or on single responses; several values: a grid.",
+    )
     add_settings(parser)
     add_submission(parser)
     given = parser.parse_args(arguments)
@@ -55,8 +58,8 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
 
 
 def logps_command(arguments: Sequence[str]) -> int:
-    """Writes one JSON line per pair: index, log-probs of both responses, token counts."""
-    parser = Parser(prog="logps", description="Log-probs of both responses of every pair.")
+    """Writes one JSON line per row: index, log-probs of its responses, token counts."""
+    parser = Parser(prog="logps", description="Log-probs of the responses of every row.")
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
     parser.add_argument("--data", required=True, help="JSON, JSONL or Parquet file")
     parser.add_argument("--output", required=True, help="file to write")

@@ -186,7 +186,7 @@ class TrainConfig(Section):
     max_steps: Count | None = Field(
         None, description="stop after this many steps, whatever the epochs"
     )
-    batch_pairs: Count = Field(128, description="preference pairs of one optimiser step")
+    batch_pairs: Count = Field(128, description="pairs, or single responses, of one optimiser step")
     eval_every: Count | None = Field(
         None, description="steps; epoch ends and the end are always evaluated"
     )

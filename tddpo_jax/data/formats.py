@@ -61,6 +61,11 @@ def parse_row(row: dict[str, Any], where: str) -> ParsedRow | str:
 
 
 def _parse_texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> ParsedRow | str:
+    if all(row.get(name) is None for name in columns):
+        raise UserError(
+            f"{where}: lacks the column {columns[0]!r}, or for a single response 'messages' or "
+            "'completion'"
+        )
     responses = tuple(_column(row, name, where) for name in columns)
     if "messages" in columns or not all(isinstance(response, str) for response in responses):
         return _parse_conversations(row, columns, where)

@@ -55,15 +55,15 @@ def read_source(path: str | Path, split: str | None = None) -> Source:
     """
     name = f"{path} ({split})" if split else str(path)
     rows = read_rows(path, split)
-    responses = [len(response_columns(row)) for row in rows]
-    for index, count in enumerate(responses):
-        if count != responses[0]:
+    parsed = [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)]
+    counts = [len(response_columns(row)) for row in rows]
+    for index, count in enumerate(counts):
+        if count != counts[0]:
             raise UserError(
                 f"data {name} row {index}: has {number_of_responses(count)} and row 0 has "
-                f"{number_of_responses(responses[0])}; all rows must have the same number"
+                f"{number_of_responses(counts[0])}; all rows must have the same number"
             )
-    parsed = [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)]
-    return Source(name, parsed, responses[0])
+    return Source(name, parsed, counts[0])
 
 
 def number_of_responses(count: int) -> str:

@@ -19,16 +19,17 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         f"model    {config.model.path}: {parameters_of(model):,} parameters, {model.layers} layers "
         f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
+    what = "pairs" if data.responses == 2 else "examples of one response"
     dropped = ", ".join(f"{len(rows)} {reason}" for reason, rows in data.dropped.items() if rows)
     screen.say(
         f"data     {config.data.path}: {len(data.train)} training and {len(data.validation)} "
-        f"validation pairs, template {data.template}; dropped: {dropped or 'none'}; "
+        f"validation {what}, template {data.template}; dropped: {dropped or 'none'}; "
         f"cut: {data.cut_prompts} prompts, {data.cut_responses} responses"
     )
     order = make_order(config, len(data.train))
     rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in shared.shapes)
     screen.say(
-        f"steps    {order.total_steps} of {config.train.batch_pairs} pairs, "
+        f"steps    {order.total_steps} of {config.train.batch_pairs} {what}, "
         f"{order.steps_per_epoch} an epoch; micro-batches of {rows} tokens"
     )
     mesh = " x ".join(f"{name} {size}" for name, size in shared.mesh.shape.items())

@@ -114,6 +114,22 @@ MISTAKES = {
     "half a line": ("--data {torn}", r"torn\.jsonl line 2: not JSON"),
     "no usable row": ("--data {same}", r"same\.jsonl: none .* 1 x identical branches"),
     "an id beyond the vocabulary": ("--data {id}", r"row 0: 'chosen' holds the id 448"),
+    "a loss of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss dpo",
+        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one for each prompt",
+    ),
+    "a metric of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
+        r"train\.best_metric: .*'eval_logps/rejected' of data with one response",
+    ),
+    "rows of two kinds": (
+        "--data {mixed}",
+        r"mixed\.jsonl row 1: has 2 responses and row 0 has 1 response",
+    ),
+    "validation of another kind": (
+        "--data {single} --data.validation {train} --loss sft",
+        r"data\.validation: a row of \S+train\.jsonl has 2 responses, one of \S+ has 1 response",
+    ),
     "an unknown template": ("--data {chat} --data.template nope", r"template 'nope': no such"),
     "no such split": ("--data.validation nope", r"data\.validation: 'nope' is no file"),
     "a fraction of one": ("--data.validation 1.0", r"data\.validation: a fraction must be in"),
@@ -171,6 +187,7 @@ def files(inputs, tmp_path_factory):
     """Paths by name: what is wrong with them is what the name says."""
     folder = tmp_path_factory.mktemp("wrong")
     good = json.loads(inputs.train.read_text().splitlines()[0])
+    single = {"prompt_ids": good["prompt_ids"], "response_ids": good["chosen_ids"]}
     turn = [{"role": "user", "content": "hello"}]
     answers = ([*turn, {"role": "assistant", "content": text}] for text in ("the ball", "a river"))
     rows = {
@@ -180,6 +197,8 @@ def files(inputs, tmp_path_factory):
         "torn": json.dumps(good) + '\n{"prompt_ids": [1,\n',
         "same": json.dumps({**good, "rejected_ids": good["chosen_ids"]}),
         "id": json.dumps({**good, "chosen_ids": [448, 2]}),
+        "single": json.dumps(single),
+        "mixed": json.dumps(single) + "\n" + json.dumps(good),
         "chat": json.dumps(dict(zip(("chosen", "rejected"), answers, strict=True))),
     }
     settings = {
@@ -250,6 +269,22 @@ VERB_MISTAKES = {
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
     "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is no"),
+    "a loss of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss dpo",
+        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one for each prompt",
+    ),
+    "a metric of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
+        r"train\.best_metric: .*'eval_logps/rejected' of data with one response",
+    ),
+    "rows of two kinds": (
+        "--data {mixed}",
+        r"mixed\.jsonl row 1: has 2 responses and row 0 has 1 response",
+    ),
+    "validation of another kind": (
+        "--data {single} --data.validation {train} --loss sft",
+        r"data\.validation: a row of \S+train\.jsonl has 2 responses, one of \S+ has 1 response",
+    ),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),

@@ -74,7 +74,7 @@ def test_the_defaults_are_the_experiments_numbers():
     assert (config.loss.name, config.loss.beta, config.loss.tau) == ("td_dpo", 0.05, 1.0)
     assert (config.train.learning_rate, config.train.weight_decay) == (1e-5, 0.01)
     assert (config.train.batch_pairs, config.train.epochs) == (128, 3)
-    assert config.train.best_metric == "eval_rewards/accuracies"
+    assert config.train.best_metric is None
     assert (config.lora.rank, config.lora.alpha, len(config.lora.targets)) == (16, 32, 7)
 
 

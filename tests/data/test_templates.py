@@ -128,9 +128,8 @@ def test_pieces_join_into_the_whole(name, template, question, answer):
     prompt, (chosen,) = encode_examples(style, [pair])[0]
     if pair.responses[0].mark:
         return  # the whole, encoded at once, would take the quoted token for a special one
-    whole = tokenizer(pair.prompt.text + pair.responses[0].text, add_special_tokens=False)[
-        "input_ids"
-    ]
+    text = pair.prompt.text + pair.responses[0].text
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert (prompt + chosen)[-len(whole) :] == whole
     assert len(prompt + chosen) - len(whole) in (0, 1)  # the `<s>` that only llama-2 writes itself
 
