@@ -152,11 +152,11 @@ def export_adapter(
         base_fingerprint: by which `model_files.resolve` knows the base's weights again, if at all.
 
     Raises:
-        UserError: the model has no adapter.
+        ValueError: the model has no adapter.
     """
     adapters = whole_adapters(model)
     if not adapters:
-        raise UserError(f"{folder}: the model has no adapter to write")
+        raise ValueError(f"{folder}: the model has no adapter to write")
     tensors = {
         name: np.ascontiguousarray(stacked[layer])
         for linear_name, adapter in adapters.items()

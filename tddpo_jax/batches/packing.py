@@ -120,14 +120,13 @@ def pack(
             numbers of the pairs are filled in, which is what `unpack` needs.
 
     Raises:
-        UserError: a pair does not fit a row of the first shape.
+        ValueError: a pair does not fit a row of the first shape.
     """
     sizes = _sizes(pairs, shapes[0].plain)
     for pair, length in zip(pairs, sizes.lengths, strict=True):
         if length > shapes[0].length:
-            raise UserError(
-                f"data.row_length: row {pair.row} of the data needs {length} positions, "
-                f"a row has {shapes[0].length}"
+            raise ValueError(
+                f"row {pair.row} of the data needs {length} positions, a row has {shapes[0].length}"
             )
     widths = _widths(shapes)
     assert (sizes.needs(widths) <= _capacities(shapes[0], widths)).all(), "no row holds this pair"

@@ -216,7 +216,7 @@ def _stored(file: Path, content_hash: str) -> Dataset:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
         facts = json.loads(str(stored["facts"]))
     if facts["content_hash"] != content_hash or lengths.sum() != len(ids):
-        raise UserError("holds something else")
+        raise ValueError("holds something else")
     parts = np.split(ids, np.cumsum(lengths)[:-1])
     pairs = [Pair(*row) for row in zip(index, parts[0::3], parts[1::3], parts[2::3], strict=True)]
     train = facts.pop("train")

@@ -243,7 +243,7 @@ def _written(row: Example | str, style: ChatFormat | None) -> PairText | Example
         return text_pair(style, row.prompt, row.chosen, row.rejected)
     try:
         return chat_pair(style, row.prompt, row.chosen, row.rejected)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 

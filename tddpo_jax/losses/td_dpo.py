@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jax.nn import softplus
 
-from tddpo_jax.errors import UserError
 from tddpo_jax.losses.pair_logps import (
     PairLogps,
     PerPair,
@@ -38,7 +37,7 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
         [P] values in nats.
 
     Raises:
-        UserError: `margin` or `kl` is not one of the choices.
+        ValueError: `margin` or `kl` is not one of the choices.
 
     References:
         J. Schulman, "Approximating KL Divergence" (2020), for k2.
@@ -54,7 +53,7 @@ def _margin(pairs: PairLogps, margin: str) -> PerPair:
     if margin == "length_normalized":
         chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
         return chosen - rejected
-    raise UserError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
+    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
 
 
 def _kl(pairs: PairLogps, kl: str) -> PerPair:
@@ -63,4 +62,4 @@ def _kl(pairs: PairLogps, kl: str) -> PerPair:
         return 0.5 * (chosen**2 + rejected**2)
     if kl == "full":
         return pairs.kl_chosen + pairs.kl_rejected
-    raise UserError(f"loss.kl: must be k2 or full, got {kl!r}")
+    raise ValueError(f"loss.kl: must be k2 or full, got {kl!r}")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.errors import UserError
 from tddpo_jax.losses.pair_logps import PairLogps
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.outcome import end_diverged, rows_behind
@@ -29,7 +28,7 @@ def check_step_0(
     """Policy and reference are one model before the first step; says how far they are apart.
 
     Raises:
-        UserError: they differ by more than rounding.
+        ValueError: they differ by more than rounding.
     """
     numbers = order.numbers(0)
     pairs = order.pairs_of(prepared.dataset.train, 0)
@@ -42,7 +41,7 @@ def check_step_0(
     text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"
     screen.say(f"{text} (bound {bound:g})")
     if not difference <= bound:
-        raise UserError(f"model: policy and reference differ by {difference:.3g} nats at step 0")
+        raise ValueError(f"policy and reference differ by {difference:.3g} nats at step 0")
 
 
 def evaluate(

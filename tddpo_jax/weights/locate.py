@@ -115,7 +115,7 @@ def _base_folder(adapter: Path) -> Path:
         return _best(adapter / name)
     try:
         return _best(_folder(name))
-    except ValueError as error:
+    except UserError as error:
         reason = str(error).removeprefix("model.path: ")
         raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {reason}") from error
 
