@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from tddpo_jax.data.sources import SUFFIXES, Source, read_source, split_names
 from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import tokenizer_json
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.atomic import write_file
 
 # Part of every content hash: raise it when the same rows come out as other ids or pairs.
 VERSION = 1
@@ -188,8 +188,7 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
         "content_hash": dataset.content_hash,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with unfinished.open("wb") as out:
+    with write_file(file) as out:
         np.savez(
             out,
             ids=np.concatenate(parts),
@@ -197,7 +196,6 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
             index=np.array([pair.row for pair in pairs]),
             facts=np.array(json.dumps(facts)),
         )
-    unfinished.replace(file)
 
 
 def _read_cache(file: Path, content_hash: str) -> Dataset | None:

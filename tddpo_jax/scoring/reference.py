@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.system.agreement import agree, first_only
+from tddpo_jax.system.atomic import write_file
 
 
 def reference_log_probs(
@@ -54,7 +54,5 @@ def _stored(path: Path) -> np.ndarray | None:
 @first_only
 def _store(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with write_file(path) as file:
         np.save(file, values)
-    partial.replace(path)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import huggingface_hub
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.atomic import standing
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import EMBEDDED, SHAPES
 from tddpo_jax.weights.tensor_files import fingerprint
@@ -103,9 +104,10 @@ def _best(folder: Path) -> Path:
     is_run = (folder / "config.yaml").is_file() or (folder / "run.json").is_file()
     if not is_run:
         return folder
-    if not (folder / "best").is_dir():
+    best = standing(folder / "best")
+    if not best.is_dir():
         raise UserError(f"model.path: the run {folder} has no best/ yet")
-    return folder / "best"
+    return best
 
 
 def _base_folder(adapter: Path) -> Path:
