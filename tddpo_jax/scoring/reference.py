@@ -1,4 +1,4 @@
-"""Log-probabilities of whole data sets, and those of the reference, computed once and kept.
+"""The reference's log-probabilities, computed once and kept.
 
 The reference is the policy before its first step, run through the same compiled program. What it
 says depends on no loss, beta, tau or seed, so a whole grid shares one pass, and no second model
@@ -21,6 +21,9 @@ from jaxtyping import Float
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import write_file
 
+# Part of every entry's name: raise it when the same settings, model and pairs give other values.
+VERSION = 1
+
 
 def reference_log_probs(
     compute: Callable[[], Float[np.ndarray, "pairs 2"]], cache: Path, **depends_on: Any
@@ -32,7 +35,8 @@ def reference_log_probs(
         cache: folder of the cache.
         depends_on: everything the values depend on, as plain data; its hash is their name.
     """
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    named = json.dumps({"version": VERSION, **depends_on}, sort_keys=True)
+    key = hashlib.sha256(named.encode()).hexdigest()
     path = cache / "reference" / f"{key}.npy"
     values = agree(lambda: _stored(path))
     if values is None:

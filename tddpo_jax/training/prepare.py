@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from tddpo_jax import __version__
 from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.load import load_model, load_unmerged
 from tddpo_jax.adapters.nf4 import quantize
@@ -211,12 +210,10 @@ def _reference(prepared: Prepared, pairs: list[Pair], part: str, screen: Screen)
         data=prepared.dataset.content_hash,
         part=part,
         dtype=str(prepared.dtype),
-        # Not True: so it was called when the codes depended on the dtype of the computation.
-        quantised=quantized and "as stored",
+        quantized=quantized,
         # These move the last digits, and validation at step 0 should be exactly the reference.
         micro_batches=[dataclasses.asdict(shape) for shape in shapes],
         attention=prepared.config.model.attention,
-        version=__version__,
     )
 
 

@@ -6,7 +6,6 @@ its `best/`), or a hub id `owner/name`.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import huggingface_hub
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import standing
+from tddpo_jax.system.hub import MODEL_ID
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import EMBEDDED, SHAPES
 from tddpo_jax.weights.tensor_files import fingerprint
@@ -23,7 +23,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Beside an adapter of ours: by what its base is known again.
 BASE_FILE = "base.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelFiles(NamedTuple):
@@ -80,7 +79,7 @@ def _folder(path: str) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"model.path: {path} is a file, a folder is wanted")
-    if not _HUB_ID.fullmatch(path):
+    if not MODEL_ID.fullmatch(path):
         raise UserError(f"model.path: {path!r} is no folder and no hub id (owner/name)")
     return _fetched(path)
 
