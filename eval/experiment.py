@@ -210,7 +210,7 @@ def _config(file: Path) -> Config:
     settings = read_yaml(file)
     try:
         return resolve(settings)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 

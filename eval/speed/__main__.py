@@ -41,7 +41,7 @@ from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.runs.run_directory import write_atomically
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.paths import EMBEDDED
 from tddpo_jax.weights.hugging_face import read_config
@@ -265,7 +265,7 @@ def _command(arguments: Sequence[str]) -> int:
         rows.append(row)
         figures = {**about, **row} if len(rows) == 1 else {**about, "rows": rows}
         if "output" in given:  # what was measured is kept, whatever becomes of the rest
-            write_atomically(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
+            write_text(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
     if "json" in given:
         print(json.dumps(figures))
     else:

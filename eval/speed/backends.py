@@ -17,6 +17,7 @@ import numpy as np
 from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import ModelConfig
+from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.placement.computation import attention_implementation
@@ -48,7 +49,7 @@ def _missing(name: Kernel) -> str | None:
     """Why this device has no such kernel."""
     try:
         attention_implementation(ModelConfig(dtype="bfloat16", attention=name))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return None
 

@@ -113,16 +113,16 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
     """Refuses figures of two trainers that do not do the same work.
 
     Raises:
-        UserError: first losses that are not log 2, or log-probs that differ.
+        ValueError: first losses that are not log 2, or log-probs that differ.
     """
     for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
         if not abs(loss - math.log(2)) <= SAME_LOSS:
-            raise UserError(f"--against: {name} first loss is {loss:.5f}, not log 2")
+            raise ValueError(f"{name} first loss is {loss:.5f}, not log 2")
     for branch in ("chosen", "rejected"):
         our, their = ours[f"logps/{branch}"], theirs[f"logp_{branch}"]
         if not math.isclose(our, their, rel_tol=SAME_LOGPS):
-            raise UserError(
-                f"--against: at the first step the mean log-prob of {branch} is {our:.3f} here "
+            raise ValueError(
+                f"at the first step the mean log-prob of {branch} is {our:.3f} here "
                 f"and {their:.3f} in {peer}: not the same weights or pairs"
             )
 

@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.config.schema import LoraConfig
-from tddpo_jax.errors import UserError
 from tddpo_jax.models.decoder import Llama
 from tddpo_jax.models.linear import Adapter, Linear, LoraParam, dense
 from tddpo_jax.models.llama.model import LINEAR_NAMES
@@ -139,14 +138,14 @@ def check_fresh(model: Llama) -> None:
     """Refuses adapters that do not start as nothing, or that could never learn.
 
     Raises:
-        UserError: not exactly one factor of an adapter is zero.
+        ValueError: not exactly one factor of an adapter is zero.
     """
     for name, adapter in _adapters(model).items():
         if not isinstance(adapter.a, LoraParam):
             continue
         zero = [not bool(jnp.any(factor[...])) for factor in (adapter.a, adapter.b)]
         if sum(zero) != 1:
-            raise UserError(
+            raise ValueError(
                 f"lora: {name} must start with exactly one zero factor, has {sum(zero)}"
             )
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +32,11 @@ from tddpo_jax.models.linear import Adapter, Linear, LoraParam
 from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.models.llama.tensors import NAMES
 from tddpo_jax.system.agreement import is_first
+from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.weights.locate import BASE_FILE
+from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
 
@@ -71,7 +70,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     Raises:
         UserError: the file is missing, or asks for something other than plain LoRA.
     """
-    path = folder / CONFIG_FILE
+    path = folder / ADAPTER_CONFIG
     attributes = read_object(path)
     taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
     for name, value in attributes.items():
@@ -152,11 +151,11 @@ def export_adapter(
         base_fingerprint: by which `model_files.resolve` knows the base's weights again, if at all.
 
     Raises:
-        UserError: the model has no adapter.
+        ValueError: the model has no adapter.
     """
     adapters = whole_adapters(model)
     if not adapters:
-        raise UserError(f"{folder}: the model has no adapter to write")
+        raise ValueError(f"{folder}: the model has no adapter to write")
     tensors = {
         name: np.ascontiguousarray(stacked[layer])
         for linear_name, adapter in adapters.items()
@@ -166,20 +165,16 @@ def export_adapter(
     }
     if not is_first():
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    attributes = _attributes(adapters, base_name)
-    (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-    if base_fingerprint is not None:
-        known_by = {"fingerprint": base_fingerprint}
-        (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
-    if isinstance(model.layers.q_proj.weight.get_value(), QArray):
-        quantized = {"format": "nf4", "block_size": NF4_BLOCK}
-        (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replace_folder(folder) as partial:
+        attributes = _attributes(adapters, base_name)
+        (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
+        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        if base_fingerprint is not None:
+            known_by = {"fingerprint": base_fingerprint}
+            (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
+        if isinstance(model.layers.q_proj.weight.get_value(), QArray):
+            quantized = {"format": "nf4", "block_size": NF4_BLOCK}
+            (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
 def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:

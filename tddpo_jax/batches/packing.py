@@ -122,13 +122,13 @@ def pack(
             numbers of their examples, which is what `unpack` needs.
 
     Raises:
-        UserError: an example does not fit a row of the first shape.
+        ValueError: an example does not fit a row of the first shape.
     """
     sizes = _sizes(examples, shapes[0].responses, shapes[0].plain)
     for example, length in zip(examples, sizes.lengths, strict=True):
         if length > shapes[0].length:
-            raise UserError(
-                f"data.row_length: row {example.row} of the data needs {length} positions, "
+            raise ValueError(
+                f"row {example.row} of the data needs {length} positions, "
                 f"a row has {shapes[0].length}"
             )
     widths = _widths(shapes)

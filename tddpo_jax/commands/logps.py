@@ -15,8 +15,9 @@ from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.runs.run_directory import check_output, write_atomically
+from tddpo_jax.runs.run_directory import check_output
 from tddpo_jax.scoring.data_sets import example_log_probs
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.weights.locate import resolve
 
@@ -50,7 +51,7 @@ def write_log_probs(
     scored = iter(example_log_probs(policy, examples, how, mesh).tolist())
     lines = [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _line(row: Example | Unusable, logps: list[float] | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ VALUE_TYPES = ("float", "str", "bool", "constrained-int")
 
 def _at_least_one(value: int) -> int:
     if value == 0 or value < -1:
-        raise UserError("must be a positive number, or -1 for all remaining devices")
+        raise ValueError("must be a positive number, or -1 for all remaining devices")
     return value
 
 
@@ -124,7 +124,7 @@ class LossConfig(Section):
     def _beta_scales_something(self) -> LossConfig:
         loss = LOSSES[self.name]
         if "beta" in loss.settings and loss.needs_beta and self.beta == 0:
-            raise UserError(f"loss.beta: must be above 0 for {self.name}, got 0")
+            raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
         return self
 
 
@@ -206,7 +206,7 @@ class TrainConfig(Section):
     @pydantic.model_validator(mode="after")
     def _population_of_adapters(self) -> TrainConfig:
         if self.population and self.mode == "full":
-            raise UserError("train.population: needs train.mode lora or qlora, not full")
+            raise ValueError("train.population: needs train.mode lora or qlora, not full")
         return self
 
 
@@ -225,7 +225,7 @@ class MeshConfig(Section):
     def _one_open_axis(self) -> MeshConfig:
         first, *others = [name for name, size in self if size == -1] or [""]
         if others:
-            raise UserError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
+            raise ValueError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
         return self
 
 
@@ -256,7 +256,7 @@ class HostsConfig(Section):
     def _has_a_port(cls, value: str | None) -> str | None:
         address, _, port = (value or "").rpartition(":")
         if value is not None and not (address and port.isdecimal() and 0 < int(port) < 2**16):
-            raise UserError("must be address:port")
+            raise ValueError("must be address:port")
         return value
 
     @pydantic.model_validator(mode="after")
@@ -264,9 +264,9 @@ class HostsConfig(Section):
         by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
-                raise UserError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
+                raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
         if self.index is not None and self.count is not None and self.index >= self.count:
-            raise UserError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
+            raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
         return self
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from tddpo_jax.data.sources import SUFFIXES, Source, number_of_responses, read_s
 from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import tokenizer_json
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.atomic import write_file
 
 # Part of every content hash: raise it when the same rows come out as other ids or examples.
 VERSION = 1
@@ -196,8 +196,7 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
         "content_hash": dataset.content_hash,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with unfinished.open("wb") as out:
+    with write_file(file) as out:
         np.savez(
             out,
             ids=np.concatenate(parts),
@@ -205,7 +204,6 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
             index=np.array([example.row for example in examples]),
             facts=np.array(json.dumps(facts)),
         )
-    unfinished.replace(file)
 
 
 def _read_cache(file: Path, content_hash: str) -> Dataset | None:
@@ -224,7 +222,7 @@ def _stored(file: Path, content_hash: str) -> Dataset:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
         facts = json.loads(str(stored["facts"]))
     if facts["content_hash"] != content_hash or lengths.sum() != len(ids):
-        raise UserError("holds something else")
+        raise ValueError("holds something else")
     parts, each = np.split(ids, np.cumsum(lengths)[:-1]), len(lengths) // len(index)
     examples = [
         Example(row, parts[n * each], tuple(parts[n * each + 1 : (n + 1) * each]))

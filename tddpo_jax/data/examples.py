@@ -267,7 +267,7 @@ def _written(row: ParsedRow | str, style: ChatFormat | None) -> ExampleText | Pa
         return text_example(style, row.prompt, row.responses)
     try:
         return chat_example(style, row.prompt, row.responses)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 

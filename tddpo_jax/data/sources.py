@@ -24,18 +24,16 @@ Rows count from 0, lines of a file from 1.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tddpo_jax.data.formats import ParsedRow, parse_row, response_columns
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.hub import DATA_SET_ID, NotAtHand
 from tddpo_jax.system.paths import EMBEDDED
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Source(NamedTuple):
@@ -123,7 +121,7 @@ def _is_file(path: Path) -> bool:
     """
     if path.is_file() or path.is_dir():
         return path.is_file()
-    if path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(path)):
+    if path.suffix in SUFFIXES or not DATA_SET_ID.fullmatch(str(path)):
         raise UserError(f"data {path}: no such file")
     return False
 

@@ -68,7 +68,8 @@ def continue_prompts(
 
     Raises:
         UserError: a prompt is empty or holds an id that the model does not have; a setting is out
-            of range; `max_new_tokens` leaves no room for a prompt in the context; no such adapter.
+            of range; `max_new_tokens` leaves no room for a prompt in the context.
+        ValueError: there is no such adapter.
     """
     requests = [
         _request(models, number, *one)
@@ -120,7 +121,7 @@ def _request(
     if not 0 <= np.min(prompt) <= np.max(prompt) < config.vocabulary:
         raise UserError(f"prompt {number} holds a token id that the model does not have")
     if not -1 <= adapter < models.count:
-        raise UserError(f"prompt {number}: there is no adapter {adapter}")
+        raise ValueError(f"prompt {number}: there is no adapter {adapter}")
     return _Request(prompt, sampling, key, adapter)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tddpo_jax.errors import UserError
 from tddpo_jax.losses.elementary import PerPair, Scalar, softplus
 from tddpo_jax.losses.loss import BETA, Loss, Setting
 from tddpo_jax.losses.pair_logps import PairLogps, log_ratios, per_token, scaled_margin
@@ -41,7 +40,7 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
         0.4133
 
     Raises:
-        UserError: `margin` or `kl` is not one of the choices.
+        ValueError: `margin` or `kl` is not one of the choices.
 
     References:
         J. Schulman, "Approximating KL Divergence" (2020), for k2.
@@ -57,7 +56,7 @@ def _margin(pairs: PairLogps, margin: str) -> PerPair:
     if margin == "length_normalized":
         chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
         return chosen - rejected
-    raise UserError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
+    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
 
 
 def _kl(pairs: PairLogps, kl: str) -> PerPair:
@@ -66,7 +65,7 @@ def _kl(pairs: PairLogps, kl: str) -> PerPair:
         return 0.5 * (chosen**2 + rejected**2)
     if kl == "full":
         return pairs.kl_chosen + pairs.kl_rejected
-    raise UserError(f"loss.kl: must be k2 or full, got {kl!r}")
+    raise ValueError(f"loss.kl: must be k2 or full, got {kl!r}")
 
 
 # ---- its row -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.system.devices import PEAK_RATES
+from tddpo_jax.system.devices import data_sheet_rate
 
 
 def layer_matmul_parameters(config: LlamaConfig) -> int:
@@ -60,11 +60,8 @@ def _attention(config: LlamaConfig, example: Example) -> int:
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:
     """Operations per second of one device: the data sheet's, or measured where there is none."""
-    kind = jax.devices()[0].device_kind
-    for name, rate in PEAK_RATES.items():
-        if kind.startswith(name):
-            return rate
-    return measured_matmul_rate(dtype)
+    known = data_sheet_rate(jax.devices()[0].device_kind)
+    return measured_matmul_rate(dtype) if known is None else known
 
 
 def measured_matmul_rate(dtype: jnp.dtype | type, size: int = 1024, repeats: int = 5) -> float:

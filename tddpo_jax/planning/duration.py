@@ -15,7 +15,7 @@ from tddpo_jax.models.flops import forward_flops, layer_matmul_parameters, usefu
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.compiler import DEVICES_OF_A_HOST
 from tddpo_jax.planning.memory import Memory, planned_dtype
-from tddpo_jax.system.devices import PEAK_RATES, Device
+from tddpo_jax.system.devices import Device
 from tddpo_jax.training.step_order import Order, make_order
 
 # Of the data sheet's matmul rate: the best published JAX training of Llama-2-7B on H100s reaches
@@ -80,7 +80,7 @@ def expected_time(
     """Seconds of the reference pass and the training steps, without loading and validation."""
     sizes, full, order = config.mesh.model_dump(), config.train.mode == "full", work.order
     devices, itemsize = math.prod(sizes.values()), planned_dtype(config).itemsize
-    rate = devices * PEAK_RATES[device.kind] * (FLOAT32_SHARE if itemsize == 4 else 1)
+    rate = devices * device.rate * (FLOAT32_SHARE if itemsize == 4 else 1)
     trained_on = work.members * order.total_steps * order.batch_pairs
     recomputed = work.forward if config.model.remat == "full" else 0.0
     reference = work.forward * order.examples

@@ -24,9 +24,9 @@ from tddpo_jax.runs.run_directory import (
     differences,
     identity,
     is_free,
-    write_atomically,
 )
 from tddpo_jax.system.agreement import agree
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.json_files import Content, read_as
 
 
@@ -121,4 +121,4 @@ def _record(configs: Sequence[Config]) -> None:
         earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
         cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
         grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
-        write_atomically(file, json.dumps(grid, indent=2) + "\n")
+        write_text(file, json.dumps(grid, indent=2) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.metric_names import example_metrics
+from tddpo_jax.system.json_files import whole_lines
 
 LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
 # The first of these that a run has chooses its best policy, unless another metric is asked for.
@@ -67,15 +68,13 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
     """As `read_records`, of a part of the file that was read before."""
-    lines = [line for line in text.split(b"\n") if line]
     records = []
-    for number, line in enumerate(lines):
+    lines, _ = whole_lines(text)
+    for line in filter(bytes.strip, lines):
         try:
             value = json.loads(line)
         except ValueError:
-            if number + 1 < len(lines) or text.endswith(b"\n"):
-                raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
-            break
+            raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
         if not isinstance(value, dict) or not _is_record(value):
             raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
         records.append(value)

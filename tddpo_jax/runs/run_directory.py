@@ -26,9 +26,10 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.system.agreement import agree, first_only
+from tddpo_jax.system.atomic import PARTIAL, recover, write_text
 from tddpo_jax.system.json_files import Content, read_as
 
-# See `claims.py` and `submission.py`.
+# See `locks.py` and `commands/submit.py`.
 LOCK_FILE = "claim.lock"
 JOBS_FOLDER = "jobs"
 # Sections that say where a run is computed, not what: it may resume on other devices. Nor does
@@ -36,20 +37,14 @@ JOBS_FOLDER = "jobs"
 PLACEMENT = ("mesh", "hosts")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def is_free(path: Path) -> bool:
     """Whether a directory lacks any file of a run or a grid, or of somebody else."""
     if not path.exists():
         return True
     names = (file.name for file in path.iterdir())
-    # Another process may be about to begin the run.
-    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(".partial") for name in names)
+    # Another process may be about to begin the run. A folder that a kill left renamed away is not
+    # free: it may be the only copy of a policy.
+    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(PARTIAL) for name in names)
 
 
 def check_output(path: Path) -> None:
@@ -150,9 +145,10 @@ class RunDirectory:
     def _create(self, facts: dict[str, Any]) -> None:
         self._check_contents(facts)
         self.path.mkdir(parents=True, exist_ok=True)
+        recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
-        write_atomically(self.path / "config.yaml", text)
-        write_atomically(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        write_text(self.path / "config.yaml", text)
+        write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
         (self.path / "evaluations").mkdir(exist_ok=True)
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
@@ -180,7 +176,7 @@ class RunDirectory:
 
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:
-        write_atomically(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
+        write_text(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
 
     @first_only
     def rewind(self, step: int) -> None:
@@ -198,7 +194,7 @@ class RunDirectory:
             (self.path / "divergence.json").unlink()
         if self.path.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self.path / "metrics.jsonl", lines)
+            write_text(self.path / "metrics.jsonl", lines)
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
@@ -208,7 +204,7 @@ class RunDirectory:
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tddpo_jax import __version__
 from tddpo_jax.adapters.peft_files import has_quantized_base
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
@@ -94,10 +93,8 @@ def _reference(
         data=shared.dataset.content_hash,
         part=part,
         dtype=str(shared.how.dtype),
-        # Not True: so it was called when the codes depended on the dtype of the computation.
-        quantised=quantized and "as stored",
+        quantized=quantized,
         # These move the last digits, and validation at step 0 should be exactly the reference.
         micro_batches=[dataclasses.asdict(shape) for shape in shared.shapes],
         attention=shared.config.model.attention,
-        version=__version__,
     )

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tddpo_jax.config.schema import Config
-from tddpo_jax.errors import UserError
 from tddpo_jax.losses.pair_logps import pair_logps
 from tddpo_jax.training.outcome import end_diverged, rows_behind
 from tddpo_jax.training.population import Population
@@ -31,7 +30,7 @@ def check_step_0(population: Population, state: TrainState) -> None:
     """Says how far policy and reference are apart before the first step.
 
     Raises:
-        UserError: they differ by more than rounding.
+        ValueError: they differ by more than rounding.
     """
     logps, _ = population.log_probs(state, population.examples_of(0))
     reference = np.broadcast_to(population.reference_of(0), logps.shape)
@@ -42,7 +41,7 @@ def check_step_0(population: Population, state: TrainState) -> None:
     text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"
     population.screen.say(f"{text} (bound {bound:g})")
     if not difference <= bound:
-        raise UserError(f"model: policy and reference differ by {difference:.3g} nats at step 0")
+        raise ValueError(f"policy and reference differ by {difference:.3g} nats at step 0")
 
 
 def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int) -> None:

@@ -7,6 +7,7 @@ own devices. Unknown, missing and duplicate names and unknown config attributes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from tddpo_jax.models.llama.tensors import DERIVED_SUFFIX, hugging_face_tensors
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import parameter_shardings, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
+from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES, stored_tensors, weight_files, write_tensors
 
@@ -163,26 +165,21 @@ def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | N
         output: the folder to write; replaced if it exists.
         dtype: of the stored tensors; default: the model's own.
     """
-    partial = output.with_name(output.name + ".partial")
-    if is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for companion in companion_files(source):
-            shutil.copyfile(companion, partial / companion.name)
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
     shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
-    for number, shard in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
-        # All hosts put each tensor together, in the same order.
-        _write_shard(path if is_first() else Path(os.devnull), shard, arrays, dtype)
-    if not is_first():
-        return
-    if len(shards) > 1:
-        _write_index(partial / WEIGHT_FILES[1], shards, arrays, dtype)
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    with replace_folder(output) if is_first() else contextlib.nullcontext() as folder:
+        if folder is not None:
+            for companion in companion_files(source):
+                shutil.copyfile(companion, folder / companion.name)
+        for number, shard in enumerate(shards):
+            file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+            file = file if len(shards) > 1 else WEIGHT_FILES[0]
+            path = Path(os.devnull) if folder is None else folder / file
+            # All hosts put each tensor together, in the same order.
+            _write_shard(path, shard, arrays, dtype)
+        if folder is not None and len(shards) > 1:
+            _write_index(folder / WEIGHT_FILES[1], shards, arrays, dtype)
 
 
 def companion_files(source: Path) -> list[Path]:

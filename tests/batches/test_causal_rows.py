@@ -245,7 +245,7 @@ def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
 def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, problem):
     (batch,) = batches(LENGTHS[:1])
     q = jnp.zeros((*batch.tokens.shape, 1, size), dtype)
-    with pytest.raises(ValueError, match=rf"model\.attention: {kernel} .*{problem}"):
+    with pytest.raises(ValueError, match=rf"{kernel} .*{problem}"):
         causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
 
 

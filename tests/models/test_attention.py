@@ -136,5 +136,5 @@ def test_bfloat16_is_near_float32():
 def test_an_unknown_implementation_is_refused():
     q, k, v, _ = heads((1, 3, 2, 1))
     at = jnp.broadcast_to(jnp.arange(3), (1, 3))
-    with pytest.raises(ValueError, match=r"model\.attention: 'dense' is not available"):
+    with pytest.raises(ValueError, match=r"attention 'dense' is not available"):
         attention(q, k, v, at, at + 1, implementation="dense")

@@ -16,7 +16,7 @@ from tddpo_jax.models.flops import (
     useful_flops,
 )
 from tddpo_jax.models.llama.model import LINEAR_NAMES
-from tddpo_jax.system.devices import PEAK_RATES
+from tddpo_jax.system.devices import DEVICES, data_sheet_rate
 
 (PAIR,) = tiny_models.random_examples([(7, 5, 11)])
 (SINGLE,) = tiny_models.random_examples([(7, 5)])
@@ -90,4 +90,20 @@ def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):
         device_kind = "NVIDIA H100 80GB HBM3"
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert matmul_rate(jnp.bfloat16) == PEAK_RATES["NVIDIA H100"]
+    assert matmul_rate(jnp.bfloat16) == DEVICES["h100-80"].rate
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("TPU v4", 275e12),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_a_data_sheet_is_found_by_the_name_that_jax_gives_its_device(kind, rate):
+    assert data_sheet_rate(kind) == rate

@@ -27,7 +27,7 @@ from eval.report.pages.diagnosis import why_tables
 from eval.report.pages.tables import Table
 from eval.report.read.scores import CELL_COLUMNS, TRAINING_COLUMNS, Score
 from eval.report.read.settings import shared_settings
-from tddpo_jax.runs.run_directory import write_atomically
+from tddpo_jax.system.atomic import write_text
 
 FIGURES = "report_figures"
 
@@ -73,7 +73,7 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         "experiment.json": json.dumps(card(analysis), indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
-        write_atomically(folder / name, text)
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

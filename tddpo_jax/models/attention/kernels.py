@@ -52,10 +52,11 @@ def causal_rows_attention(
         kernel: by name; `xla` is JAX's own, for tests.
 
     Raises:
-        UserError: there is no kernel for these heads or this dtype, or there are no causal rows.
+        UserError: there is no kernel for these heads.
+        ValueError: there is none for this dtype, or there are no causal rows.
     """
     if not rows:
-        raise UserError(f"model.attention: {kernel} needs the causal rows of a packed batch")
+        raise ValueError(f"{kernel} needs the causal rows of a packed batch")
     if kernel != "xla":
         check_heads(kernel, q.shape[-1])
         _check_dtype(kernel, q.dtype)
@@ -78,7 +79,7 @@ def check_heads(attention: str, size: int) -> None:
 
 def _check_dtype(kernel: Kernel, dtype: Any) -> None:
     if dtype != jnp.bfloat16:
-        raise UserError(f"model.attention: {kernel} computes in bfloat16, not {dtype}; choose xla")
+        raise ValueError(f"{kernel} computes in bfloat16, not {dtype}")
 
 
 def _attended(

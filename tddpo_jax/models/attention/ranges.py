@@ -23,7 +23,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from tddpo_jax.batches.causal_rows import CausalRows
-from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
 
 BLOCK = 64
@@ -57,12 +56,13 @@ def attention(
         implementation: `xla`, `cudnn` or `tokamax`; others are refused, never replaced.
 
     Raises:
-        UserError: the implementation is unknown, or cannot compute this.
+        UserError: the implementation has no kernel for these heads.
+        ValueError: the implementation is unknown, or cannot compute this.
     """
     if implementation in KERNELS:
         return causal_rows_attention(q, k, v, causal_rows, kernel=implementation)
     if implementation != "xla":
-        raise UserError(f"model.attention: {implementation!r} is not available")
+        raise ValueError(f"attention {implementation!r} is not available")
     start, end = key_start, key_end
     rows, length, heads, size = q.shape
     padding = -length % BLOCK
