@@ -32,9 +32,10 @@ from tddpo_jax.config.schema import (
 )
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -48,6 +49,7 @@ from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
 from tddpo_jax.training.step import make_program, split_model
+from tddpo_jax.weights.hugging_face import read_config
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
 # See `Case.matmul_size`.
@@ -55,6 +57,18 @@ MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
 BETA = 0.1
+
+
+def read_llama(folder: Path) -> LlamaConfig:
+    """The shape of a Llama, the one family whose pieces are measured and whose peers are known.
+
+    Raises:
+        UserError: the model is of another family.
+    """
+    model = read_config(folder)
+    if not isinstance(model, LlamaConfig):
+        raise UserError(f"--model: {folder}: only Llamas are measured")
+    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +145,12 @@ def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
     )
 
 
-def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
+def random_model(case: Case, mesh: Any, dtype: str) -> Decoder:
     """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
 
     @jax.jit
-    def make(key: jax.Array) -> Llama:
-        return jax.tree.map(lambda weight: weight.astype(dtype), Llama(case.model, key))
+    def make(key: jax.Array) -> Decoder:
+        return jax.tree.map(lambda weight: weight.astype(dtype), Decoder(case.model, key))
 
     model = make(jax.random.key(0))
     if case.mode == "qlora":
@@ -146,7 +160,7 @@ def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
     return model
 
 
-def trained_model(case: Case, mesh: Any) -> Llama:
+def trained_model(case: Case, mesh: Any) -> Decoder:
     """As above, in the dtype in which training stores it: master weights are float32."""
     return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
@@ -173,9 +187,10 @@ class Trainer:
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         self.program = make_program(
             graphdef,
+            case.model,
             trainable,
             (LossSpec("dpo"),),
-            make_optimizer(TrainConfig()),
+            make_optimizer(TrainConfig(), case.model),
             self.mesh,
             computation(case.settings, self.mesh),
             members,
@@ -303,7 +318,7 @@ class Trainer:
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
-    def base_model(self) -> Llama:
+    def base_model(self) -> Decoder:
         """The random weights as they started, without adapters."""
         return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 

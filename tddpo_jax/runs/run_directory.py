@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from tddpo_jax.config.dotted import without_value
+from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.schema import Config, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.records import read_records
@@ -213,7 +213,19 @@ class RunDirectory:
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that say what a run computes; with another of them it is another run."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
-    return without_value(computed, "train.population")
+    computed = without_value(computed, "train.population")
+    targets = get(computed, "lora.targets")
+    return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
+
+
+def _are_all(targets: Any) -> bool:
+    """Whether adapters get what is the default too: all linear layers, which old runs list."""
+    if not isinstance(targets, list):
+        return False
+    # Here, for it imports JAX, and hardly any run needs it.
+    from tddpo_jax.models.families import are_all_linear_layers
+
+    return are_all_linear_layers(targets)
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from tddpo_jax.batches.layout import Batch, Pair, Shape
 from tddpo_jax.batches.packing import choose_shapes, pack, unpack
 from tddpo_jax.losses.logprobs import branch_logps
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding, rows_here
@@ -110,7 +110,7 @@ def log_probs(
 
 
 def pair_log_probs(
-    policy: Llama, pairs: Sequence[Pair], how: Computation, mesh: Mesh
+    policy: Decoder, pairs: Sequence[Pair], how: Computation, mesh: Mesh
 ) -> Float[np.ndarray, "pairs 2"]:
     """log pi(y | x) of both responses of every pair, in nats."""
     if not pairs:

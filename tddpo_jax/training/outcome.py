@@ -19,8 +19,8 @@ from tddpo_jax.training.prepare import Prepared
 from tddpo_jax.training.state import TrainState, member
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import base_name
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
 def export_best(

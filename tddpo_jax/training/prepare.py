@@ -29,11 +29,11 @@ from tddpo_jax.data.pairs import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LossSpec
-from tddpo_jax.models.attention.kernels import KERNELS, check_heads
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import KERNELS, check_shape
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.flops import matmul_rate
 from tddpo_jax.models.linear import LoraParam
-from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.computation import (
     attention_implementation,
     computation,
@@ -50,8 +50,9 @@ from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen
 from tddpo_jax.training.step import Program, make_program, split_model
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ModelFiles, resolve
-from tddpo_jax.weights.tensor_files import checkpoint_dtype, content_hash, files_hash, fingerprint
+from tddpo_jax.weights.tensor_files import content_hash, files_hash, fingerprint
 
 
 def loss_spec(config: Config) -> LossSpec:
@@ -65,7 +66,7 @@ class Prepared:
 
     config: Config  # of the first cell: the settings that all cells share
     files: ModelFiles
-    model_config: LlamaConfig
+    model_config: DecoderConfig
     tokenizer: PreTrainedTokenizerBase | None
     mesh: Mesh
     dataset: Dataset
@@ -89,9 +90,10 @@ class Prepared:
         if members not in self.programs:
             self.programs[members] = make_program(
                 self.graphdef,
+                self.model_config,
                 self.trainable,
                 self.specs,
-                make_optimizer(self.config.train),
+                make_optimizer(self.config.train, self.model_config),
                 self.mesh,
                 computation(self.config.model, self.mesh),
                 members,
@@ -109,7 +111,7 @@ class Prepared:
             return loaded
         return nnx.split(load_model(self.files, self.mesh, jnp.float32), nnx.Param, ...)[1]
 
-    def model(self, trainable: nnx.State) -> Llama:
+    def model(self, trainable: nnx.State) -> Decoder:
         return nnx.merge(self.graphdef, trainable, self.frozen.base)
 
 
@@ -132,7 +134,10 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Prepared:
     files = first_before_others(lambda: resolve(config.model.path))
     model_config = hugging_face.read_config(files.base)
     attention = attention_implementation(config.model)
-    check_heads(attention, model_config.head_size)
+    for _, layer in kinds_of_layers(model_config):
+        check_shape(attention, layer.attention)
+    if config.train.mode != "full":
+        lora.target_paths(config.lora, model_config)  # refuses layers that the model lacks
     base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
     check_alike(
         "model.path",

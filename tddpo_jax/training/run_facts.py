@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from tddpo_jax import __version__
-from tddpo_jax.models.families import parameters_of
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.system.paths import PACKAGE
 from tddpo_jax.training.prepare import Prepared
 
@@ -33,7 +33,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
             "path": prepared.config.model.path,
             "sha256": prepared.model_hash,
             "adapter_sha256": prepared.adapter_hash,
-            "parameters": parameters_of(prepared.model_config),
+            "parameters": parameter_count(prepared.model_config.parameters),
         },
         "data": {
             "path": prepared.config.data.path,

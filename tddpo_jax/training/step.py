@@ -28,11 +28,12 @@ from tddpo_jax.losses.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.losses.metrics import pair_metrics
 from tddpo_jax.losses.pair_logps import PairLogps
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
-    PARAMETER_SPECS,
     head_sharding,
+    parameter_specs,
     replicated,
     tree_shardings,
 )
@@ -62,7 +63,7 @@ class Program:
 
 
 def split_model(
-    model: Llama, trained: type[nnx.Param]
+    model: Decoder, trained: type[nnx.Param]
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model as (structure, trainable parameters, frozen parameters)."""
     parts: Any = nnx.split(model, trained, ...)
@@ -71,6 +72,7 @@ def split_model(
 
 def make_program(
     graphdef: nnx.GraphDef,
+    config: DecoderConfig,
     trainable: nnx.State,
     specs: tuple[LossSpec, ...],
     optimizer: optax.GradientTransformation,
@@ -82,6 +84,7 @@ def make_program(
 
     Args:
         graphdef: of the model, split into (trainable, the rest).
+        config: of the model.
         trainable: the trainable parameters of one member, or their shapes.
         specs: the losses that `Knobs.which` chooses among.
         optimizer: gives updates to be scaled by -learning rate.
@@ -105,14 +108,14 @@ def make_program(
         ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, how))
         return logps, branch_kl(states, head, ref_states, gathered_head(reference), batch)
 
-    def model_of(parameters: nnx.State | None, frozen: Frozen) -> Llama:
+    def model_of(parameters: nnx.State | None, frozen: Frozen) -> Decoder:
         model = nnx.merge(graphdef, parameters, frozen.base)
         # Pinned, or the compiler gathers the sum of its gradients whole to scatter into it.
-        place = NamedSharding(mesh, PARAMETER_SPECS["embed"])
+        place = NamedSharding(mesh, parameter_specs(config)["embed"])
         model.embed = nnx.Param(jax.lax.with_sharding_constraint(model.embed[...], place))
         return model
 
-    def gathered_head(model: Llama) -> Float[Array, "V D"]:
+    def gathered_head(model: Decoder) -> Float[Array, "V D"]:
         """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
         with jax.named_scope("head"):
             return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(mesh))
@@ -211,10 +214,10 @@ def make_program(
     several = jax.jit(jax.vmap(log_probs, in_axes=(0, None, None)), out_shardings=whole)
     # Left to itself the compiler would hold the optimiser's zeros whole on every device.
     state = jax.eval_shape(lambda t: each(start, (0,))(stacked([t] * members)), trainable)
-    state_place = tree_shardings(state, mesh)
+    state_place = tree_shardings(state, config, mesh)
     member_state = jax.eval_shape(start, trainable)
-    member_place = tree_shardings(member_state, mesh)
-    sums_place = tree_shardings(jax.eval_shape(each(zeros, (0,)), state), mesh)
+    member_place = tree_shardings(member_state, config, mesh)
+    sums_place = tree_shardings(jax.eval_shape(each(zeros, (0,)), state), config, mesh)
     return Program(
         start=jax.jit(each(start, (0,)), out_shardings=state_place),
         zeros=jax.jit(each(zeros, (0,)), out_shardings=sums_place),
