@@ -33,6 +33,7 @@ from typing import Any
 
 import jax
 
+from eval.speed.model_shape import read_llama
 from eval.speed.table import facts, table
 from tddpo_jax.adapters.nf4 import NF4_BLOCK
 from tddpo_jax.commands.exit_status import run_command

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 
 from eval.speed.backends import check_backends, kernels_here
 from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.model_shape import read_llama
 from eval.speed.training import (
     ACCELERATOR_MATMUL_SIZE,
     STATED,
     Case,
     Trainer,
     load_pairs,
-    read_llama,
     shapes_of,
     step_figures,
     timed_pairs,

@@ -32,7 +32,6 @@ from tddpo_jax.config.schema import (
 )
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
-from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Decoder
@@ -49,7 +48,6 @@ from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
 from tddpo_jax.training.step import make_program, split_model
-from tddpo_jax.weights.hugging_face import read_config
 
 STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
 # See `Case.matmul_size`.
@@ -57,18 +55,6 @@ MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
 BETA = 0.1
-
-
-def read_llama(folder: Path) -> LlamaConfig:
-    """The shape of a Llama, the one family whose pieces are measured and whose peers are known.
-
-    Raises:
-        UserError: the model is of another family.
-    """
-    model = read_config(folder)
-    if not isinstance(model, LlamaConfig):
-        raise UserError(f"--model: {folder}: only Llamas are measured")
-    return model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tddpo_jax.batches.layout import Pair, Row, Shape, score_count, stream_length
 from tddpo_jax.batches.packing import choose_shapes, needed_length, pack, unpack
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.models.llama.tensors import hugging_face_tensors
+from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.placement.shardings import path_name
 
 LENGTHS = st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=7)
@@ -183,9 +183,9 @@ def test_log_probs_and_gradients_are_those_of_transformers(name, results, theirs
     """Expected: transformers on each branch alone, neither packed, shared nor padded."""
     logps, gradients = results[name]
     np.testing.assert_allclose(logps, theirs[0], rtol=1e-5, atol=1e-4)
-    for hf_name, (path, layer) in hugging_face_tensors(tiny_models.CONFIG).items():
-        wanted = theirs[1][hf_name]
-        got = gradients[path] if layer is None else gradients[path][layer]
+    for hf_name, (parameter, layer) in hub_tensors(tiny_models.CONFIG.parameters).items():
+        wanted, got = theirs[1][hf_name], gradients[parameter.path]
+        got = got if layer is None else got[layer]
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=hf_name)
 
 

@@ -51,8 +51,9 @@ def step(request):
         kind = LoraParam
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
-    specs, optimizer = (LossSpec("td_dpo"), LossSpec("dpo")), make_optimizer(TrainConfig())
-    program = make_program(graphdef, trainable, specs, optimizer, mesh, how, members)
+    specs = LossSpec("td_dpo"), LossSpec("dpo")
+    optimizer = make_optimizer(TrainConfig(), model.config)
+    program = make_program(graphdef, model.config, trainable, specs, optimizer, mesh, how, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
     scalars = LossScalars(*(ones for _ in LossScalars._fields))
@@ -82,6 +83,6 @@ def test_no_logits_beyond_a_chunk(step):
 
 def test_a_dense_mask_would_be_seen():
     q = jnp.ones((ROWS, LENGTH, 2, 3))
-    ends = jnp.broadcast_to(jnp.arange(LENGTH) + 1, (ROWS, LENGTH))
-    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, ends - 1, ends).compile()
+    view = tiny_models.reading_order(ROWS, LENGTH)
+    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, view).compile()
     assert any(shape.count(LENGTH) == 2 for shape in shapes_of(compiled))
