@@ -38,7 +38,7 @@ from tddpo_jax.embedded.task import divided_prompts, score
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion, Generator
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import read_part
@@ -72,7 +72,7 @@ class Policy(NamedTuple):
     """A model twice: to sample from, and (adapters merged) to score with."""
 
     generator: Generator
-    model: Llama
+    model: Decoder
 
 
 class Base(NamedTuple):

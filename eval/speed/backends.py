@@ -21,6 +21,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.placement.computation import attention_implementation
+from tddpo_jax.scoring.forward import view_of
 
 PAIRS = 6
 
@@ -103,7 +104,7 @@ def _by_rows(kernel: Kernel | Literal["xla"]) -> Attend:
 
 
 def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
-    return attention(q, k, v, batch.key_start, batch.key_end)
+    return attention(q, k, v, view_of(batch))
 
 
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from eval.speed.backends import check_backends, kernels_here
 from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.model_shape import read_llama
 from eval.speed.training import (
     ACCELERATOR_MATMUL_SIZE,
     STATED,
@@ -39,7 +40,6 @@ from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.memory import arithmetic, longest_row, usable
 from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
-from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import KNOWN_SHAPES
 
 # What ships comes first, for what comes last may be left out, and a part that hangs takes the rest
@@ -77,7 +77,7 @@ class Sizes:
 
 def _large() -> Sizes:
     return Sizes(
-        model=read_config(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
+        model=read_llama(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
         max_length=2048,
         batch_pairs=128,
         row_length=8192,

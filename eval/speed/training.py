@@ -35,7 +35,7 @@ from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -138,12 +138,12 @@ def shapes_of(case: Case, pairs: list[Example]) -> tuple[Shape, ...]:
     )
 
 
-def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
+def random_model(case: Case, mesh: Any, dtype: str) -> Decoder:
     """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
 
     @jax.jit
-    def make(key: jax.Array) -> Llama:
-        return jax.tree.map(lambda weight: weight.astype(dtype), Llama(case.model, key))
+    def make(key: jax.Array) -> Decoder:
+        return jax.tree.map(lambda weight: weight.astype(dtype), Decoder(case.model, key))
 
     model = make(jax.random.key(0))
     if case.mode == "qlora":
@@ -153,7 +153,7 @@ def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
     return model
 
 
-def trained_model(case: Case, mesh: Any) -> Llama:
+def trained_model(case: Case, mesh: Any) -> Decoder:
     """As above, in the dtype in which training stores it: master weights are float32."""
     return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
@@ -180,8 +180,9 @@ class Trainer:
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         self.loss = LOSSES_OF[shapes[0].responses]
         how = computation(case.settings, self.mesh)
-        optimizer, objective = make_optimizer(TrainConfig()), objective_of([self.loss])
-        setting = StepSetting(graphdef, objective, optimizer, how, shapes[0].responses)
+        optimizer = make_optimizer(TrainConfig(), case.model)
+        objective, responses = objective_of([self.loss]), shapes[0].responses
+        setting = StepSetting(graphdef, case.model, objective, optimizer, how, responses)
         self.program = make_program(setting, trainable, members)
         self.frozen = Frozen(base, None)
         self.state = self.program.start(stacked([trainable] * members))
@@ -306,7 +307,7 @@ class Trainer:
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
-    def base_model(self) -> Llama:
+    def base_model(self) -> Decoder:
         """The random weights as they started, without adapters."""
         return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 

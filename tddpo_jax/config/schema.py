@@ -159,10 +159,8 @@ class LoraConfig(Section):
     rank: Count = 16
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
-    ] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="names of the linear layers that get adapters; default: all of a block"
     )
 
 

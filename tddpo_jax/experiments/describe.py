@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from tddpo_jax.models.families import parameters_of
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.prepare import Experiment
@@ -15,8 +15,9 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
     """Model, rows used and dropped, steps, batch arithmetic, mesh, memory."""
     shared = experiment.shared
     config, data, model = shared.config, shared.dataset, shared.model_config
+    parameters = parameter_count(model.parameters)
     screen.say(
-        f"model    {config.model.path}: {parameters_of(model):,} parameters, {model.layers} layers "
+        f"model    {config.model.path}: {parameters:,} parameters, {model.layers} layers "
         f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
     what = "pairs" if data.responses == 2 else "examples of one response"

@@ -14,14 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tddpo_jax.batches.layout import Example, score_count
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
 from tddpo_jax.system.devices import data_sheet_rate
 
 
-def layer_matmul_parameters(config: LlamaConfig) -> int:
-    """Parameters of one layer's seven products."""
-    heads = 2 * config.heads + 2 * config.key_value_heads
-    return config.width * (heads * config.head_size + 3 * config.feed_forward)
+def layer_matmul_parameters(layer: Layer) -> int:
+    """Parameters of one layer's products."""
+    return sum(layer.size(tensor) for tensor in layer.tensors if tensor.kind == "linear")
+
+
+def matmul_parameters(config: DecoderConfig) -> int:
+    """Parameters of the products of all layers."""
+    return sum(count * layer_matmul_parameters(layer) for count, layer in kinds_of_layers(config))
 
 
 def distinct_tokens(example: Example) -> int:
@@ -29,33 +33,45 @@ def distinct_tokens(example: Example) -> int:
     return len(example.prompt) + score_count(example) - len(example.responses)
 
 
-def attended_keys(example: Example) -> int:
+def attended_keys(example: Example, window: int | None = None) -> int:
     """Sum over these tokens of the keys each one sees."""
-    prompt, responses = len(example.prompt), [len(ids) - 1 for ids in example.responses]
-    triangles = sum(n * (n + 1) // 2 for n in (prompt, *responses))
-    return triangles + prompt * sum(responses)
+    prompt = len(example.prompt)
+
+    def seen_by_first(tokens: int) -> int:
+        """Keys that the first tokens of a branch see: one more each, up to the window."""
+        growing = tokens if window is None else min(tokens, window)
+        return growing * (growing + 1) // 2 + (tokens - growing) * growing
+
+    own = (
+        seen_by_first(prompt + len(ids) - 1) - seen_by_first(prompt) for ids in example.responses
+    )
+    return seen_by_first(prompt) + sum(own)
 
 
-def useful_flops(config: LlamaConfig, example: Example, *, frozen_base: bool) -> int:
+def useful_flops(config: DecoderConfig, example: Example, *, frozen_base: bool) -> int:
     """Operations of one training step that this example needs, forward and backward."""
     passes = 2 if frozen_base else 3
     # Attention needs twice as much backward with a frozen base too.
     return passes * _products(config, example) + 3 * _attention(config, example)
 
 
-def forward_flops(config: LlamaConfig, example: Example) -> int:
+def forward_flops(config: DecoderConfig, example: Example) -> int:
     """Operations that the log-probs of this example need."""
     return _products(config, example) + _attention(config, example)
 
 
-def _products(config: LlamaConfig, example: Example) -> int:
-    layers = 2 * config.layers * layer_matmul_parameters(config) * distinct_tokens(example)
+def _products(config: DecoderConfig, example: Example) -> int:
+    layers = 2 * matmul_parameters(config) * distinct_tokens(example)
     return layers + 2 * config.vocabulary * config.width * score_count(example)
 
 
-def _attention(config: LlamaConfig, example: Example) -> int:
+def _attention(config: DecoderConfig, example: Example) -> int:
     """Scores and mixing."""
-    return 4 * config.layers * config.heads * config.head_size * attended_keys(example)
+    shapes = [(count, layer.attention) for count, layer in kinds_of_layers(config)]
+    return sum(
+        2 * count * heads * (size + value_size) * attended_keys(example, window)
+        for count, (heads, _, size, value_size, window, _) in shapes
+    )
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import Config
-from tddpo_jax.models.flops import forward_flops, layer_matmul_parameters, useful_flops
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.flops import forward_flops, matmul_parameters, useful_flops
 from tddpo_jax.planning.compiler import DEVICES_OF_A_HOST
 from tddpo_jax.planning.memory import Memory, planned_dtype
 from tddpo_jax.system.devices import Device
@@ -51,7 +51,7 @@ class Time:
 
 def work_of(
     config: Config,
-    model: LlamaConfig,
+    model: DecoderConfig,
     examples: list[Example],
     shapes: Sequence[Shape],
     members: int,
@@ -75,7 +75,7 @@ def work_of(
 
 
 def expected_time(
-    config: Config, model: LlamaConfig, device: Device, work: Work, memory: Memory
+    config: Config, model: DecoderConfig, device: Device, work: Work, memory: Memory
 ) -> Time:
     """Seconds of the reference pass and the training steps, without loading and validation."""
     sizes, full, order = config.mesh.model_dump(), config.train.mode == "full", work.order
@@ -87,7 +87,7 @@ def expected_time(
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)
     through_memory = _traffic(config, model, memory, work) * order.total_steps / device.bandwidth
     # A layer is brought together forward and backward, and its gradients are shared out.
-    weights = itemsize * model.layers * layer_matmul_parameters(model) / sizes["tensor"]
+    weights = itemsize * matmul_parameters(model) / sizes["tensor"]
     trips = (3 if full else 2) if sizes["fsdp"] > 1 else 0
     moved = trips * weights * (sizes["fsdp"] - 1) / sizes["fsdp"]
     link = device.link if devices <= DEVICES_OF_A_HOST else min(device.link, NETWORK)
@@ -99,7 +99,7 @@ def expected_time(
     )
 
 
-def _traffic(config: Config, model: LlamaConfig, memory: Memory, work: Work) -> float:
+def _traffic(config: Config, model: DecoderConfig, memory: Memory, work: Work) -> float:
     """Bytes that a step reads and writes of a device's memory beside activations.
 
     An update reads weights, two moments and, for the norm and for itself, the sums; it writes all
@@ -108,7 +108,7 @@ def _traffic(config: Config, model: LlamaConfig, memory: Memory, work: Work) -> 
     that is the same, and reads them so.
     """
     trained = memory.trained + memory.adapters
-    used = planned_dtype(config).itemsize * model.layers * layer_matmul_parameters(model)
+    used = planned_dtype(config).itemsize * matmul_parameters(model)
     used //= config.mesh.tensor
     stored = 0 if config.train.mode == "lora" else memory.trained + memory.frozen + used
     passes = 3 if config.model.remat == "full" else 2

@@ -12,7 +12,7 @@ from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
 from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.system import hub
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.weights.locate import is_local, resolve
@@ -25,7 +25,7 @@ STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.
 STATED_VALIDATION_PAIRS = 750
 
 
-def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]:
+def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, str]:
     """The run's examples, or pairs of the stated lengths, and a line that says which.
 
     Raises:
@@ -51,7 +51,7 @@ def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]
     return dataset, f"{config.data.path}, template {dataset.template}"
 
 
-def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
+def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:
     """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
 
     Raises:
@@ -73,7 +73,7 @@ def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
 
 
 def stated_pairs(
-    config: Config, model: LlamaConfig, count: int = STATED_PAIRS, seed: int = 0
+    config: Config, model: DecoderConfig, count: int = STATED_PAIRS, seed: int = 0
 ) -> list[Example]:
     """Pairs with the lengths of argilla/dpo-mix-7k; every token is 0."""
     limits = branch_limits(config.data, model.context)

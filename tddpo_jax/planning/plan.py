@@ -17,8 +17,8 @@ import jax
 
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.config.schema import Config, MeshConfig
-from tddpo_jax.models.attention.kernels import check_heads
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import check_shape
 from tddpo_jax.placement.computation import attention_implementation
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.planning import compiler
@@ -49,7 +49,7 @@ class Plan:
     config: Config
     device: str
     open_axes: list[str]  # of the mesh, whose size was left to the devices: planned for one
-    model: LlamaConfig
+    model: DecoderConfig
     parameters: int
     trained: int
     members: int  # policies that train in one program
@@ -99,7 +99,8 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, DEVICES[device].kind)
-    check_heads(attention, model.head_size)
+    for _, layer in kinds_of_layers(model):
+        check_shape(attention, layer.attention)
     asked = config.mesh.model_dump()
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
@@ -149,7 +150,7 @@ def members_of(cells: Sequence[Config]) -> int:
 # ---- what is planned for -------------------------------------------------------------------------
 
 
-def parameter_counts(config: Config, model: LlamaConfig) -> tuple[int, int]:
+def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
     """Weights of the model without adapters, and of what is trained."""
     trained = abstract_weights(config, model, planned_dtype(config))[1]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))

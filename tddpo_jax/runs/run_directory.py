@@ -219,7 +219,19 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     # The default metric may be asked for by its name; earlier versions stored that name.
     if get(computed, "train.best_metric") == DEFAULTS[0]:
         computed = with_value(computed, "train.best_metric", None)
-    return without_value(computed, "train.population")
+    computed = without_value(computed, "train.population")
+    targets = get(computed, "lora.targets")
+    return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
+
+
+def _are_all(targets: Any) -> bool:
+    """Whether adapters get what is the default too: all linear layers, which old runs list."""
+    if not isinstance(targets, list):
+        return False
+    # Here, for it imports JAX, and hardly any run needs it.
+    from tddpo_jax.models.families import are_all_linear_layers
+
+    return are_all_linear_layers(targets)
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:

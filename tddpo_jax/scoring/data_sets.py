@@ -20,7 +20,7 @@ from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import choose_shapes, pack, unpack
 from tddpo_jax.losses.logprobs import branch_logps
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding, rows_here
@@ -112,7 +112,7 @@ def log_probs(
 
 
 def example_log_probs(
-    policy: Llama, examples: Sequence[Example], how: Computation, mesh: Mesh
+    policy: Decoder, examples: Sequence[Example], how: Computation, mesh: Mesh
 ) -> Float[np.ndarray, "examples N"]:
     """log pi(y | x) of every response of every example, in nats."""
     if not examples:

@@ -18,8 +18,8 @@ from tddpo_jax.training.population import Member, Population
 from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import base_name
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
 def export_best(population: Population, state: TrainState, step: int) -> None:

@@ -14,12 +14,12 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.load import load_model, load_unmerged
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.config.schema import Config
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.training.shared import Shared
 from tddpo_jax.training.state import Frozen
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ModelFiles
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Policy:
         model = load_model(self.shared.files, mesh, jnp.float32)
         return split_model(model, nnx.Param)[1]
 
-    def model(self, trainable: nnx.State) -> Llama:
+    def model(self, trainable: nnx.State) -> Decoder:
         """The model with these trained parameters."""
         return nnx.merge(self.graphdef, trainable, self.frozen.base)
 
@@ -94,7 +94,7 @@ def _load(
 
 
 def split_model(
-    model: Llama, trained: type[nnx.Param]
+    model: Decoder, trained: type[nnx.Param]
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model as (structure, trained parameters, frozen parameters)."""
     parts: Any = nnx.split(model, trained, ...)

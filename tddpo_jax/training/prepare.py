@@ -54,9 +54,14 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
     shared = load_shared(configs, screen)
     objective = objective_of(dict(cell.loss) for cell in configs)
     policy = load_policy(shared, with_reference=objective.exact_kl)
-    optimizer = make_optimizer(shared.config.train)
+    optimizer = make_optimizer(shared.config.train, shared.model_config)
     setting = StepSetting(
-        policy.graphdef, objective, optimizer, shared.how, shared.dataset.responses
+        policy.graphdef,
+        shared.model_config,
+        objective,
+        optimizer,
+        shared.how,
+        shared.dataset.responses,
     )
     programs = Programs(setting, policy.trainable)
     reference = Reference(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from tddpo_jax import __version__
-from tddpo_jax.models.families import parameters_of
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.system.paths import PACKAGE
 from tddpo_jax.training.shared import Shared
 
@@ -33,7 +33,7 @@ def facts(shared: Shared) -> dict[str, Any]:
             "path": shared.config.model.path,
             "sha256": shared.hashes.content,
             "adapter_sha256": shared.hashes.adapter,
-            "parameters": parameters_of(shared.model_config),
+            "parameters": parameter_count(shared.model_config.parameters),
         },
         "data": {
             "path": shared.config.data.path,

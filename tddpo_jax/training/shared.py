@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
@@ -16,9 +17,9 @@ from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
-from tddpo_jax.models.attention.kernels import KERNELS, check_heads
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import KERNELS, check_shape
 from tddpo_jax.models.flops import matmul_rate
-from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.computation import Computation, computation
 from tddpo_jax.placement.mesh import make_mesh, row_devices
 from tddpo_jax.runs.records import check_best_metric
@@ -46,7 +47,7 @@ class Shared:
     config: Config  # of the first cell; the cells differ in nothing that is read from here
     files: ModelFiles
     hashes: ModelHashes
-    model_config: LlamaConfig
+    model_config: DecoderConfig
     mesh: Mesh
     how: Computation
     dataset: Dataset
@@ -74,7 +75,10 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     files = first_before_others(lambda: resolve(config.model.path))
     model_config = hugging_face.read_config(files.base)
     how = computation(config.model, mesh)
-    check_heads(how.attention, model_config.head_size)
+    for _, layer in kinds_of_layers(model_config):
+        check_shape(how.attention, layer.attention)
+    if config.train.mode != "full":
+        lora.target_paths(config.lora, model_config)  # refuses layers that the model lacks
     base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
     check_alike(
         "model.path",
@@ -103,7 +107,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
 
 
 def _load_dataset(
-    config: Config, files: ModelFiles, model_config: LlamaConfig, screen: Screen
+    config: Config, files: ModelFiles, model_config: DecoderConfig, screen: Screen
 ) -> Dataset:
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:

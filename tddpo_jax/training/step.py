@@ -29,11 +29,12 @@ from tddpo_jax.losses.logprobs import branch_kl, branch_logps
 from tddpo_jax.losses.metric_names import example_metrics
 from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
-    PARAMETER_SPECS,
     head_sharding,
+    parameter_specs,
     replicated,
     tree_shardings,
 )
@@ -46,6 +47,7 @@ class StepSetting:
     """What is fixed when a step is compiled."""
 
     graphdef: nnx.GraphDef  # of the model, split into (trained, frozen) parameters
+    model: DecoderConfig
     objective: Objective  # the losses that `Knobs.which` chooses among
     optimizer: optax.GradientTransformation  # its updates are scaled by -learning rate
     how: Computation
@@ -60,16 +62,16 @@ class StepSetting:
 #### Log-probs
 
 
-def model_of(setting: StepSetting, trained: nnx.State | None, frozen: Frozen) -> Llama:
+def model_of(setting: StepSetting, trained: nnx.State | None, frozen: Frozen) -> Decoder:
     """The model with these parameters."""
     model = nnx.merge(setting.graphdef, trained, frozen.base)
     # Pinned in its place: the compiler would gather the sum of its gradients to scatter into it.
-    place = NamedSharding(setting.mesh, PARAMETER_SPECS["embed"])
+    place = NamedSharding(setting.mesh, parameter_specs(setting.model)["embed"])
     model.embed = nnx.Param(jax.lax.with_sharding_constraint(model.embed[...], place))
     return model
 
 
-def gathered_head(setting: StepSetting, model: Llama) -> Float[Array, "V D"]:
+def gathered_head(setting: StepSetting, model: Decoder) -> Float[Array, "V D"]:
     """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
     with jax.named_scope("head"):
         return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(setting.mesh))
@@ -301,8 +303,8 @@ def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> 
     start_all, zeros_all = each(bound(start), (0,)), each(bound(zeros), (0,))
     # Places are stated, or the compiler would hold the optimiser's zeros whole on every device.
     state = jax.eval_shape(lambda one: start_all(stacked([one] * members)), trained)
-    state_place = tree_shardings(state, mesh)
-    sums_place = tree_shardings(jax.eval_shape(zeros_all, state), mesh)
+    state_place = tree_shardings(state, setting.model, mesh)
+    sums_place = tree_shardings(jax.eval_shape(zeros_all, state), setting.model, mesh)
     member_state = jax.eval_shape(bound(start), trained)
     log_probs_alone = jax.jit(bound(log_probs_of_one), out_shardings=whole)
     log_probs_of_all = jax.jit(
@@ -328,7 +330,7 @@ def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> 
         member_state=jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             member_state,
-            tree_shardings(member_state, mesh),
+            tree_shardings(member_state, setting.model, mesh),
         ),
     )
 

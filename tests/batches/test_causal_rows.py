@@ -17,7 +17,9 @@ from tddpo_jax.config.schema import ModelConfig, resolve
 from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
+from tddpo_jax.models.attention.view import View
 from tddpo_jax.placement import computation
+from tddpo_jax.scoring.forward import view_of
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
 
@@ -41,13 +43,13 @@ def arrays(batch, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(attend, q, k, v, cotangent, ranges):
-    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, ranges), q, k, v)
+def value_and_gradients(attend, q, k, v, cotangent, seen):
+    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, seen), q, k, v)
     return out, *backward(cotangent)
 
 
-def by_ranges(q, k, v, ranges):
-    return attention(q, k, v, *ranges)
+def by_ranges(q, k, v, view):
+    return attention(q, k, v, view)
 
 
 def by_causal_rows(q, k, v, rows):
@@ -61,8 +63,8 @@ def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
     """As below, in bfloat16, which rounds to 2^-9 relative; the kernel itself needs its GPU."""
     for batch in batches(LENGTHS):
         given_arrays = arrays(batch)
-        ranges = batch.key_start, batch.key_end
-        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        view = view_of(batch)
+        expected = value_and_gradients(by_ranges, *given_arrays, view)
         halves = (x.astype(jnp.bfloat16) for x in given_arrays)
         by_tokamax = functools.partial(causal_rows_attention, kernel="tokamax")
         actual = value_and_gradients(by_tokamax, *halves, batch.causal_rows)
@@ -81,8 +83,8 @@ def test_causal_rows_give_what_key_ranges_give(plain):
     """Values and gradients; expected: attention over the packed rows themselves."""
     for batch in batches(LENGTHS, plain):
         given_arrays = arrays(batch)
-        ranges = batch.key_start, batch.key_end
-        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        view = view_of(batch)
+        expected = value_and_gradients(by_ranges, *given_arrays, view)
         actual = value_and_gradients(by_causal_rows, *given_arrays, batch.causal_rows)
         for got, wanted in zip(actual, expected, strict=True):
             np.testing.assert_allclose(got, wanted, atol=2e-5)
@@ -261,4 +263,4 @@ def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatc
 def test_a_kernel_without_causal_rows(kernel):
     q, at = jnp.zeros((1, 3, 1, 8), jnp.bfloat16), jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(ValueError, match=f"{kernel} needs the causal rows"):
-        attention(q, q, q, at, at, implementation=kernel)
+        attention(q, q, q, View(at, at, at), implementation=kernel)

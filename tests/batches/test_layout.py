@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tddpo_jax.batches.layout import Example, Row, Shape, score_count, stream_length
 from tddpo_jax.batches.packing import choose_shapes, needed_length, pack, unpack
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.models.llama.tensors import hugging_face_tensors
+from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.placement.shardings import path_name
 
 # The lengths of a prompt and its responses: one, two or three, the same number in a whole list.
@@ -248,9 +248,9 @@ def test_log_probs_and_gradients_are_those_of_transformers(responses, name, resu
     logps, gradients = results[responses, name]
     wanted_logps, wanted_gradients = theirs[responses]
     np.testing.assert_allclose(logps, wanted_logps, rtol=1e-5, atol=1e-4)
-    for hf_name, (path, layer) in hugging_face_tensors(tiny_models.CONFIG).items():
-        wanted = wanted_gradients[hf_name]
-        got = gradients[path] if layer is None else gradients[path][layer]
+    for hf_name, (parameter, layer) in hub_tensors(tiny_models.CONFIG.parameters).items():
+        wanted, got = wanted_gradients[hf_name], gradients[parameter.path]
+        got = got if layer is None else got[layer]
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=hf_name)
 
 

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.losses.metric_names import RESPONSE_METRICS
-from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.losses.pair_logps import pair_logps
 
-SCALARS = LossScalars(0.3, 1.0, 0.0, 0.05, 0.5)
 RNG = np.random.default_rng(0)
 LOGPS, REF_LOGPS, LENGTHS, KLS = RNG.normal(size=(4, 3, 7, 1)).astype(np.float32)
 
@@ -34,8 +32,8 @@ def test_two_responses_are_chosen_and_rejected():
 def test_metrics_are_those_that_one_response_has():
     """Under `sft`: -logp, the log-ratio s, logp and s^2 / 2; mapped over members and compiled."""
     pairs = pair_logps(*map(jnp.asarray, (LOGPS, REF_LOGPS, LENGTHS, KLS)))
-    specs = (LossSpec("sft"),)
-    found = jax.jit(jax.vmap(lambda pairs: pair_metrics(specs, 0, pairs, SCALARS)))(pairs)
+    objective = objective_of([{"name": "sft"}])
+    found = jax.jit(jax.vmap(lambda pairs: objective.metrics(0, pairs, {})))(pairs)
     logps, ratios = LOGPS[..., 0], (LOGPS - REF_LOGPS)[..., 0]
     expected = (-logps, ratios, logps, 0.5 * ratios**2)
     assert set(found) == set(RESPONSE_METRICS)

@@ -10,12 +10,12 @@ from tddpo_jax.batches.layout import Row, Shape, score_count, stream_length
 from tddpo_jax.models.flops import (
     attended_keys,
     forward_flops,
-    layer_matmul_parameters,
+    matmul_parameters,
     matmul_rate,
     measured_matmul_rate,
     useful_flops,
 )
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.devices import DEVICES, data_sheet_rate
 
 (PAIR,) = tiny_models.random_examples([(7, 5, 11)])
@@ -78,8 +78,8 @@ def test_a_prompt_that_is_laid_twice_counts_once():
 def test_matmul_parameters_are_those_of_the_model():
     """A layer's matrices have two dimensions behind that of the layers, its norms have one."""
     model = tiny_models.llama()
-    expected = sum(x[0].size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
-    assert layer_matmul_parameters(model.config) == expected
+    expected = sum(x.size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
+    assert matmul_parameters(model.config) == expected
 
 
 def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):

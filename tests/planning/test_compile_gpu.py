@@ -299,7 +299,7 @@ def test_decoding_holds_one_cache(new, monkeypatch):
 
     keys = jax.eval_shape(row_keys, per_row(np.uint32, 2))
     compiled = generate_rows.lower(
-        nnx.merge(graphdef, abstract.placed(weights, mesh)),
+        nnx.merge(graphdef, abstract.placed(weights, config, mesh)),
         Prompts(per_row(np.int32, prompt), per_row(np.int32)),
         Sampler(
             *map(per_row, (np.float32, np.int32, np.float32)),

@@ -65,7 +65,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
     """Expected: a real model, quantised and sharded, leaf by leaf."""
     mesh = tiny_models.mesh_of(1, 4, 2)
     model = tiny_models.llama(**SHAPE)
-    model = jax.device_put(model, parameter_shardings(model, mesh))
+    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
     config = resolve({"train": {"mode": mode}})
     _, trained, frozen = abstract_weights(config, model.config, jnp.float32)
     if mode == "qlora":
@@ -73,7 +73,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
         lora.add_adapters(model, config.lora, 0, mesh)
     ours = {
         path_name(path): leaf
-        for part in (placed(trained, mesh), placed(frozen, mesh))
+        for part in (placed(trained, model.config, mesh), placed(frozen, model.config, mesh))
         for path, leaf in jax.tree_util.tree_leaves_with_path(part)
     }
     arrays = jax.tree_util.tree_leaves_with_path(model)

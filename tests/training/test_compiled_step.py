@@ -52,8 +52,9 @@ def step(request):
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
     objective = objective_of([dict(Config().loss), {"name": "dpo"}])
-    optimizer = make_optimizer(TrainConfig())
-    program = make_program(StepSetting(graphdef, objective, optimizer, how), trainable, members)
+    optimizer = make_optimizer(TrainConfig(), model.config)
+    setting = StepSetting(graphdef, model.config, objective, optimizer, how)
+    program = make_program(setting, trainable, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
     scalars = dict.fromkeys(objective.scalar_names, ones)
@@ -83,6 +84,6 @@ def test_no_logits_beyond_a_chunk(step):
 
 def test_a_dense_mask_would_be_seen():
     q = jnp.ones((ROWS, LENGTH, 2, 3))
-    ends = jnp.broadcast_to(jnp.arange(LENGTH) + 1, (ROWS, LENGTH))
-    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, ends - 1, ends).compile()
+    view = tiny_models.reading_order(ROWS, LENGTH)
+    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, view).compile()
     assert any(shape.count(LENGTH) == 2 for shape in shapes_of(compiled))

@@ -46,7 +46,7 @@ def placed(mode, mesh):
     """A model as training has it: quantised where it lies, adapters of which no factor is zero."""
     model = tiny_models.llama(**(SHAPE if mode == "full" else BLOCKS))
     check_mesh(mesh, model.config)
-    model = jax.device_put(model, parameter_shardings(model, mesh))
+    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
     if mode == "qlora":
         quantize(model)
     return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)
@@ -56,11 +56,13 @@ def losses(mode, fsdp, tensor, attention="xla"):
     """The loss of each step, and the gradient's norm."""
     mesh = tiny_models.mesh_of(1, fsdp, tensor)
     kind = nnx.Param if mode == "full" else LoraParam
-    graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
+    model = placed(mode, mesh)
+    graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
     objective = objective_of([dict(Config().loss)])
-    optimizer = make_optimizer(TrainConfig())
-    program = make_program(StepSetting(graphdef, objective, optimizer, how), trainable)
+    optimizer = make_optimizer(TrainConfig(), model.config)
+    setting = StepSetting(graphdef, model.config, objective, optimizer, how)
+    program = make_program(setting, trainable)
     shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
     (batch,) = pack(tiny_models.random_examples(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
