@@ -14,6 +14,7 @@ from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.system import hosts, watch
 from tddpo_jax.system.devices import DEVICES
 from tddpo_jax.system.hub import offline_unless_it_answers
 
@@ -30,13 +31,16 @@ def train_command(arguments: Sequence[str]) -> int:
     settings, jobs = settings_of(given), jobs_of(given)
     if jobs is not None:
         return _submit(settings, jobs)
+    host = resolve(expand(settings)[0]).hosts
+    tell_parent = watch.parent()
+    if hosts.is_host(host) and tell_parent is None:
+        return watch.run_watched(arguments)
     # Imported late, so that a mistake in the options is told without starting JAX.
     from tddpo_jax.experiments.grid import run_experiment
-    from tddpo_jax.system import hosts
     from tddpo_jax.system.agreement import check_same, is_first
     from tddpo_jax.system.console import Screen
 
-    joined = hosts.join(resolve(expand(settings)[0]).hosts)
+    joined = hosts.join(host, tell_parent)
     check_same(settings)
     screen = Screen(quiet=not is_first())
     if joined:

@@ -22,7 +22,7 @@ import pytest
 import tiny_models
 import tiny_runs
 import yaml
-from places import ROOT
+from places import HELPERS, ROOT
 from tiny_interruptions import assert_same_run, before_save, killed_run
 
 from tddpo_jax.batches.layout import Shape
@@ -89,6 +89,7 @@ def process(command, folder=ROOT, devices=DEVICES_EACH):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
         # Each process compiles on its own, and these programs run for moments.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
@@ -356,7 +357,7 @@ def test_a_port_that_is_taken_is_told():
 
 def test_a_host_reads_its_part_of_a_checkpoint(inputs):
     """Two hosts share every matrix by width: a half each; norms are whole on both."""
-    command = [str(ROOT / "tests" / "host_reads.py"), str(inputs.model), free_address(), "2"]
+    command = [str(HELPERS / "host_reads.py"), str(inputs.model), free_address(), "2"]
     results = ended([process([*command, str(index)]) for index in range(2)])
     sizes = {name: array.size for name, array in tiny_runs.load_file(weights_of(inputs)).items()}
     expected = {
