@@ -99,7 +99,7 @@ class Cell:
     lengths: Float[np.ndarray, "P 2"]
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         return self.state in ("finished", "diverged")
 
     @property
@@ -137,7 +137,7 @@ class Experiment:
 
     def diverged(self, point: Point) -> tuple[int, int]:
         """How many cells of a setting diverged, and how many are over."""
-        own = [cell for cell in self.cells if cell.point == point and cell.over]
+        own = [cell for cell in self.cells if cell.point == point and cell.ended]
         return sum(cell.state == "diverged" for cell in own), len(own)
 
     def count(self, state: State) -> int:

@@ -33,7 +33,7 @@ def standing_of(cell: Cell) -> Standing | None:
 
     The base is the last policy of such a cell whose validation was finite: that of step 0.
     """
-    if not cell.over or cell.config is None:
+    if not cell.ended or cell.config is None:
         return None
     if (cell.folder / "best").is_dir():
         best = best_record(list(cell.records), cell.config.train.best_metric)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.experiment import Experiment, read_experiment
 from eval.report.number_formats import plural
-from eval.report.read.scores import Found, find_scores
+from eval.report.read.find_scores import Found, find_scores
 from eval.report.statistics.arms import best_settings
 from eval.report.statistics.intervals import Resampling, resampling
 from eval.report.statistics.score_statistics import Study, study_both_ways
@@ -151,7 +151,7 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
             "validation, and in answers with the best one before, or the base where there was "
             f"none: {', '.join(diverged)}."
         )
-    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.over]
+    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.ended]
     if waiting:
         more = ", ..." if len(waiting) > 6 else ""
         lines.append(

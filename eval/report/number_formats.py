@@ -55,6 +55,11 @@ def significant(value: float | None) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
+def beta_or_tau(value: float | str | None) -> str:
+    """A beta or a tau, which may be `best`; a dash for a loss without tau."""
+    return NONE if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
 def plural(count: int, name: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"

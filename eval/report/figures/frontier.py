@@ -48,7 +48,7 @@ def _places(experiment: Experiment, score: Score, kl: Mapping[str, float]) -> Pl
     """Where each cell stands; a KL of 0 or below, on samples, stands at the smallest above 0."""
     found: dict[Point, list[tuple[float, float]]] = {}
     for number, cell in enumerate(experiment.cells):
-        if cell.over and score.has(number) and np.isfinite(kl.get(cell.name, np.nan)):
+        if cell.ended and score.has(number) and np.isfinite(kl.get(cell.name, np.nan)):
             found.setdefault(cell.point, []).append((kl[cell.name], score.of(number)))
     smallest = min((x for own in found.values() for x, _ in own if x > 0), default=1.0)
     return {point: np.maximum(own, [smallest, -np.inf]) for point, own in found.items()}

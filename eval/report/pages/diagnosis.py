@@ -28,7 +28,7 @@ class Moved(NamedTuple):
     bound: float | None  # of |s| at rest, nats
 
 
-def why_tables(experiment: Experiment) -> list[Table]:
+def diagnosis_tables(experiment: Experiment) -> list[Table]:
     """How far from the reference each setting is, and the same by the lengths of the responses."""
     cells = [cell for cell in experiment.cells if cell.steps]
     moved = {

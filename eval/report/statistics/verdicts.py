@@ -207,7 +207,7 @@ def _converges(experiment: Experiment, point: Point) -> Part:
     text = f"{point.text} does not diverge"
     own = [cell for cell in experiment.cells if cell.point == point]
     diverged = [cell for cell in own if cell.state == "diverged"]
-    over = sum(cell.over for cell in own)
+    over = sum(cell.ended for cell in own)
     numbers = f"{len(diverged)} of {over} seeds diverged"
     if diverged:
         steps = ", ".join(

@@ -1,0 +1,35 @@
+"""Options that several commands share: where the benchmark's files are, and bounded numbers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from eval.mt_bench.benchmark import Data, load_data
+from eval.mt_bench.fetch import default_folder
+
+
+def data_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir",
+        type=Path,
+        help="a copy of FastChat's data folder; default: what fetch downloaded",
+    )
+
+
+def load_benchmark(options: argparse.Namespace, reference: str = "gpt-4") -> Data:
+    return load_data(options.data_dir or default_folder(), reference)
+
+
+def at_least(lowest: int | float) -> Callable[[str], int | float]:
+    """An argparse type: a number of the type of `lowest`, no less than it."""
+
+    def number(text: str) -> int | float:
+        value = type(lowest)(text)
+        if not lowest <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}, got {text}")
+        return value
+
+    number.__name__ = type(lowest).__name__
+    return number

@@ -1,0 +1,143 @@
+"""`python -m eval.mt_bench judge`: a judge rates the answers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from eval.mt_bench import judge
+from eval.mt_bench.arguments import at_least, data_option, load_benchmark
+from eval.mt_bench.benchmark import answer_files
+from eval.mt_bench.endpoint import Judge
+from eval.mt_bench.estimate import BYTES_PER_TOKEN, Estimate, estimate
+from eval.mt_bench.json_lines import appending, read_rows
+from eval.mt_bench.judgments import Judgment
+from eval.mt_bench.requests import requests_for
+from tddpo_jax.errors import UserError
+from tddpo_jax.system.console import Screen
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    data_option(command)
+    add("--answers", nargs="+", required=True, metavar="FILE_OR_FOLDER", help="model_answer files")
+    add("--judge-model", required=True, help="the judge's name at its endpoint")
+    add("--base-url", help="of an OpenAI-compatible endpoint; default: OpenAI's own")
+    add("--api-key-env", metavar="NAME", help="variable with the key; default OPENAI_API_KEY")
+    add("--reference", default="gpt-4", help="whose reference answers: reference_answer/NAME.jsonl")
+    add("--temperature", type=at_least(0.0), default=0.0)
+    add("--max-tokens", type=at_least(1), default=2048, help="of one judgment")
+    add("--concurrency", type=at_least(1), default=8, help="requests at a time")
+    add("--attempts", type=at_least(1), default=3, help="answers asked for until one has a rating")
+    add("--max-retries", type=at_least(0), default=5, help="of one request that fails")
+    add("--timeout", type=at_least(0.0), default=600.0, help="seconds for one request")
+    add("--retry-invalid", action="store_true", help="ask again for those without a rating")
+    add("--output", type=Path, help="judgments; default ../model_judgment/JUDGE_single.jsonl")
+    add("--dry-run", action="store_true", help="send nothing, say what it would take")
+    add("--price-in", type=at_least(0.0), help="per million tokens sent")
+    add("--price-out", type=at_least(0.0), help="per million tokens of judgments")
+    command.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if (options.price_in is None) != (options.price_out is None):
+        raise UserError("--price-in and --price-out: give both or neither")
+    data = load_benchmark(options, options.reference)
+    files = answer_files(options.answers)
+    for file in files:
+        if len(file.answers) < len(data.questions):
+            print(f"{file.path}: {len(file.answers)} of {len(data.questions)} questions answered")
+    requests = [request for file in files for request in requests_for(data, file)]
+    asked = _asked(options)
+    output = options.output or _default_output(files[0].path, asked.model)
+    if options.dry_run:
+        rows = read_rows(output, Judgment) if output.exists() else []
+        todo = judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid)
+        _print_estimate(options, len(requests), estimate(todo, rows, asked), asked.model)
+        return 0
+    key = _api_key(options)
+    with appending(output) as append:
+        rows = read_rows(output, Judgment)
+        for row in judge.carried_over(requests, rows, asked):
+            append(row.model_dump())
+        with Screen().stage("judging") as update:
+            failed = judge.run(
+                judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid),
+                asked,
+                key,
+                parameters=judge.accepted_before(rows, asked),
+                data=data.record,
+                append=append,
+                update=update,
+            )
+    rows = read_rows(output, Judgment)
+    left = len(judge.pending(requests, rows, asked))
+    unrated = len(judge.pending(requests, rows, asked, retry_invalid=True)) - left
+    print(f"{output}: {len(requests) - left} of {len(requests)} requests judged")
+    if unrated:
+        print(f"{unrated} judgments have no valid rating (see --retry-invalid)")
+    for reason, times in failed.items():
+        said = f"{times} requests failed and are asked again by the next run: {reason}"
+        print(said, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _asked(options: argparse.Namespace) -> Judge:
+    return Judge(
+        model=options.judge_model,
+        base_url=_base_url(options.base_url),
+        key_name=options.api_key_env or "OPENAI_API_KEY",
+        temperature=options.temperature,
+        max_tokens=options.max_tokens,
+        attempts=options.attempts,
+        concurrency=options.concurrency,
+        max_retries=options.max_retries,
+        timeout=options.timeout,
+    )
+
+
+def _default_output(answers: Path, judge_model: str) -> Path:
+    name = f"{judge_model.replace('/', '_')}_single.jsonl"
+    return answers.parent.parent / "model_judgment" / name
+
+
+def _base_url(given: str | None) -> str | None:
+    """The endpoint's URL; the client itself would read the variable, and not tell."""
+    url = given or os.environ.get("OPENAI_BASE_URL") or None
+    if url is not None and not re.match(r"https?://[^/]", url):
+        # Not quoted: keys are put into URLs, too.
+        raise UserError("--base-url: must begin with http:// or https:// and name a host")
+    return url
+
+
+def _api_key(options: argparse.Namespace) -> str:
+    """The key, which is never printed.
+
+    An endpoint of one's own may want none, so only a variable that was named, or OpenAI itself,
+    must have one.
+    """
+    name = options.api_key_env or "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip()
+    if not key and (options.api_key_env or _base_url(options.base_url) is None):
+        raise UserError(f"--api-key-env {name}: the variable is not set")
+    # A key that no header can hold would be quoted in full by the error it causes.
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"--api-key-env {name}: the variable holds characters that no key has")
+    return key or "none"
+
+
+def _print_estimate(
+    options: argparse.Namespace, requests: int, found: Estimate, judge_model: str
+) -> None:
+    print(f"judge       {judge_model}; nothing was sent")
+    print(f"requests    {found.requests}, {requests - found.requests} more are judged already")
+    print(f"tokens in   about {found.tokens_in:,}, at {BYTES_PER_TOKEN} bytes a token")
+    print(f"tokens out  about {found.tokens_out:,}, at most {found.most_tokens_out:,}")
+    if options.price_in is None:
+        print("cost        not estimated: give --price-in and --price-out, per million tokens")
+        return
+    expected, most = found.cost(options.price_in, options.price_out)
+    print(f"cost        about {expected:.2f}, at most {most:.2f}")
