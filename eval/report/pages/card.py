@@ -149,7 +149,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
                 "text": part.text,
                 "verdict": part.verdict,
                 "numbers": part.numbers,
-                "difference": _estimate(part.estimate) if part.estimate else None,
+                "advantage": _estimate(part.advantage) if part.advantage else None,
             }
             for part in claim.parts
         ],

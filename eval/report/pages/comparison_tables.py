@@ -37,7 +37,11 @@ def claims_table(
 ) -> Table:
     """Every part of every claim, with the numbers and the rule."""
     head = ["", "claim", "verdict", *(["without diverged"] if without else []), "numbers", "rule"]
-    table = Table("", head, [], kind="claims")
+    caption = (
+        "An advantage is positive where the first of the two settings is better, whether a higher "
+        "or a lower score is better. Its intervals have the same sign."
+    )
+    table = Table(caption, head, [], kind="claims")
     for number, claim in enumerate(whole):
         others = [without[number]] if without else []
         table.highlighted.add(len(table.rows))
