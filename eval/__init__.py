@@ -1,1 +1,1 @@
-"""Everything that measures: answers, speed, reports."""
+"""Programs that measure: answers, speed, and reports on grids."""

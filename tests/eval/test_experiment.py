@@ -67,14 +67,18 @@ def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("grid.json", '{"cells": ["nonsense"], "settings": {}}', "'nonsense' is no name of a cell"),
+        (
+            "grid.json",
+            '{"cells": ["nonsense"], "settings": {}}',
+            "'nonsense' is not the name of a cell",
+        ),
         ("grid.json", "{", "not JSON"),
         (f"{NAMES[4]}/config.yaml", "loss: {beta: -1}", f"{NAMES[4]}/config.yaml: loss.beta"),
         ("grid.json", '{"settings": {}}', "cells: Field required"),
         (
             f"{NAMES[4]}/config.yaml",
             "loss: {beta: 7}",
-            f"{NAMES[4]}/config.yaml: is of td_dpo-beta7",
+            f"{NAMES[4]}/config.yaml: belongs to td_dpo-beta7",
         ),
         (f"{NAMES[4]}/summary.json", "{", "not JSON"),
         ("grid.json", '{"cells": [], "settings": {}}', "cells: List should have at least 1 item"),
@@ -101,7 +105,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: 
 def test_log_probs_of_other_pairs_are_named(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
     file = tmp_path / "g" / NAMES[4] / "evaluations" / "000005.npy"
-    damages = [(np.zeros((9, 2)), "is not of the pairs"), (np.zeros(10), "two numbers")]
+    damages = [(np.zeros((9, 2)), "does not have the pairs"), (np.zeros(10), "two numbers")]
     damages += [(np.full((10, 2), "a"), "two numbers")]
     for values, message in damages:
         np.save(file, values)
@@ -110,7 +114,7 @@ def test_log_probs_of_other_pairs_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no grid or run directory"):
+    with pytest.raises(ValueError, match="is not a grid or run directory"):
         read_experiment(tmp_path)
 
 

@@ -17,7 +17,7 @@ from eval.report.statistics.verdicts import Claim, rule_of
 
 
 def verdicts_table(tested: Sequence[Tested]) -> Table:
-    """The verdict on each claim by each score, and without the diverged cells if there are any."""
+    """The verdict on each claim by each score, also without diverged cells if there are any."""
     columns = [(f"by {one.study.score.title}", one.claims) for one in tested]
     columns += [
         (f"by {one.study.score.title}, without diverged cells", one.without)
@@ -35,7 +35,7 @@ def verdicts_table(tested: Sequence[Tested]) -> Table:
 def claims_table(
     whole: Sequence[Claim], without: Sequence[Claim] | None, margins: Margins
 ) -> Table:
-    """Every part of every claim, with the numbers and the rule."""
+    """Every part of every claim, with its numbers and its rule."""
     head = ["", "claim", "verdict", *(["without diverged"] if without else []), "numbers", "rule"]
     caption = (
         "An advantage is positive where the first of the two settings is better, whether a higher "
@@ -57,7 +57,7 @@ def claims_table(
 
 
 def extremes_table(experiment: Experiment, studies: Sequence[Study]) -> Table | None:
-    """All settings at the two betas that the experiment is about."""
+    """All settings at the two betas that the experiment is about; None if it has none of them."""
     scores = [study for study in studies if study.score.margins]
     points = [point for point in experiment.points if point.beta in EXTREMES]
     if not points or not scores:
@@ -67,14 +67,16 @@ def extremes_table(experiment: Experiment, studies: Sequence[Study]) -> Table | 
         rows.append([beta_or_tau(point.beta), point.series, _seeds(experiment, point)])
         rows[-1] += [_mean(study, point) for study in scores]
     head = ["beta", "setting", "seeds", *(heading(study.score) for study in scores)]
-    return Table("The smallest and the largest beta: mean over seeds, 95 % interval.", head, rows)
+    return Table(
+        "The smallest and the largest beta: mean over seeds and 95 % interval.", head, rows
+    )
 
 
 def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
     """Every metric of every setting: mean over seeds, bootstrap interval, t interval."""
     table = Table(
-        "Mean over seeds; in brackets the 95 % interval with items and seeds resampled together; "
-        "after the t, Student's interval over seeds alone.",
+        "Mean over seeds. The first brackets hold the 95 % interval with items and seeds resampled "
+        "together; the brackets after the t hold Student's interval over seeds alone.",
         ["setting", "seeds", *(heading(study.score) for study in studies)],
         [],
         kind="sortable",
@@ -88,12 +90,13 @@ def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
 
 
 def heading(score: Score) -> str:
+    """The head of a score's column."""
     return f"{score.title} ({score.unit})"
 
 
 def _seeds(experiment: Experiment, point: Point) -> str:
-    diverged, over = experiment.diverged(point)
-    return f"{over}, {diverged} diverged" if diverged else str(over)
+    diverged, ended = experiment.diverged(point)
+    return f"{ended}, {diverged} diverged" if diverged else str(ended)
 
 
 def _mean(study: Study, point: Point, *, over_seeds: bool = False) -> str:
@@ -105,10 +108,10 @@ def _mean(study: Study, point: Point, *, over_seeds: bool = False) -> str:
 
 
 def best_table(studies: Sequence[Study]) -> Table:
-    """Per loss and score the best setting, and what an honest choice of it is worth."""
+    """The best setting of each loss by each score, and what an honest choice scores."""
     table = Table(
-        "The setting with the best mean over seeds, per loss. Its own score flatters it, because "
-        "it was chosen for that; the last column is scored on items that had no part in choosing.",
+        "For each loss, the setting with the best mean over seeds. Its own score flatters it, "
+        "because the same items chose it. In the last column other items score than chose.",
         ["score", "loss", "best setting", "its score", "chosen on one half, scored on the other"],
         [],
     )
@@ -128,7 +131,7 @@ def best_table(studies: Sequence[Study]) -> Table:
 
 
 def sensitivity_table(study: Study) -> Table:
-    """Variance across beta of every series, and its ratios to the losses without tau."""
+    """The variance across beta of every series, and its ratios to the losses without tau."""
     baselines = [name for name in study.sensitivities if name[1] is None]
     head = ["series", "betas", "seeds", "variance observed", "less noise", "95 %"]
     head += [f"ratio to {loss}" for loss, _ in baselines]
@@ -150,9 +153,11 @@ def sensitivity_table(study: Study) -> Table:
     score = study.score
     return Table(
         f"Variance across beta of the mean {score.title} ({score.unit}, squared). Noise makes "
-        "means differ too; what it adds is taken off. Ratios below 1 mean less sensitive; in "
-        "brackets 95 %, after the t Student's over the seeds' own ratios, as observed. Seeds count "
-        "that have all betas, of both series for a ratio; of one seed no noise of seeds is known.",
+        "means differ too; the part that it adds is subtracted. A ratio below 1 means less "
+        "sensitive. The first brackets hold the 95 % interval; the brackets after the t hold "
+        "Student's interval over the seeds' own ratios, as observed. Only seeds that have all "
+        "betas count, and for a ratio only seeds that have them in both series. With one seed, the "
+        "noise of seeds is not known.",
         head,
         rows,
     )
@@ -165,7 +170,7 @@ def _ratio(found: Ratio, seeds: int) -> str:
 
 
 def margins_table(studies: Sequence[Study]) -> Table:
-    """What counts as equal and as better."""
+    """Which differences count as equal, and which as better."""
     rows: list[list[Entry]] = [
         [heading(s.score), f"{m.matches:g}", f"{m.beats:g}", m.because]
         for s in studies

@@ -21,11 +21,14 @@ FIGURES = "report_figures"
 
 
 def write_report(analysis: Analysis, command: str) -> list[Path]:
-    """Writes the report into the experiment's own directory; returns what was written.
+    """Writes the report into the experiment's own directory.
 
     Args:
         analysis: the content.
-        command: that makes this report, for the page to say.
+        command: the command that makes this report; the page shows it.
+
+    Returns:
+        The files that were written, except the pictures.
     """
     folder = analysis.experiment.folder
     sections = [s for s in sections_of(analysis) if s.tables or s.pictures or s.notes]

@@ -12,14 +12,14 @@ from eval.report.read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
 
 
 def results_csv(analysis: Analysis) -> str:
-    """One row per cell, full names of losses and scores; only the last column is a timing."""
+    """One row per cell, with full names of losses and scores. Only the last column is a timing."""
     scores = analysis.found.scores
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         [
             *CELL_COLUMNS,
-            # `loss` is the loss's name already.
+            # The column `loss` already holds the loss's name.
             *("eval_loss" if score.name == "loss" else score.name for score in scores),
             *TRAINING_COLUMNS,
         ]

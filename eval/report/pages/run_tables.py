@@ -21,7 +21,7 @@ FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence
 
 
 def cells_table(experiment: Experiment, found: Found) -> Table:
-    """One row per cell; sorts by a click on a column."""
+    """One row per cell. A click on a column's head sorts the rows."""
     scores = [score for score in found.scores if score.margins or score.name in ("kl", "loss")]
     head = ["cell", "state", "loss", "beta", "tau", "seed", "checkpoints chosen"]
     head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s", "files"]
@@ -31,9 +31,10 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
     ]
     diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
     return Table(
-        "Steps chosen by the first / the second half of the validation pairs. A diverged cell "
-        "(highlighted) is scored by its last finite validation, its answers are of the best one "
-        "before or else the base's. A click on a head sorts.",
+        "The checkpoints are the steps that the first / the second half of the validation pairs "
+        "chose. A diverged cell is highlighted. Its last finite validation scores it, and its "
+        "answers are those of the best checkpoint before, or of the base if there was none. A "
+        "click on a head sorts.",
         head,
         rows,
         highlighted=diverged,
@@ -66,7 +67,7 @@ def _cell_row(
 
 
 def largest_gradient(cell: Cell) -> float:
-    """The largest finite gradient norm of a run; NaN if there is none."""
+    """The largest finite gradient norm of a run; NaN before its first step."""
     return _of_training(cell, "grad_norm", np.max)
 
 
@@ -82,7 +83,7 @@ def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
 
 
 def facts_table(experiment: Experiment) -> Table:
-    """Where the runs came from; several values where cells differ."""
+    """Where the runs came from. An entry holds several values if cells differ."""
     facts = [cell.facts for cell in experiment.cells if cell.facts]
     rows: list[list[Entry]] = []
 
@@ -103,11 +104,11 @@ def facts_table(experiment: Experiment) -> Table:
         "data, dropped rows", [_pairs_of((fact.get("data") or {}).get("dropped")) for fact in facts]
     )
     add("cells", [states_of(experiment)])
-    return Table("What run.json of the cells says.", ["", ""], rows)
+    return Table("The facts in run.json of the cells.", ["", ""], rows)
 
 
 def differing_tables(experiment: Experiment) -> list[Table]:
-    """The settings in which cells differ beside the axes of the grid, if there are any."""
+    """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
     differing = differing_settings(experiment)
     if not differing:
         return []
@@ -116,7 +117,7 @@ def differing_tables(experiment: Experiment) -> list[Table]:
         [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
         for name, values in differing.items()
     ]
-    caption = "Settings in which cells differ, beside loss, beta, tau and seed."
+    caption = "Settings in which cells differ, besides loss, beta, tau and seed."
     return [Table(caption, ["setting", *losses], rows)]
 
 
@@ -125,7 +126,7 @@ def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:
 
 
 def states_of(experiment: Experiment) -> str:
-    """`60 cells: 57 finished, 2 diverged, 1 unfinished`."""
+    """How many cells are in each state: `60 cells: 57 finished, 2 diverged, 1 unfinished`."""
     counts = [
         (experiment.count(state), state)
         for state in ("finished", "diverged", "unfinished", "missing")

@@ -1,4 +1,4 @@
-"""The parts of the page in their order: which tables and pictures stand where."""
+"""The sections of the page, in order, with their tables and pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Section:
 
 
 def sections_of(analysis: Analysis) -> list[Section]:
-    """In the order of the page; those with nothing to show are left out."""
+    """All sections in the order of the page. Some may have nothing to show."""
     experiment, studies = analysis.experiment, analysis.studies
     return [
         *(_verdict(analysis) if analysis.compares else []),
@@ -47,36 +47,38 @@ def sections_of(analysis: Analysis) -> list[Section]:
         ),
         Section(
             "Heat maps",
-            "Mean over seeds; below it the 95 % interval, items and seeds resampled together. Beta "
-            "0.01 and 2.5 are framed.",
+            "A tile shows the mean over seeds, and below it the 95 % interval with items and seeds "
+            "resampled together. Beta 0.01 and 2.5 are framed.",
             pictures=_heat_maps(analysis) if analysis.compares else [],
         ),
         Section(
             "Score and loss against beta",
-            "Means over seeds with 95 % intervals. Values of different losses are of different "
-            "kinds: each is drawn for itself.",
+            "Means over seeds with 95 % intervals. The values of different losses cannot be "
+            "compared, so each loss has its own picture.",
             pictures=_against_beta(analysis) if len(experiment.betas) > 1 else [],
         ),
         Section(
             "Sensitivity to beta",
-            "Dot: variance less noise, with its 95 % interval. Upright line: variance as observed.",
+            "A dot is the variance less noise, with its 95 % interval. An upright line is the "
+            "variance as observed.",
             tables=[comparison_tables.sensitivity_table(one.study) for one in _sensitive(analysis)],
             pictures=[sensitivities(one.study) for one in _sensitive(analysis)],
         ),
         Section(
             "Why",
-            "What the losses did to the log-probs that they saw.",
+            "How the losses moved the log-probs of the validation pairs.",
             tables=diagnosis_tables(experiment),
         ),
         Section(
             "Reward against KL",
-            "A small mark per cell, a large one per setting at its beta. Up and to the left is "
-            "better: more of the score for less distance from the reference.",
+            "A small mark is a cell, a large mark a setting at its beta. Up and to the left is "
+            "better: a higher score at less distance from the reference.",
             pictures=_frontiers(analysis) if analysis.compares else [],
         ),
         Section(
             "Learning curves",
-            "A line per seed; × where a run diverged. Long runs are averaged in 60 bins.",
+            "Each line is a seed, and × marks where a run diverged. Long runs are averaged in 60 "
+            "bins.",
             pictures=learning_curves(experiment),
         ),
         Section("Gradient norms", pictures=gradient_norms(experiment)),
@@ -158,7 +160,7 @@ def _frontiers(analysis: Analysis) -> list[Picture]:
 def _kl_of(
     score: Score, cells: Sequence[Cell], on_pairs: dict[str, float]
 ) -> tuple[dict[str, float], str]:
-    """The KL of a score's own answers where it was measured, else the penalty on the pairs."""
+    """The KL on a score's own answers if it was measured, else the penalty on the pairs."""
     if score.name == "quality":
         found = {cell.name: (quality_of(cell) or {}).get("kl_per_token") for cell in cells}
         known = {name: float(value) for name, value in found.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class Link(NamedTuple):
-    """Text that leads to a file, by its address relative to the page."""
+    """Text that links to a file, by its address relative to the page."""
 
     text: str
     address: str
@@ -21,9 +21,9 @@ class Table:
     """Rows of entries under a head.
 
     Attributes:
-        caption: what it shows, and how.
-        highlighted: numbers of rows to look at first.
-        kind: `sortable` by a click on a column's head, or `claims`.
+        caption: what the table shows, and how.
+        highlighted: numbers of the rows to look at first.
+        kind: `sortable` if a click on a column's head sorts the rows, or `claims`.
     """
 
     caption: str
