@@ -5,8 +5,8 @@
     judge --answers FILE… --judge-model NAME        ratings, appended to one file per judge
     report --judgments FILE… [--baseline MODEL]     the scores
 
-Exit status 0 done, 2 the user's input was wrong (a refused key and an unknown model too), 1
-anything else.
+The exit status is 0 if all is done, 2 if the user's input was wrong (a refused key and an unknown
+model count as that), and 1 for anything else.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def _command(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options of all commands."""
     top = Parser(prog="python -m eval.mt_bench", description="MT-Bench (FastChat's files)")
     commands = top.add_subparsers(required=True, metavar="fetch | generate | judge | report")
     fetch_command.add_options(
         commands.add_parser("fetch", help="download questions, prompts, references")
     )
     generate_command.add_options(commands.add_parser("generate", help="answer the questions"))
-    judge_command.add_options(commands.add_parser("judge", help="have answers judged"))
+    judge_command.add_options(commands.add_parser("judge", help="let a judge rate answers"))
     report_command.add_options(commands.add_parser("report", help="print the scores"))
     return top
 

@@ -19,10 +19,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.data_dir is not None:
         data = load_data(options.data_dir)
         changed = differing(options.data_dir)
-        state = f"differing from FastChat's: {', '.join(changed)}" if changed else "FastChat's own"
+        state = (
+            "these differ from FastChat's: " + ", ".join(changed) if changed else "FastChat's own"
+        )
         print(f"{options.data_dir}: {len(data.questions)} questions; {state}")
         return 0
     folder = default_folder()
     loaded = fetch(folder, options.source)
-    print(f"{folder}: {len(loaded)} files downloaded, all as in FastChat at {COMMIT[:12]}")
+    print(f"{folder}: {len(loaded)} files downloaded; all equal FastChat's at {COMMIT[:12]}")
     return 0

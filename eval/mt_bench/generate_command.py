@@ -14,23 +14,33 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     data_option(command)
     add("--model", required=True, help="Hugging Face folder, PEFT folder, run directory, or hub id")
-    add("--model-id", help="name in the files and tables; default: the last part of --model")
-    add("--seed", type=int, nargs="+", default=[0], help="one file of answers each")
-    add("--template", help="a named chat template; default: the tokenizer's own")
-    add("--system", help="system prompt; default none")
-    add("--temperature", type=at_least(0.0), help="for all questions; default: by category")
-    add("--top-k", type=at_least(0), default=0, help="0: all")
-    add("--top-p", type=at_least(0.0), default=1.0)
-    add("--max-new-tokens", type=at_least(1), help="of a turn; default min(1024, context / 2)")
+    add("--model-id", help="name in the files and tables (default: the last part of --model)")
+    add("--seed", type=int, nargs="+", default=[0], help="seeds; each makes one file of answers")
+    add("--template", help="a named chat template (default: the tokenizer's own)")
+    add("--system", help="system prompt (default: none)")
+    add(
+        "--temperature",
+        type=at_least(0.0),
+        help="temperature of all questions (default: by category)",
+    )
+    add(
+        "--top-k", type=at_least(0), default=0, help="sample from this many tokens (default 0: all)"
+    )
+    add("--top-p", type=at_least(0.0), default=1.0, help="sample from this much probability")
+    add(
+        "--max-new-tokens",
+        type=at_least(1),
+        help="new tokens of a turn (default: min(1024, context / 2))",
+    )
     add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    add("--batch-size", type=at_least(1), default=80, help="conversations at a time")
-    add("--first", type=at_least(1), help="answer only the first questions, for a trial")
-    add("--output", type=Path, help="folder; default mt_bench/model_answer in the grid or run")
+    add("--batch-size", type=at_least(1), default=80, help="conversations at a time (default 80)")
+    add("--first", type=at_least(1), help="answer only this many questions, for a trial")
+    add("--output", type=Path, help="folder (default: mt_bench/model_answer in the grid or run)")
     command.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only this command needs JAX, and loading it takes longer than judging's first answer.
+    # Only this command needs JAX. Loading JAX takes longer than the judge's first answer.
     from eval.mt_bench import answers
     from tddpo_jax.generation.generator import Generator
 
@@ -45,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     model_id = options.model_id or Path(options.model).name
     if not model_id or "/" in model_id:
-        raise UserError(f"--model-id {model_id!r}: must be a name for files")
+        raise UserError(f"--model-id {model_id!r}: must be usable as a file name")
     generator = Generator.from_path(options.model, options.dtype, template=options.template)
     making = answers.record(generator, settings, answers.weights_of(options.model))
     folder = options.output or answers.answers_folder(options.model)
@@ -65,5 +75,5 @@ def _run(options: argparse.Namespace) -> int:
     system = "no system prompt" if settings.system is None else "a system prompt"
     print(f"template {making['template']}, {system}, {making['max_new_tokens']} new tokens a turn")
     if cut:
-        print(f"{cut} answers were given without the beginning of a prompt that did not fit")
+        print(f"{cut} answers did not see the beginning of their prompt, which was too long")
     return 0

@@ -1,4 +1,4 @@
-"""JSON lines: reading with errors that name the row, and appending that survives a kill."""
+"""JSON lines: errors of reading name the row, and appending survives a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tddpo_jax.errors import UserError
 
 
 class Row(pydantic.BaseModel):
-    """One line of a file; keys we do not know are somebody else's and are left alone."""
+    """One line of a file. Unknown keys belong to other programs and are ignored."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -27,19 +27,19 @@ RowT = TypeVar("RowT", bound=Row)
 def read_rows(path: str | Path, kind: type[RowT]) -> list[RowT]:
     """The rows of a JSON-lines file, each validated as `kind`.
 
-    A last line without its newline that is not JSON was torn by a kill and is left out with a
+    If the last line has no newline and is not JSON, a kill cut it off. It is left out with a
     warning.
 
     Raises:
-        UserError: the file cannot be read, or a row is not a `kind`: one line that names file, row
-            and field.
+        UserError: the file cannot be read, or a row is not a `kind`. The message names the file,
+            the row and the field.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if not _is_json(lines[-1]):
-        warnings.warn(f"{path}: the last line is torn and is left out", stacklevel=2)
+        warnings.warn(f"{path}: the last line is cut off and is left out", stacklevel=2)
         lines.pop()
     return [_row(path, number, line, kind) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -69,8 +69,8 @@ def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
 def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields a function that appends one row and hands it to the operating system at once.
 
-    The file and its folder are made if missing, and a torn last line is removed first, so that a
-    killed program loses the row it was writing and no other.
+    A missing file and its folder are made. A last line that was cut off is removed first. A killed
+    program therefore loses the row that it was writing, and no other.
 
     Raises:
         UserError: another process is appending to the file.
@@ -102,4 +102,4 @@ def _repair(file: IO[bytes], path: Path) -> None:
         file.flush()
         return
     file.truncate(len(content) - len(tail))
-    warnings.warn(f"{path}: removed a torn last line of {len(tail)} bytes", stacklevel=3)
+    warnings.warn(f"{path}: removed a cut-off last line of {len(tail)} bytes", stacklevel=3)

@@ -25,20 +25,36 @@ def add_options(command: argparse.ArgumentParser) -> None:
     data_option(command)
     add("--answers", nargs="+", required=True, metavar="FILE_OR_FOLDER", help="model_answer files")
     add("--judge-model", required=True, help="the judge's name at its endpoint")
-    add("--base-url", help="of an OpenAI-compatible endpoint; default: OpenAI's own")
-    add("--api-key-env", metavar="NAME", help="variable with the key; default OPENAI_API_KEY")
-    add("--reference", default="gpt-4", help="whose reference answers: reference_answer/NAME.jsonl")
+    add("--base-url", help="URL of an OpenAI-compatible endpoint (default: OpenAI's own)")
+    add(
+        "--api-key-env", metavar="NAME", help="variable that holds the key (default OPENAI_API_KEY)"
+    )
+    add("--reference", default="gpt-4", help="NAME of reference_answer/NAME.jsonl (default gpt-4)")
     add("--temperature", type=at_least(0.0), default=0.0)
-    add("--max-tokens", type=at_least(1), default=2048, help="of one judgment")
-    add("--concurrency", type=at_least(1), default=8, help="requests at a time")
-    add("--attempts", type=at_least(1), default=3, help="answers asked for until one has a rating")
-    add("--max-retries", type=at_least(0), default=5, help="of one request that fails")
-    add("--timeout", type=at_least(0.0), default=600.0, help="seconds for one request")
-    add("--retry-invalid", action="store_true", help="ask again for those without a rating")
-    add("--output", type=Path, help="judgments; default ../model_judgment/JUDGE_single.jsonl")
-    add("--dry-run", action="store_true", help="send nothing, say what it would take")
-    add("--price-in", type=at_least(0.0), help="per million tokens sent")
-    add("--price-out", type=at_least(0.0), help="per million tokens of judgments")
+    add(
+        "--max-tokens", type=at_least(1), default=2048, help="tokens of one judgment (default 2048)"
+    )
+    add("--concurrency", type=at_least(1), default=8, help="requests at a time (default 8)")
+    add(
+        "--attempts",
+        type=at_least(1),
+        default=3,
+        help="times to ask until an answer has a rating (default 3)",
+    )
+    add(
+        "--max-retries",
+        type=at_least(0),
+        default=5,
+        help="repeats of a request that fails (default 5)",
+    )
+    add(
+        "--timeout", type=at_least(0.0), default=600.0, help="seconds for one request (default 600)"
+    )
+    add("--retry-invalid", action="store_true", help="ask again where there is no valid rating")
+    add("--output", type=Path, help="file (default ../model_judgment/JUDGE_single.jsonl)")
+    add("--dry-run", action="store_true", help="send nothing; print requests, tokens and cost")
+    add("--price-in", type=at_least(0.0), help="price of a million tokens sent")
+    add("--price-out", type=at_least(0.0), help="price of a million tokens of judgments")
     command.set_defaults(run=_run)
 
 
@@ -80,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
     if unrated:
         print(f"{unrated} judgments have no valid rating (see --retry-invalid)")
     for reason, times in failed.items():
-        said = f"{times} requests failed and are asked again by the next run: {reason}"
+        said = f"{times} requests failed; the next run asks them again: {reason}"
         print(said, file=sys.stderr)
     return 1 if failed else 0
 
@@ -105,27 +121,32 @@ def _default_output(answers: Path, judge_model: str) -> Path:
 
 
 def _base_url(given: str | None) -> str | None:
-    """The endpoint's URL; the client itself would read the variable, and not tell."""
+    """The endpoint's URL. The client would read the variable too, but would not tell."""
     url = given or os.environ.get("OPENAI_BASE_URL") or None
     if url is not None and not re.match(r"https?://[^/]", url):
-        # Not quoted: keys are put into URLs, too.
+        # The message does not quote the URL, because some users put keys into URLs.
         raise UserError("--base-url: must begin with http:// or https:// and name a host")
     return url
 
 
 def _api_key(options: argparse.Namespace) -> str:
-    """The key, which is never printed.
+    """The key. It is never printed.
 
-    An endpoint of one's own may want none, so only a variable that was named, or OpenAI itself,
-    must have one.
+    A user's own endpoint may need no key. A key is required if the user named a variable, or if the
+    endpoint is OpenAI's.
+
+    Raises:
+        UserError: a required key is missing, or it holds characters that a header cannot hold.
     """
     name = options.api_key_env or "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip()
     if not key and (options.api_key_env or _base_url(options.base_url) is None):
         raise UserError(f"--api-key-env {name}: the variable is not set")
-    # A key that no header can hold would be quoted in full by the error it causes.
+    # If a header cannot hold the key, the error that follows would quote the key in full.
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"--api-key-env {name}: the variable holds characters that no key has")
+        raise UserError(
+            f"--api-key-env {name}: the variable holds characters that a key cannot have"
+        )
     return key or "none"
 
 
@@ -133,11 +154,11 @@ def _print_estimate(
     options: argparse.Namespace, requests: int, found: Estimate, judge_model: str
 ) -> None:
     print(f"judge       {judge_model}; nothing was sent")
-    print(f"requests    {found.requests}, {requests - found.requests} more are judged already")
+    print(f"requests    {found.requests}; {requests - found.requests} more are already judged")
     print(f"tokens in   about {found.tokens_in:,}, at {BYTES_PER_TOKEN} bytes a token")
     print(f"tokens out  about {found.tokens_out:,}, at most {found.most_tokens_out:,}")
     if options.price_in is None:
-        print("cost        not estimated: give --price-in and --price-out, per million tokens")
+        print("cost        unknown: give --price-in and --price-out, per million tokens")
         return
     expected, most = found.cost(options.price_in, options.price_out)
     print(f"cost        about {expected:.2f}, at most {most:.2f}")

@@ -17,15 +17,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     data_option(command)
     add("--judgments", nargs="+", required=True, metavar="FILE", help="model_judgment files")
-    add("--judge-model", help="whose judgments, where the files hold several judges'")
+    add("--judge-model", help="judge whose ratings count, if the files hold several judges")
     add("--baseline", metavar="MODEL", help="compare the others with this model")
     add(
         "--answers", nargs="+", metavar="FILE_OR_FOLDER", help="count only judgments of these texts"
     )
-    add("--reference", default="gpt-4", help="with --answers: whose reference answers")
-    add("--allow-missing", action="store_true", help="give scores though rows are missing")
-    add("--fastchat-compat", action="store_true", help="FastChat's own numbers, failings included")
-    add("--json", action="store_true")
+    add("--reference", default="gpt-4", help="with --answers: NAME of reference_answer/NAME.jsonl")
+    add("--allow-missing", action="store_true", help="print scores although rows are missing")
+    add(
+        "--fastchat-compat",
+        action="store_true",
+        help="FastChat's own numbers, with its shortcomings",
+    )
+    add("--json", action="store_true", help="JSON instead of text")
     command.set_defaults(run=_run)
 
 
@@ -33,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = read_judgments(options.judgments, options.judge_model)
     if options.fastchat_compat:
         if options.baseline or options.answers:
-            raise UserError("--fastchat-compat: takes neither --baseline nor --answers")
+            raise UserError("--fastchat-compat: cannot be combined with --baseline or --answers")
         plain = fastchat_scores(rows)
         print(json.dumps(plain, indent=2) if options.json else fastchat_text(plain))
         return 0
