@@ -3,7 +3,7 @@
 A `Config` is one cell of a grid, fully resolved: scalars only. A YAML file or a command line may
 give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`): `expand`
 makes one mapping per cell of such a mapping, and `resolve` makes a `Config` of a mapping or raises
-a one-line `ValueError` that names the field.
+a one-line `UserError` that names the field.
 """
 
 from __future__ import annotations

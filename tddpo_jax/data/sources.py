@@ -169,7 +169,7 @@ def _read_hub(name: str, split: str) -> list[Any]:
         raise _missing(name, error) from None
 
 
-def _missing(name: str, error: Exception) -> ValueError:
+def _missing(name: str, error: Exception) -> UserError:
     kind = UserError if Path(name).exists() else NotAtHand
     return kind(f"data {name}: {_one_line(error)}")
 

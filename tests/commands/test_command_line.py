@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_models
 import tiny_runs
 import yaml
 from places import ROOT
@@ -206,8 +207,8 @@ def files(inputs, tmp_path_factory):
     for file in paths["mute"].glob("tokenizer*"):
         file.unlink()
     small = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 32}
-    narrow = tiny_runs.tiny.hugging_face(**{**tiny_runs.SHAPE, **small})
-    paths["narrow"] = tiny_runs.tiny.save(folder / "narrow", narrow)
+    narrow = tiny_models.hugging_face(**{**tiny_runs.SHAPE, **small})
+    paths["narrow"] = tiny_models.save(folder / "narrow", narrow)
     return paths
 
 
