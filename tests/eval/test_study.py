@@ -15,7 +15,7 @@ def value(text):
     return float(text.replace("−", "-").replace("∞", "inf"))
 
 
-@pytest.mark.parametrize(("page", "least"), [("report.md", 150)])
+@pytest.mark.parametrize(("page", "least"), [("report.md", 150), ("README.md", 4)])
 def test_a_number_and_its_interval_have_one_sign(page, least):
     """A difference of 0.079 beside [−0.113, −0.050] would be found here."""
     found = BESIDE.findall((STUDY / page).read_text())
