@@ -36,7 +36,7 @@ LAYERS = (
     "embedded",
 )
 # What all of `eval/` shares comes first, from the ground up; then what measures, side by side.
-EVAL_SHARED = ("uncertainty", "experiment")
+EVAL_SHARED = ("uncertainty", "experiment", "tasks")
 EVAL_LAYERS = ("mt_bench", "quality", "report", "speed")
 # A report is read, computed, put into words, drawn and laid out, in this order.
 REPORT_LAYERS = (

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from eval.experiment import Cell
-from eval.quality.score_file import quality_of
+from eval.quality.quality_file import quality_of
 from eval.report.analysis import Analysis, Tested
 from eval.report.figures.beta_plots import against_beta, sensitivities
 from eval.report.figures.curves import gradient_norms, learning_curves

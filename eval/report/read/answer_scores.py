@@ -13,7 +13,7 @@ from eval.experiment import Cell, Experiment
 from eval.mt_bench.judgments import current
 from eval.mt_bench.report import read_judgments
 from eval.mt_bench.score import scores_of
-from eval.quality.score_file import FILE, quality_of, standing_of
+from eval.quality.quality_file import FILE, quality_of, standing_of
 from eval.report.read.pair_metrics import halves
 from eval.report.read.scores import MARGINS, Score, note
 from tddpo_jax.errors import UserError

@@ -12,7 +12,7 @@ from mt_bench_files import judgment, write_lines
 from synthetic_grid import experiment_cells, steady, write_grid, write_quality
 
 from eval.experiment import read_experiment
-from eval.quality.score_file import standing_of
+from eval.quality.quality_file import standing_of
 from eval.report.read.find_scores import find_scores
 from eval.report.read.pair_metrics import pair_values
 from eval.report.statistics.score_statistics import study_both_ways
