@@ -1,4 +1,4 @@
-"""Everything that measures: answers, speed, reports."""
+"""Programs that measure: answers, speed, and reports on grids."""
 
 import os
 

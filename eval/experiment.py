@@ -1,4 +1,4 @@
-"""Reading a grid or run directory. Nothing here needs a model, or a run that is over."""
+"""Reads a grid or run directory. This needs no model, and the runs may still be under way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAME = re.compile(
 
 
 class Point(NamedTuple):
-    """A setting, or what is made of several: with the best beta or the best tau of them."""
+    """A setting of a loss, or the best of several settings (`beta` or `tau` is then `best`)."""
 
     loss: str
     beta: float | Literal["best"]
@@ -38,24 +38,24 @@ class Point(NamedTuple):
 
     @property
     def text(self) -> str:
-        """For people: `td_dpo, beta 0.01, tau 0.5`."""
+        """The point in words: `td_dpo, beta 0.01, tau 0.5`."""
         parts = [("beta", self.beta), ("tau", self.tau)]
         shown = [_value(name, value) for name, value in parts if value is not None]
         return ", ".join([self.loss, *shown])
 
     @property
     def is_setting(self) -> bool:
-        """False for what is made of several settings."""
+        """False if the point is the best of several settings."""
         return "best" not in (self.beta, self.tau)
 
     @property
     def series(self) -> str:
-        """What a line over beta is called: `td_dpo, tau 0.5`, `dpo`."""
+        """The name of a line over beta: `td_dpo, tau 0.5`, `dpo`."""
         return self.loss if self.tau is None else f"{self.loss}, {_value('tau', self.tau)}"
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Sorts by loss, beta, tau, in the order in which people look for them."""
+        """A key that sorts by loss, beta and tau, with the experiment's losses first."""
         known = self.loss in LOSS_ORDER
         order = LOSS_ORDER.index(self.loss) if known else len(LOSS_ORDER)
         numbers = (_last_if_best(self.beta), _last_if_best(self.tau))
@@ -75,14 +75,15 @@ class Cell:
     """One run.
 
     Attributes:
-        config: None if the run has not begun.
-        facts: `run.json`.
+        config: the run's config; None if the run has not begun.
+        facts: the content of `run.json`.
         records: the lines of `metrics.jsonl`.
-        divergence: where and why it diverged.
-        steps: of the validations whose log-probs are finite, for a run that is over.
-        logps: `[T, P, N]`, of every response of the validation set, in nats; pairs have two,
-            (chosen, rejected).
-        reference: `[P, N]`, the same under the reference.
+        divergence: where and why the run diverged; None if it did not.
+        steps: the steps of the validations whose log-probs are all finite; none before the run has
+            ended.
+        logps: `[T, P, N]`, log-probs in nats of every response of the validation set, at each of
+            `steps`; pairs have two responses, (chosen, rejected).
+        reference: `[P, N]`, the same log-probs under the reference.
         lengths: `[P, N]`, tokens of the responses; NaN for runs that did not keep them.
     """
 
@@ -107,24 +108,27 @@ class Cell:
         return best_metric(self.config.train.best_metric, self.records)
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
+        """Whether the run has finished or diverged."""
         return self.state in ("finished", "diverged")
 
     @property
     def training(self) -> list[Record]:
+        """The records of training steps."""
         return [record for record in self.records if "loss" in record]
 
     @property
     def validations(self) -> list[Record]:
+        """The records of validations."""
         return [record for record in self.records if "eval_loss" in record]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a directory holds.
+    """The cells of a directory.
 
     Attributes:
-        is_grid: False for a directory that is one run.
+        is_grid: False if the directory is one run.
     """
 
     folder: Path
@@ -133,27 +137,31 @@ class Experiment:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """All seeds, ascending."""
         return tuple(sorted({cell.seed for cell in self.cells}))
 
     @property
     def points(self) -> tuple[Point, ...]:
+        """All settings, in the order of `Point.place`."""
         return tuple(sorted({cell.point for cell in self.cells}, key=lambda point: point.place))
 
     @property
     def betas(self) -> tuple[float, ...]:
+        """All betas, ascending."""
         return tuple(sorted({float(point.beta) for point in self.points}))
 
     def diverged(self, point: Point) -> tuple[int, int]:
-        """How many cells of a setting diverged, and how many are over."""
-        own = [cell for cell in self.cells if cell.point == point and cell.over]
+        """How many cells of a setting diverged, and how many have ended."""
+        own = [cell for cell in self.cells if cell.point == point and cell.ended]
         return sum(cell.state == "diverged" for cell in own), len(own)
 
     def count(self, state: State) -> int:
+        """How many cells are in a state."""
         return sum(cell.state == state for cell in self.cells)
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """The cells of a grid directory, of a folder of run directories, or of one run directory.
+    """Reads a grid directory, a folder of run directories, or one run directory.
 
     Raises:
         UserError: the folder holds no run, a file is damaged, or the cells do not belong together.
@@ -179,7 +187,7 @@ def _folders(folder: Path) -> list[Path]:
         return [folder / name for name in read_grid(folder / "grid.json")["cells"]]
     found = sorted(file.parent for file in folder.glob("*/config.yaml"))
     if not found:
-        raise UserError(f"{folder}: is no grid or run directory: no grid.json, no config.yaml")
+        raise UserError(f"{folder}: is not a grid or run directory: no grid.json, no config.yaml")
     return found
 
 
@@ -217,7 +225,7 @@ def _config(file: Path) -> Config:
 def _missing_cell(folder: Path) -> Cell:
     found = _NAME.fullmatch(folder.name)
     if found is None:
-        raise UserError(f"{folder.parent / 'grid.json'}: {folder.name!r} is no name of a cell")
+        raise UserError(f"{folder.parent / 'grid.json'}: {folder.name!r} is not the name of a cell")
     tau = None if found["tau"] is None else float(found["tau"])
     return Cell(
         name=folder.name,
@@ -234,7 +242,7 @@ def _missing_cell(folder: Path) -> Cell:
 
 
 class _Evaluations(NamedTuple):
-    """As in `Cell`."""
+    """The fields of `Cell` that come from its evaluations."""
 
     steps: tuple[int, ...]
     logps: Float[np.ndarray, "T P N"]
@@ -247,7 +255,7 @@ _NOTHING = _Evaluations((), np.zeros((0, 0, 2), np.float32), _NONE, _NONE)
 
 
 def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
-    """Of the validations that are all finite."""
+    """The evaluations in which every number is finite."""
     place = folder / "evaluations"
     tested = [record["step"] for record in records if "eval_loss" in record]
     files = {step: file for step in tested if (file := place / f"{step:06d}.npy").exists()}
@@ -270,7 +278,7 @@ def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
 
 
 def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
-    """Numbers of the validation examples, one for each response; as many as `like` has."""
+    """A file of numbers for each validation response, of the shape of `like` if that is given."""
     try:
         values = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -278,14 +286,14 @@ def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
     if getattr(values, "shape", ())[1:] not in ((1,), (2,)) or values.dtype.kind != "f":
         raise UserError(f"{file}: must hold one number for each response of each validation row")
     if like is not None and values.shape != like.shape:
-        raise UserError(f"{file}: is not of the rows of reference.npy")
+        raise UserError(f"{file}: does not have the rows of reference.npy")
     return values
 
 
 def _check_names(cells: list[Cell]) -> None:
     for cell in cells:
         if cell.config is not None and cell_name(cell.config) != cell.folder.name:
-            raise UserError(f"{cell.folder / 'config.yaml'}: is of {cell_name(cell.config)}")
+            raise UserError(f"{cell.folder / 'config.yaml'}: belongs to {cell_name(cell.config)}")
 
 
 def _check_distinct(cells: list[Cell]) -> None:
@@ -297,7 +305,7 @@ def _check_distinct(cells: list[Cell]) -> None:
 
 
 def _check_same_pairs(cells: list[Cell]) -> None:
-    """Pair by pair comparisons need the same pairs in the same order, and one reference."""
+    """Refuses cells whose pairs differ: comparing pair by pair needs equal pairs in equal order."""
     scored = [cell for cell in cells if cell.steps]
     for cell in scored[1:]:
         first = scored[0]

@@ -1,4 +1,4 @@
-"""Intervals that every report shares. numpy, and scipy for one quantile.
+"""Intervals that every report shares: the bootstrap's and Student's.
 
 U items of a test (questions, prompts, validation pairs), S training seeds, D draws.
 """
@@ -21,7 +21,16 @@ Interval = tuple[float, float]
 def resampled(
     strata: Sequence[str], *, draws: int = DRAWS, seed: int = 0
 ) -> Float[np.ndarray, "D U"]:
-    """How often each item is drawn with replacement; every stratum keeps its size."""
+    """Draws items with replacement within their strata, so that each stratum keeps its size.
+
+    Args:
+        strata: the stratum of each item.
+        draws: number of draws.
+        seed: seed of the random numbers.
+
+    Returns:
+        `[D, U]`, how often each draw holds each item.
+    """
     generator = np.random.default_rng(seed)
     names = np.asarray(strata)
     weights = np.empty((draws, len(names)))
@@ -33,13 +42,13 @@ def resampled(
 
 
 def quantiles(draws: Float[np.ndarray, " D"]) -> Interval:
-    """The percentile interval of draws, those that are NaN left out."""
+    """The 95 % percentile interval of draws. Draws that are NaN are left out."""
     low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def t_interval(values: Float[np.ndarray, " S"]) -> Interval | None:
-    """Student's interval of a mean from independent values; None for fewer than two.
+    """Student's 95 % interval of a mean of independent values; None for fewer than two values.
 
     >>> low, high = t_interval(np.array([1.0, 2.0, 3.0]))
     >>> round(low, 3), round(high, 3)

@@ -35,7 +35,13 @@ LAYERS = (
     "commands",
     "embedded",
 )
+# What all of `eval/` shares comes first, from the ground up; then what measures, side by side.
+EVAL_SHARED = ("uncertainty", "experiment", "tasks")
 EVAL_LAYERS = ("mt_bench", "quality", "report", "speed")
+# A report is read, computed, put into words, drawn and laid out, in this order.
+REPORT_LAYERS = (
+    *("number_formats", "read", "statistics", "analysis", "figures", "pages", "__main__"),
+)
 PURE = ("batches", "losses", "models")
 MODULES_AT_THE_TOP = 6
 # Names that several files have because they mean the same in each.
@@ -117,14 +123,43 @@ def test_no_file_needs_itself(top):
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_what_eval_shares_points_down():
+    """A shared module of `eval/` imports those before it, and nothing that measures."""
+    for number, name in enumerate(EVAL_SHARED):
+        for file in _files_named(EVAL, name):
+            allowed = {"__init__", *EVAL_SHARED[: number + 1]}
+            assert set(layers_imported(file, "eval")) <= allowed, file
+
+
 def test_folders_of_eval_need_no_other():
-    """What measures one thing knows nothing of what measures another, but for its files."""
+    """What measures one thing knows nothing of what measures another, except for its files."""
     allowed = {"report": {"mt_bench", "quality"}}
+    modules = {path.stem for path in EVAL.iterdir() if path.name != "__pycache__"}
+    # A study holds results and no program.
+    assert modules - {"__init__", "README", "study"} == {*EVAL_SHARED, *EVAL_LAYERS}
     for folder in EVAL_LAYERS:
         for file in files_of(EVAL / folder):
             for other, name in layers_imported(file, "eval").items():
                 beside = other in EVAL_LAYERS and other != folder
                 assert not beside or other in allowed.get(folder, ()), f"{file}: {name}"
+
+
+def test_a_report_goes_one_way():
+    """Within `eval/report`, a folder or module imports only itself and those before it."""
+    report = EVAL / "report"
+    names = {path.stem for path in report.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names - {"__init__", "__pycache__"} == set(REPORT_LAYERS)
+    for number, name in enumerate(REPORT_LAYERS):
+        for file in _files_named(report, name):
+            for imported in imports(file):
+                if imported.startswith("eval.report."):
+                    other = imported.split(".")[2]
+                    assert other in REPORT_LAYERS[: number + 1], f"{file}: {imported}"
+
+
+def _files_named(folder, name):
+    """The module or the modules of the folder of this name."""
+    return files_of(folder / name) if (folder / name).is_dir() else [folder / f"{name}.py"]
 
 
 def test_the_package_needs_no_program():
@@ -158,6 +193,14 @@ def test_tests_mirror_the_package():
         "conftest.py",
         Path(__file__).name,
     }
+
+
+def test_tests_mirror_eval():
+    def folders(top):
+        found = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_dir()}
+        return {name for name in found if "__pycache__" not in name}
+
+    assert folders(ROOT / "tests" / "eval") <= folders(EVAL)
 
 
 def test_eval_is_never_a_name():

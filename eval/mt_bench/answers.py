@@ -1,8 +1,8 @@
-"""Has a model answer the questions: one file per model and seed, with all that made it on record.
+"""Lets a model answer the questions. Each model and seed has a file, which records how it was made.
 
-FastChat's protocol (lm-sys/FastChat, `gen_model_answer.py`): the temperature depends on the
-category, 1,024 new tokens a turn, no system prompt, and the second question is asked behind the
-first answer. Unlike there, the template is never guessed from the model's name.
+The protocol is FastChat's (lm-sys/FastChat, `gen_model_answer.py`): the temperature depends on the
+category, a turn has up to 1,024 new tokens, there is no system prompt, and the second question
+follows the first answer. Unlike FastChat, we never guess the template from the model's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.weights.locate import resolve
 from tddpo_jax.weights.tensor_files import content_hash, files_hash
 
-# FastChat's temperature_config; the categories that are not here are greedy.
+# FastChat's temperature_config. Categories that are not listed are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 NEW_TOKENS = 1024
 
@@ -60,9 +60,13 @@ class Settings:
     """How to generate.
 
     Attributes:
-        template: a name of `tddpo_jax.data.templates.NAMED`; None: the tokenizer's own.
-        temperature: for every question; None: FastChat's, by category.
-        max_new_tokens: of one turn; None: 1,024, or half the model's context if that is less.
+        template: a name of `tddpo_jax.data.templates.NAMED`; None for the tokenizer's own.
+        system: the system prompt; None for no system prompt.
+        temperature: the temperature of every question; None for FastChat's, by category.
+        top_k: sample from this many tokens; 0 for all.
+        top_p: sample from the likeliest tokens of this probability.
+        max_new_tokens: new tokens of one turn; None for 1,024, or for half the model's context if
+            that is less.
     """
 
     template: str | None = None
@@ -73,6 +77,7 @@ class Settings:
     max_new_tokens: int | None = None
 
     def temperature_of(self, question: Question) -> float:
+        """The temperature for a question; 0 is greedy."""
         if self.temperature is not None:
             return self.temperature
         if question.required_temperature is not None:
@@ -81,16 +86,16 @@ class Settings:
 
 
 def record(generator: Generates, settings: Settings, weights: str) -> dict[str, Any]:
-    """What every row of an answer file says of its making; a file holds answers of one making only.
+    """How answers are made, as every row of a file records it. One file has one such record.
 
     Raises:
-        UserError: the template is unknown or does not fit the tokenizer; no room for new tokens in
-            the context.
+        UserError: the template is unknown or does not fit the tokenizer, or the context has no room
+            for new tokens.
     """
     style = chat_format(generator.tokenizer, settings.template)
     if settings.template is None and style.name != "tokenizer":
         warnings.warn(
-            f"the tokenizer has no chat template, {style.name!r} is used: see --template",
+            f"the tokenizer has no chat template; {style.name!r} is used (see --template)",
             stacklevel=2,
         )
     new_tokens = settings.max_new_tokens or min(NEW_TOKENS, generator.context // 2)
@@ -112,12 +117,13 @@ def record(generator: Generates, settings: Settings, weights: str) -> dict[str, 
 
 
 def weights_of(model: str) -> str:
-    """The hash of a model's config and weights, and of its adapter's, if it has one.
+    """The hash of a model's config and weights, and of its adapter's if it has one.
 
-    So that answers are not continued by another model, a run trained again into its directory say.
+    It prevents that another model continues a file of answers, for example a run that was trained
+    again in the same directory.
 
     Raises:
-        UserError: as `model_files.resolve`.
+        UserError: as `tddpo_jax.weights.locate.resolve`.
     """
     files = resolve(model)
     base = content_hash(files.base)
@@ -127,9 +133,10 @@ def weights_of(model: str) -> str:
 
 
 def answers_folder(model: str) -> Path:
-    """Where `eval.report` looks for a model's score: `mt_bench` in its grid or run directory.
+    """The folder of a model's answers.
 
-    A model that is neither has its answers in `mt_bench` of the working directory.
+    It lies in `mt_bench` in the model's grid or run directory, where `eval.report` looks for
+    scores. For a model of neither, it lies in `mt_bench` in the working directory.
     """
     run = Path(model)
     if not (run / "run.json").is_file():
@@ -142,16 +149,17 @@ def answers_folder(model: str) -> Path:
 
 
 def answer_path(folder: Path, model_id: str, seed: int) -> Path:
+    """The file of a model's answers with one seed."""
     return folder / f"{model_id}-seed{seed}.jsonl"
 
 
 def unanswered(
     questions: Sequence[Question], path: Path, making: Mapping[str, Any]
 ) -> list[Question]:
-    """The questions that a file, which need not exist, has no answer to.
+    """The questions that a file does not answer. The file need not exist.
 
     Raises:
-        UserError: the file was made in another way: names what differs.
+        UserError: the file was made in another way. The message names what differs.
     """
     rows = read_rows(path, Answer) if path.exists() else []
     for row in rows:
@@ -180,15 +188,23 @@ def generate_answers(
 ) -> int:
     """Answers, for every seed, the questions that its file lacks.
 
-    Batches run over the seeds and are written when both turns are there, so that a kill loses one
-    batch. What is in a batch with what changes no answer: every one has a random key of its own.
+    A batch may hold several seeds. It is written when both turns are there, so a kill loses one
+    batch. The composition of a batch changes no answer, because every answer has its own random
+    key.
 
     Args:
-        making: from `record`.
+        generator: the model.
+        questions: the questions, in order.
+        model_id: the model's name in files and rows.
+        seeds: the seeds, one file each.
+        folder: the folder of the files.
+        settings: how to generate.
+        making: how answers are made, from `record`.
         batch_size: conversations generated at a time.
+        screen: shows progress.
 
     Returns:
-        How many answers were given without the beginning of a prompt that did not fit.
+        How many answers did not see the beginning of their prompt, because the prompt was too long.
     """
     with contextlib.ExitStack() as stack:
         append, items = {}, []

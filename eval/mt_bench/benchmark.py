@@ -13,7 +13,7 @@ from pydantic import Field
 from eval.mt_bench.json_lines import Row, read_rows
 from tddpo_jax.errors import UserError
 
-# FastChat's NEED_REF_CATS: for these the judge is shown a reference answer.
+# FastChat's NEED_REF_CATS: for these categories the judge sees a reference answer.
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 
 QUESTIONS = "mt_bench/question.jsonl"
@@ -21,6 +21,8 @@ JUDGE_PROMPTS = "judge_prompts.jsonl"
 
 
 class Question(Row):
+    """A row of `question.jsonl`."""
+
     question_id: int
     category: str
     turns: tuple[str, str]
@@ -28,6 +30,8 @@ class Question(Row):
 
 
 class JudgePrompt(Row):
+    """A row of `judge_prompts.jsonl`."""
+
     name: str
     type: str
     system_prompt: str
@@ -35,11 +39,13 @@ class JudgePrompt(Row):
 
 
 class Choice(Row):
+    """The two turns of an answer."""
+
     turns: tuple[str, str]
 
 
 class Answer(Row):
-    """A row of `model_answer/<model>.jsonl`; the last three keys are ours."""
+    """A row of `model_answer/<model>.jsonl`. The last three keys are ours."""
 
     question_id: int
     answer_id: str = ""
@@ -52,17 +58,20 @@ class Answer(Row):
 
     @property
     def turns(self) -> tuple[str, str]:
+        """The text of both turns."""
         return self.choices[0].turns
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a judgment depends on beside the answer and the judge.
+    """What a judgment depends on besides the answer and the judge.
 
     Attributes:
-        questions, prompts, references: by question id, prompt name, question id.
-        record: what every judgment says of these files: their SHA-256, the reference's name, the
-            number of questions.
+        questions: the questions, by id.
+        prompts: the judge's prompts, by name.
+        references: the reference answers, by question id.
+        record: what every judgment records about these files: their SHA-256, the reference's name,
+            the number of questions.
     """
 
     questions: Mapping[int, Question]
@@ -73,7 +82,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerFile:
-    """The answers of one model and seed. FastChat knows them by `model`, the stem of the file."""
+    """The answers of one model and seed. FastChat names them by `model`, the stem of the file."""
 
     path: Path
     model: str
@@ -86,7 +95,7 @@ def load_data(folder: str | Path, reference: str = "gpt-4") -> Data:
     """Reads FastChat's `data` folder.
 
     Raises:
-        UserError: a file is missing or a row is wrong; names the file and the row.
+        UserError: a file is missing or a row is wrong. The message names the file and the row.
     """
     folder = Path(folder)
     if not (folder / QUESTIONS).exists():
@@ -114,8 +123,8 @@ def load_data(folder: str | Path, reference: str = "gpt-4") -> Data:
 def load_answers(path: str | Path) -> AnswerFile:
     """Reads one `model_answer` file: one model, one seed.
 
-    A file without our `seed` key is somebody else's: its model is the stem of its name, as FastChat
-    has it.
+    A file without our `seed` key was made by another program. Its model is the stem of its name, as
+    in FastChat.
 
     Raises:
         UserError: a row is wrong, a question is answered twice, or the file mixes models or seeds.
@@ -134,8 +143,8 @@ def answer_files(paths: Iterable[str | Path]) -> list[AnswerFile]:
     """Reads answer files, and all `*.jsonl` of a folder.
 
     Raises:
-        UserError: as `load_answers`; two files are of the same model and seed; a folder holds no
-            answers.
+        UserError: as `load_answers`; or two files have the same model and seed; or a folder holds
+            no answers.
     """
     files: dict[tuple[str, int | None], AnswerFile] = {}
     stems: dict[str, Path] = {}
@@ -162,6 +171,7 @@ def _expanded(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -169,6 +179,6 @@ def _by_id(path: Path, rows: list[Any]) -> dict[int, Any]:
     by_id: dict[int, Any] = {}
     for row in rows:
         if row.question_id in by_id:
-            raise UserError(f"{path}: question {row.question_id} is there twice")
+            raise UserError(f"{path}: question {row.question_id} appears twice")
         by_id[row.question_id] = row
     return by_id

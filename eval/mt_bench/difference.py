@@ -1,8 +1,8 @@
-"""How sure one can be of a score, and of the difference between two models.
+"""The uncertainty of a score, and of the difference between two models.
 
-Both turns of a question, and its answers under all seeds, rise and fall together, so what is
-resampled or flipped is a whole question. Drawing stays within categories, because there are ten
-questions of each by design. S seeds, Q questions, D draws.
+The ratings of one question, in both turns and under all seeds, rise and fall together. Therefore
+whole questions are resampled or flipped. Questions are drawn within their categories, because the
+benchmark has ten of each by design. S seeds, Q questions, D draws.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ POWER = 0.8
 
 
 def interval(scores: Scores) -> tuple[float, float] | None:
-    """The bootstrap percentile interval of the score, over questions within their categories."""
+    """The bootstrap percentile interval of the score, over questions within their categories.
+
+    None if a seed has no valid rating.
+    """
     if mean(scores.ratings) is None:
         return None
     weights = resampled(scores.categories)
@@ -34,13 +37,15 @@ class Difference:
     """A model against a baseline, question by question.
 
     Attributes:
-        mean: of the model minus the baseline, over the questions both have.
-        interval: 95 %, bootstrap over questions within category.
-        standard_error: of `mean`, from the spread of the differences within their categories.
-        p_value: two-sided, of a sign-flip test: were the two alike, each question's difference
-            could as well have the other sign.
+        mean: the model's score minus the baseline's, over the questions that both have.
+        interval: 95 %, bootstrap over questions within their categories.
+        standard_error: the standard error of `mean`, from the spread of the differences within
+            their categories.
+        p_value: two-sided, of a sign-flip test. If the models were alike, each question's
+            difference could as well have the other sign.
         smallest_detectable: the true difference that a comparison with this standard error would
-            find in four cases of five, at the 5 % level.
+            find in four of five cases, at the 5 % level.
+        questions: the number of questions that both have.
     """
 
     baseline: str
@@ -53,7 +58,10 @@ class Difference:
 
 
 def difference(scores: Scores, baseline: Scores) -> Difference | None:
-    """The paired comparison; None if no question has ratings of both in the same turn."""
+    """Compares two models question by question.
+
+    None if there is no question that both have a rating of in the same turn.
+    """
     shared = sorted(set(scores.questions) & set(baseline.questions))
     pairs = _per_turn(scores, shared) - _per_turn(baseline, shared)
     kept = np.isfinite(pairs).any(axis=1)
@@ -77,7 +85,7 @@ def difference(scores: Scores, baseline: Scores) -> Difference | None:
 
 
 def _per_turn(scores: Scores, questions: Sequence[int]) -> Float[np.ndarray, "Q 2"]:
-    """The mean over the seeds that have a rating; NaN where none has."""
+    """The mean over the seeds that have a rating; NaN if none has one."""
     places = [scores.questions.index(question) for question in questions]
     ratings = scores.ratings[:, places]
     counts = np.isfinite(ratings).sum(axis=0)
@@ -86,7 +94,7 @@ def _per_turn(scores: Scores, questions: Sequence[int]) -> Float[np.ndarray, "Q 
 
 
 def stratified_error(deltas: Float[np.ndarray, " Q"], categories: Sequence[str]) -> float:
-    """The standard error of the mean of questions drawn within categories of fixed size."""
+    """The standard error of a mean over questions, drawn within categories of fixed size."""
     names = np.asarray(categories)
     total = 0.0
     for name in dict.fromkeys(categories):
@@ -96,7 +104,7 @@ def stratified_error(deltas: Float[np.ndarray, " Q"], categories: Sequence[str])
 
 
 def sign_flip(deltas: Float[np.ndarray, " Q"], *, draws: int = DRAWS, seed: int = 0) -> float:
-    """The share of sign patterns, the observed one among them, whose mean is as far from 0."""
+    """The share of random sign patterns, with the observed one, whose mean is as far from 0."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, len(deltas)))
     observed = abs(deltas.sum())
     extreme = np.abs(signs @ deltas) >= observed - 1e-9

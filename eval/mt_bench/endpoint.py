@@ -1,8 +1,8 @@
 """A judge's endpoint: the client, the parameters it accepts, and what its errors mean.
 
-What can go wrong falls into three kinds. The user must act (a refused key, an unknown model):
-`UserError`. Nothing more can be had for now (the quota is spent): `JudgeStopped`. This request
-failed, another may succeed: `RequestFailed`.
+Errors are of three kinds. The user must act, because the key is refused or the model is unknown:
+`UserError`. No request can succeed for now, because the quota is spent: `JudgeStopped`. This
+request failed, and another may succeed: `RequestFailed`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tddpo_jax.errors import UserError
 
 Parameters = dict[str, int | float]
 
-# The limit on new tokens has two names and some endpoints know neither.
+# The limit on new tokens has two names. Some endpoints know neither.
 NEXT_TOKEN_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": None}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 REFUSAL = re.compile(
@@ -28,15 +28,15 @@ REFUSAL = re.compile(
 
 
 class JudgeStopped(RuntimeError):
-    """No further request can succeed now; what was judged is stored."""
+    """No further request can succeed for now. All judgments so far are stored."""
 
 
 class RequestFailed(RuntimeError):
-    """One request got no answer of the judge; the same one may, later."""
+    """The judge did not answer one request. The same request may succeed later."""
 
 
 class RequestRefused(RequestFailed):
-    """The endpoint will not answer this request: its text is too long, say, or not to its taste."""
+    """The endpoint refuses this request, for example because its text is too long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,14 @@ class Judge:
 
     Attributes:
         model: the judge's name at its endpoint.
-        base_url: of an OpenAI-compatible endpoint; None: OpenAI's own.
-        key_name: the environment variable that holds the key, for messages.
-        attempts: answers asked for before a request without a rating is given up as invalid.
-        max_retries: repeats by the client after 408, 409, 429, 5xx and broken connections; it waits
-            as a `Retry-After` of up to 120 s says.
-        timeout: seconds.
+        base_url: the URL of an OpenAI-compatible endpoint; None for OpenAI's own.
+        key_name: the environment variable that holds the key; messages name it.
+        max_tokens: the limit on tokens of one judgment.
+        attempts: how often to ask before a request without a rating counts as invalid.
+        concurrency: requests at a time.
+        max_retries: how often the client repeats a request after 408, 409, 429, 5xx and broken
+            connections. It obeys a `Retry-After` of up to 120 s.
+        timeout: seconds for one request.
     """
 
     model: str
@@ -65,11 +67,12 @@ class Judge:
 
     @property
     def requested(self) -> Parameters:
+        """The sampling that is wanted."""
         return {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
     @property
     def where(self) -> str | None:
-        """The base URL as it may be written down: no user, password or query, where keys hide."""
+        """The base URL without user, password and query: keys may hide there."""
         if self.base_url is None:
             return None
         url = urllib.parse.urlsplit(self.base_url)
@@ -80,10 +83,11 @@ class Judge:
 
 @dataclasses.dataclass
 class Session:
-    """An open client and what one run has learnt of the endpoint.
+    """An open client, and what one run has learnt about the endpoint.
 
     Attributes:
-        parameters: the sampling the endpoint is known to accept; replaced, never changed in place.
+        parameters: the sampling that the endpoint is known to accept. The dict is replaced, never
+            changed in place.
     """
 
     client: openai.AsyncOpenAI
@@ -94,11 +98,11 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What a judge said.
+    """What a judge answered.
 
     Attributes:
-        retries: requests the client repeated before it came.
-        parameters: the sampling it was asked with.
+        retries: how often the client repeated the request.
+        parameters: the sampling of the request.
     """
 
     text: str
@@ -125,7 +129,7 @@ class Usage(pydantic.BaseModel):
 
 
 class Completion(pydantic.BaseModel):
-    """The parts of a chat completion that are used; validated, which the client does not do."""
+    """The parts of a chat completion that are used. The client does not validate them; we do."""
 
     model: str | None = None
     choices: list[Choice] = pydantic.Field(min_length=1)
@@ -143,7 +147,7 @@ def client(judge: Judge, key: str) -> openai.AsyncOpenAI:
 
 
 async def _no_retry_of_quota(response: Any) -> None:
-    """A response hook: the client repeats every 429, but a spent quota does not come back."""
+    """A response hook. The client repeats every 429, but a spent quota does not come back."""
     if response.status_code != 429:
         return
     body = await response.aread()
@@ -152,10 +156,10 @@ async def _no_retry_of_quota(response: Any) -> None:
 
 
 async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | None:
-    """One chat completion, or None if what came back is not one.
+    """Asks for one chat completion; None if the answer is not one.
 
-    Parameters that the endpoint refuses are replaced or dropped in `session.parameters`, for all
-    later requests.
+    Parameters that the endpoint refuses are replaced or dropped in `session.parameters`, for this
+    and all later requests.
 
     Raises:
         UserError, JudgeStopped, RequestFailed: as the head of this file says.
@@ -173,8 +177,8 @@ async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | 
             accepted = without_refused(sent, error, session.judge.max_tokens)
             if accepted is None:
                 raise explained(error, session) from None
-            # Requests under way at the same time are refused for the same reason: the first one's
-            # finding stays.
+            # Other requests under way are refused for the same reason. The first one's finding
+            # stays.
             if session.parameters is sent:
                 session.parameters = accepted
             continue
@@ -202,9 +206,9 @@ def _reply(body: str, response: Any, parameters: Parameters) -> Reply | None:
 def without_refused(
     parameters: Parameters, error: openai.APIError, max_tokens: int
 ) -> Parameters | None:
-    """The parameters without those an error refuses; None if the error is about something else.
+    """The parameters without those that an error refuses; None if it is about something else.
 
-    A token limit is not dropped at first, but tried under its other name.
+    A token limit is first tried under its other name, and dropped only if that is refused too.
     """
     if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
         return None
@@ -219,14 +223,14 @@ def without_refused(
 def _refuses(error: openai.APIError, name: str) -> bool:
     if error.code in ("unsupported_parameter", "unsupported_value") and error.param is not None:
         return error.param == name
-    # Some endpoints say it in words only. A limit that is too large names the parameter too, hence
-    # the second pattern.
+    # Some endpoints refuse in words only. An error about a limit that is too large also names the
+    # parameter; the second pattern tells the two apart.
     said = str(error.message)
     return bool(re.search(rf"\b{name}\b", said) and REFUSAL.search(said))
 
 
 def explained(error: openai.APIError, session: Session) -> Exception:
-    """The exception, with one line that says what happened, to raise instead of the client's."""
+    """The exception to raise in place of the client's, with one line that says what happened."""
     judge = session.judge
     where = judge.where or "the OpenAI API"
     if isinstance(error, openai.APITimeoutError):
@@ -251,5 +255,5 @@ def explained(error: openai.APIError, session: Session) -> Exception:
 
 
 def _hidden(text: str, key: str) -> str:
-    """The text without the key, should an endpoint repeat it; a short placeholder is no secret."""
+    """The text without the key: an endpoint may repeat it. A short placeholder is not a secret."""
     return text.replace(key, "[key]") if len(key) >= 8 else text

@@ -1,4 +1,4 @@
-"""What judging will cost, before anything is sent."""
+"""The cost of judging, estimated before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from eval.mt_bench.endpoint import Judge
 from eval.mt_bench.judgments import Judgment
 from eval.mt_bench.requests import Request
 
-# English text in the tokenizers of current judges; chat markup adds a few tokens a message.
+# For English text and the tokenizers of current judges. Chat markup adds a few tokens a message.
 BYTES_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
-# A judgment's length where no row of this judge tells it; a judge that reasons first writes far
-# more.
+# The length of a judgment, if there is no row of this judge yet. A judge that reasons first writes
+# far more.
 TOKENS_PER_JUDGMENT = 300
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Requests, tokens, and the tokens of judgments if every one of them ran to the limit."""
+    """Requests, tokens, and the tokens of judgments if every judgment reached the limit."""
 
     requests: int
     tokens_in: int
@@ -37,10 +37,12 @@ class Estimate:
 
 
 def estimate(requests: Sequence[Request], rows: Sequence[Judgment], judge: Judge) -> Estimate:
-    """Sizes up a run in which every request is answered once.
+    """Estimates a run in which the judge answers every request once.
 
     Args:
-        rows: earlier judgments; the mean length of this judge's is used where there are any.
+        requests: the requests to send.
+        rows: earlier judgments. If this judge made any, their mean length is used.
+        judge: whom to ask.
     """
     lengths = [
         row.usage["completion_tokens"] / row.attempts

@@ -22,21 +22,22 @@ CHECKSUMS = {
 
 
 def default_folder() -> Path:
-    """Where `fetch` puts the files and the other commands look for them, under the user's cache."""
+    """The folder in the user's cache where `fetch` puts the files and other commands find them."""
     return cache_folder() / f"mt_bench-{COMMIT[:12]}"
 
 
 def fetch(folder: Path, source: str = SOURCE) -> list[Path]:
-    """Downloads what `folder` lacks.
+    """Downloads the files that `folder` lacks.
 
     Args:
+        folder: the folder for the files.
         source: URL of FastChat's `data` folder, or of a mirror of it.
 
     Returns:
         The files that were downloaded.
 
     Raises:
-        OSError: the source cannot be reached, or what it sent is not the pinned file.
+        OSError: the source cannot be reached, or it sent something other than the pinned file.
     """
     wanted = [name for name in CHECKSUMS if not _is_pinned(folder / name, CHECKSUMS[name])]
     return [_download(f"{source}/{name}", folder / name, CHECKSUMS[name]) for name in wanted]
@@ -54,7 +55,7 @@ def _download(url: str, path: Path, checksum: str) -> Path:
         raise OSError(f"{url}: {error}") from None
     found = hashlib.sha256(content).hexdigest()
     if found != checksum:
-        raise OSError(f"{url}: its SHA-256 is {found[:12]}, the pinned file's is {checksum[:12]}")
+        raise OSError(f"{url}: its SHA-256 is {found[:12]}, expected {checksum[:12]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_file(path) as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""JSON lines: reading with errors that name the row, and appending that survives a kill."""
+"""JSON lines: errors of reading name the row, and appending survives a kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tddpo_jax.system.json_files import whole_lines
 
 
 class Row(pydantic.BaseModel):
-    """One line of a file; keys we do not know are somebody else's and are left alone."""
+    """One line of a file. Unknown keys belong to other programs and are ignored."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
@@ -28,18 +28,19 @@ RowT = TypeVar("RowT", bound=Row)
 def read_rows(path: str | Path, kind: type[RowT]) -> list[RowT]:
     """The rows of a JSON-lines file, each validated as `kind`.
 
-    A torn last line is left out with a warning.
+    If the last line has no newline and is not JSON, a kill cut it off. It is left out with a
+    warning.
 
     Raises:
-        UserError: the file cannot be read, or a row is not a `kind`: one line that names file, row
-            and field.
+        UserError: the file cannot be read, or a row is not a `kind`. The message names the file,
+            the row and the field.
     """
     try:
         lines, torn = whole_lines(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if torn:
-        warnings.warn(f"{path}: the last line is torn and is left out", stacklevel=2)
+        warnings.warn(f"{path}: the last line is cut off and is left out", stacklevel=2)
     return [_row(path, number, line, kind) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -58,8 +59,8 @@ def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
 def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields a function that appends one row and hands it to the operating system at once.
 
-    The file and its folder are made if missing, and a torn last line is removed first, so that a
-    killed program loses the row it was writing and no other.
+    A missing file and its folder are made. A last line that was cut off is removed first. A killed
+    program therefore loses the row that it was writing, and no other.
 
     Raises:
         UserError: another process is appending to the file.
@@ -86,7 +87,7 @@ def _repair(file: IO[bytes], path: Path) -> None:
     lines, torn = whole_lines(content)
     if torn:
         file.truncate(len(content) - len(torn))
-        warnings.warn(f"{path}: removed a torn last line of {len(torn)} bytes", stacklevel=3)
+        warnings.warn(f"{path}: removed a cut-off last line of {len(torn)} bytes", stacklevel=3)
     elif lines[-1]:
         file.write(b"\n")
         file.flush()

@@ -1,8 +1,8 @@
-"""Has answers judged: what is asked, how many at a time, and when a run gives up.
+"""Lets a judge rate answers: which requests, how many at a time, and when a run gives up.
 
-An answer of the judge that is truncated or holds no rating is asked for again a few times; then an
-invalid row is written that no mean ever counts. A request that fails is counted and not written:
-the next run asks again.
+If the judge's answer is cut off or holds no rating, it is asked again a few times. Then an invalid
+row is written, which no mean ever counts. A request that fails is counted and not written: the next
+run asks it again.
 """
 
 from __future__ import annotations
@@ -28,28 +28,31 @@ from eval.mt_bench.endpoint import (
 from eval.mt_bench.judgments import Judgment, Key, by_key, latest_keys
 from eval.mt_bench.requests import Request, parse_rating, request_hash
 
-# Requests that fail one after another, none succeeding between, before the run stops. One that is
-# refused for its own sake says little about the next.
+# A run stops after so many requests in a row have failed. A refused request says little about the
+# next one, so more of them are allowed.
 FAILURES_IN_A_ROW = 5
 REFUSALS_IN_A_ROW = 20
 
 
 @dataclasses.dataclass
 class Tally:
-    """How a run goes: requests judged, failed since the last success, and why they failed."""
+    """How a run goes: requests judged, failures since the last success, and their reasons."""
 
     judged: int = 0
     in_a_row: int = 0
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def succeeded(self) -> None:
+        """Counts a success."""
         self.judged += 1
         self.in_a_row = 0
 
     def failed(self, failure: RequestFailed) -> None:
-        """
+        """Counts a failure.
+
         Raises:
-            JudgeStopped: too many failed one after another; for an endpoint never heard of, one.
+            JudgeStopped: too many requests failed in a row. If the endpoint has never answered, one
+                is too many.
         """
         self.reasons[str(failure)] += 1
         self.in_a_row += 1
@@ -58,11 +61,13 @@ class Tally:
         else:
             limit = FAILURES_IN_A_ROW if self.judged else 1
         if self.in_a_row >= limit:
-            raise JudgeStopped(f"{self.in_a_row} requests failed one after another: {failure}")
+            first = limit == 1
+            said = "the first request failed" if first else f"{limit} requests failed in a row"
+            raise JudgeStopped(f"{said}: {failure}")
 
 
 def key_of(request: Request, judge: Judge) -> Key:
-    """What a judgment of this request is found by."""
+    """The key that finds a judgment of this request."""
     slot = request.model, judge.model, request.question_id, request.turn
     return slot, request.prompt, request_hash(judge.model, request, judge.requested)
 
@@ -74,7 +79,7 @@ def pending(
     *,
     retry_invalid: bool = False,
 ) -> list[Request]:
-    """The requests that no row answers: another text, prompt or sampling is another request."""
+    """The requests that no row answers. Another text, prompt or sampling is another request."""
     known = by_key(rows)
     done = {key for key, row in known.items() if row.rating is not None or not retry_invalid}
     return [request for request in requests if key_of(request, judge) not in done]
@@ -85,8 +90,8 @@ def carried_over(
 ) -> list[Judgment]:
     """Rows to write again, because an answer was changed, judged, and changed back.
 
-    Nothing is asked for them: the copy makes the current row the last one of its slot, which is how
-    `judgments.current` knows it where there are no answer files.
+    The judge is not asked again. The copy makes the current row the last one of its slot: without
+    answer files, `judgments.current` takes the last row for the current one.
     """
     known = by_key(rows)
     latest = latest_keys(rows)
@@ -95,7 +100,7 @@ def carried_over(
 
 
 def accepted_before(rows: Sequence[Judgment], judge: Judge) -> Parameters:
-    """The parameters that the same judge accepted in an earlier run, else the ones wanted."""
+    """The parameters that the same judge accepted in an earlier run, else the wanted ones."""
     for row in reversed(rows):
         same = row.judge[0] == judge.model and row.base_url == judge.where
         if same and row.requested == judge.requested and row.parameters is not None:
@@ -113,16 +118,19 @@ def run(
     append: Callable[[Mapping[str, Any]], None],
     update: Callable[[int, int], None],
 ) -> Counter[str]:
-    """Judges every request; each judgment is appended as soon as it comes.
+    """Judges every request. Each judgment is appended as soon as it comes.
 
     Args:
-        key: for the endpoint; it is in no row and no message.
-        parameters: sampling to start with, as `accepted_before` says.
+        requests: the requests, in order.
+        judge: whom to ask and how.
+        key: the endpoint's key. No row and no message holds it.
+        parameters: the sampling to start with, from `accepted_before`.
         data: `Data.record`, written into every row.
-        update: called with the number of requests done, judged or failed, and of all.
+        append: writes a row.
+        update: called with the number of requests that were judged or failed, and of all.
 
     Returns:
-        The reasons why requests failed, counted: empty when all were judged.
+        The reasons of failed requests, counted. It is empty if all were judged.
 
     Raises:
         UserError: the key or the model is refused.
@@ -156,8 +164,8 @@ def run(
         queue = iter(requests)
         async with client(judge, key) as opened:
             session = Session(client=opened, judge=judge, key=key, parameters=parameters)
-            # One at a time until one is judged: it finds out what the endpoint accepts, and whether
-            # it is there at all.
+            # Requests go out one at a time until one is judged. That one shows what the endpoint
+            # accepts, and whether there is an endpoint at all.
             while not tally.judged and await judge_next(session, queue):
                 pass
             async with asyncio.TaskGroup() as workers:
@@ -175,7 +183,7 @@ async def judged(session: Session, request: Request) -> Judgment:
     """Asks until there is a rating, at most `judge.attempts` times.
 
     Raises:
-        RequestFailed: the endpoint failed, or sent something that is no chat completion.
+        RequestFailed: the endpoint failed, or sent something that is not a chat completion.
     """
     judge = session.judge
     replies: list[Reply] = []
@@ -185,7 +193,7 @@ async def judged(session: Session, request: Request) -> Judgment:
         reply = await complete(session, request.messages)
         replies += [] if reply is None else [reply]
     if not replies:
-        raise RequestFailed("what came back is no chat completion")
+        raise RequestFailed("the endpoint's answer is not a chat completion")
     reply = replies[-1]
     invalid = why_invalid(reply)
     rating = parse_rating(reply.text)
@@ -219,7 +227,7 @@ async def judged(session: Session, request: Request) -> Judgment:
 
 
 def why_invalid(reply: Reply) -> str | None:
-    """None for a rating that counts; one in a judgment that was cut off does not."""
+    """Why a reply has no rating that counts; None if it has one. A cut-off reply has none."""
     if reply.finish_reason in ("length", "content_filter"):
         return f"stopped by {reply.finish_reason}"
     return "no rating" if parse_rating(reply.text) is None else None

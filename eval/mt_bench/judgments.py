@@ -1,4 +1,4 @@
-"""A judgment: FastChat's row, the keys we add, and which rows of a file count."""
+"""A judgment: FastChat's row with the keys that we add, and which rows of a file count."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import Any
 from eval.mt_bench.json_lines import Row
 from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
 
-# What a row answers, but for the text: the model's file, the judge, the question, the turn.
+# What a row answers, except for the text: the model's file, the judge, the question, the turn.
 Slot = tuple[str, str, int, int]
-# A slot, the prompt's name and the request's hash: what a resumed run does not ask again.
+# A slot, the prompt's name and the request's hash. A resumed run asks no known key again.
 Key = tuple[Slot, str, str | None]
 
 
 class Judgment(Row):
-    """A row of `model_judgment/<judge>_single.jsonl`; from `model_id` on the keys are ours.
+    """A row of `model_judgment/<judge>_single.jsonl`. From `model_id` on the keys are ours.
 
     Attributes:
-        score: the rating; -1 where `invalid` says why there is none, as FastChat would drop it.
-        attempts, retries: answers that were asked for, and requests the client repeated below them.
+        score: the rating. It is -1 if there is none, so that FastChat drops the row; `invalid` then
+            says why.
+        attempts: how often the judge was asked.
+        retries: how often the client repeated a request on the way.
         usage: tokens over all attempts.
-        requested, parameters: the sampling that was wanted, and what the endpoint accepted of it.
-        data: SHA-256 of questions, prompts and references, as `Data.record`.
-        generation: how the answer was generated, as its own file says.
+        requested: the sampling that was wanted.
+        parameters: the sampling that the endpoint accepted.
+        data: `Data.record`: SHA-256 of questions, prompts and references.
+        generation: how the answer was generated, from the answer's own file.
     """
 
     question_id: int
@@ -52,15 +55,17 @@ class Judgment(Row):
 
     @property
     def slot(self) -> Slot:
+        """What the row answers."""
         return self.model, self.judge[0], self.question_id, self.turn
 
     @property
     def key(self) -> Key:
+        """The key of the row's request."""
         return self.slot, self.judge[1], self.request_hash
 
     @property
     def rating(self) -> float | None:
-        """The score if it counts: within 1 to 10, and not of FastChat's single-bracket fallback."""
+        """The score if it counts: from 1 to 10, and not from FastChat's single-bracket fallback."""
         if self.invalid is not None or not 1 <= self.score <= 10:
             return None
         if parse_rating(self.judgment) is None and fastchat_rating(self.judgment) == self.score:
@@ -69,12 +74,12 @@ class Judgment(Row):
 
     @property
     def fastchat_score(self) -> int | float:
-        """The score FastChat would have stored; its parser is laxer than ours."""
+        """The score that FastChat would have stored. Its parser is laxer than ours."""
         return self.score if self.invalid is None else fastchat_rating(self.judgment)
 
 
 def by_key(rows: Iterable[Judgment]) -> dict[Key, Judgment]:
-    """The one row that counts for each request: the first that has a rating, else the first."""
+    """The row that counts for each request: the first one with a rating, else the first one."""
     chosen: dict[Key, Judgment] = {}
     for row in rows:
         known = chosen.get(row.key)
@@ -84,16 +89,17 @@ def by_key(rows: Iterable[Judgment]) -> dict[Key, Judgment]:
 
 
 def latest_keys(rows: Iterable[Judgment]) -> dict[Slot, Key]:
-    """What was last asked for each slot; `judge.carried_over` keeps that the current request."""
+    """The last request of each slot. `judge.carried_over` makes sure that it is the current one."""
     return {row.slot: row.key for row in rows}
 
 
 def current(rows: Iterable[Judgment], keys: Mapping[Slot, Key] | None = None) -> list[Judgment]:
-    """The rows that count: one per slot, of its current request; no duplicates, no older answers.
+    """The rows that count: one per slot, for its current request.
 
     Args:
-        keys: the current request of each slot, made from the answer files; without, the one asked
-            last.
+        rows: rows of files, with duplicates and judgments of older answers.
+        keys: the current request of each slot, made from the answer files; by default the last
+            request.
     """
     rows = list(rows)
     chosen = by_key(rows)

@@ -1,4 +1,4 @@
-"""The scores of several models as one mapping, each with what it was made with."""
+"""The scores of several models as one mapping, each with the facts that it depends on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eval.mt_bench.requests import requests_for
 from eval.mt_bench.score import Scores, mean, scores_of, sd_over_seeds
 from tddpo_jax.errors import UserError
 
-# What two models should share for their difference to be one of their answers alone.
+# Two models should share these facts. Otherwise their difference is not one of answers alone.
 JUDGED_WITH = ("response_models", "base_url", "sampling", "data")
 
 
@@ -25,8 +25,8 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
     """The rows of judgment files, of one judge.
 
     Raises:
-        UserError: a row is wrong; the files hold no rows, several judges and none is chosen, or
-            not the chosen one.
+        UserError: a row is wrong; or the files hold no rows; or they hold several judges and none
+            was chosen; or they do not hold the chosen judge.
     """
     rows = [row for path in paths for row in read_rows(path, Judgment)]
     judges = sorted({row.judge[0] for row in rows})
@@ -40,7 +40,7 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
 
 
 def asked_now(rows: Sequence[Judgment], files: Iterable[AnswerFile], data: Data) -> dict[Slot, Key]:
-    """The current request of each slot, from the answers and the last row's judge and sampling."""
+    """The current request of each slot: made from the answers, with the last row's judge."""
     last = rows[-1]
     requested = last.requested or Judge(model=last.judge[0]).requested
     judge = Judge(
@@ -59,21 +59,24 @@ def report(
     allow_missing: bool = False,
     keys: Mapping[Slot, Key] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Everything there is to say about each model, ready for JSON.
+    """All numbers of each model, ready for JSON.
 
     Args:
-        rows: of one judge, older requests and duplicates included.
-        baseline: the model the others are compared with.
-        allow_missing: give scores though rows are missing or invalid; without, they are None.
-        keys: from `asked_now`; without, the request that was judged last is the current one.
+        rows: the rows of one judge, with older requests and duplicates.
+        baseline: the model that the others are compared with.
+        allow_missing: whether to give scores although rows are missing or invalid. By default they
+            are None then.
+        keys: the current requests, from `asked_now`; by default the requests judged last.
 
     Raises:
-        UserError: there is no such baseline; or as `scores_of`.
+        UserError: the baseline was not judged; or as `scores_of`.
     """
     counted = current(rows, keys)
     models = scores_of(counted)
     if baseline is not None and baseline not in models:
-        raise UserError(f"--baseline {baseline}: judged were {', '.join(models) or 'none'}")
+        raise UserError(
+            f"--baseline {baseline}: was not judged; these were: {', '.join(models) or 'none'}"
+        )
     made = {model: _made_with(counted, model) for model in models}
     result = {
         model: _score(scores, allow_missing) | {"made_with": made[model]}
@@ -117,7 +120,7 @@ def _category(scores: Scores, name: str) -> float | None:
 
 
 def _made_with(rows: Iterable[Judgment], model: str) -> dict[str, Any]:
-    """The distinct values of everything a score depends on; one of each is as it should be."""
+    """The distinct values of everything that a score depends on. Each should have one value."""
     own = [row for row in rows if (row.model_id or row.model) == model]
     return {
         "judge": own[0].judge[0],

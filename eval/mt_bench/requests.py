@@ -2,7 +2,7 @@
 
 The four prompts are FastChat's: `single-v1` and `single-v1-multi-turn`, and for mathematics,
 reasoning and coding `single-math-v1` and `single-math-v1-multi-turn`, which show a reference
-answer. The second turn is judged with the whole conversation in view.
+answer. When it judges the second turn, the judge sees the whole conversation.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Request:
 
     @property
     def messages(self) -> list[dict[str, str]]:
+        """The two messages of the chat."""
         return [
             {"role": "system", "content": self.system},
             {"role": "user", "content": self.user},
@@ -46,8 +47,8 @@ def requests_for(data: Data, file: AnswerFile) -> list[Request]:
     """The requests for every answered question, in order, turn 1 before turn 2.
 
     Raises:
-        UserError: an answer is to no question of the benchmark, or a reference answer or judge
-            prompt is missing.
+        UserError: an answer has no question in the benchmark, or a reference answer or judge prompt
+            is missing.
     """
     unknown = set(file.answers) - set(data.questions)
     if unknown:
@@ -66,7 +67,7 @@ def _request(data: Data, file: AnswerFile, question_id: int, turn: Turn) -> Requ
     answer = file.answers[question_id]
     name = prompt_name(question.category, turn)
     if name not in data.prompts:
-        raise UserError(f"judge prompts: there is no {name!r}")
+        raise UserError(f"judge prompts: {name!r} is missing")
     prompt = data.prompts[name]
     fields = {
         "question": question.turns[0],
@@ -109,10 +110,10 @@ def prompt_name(category: str, turn: Turn) -> str:
 
 
 def request_hash(judge: str, request: Request, requested: dict[str, int | float]) -> str:
-    """Identifies what is asked of whom: the judge's name, the messages, the sampling wanted.
+    """Identifies what is asked of whom: the judge's name, the messages, the wanted sampling.
 
-    What the endpoint makes of the sampling is not in it: that is learnt by asking, and resuming
-    must not ask.
+    The sampling that the endpoint accepts is not part of it. Only asking shows that, and a resumed
+    run must know the hash without asking.
     """
     asked = {"model": judge, "messages": request.messages, **requested}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -121,8 +122,8 @@ def request_hash(judge: str, request: Request, requested: dict[str, int | float]
 def parse_rating(text: str) -> int | float | None:
     """The number in the first `[[number]]` of a judgment, or None.
 
-    The prompts ask for 1 to 10, so a first rating outside of that is none, whatever follows it. A
-    single-bracket `[5]` is never a rating: it may be an index into an array.
+    The prompts ask for 1 to 10. If the first number is outside of that there is no rating, whatever
+    follows it. A single-bracket `[5]` is never a rating, because it may be an index into an array.
 
     >>> parse_rating("Rating: [[7.5]]"), parse_rating("array[0] is [5]"), parse_rating("[[11]]")
     (7.5, None, None)
@@ -132,7 +133,7 @@ def parse_rating(text: str) -> int | float | None:
 
 
 def fastchat_rating(text: str) -> int | float:
-    """The score FastChat reads out of a judgment: the first `[[n]]`, else `[n]`, else -1."""
+    """The score that FastChat reads in a judgment: the first `[[n]]`, else `[n]`, else -1."""
     for pattern in (r"\[\[(\d+\.?\d*)\]\]", r"\[(\d+\.?\d*)\]"):
         rating = _first_number(pattern, text)
         if rating is not None:

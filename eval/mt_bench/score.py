@@ -1,6 +1,6 @@
-"""MT-Bench scores from judgments. numpy only.
+"""MT-Bench scores from judgments.
 
-A model's score is the mean over its seeds of the mean over its rows, 80 questions x 2 turns. S
+A model's score is the mean over its seeds of the mean over its rows (80 questions x 2 turns). S
 seeds, Q questions.
 """
 
@@ -19,8 +19,8 @@ from tddpo_jax.errors import UserError
 
 QUESTIONS = 80
 TURNS = 2
-# The question ids of upstream's question.jsonl, ten to a category from 81 on: for rows that do not
-# name theirs.
+# The categories of FastChat's question.jsonl: ten questions each, with ids from 81 on. Rows that do
+# not name their category get it from their id.
 CATEGORIES = (
     "writing",
     "roleplay",
@@ -38,11 +38,12 @@ class Scores:
     """The ratings of one model.
 
     Attributes:
-        seeds: names of the answer files, one per seed.
-        questions: ids of the questions that were judged at all.
-        ratings: `[S, Q, 2]`; NaN where there is no valid rating.
-        expected: rows there must be for a complete score.
-        invalid: rows whose judgment had no valid rating.
+        seeds: the names of the answer files, one per seed.
+        questions: the ids of the questions that have any judgment.
+        categories: the category of each question.
+        ratings: `[S, Q, 2]`, ratings from 1 to 10; NaN where there is no valid rating.
+        expected: the number of rows of a complete score.
+        invalid: the number of rows whose judgment has no valid rating.
     """
 
     model_id: str
@@ -55,10 +56,12 @@ class Scores:
 
     @property
     def valid(self) -> int:
+        """The number of valid ratings."""
         return int(np.isfinite(self.ratings).sum())
 
     @property
     def complete(self) -> bool:
+        """Whether no rating is missing."""
         return self.valid == self.expected
 
 
@@ -66,8 +69,8 @@ def scores_of(rows: Iterable[Judgment]) -> dict[str, Scores]:
     """The scores of each model, by its id, from the rows that count (`judgments.current`).
 
     Raises:
-        UserError: two answer files claim the same model and seed, or more questions were judged
-            than there are.
+        UserError: two answer files have the same model and seed, or more questions were judged
+            than the benchmark has.
     """
     models: dict[str, list[Judgment]] = defaultdict(list)
     for row in rows:
@@ -81,7 +84,9 @@ def _scores(model_id: str, rows: list[Judgment]) -> Scores:
     questions = tuple(sorted(category))
     total = max((int(row.data["question_count"]) for row in rows if row.data), default=QUESTIONS)
     if len(questions) > total:
-        raise UserError(f"{model_id}: {len(questions)} questions were judged, there are {total}")
+        raise UserError(
+            f"{model_id}: {len(questions)} questions were judged, but there are {total}"
+        )
     ratings = np.full((len(seeds), len(questions), TURNS), np.nan)
     for row in rows:
         if row.rating is not None:
@@ -103,11 +108,12 @@ def _seeds(model_id: str, rows: list[Judgment]) -> tuple[str, ...]:
     doubled = [seed for seed, files in Counter(seed for seed, _ in seeds).items() if files > 1]
     if doubled:
         files = sorted(model for seed, model in seeds if seed == doubled[0])
-        raise UserError(f"{model_id}: {' and '.join(files)} are the same model and seed")
+        raise UserError(f"{model_id}: {' and '.join(files)} have the same model and seed")
     return tuple(model for _, model in sorted(seeds))
 
 
 def category_of(row: Judgment) -> str:
+    """The category of a row's question; `other` if its id is unknown."""
     if row.category is not None:
         return row.category
     place = (row.question_id - 81) // 10
@@ -115,7 +121,7 @@ def category_of(row: Judgment) -> str:
 
 
 def mean(ratings: Float[np.ndarray, "S Q n"]) -> float | None:
-    """The mean over seeds of the mean over valid rows; None if a seed has none.
+    """The mean over seeds of the mean over valid rows; None if a seed has no valid row.
 
     >>> mean(np.array([[[4.0, 6.0]], [[np.nan, 8.0]]]))
     6.5
@@ -133,17 +139,19 @@ def sd_over_seeds(scores: Scores) -> float | None:
 def weighted_means(
     ratings: Float[np.ndarray, "S Q n"], weights: Float[np.ndarray, "D Q"]
 ) -> Float[np.ndarray, "D S"]:
-    """Each seed's mean over its valid rows, under D weightings of the questions; NaN for none."""
+    """Each seed's mean over its valid rows, under D weightings of the questions.
+
+    It is NaN for a seed without valid rows.
+    """
     counts = weights @ np.isfinite(ratings).sum(axis=2).T
     totals = weights @ np.nansum(ratings, axis=2).T
     return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
 
 
 def fastchat_scores(rows: Iterable[Judgment]) -> dict[str, dict[str, Any]]:
-    """What FastChat's `show_result.py` prints: plain means over rows, by the answer file's name.
+    """The numbers of FastChat's `show_result.py`: plain means over rows, by the answer file's name.
 
-    Rows of score -1 are dropped without a word, other scores count whatever they are, and so do
-    duplicates.
+    Rows of score -1 are dropped silently. All other scores count, and duplicates too.
     """
     models: dict[str, list[tuple[int, float]]] = defaultdict(list)
     dropped: Counter[str] = Counter()

@@ -1,7 +1,8 @@
 """The command line: `python -m eval.report GRID_OR_RUN_DIR`.
 
 Writes `report.html`, `report.md`, `results.csv`, `experiment.json` and the pictures into the
-directory, and prints the verdict. Exit status 0 done, 2 the user's input was wrong.
+directory, and prints the verdict. The exit status is 0 if that is done, 2 if the user's input was
+wrong.
 """
 
 from __future__ import annotations
@@ -22,24 +23,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m eval.report", description="What came out of a grid, or of a run")
+    """The options."""
+    top = Parser(prog="python -m eval.report", description="Report on a grid, or on a run")
     add = top.add_argument
     add("directory", type=Path, metavar="GRID_OR_RUN_DIR")
-    add("--scores", nargs="+", type=Path, default=[], metavar="FILE", help="more scores, as JSON")
-    add("--judge-model", help="whose MT-Bench ratings, where there are several judges'")
-    add("--split-seed", type=int, default=0, help="of the halves that choose and score")
+    add(
+        "--scores",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="files of further scores, as JSON",
+    )
+    add("--judge-model", help="judge whose MT-Bench ratings count, if there are several judges")
+    add("--split-seed", type=int, default=0, help="seed of the split into halves")
     return top
 
 
 def _command(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    # Imported late, so that a mistake in the options is told at once.
+    # Imported late, so that a mistake in the options is reported at once.
     import jax
 
     from eval.report.analysis import analyse
     from eval.report.pages.page import write_report
 
-    # A report needs no accelerator, and must not take one from a run that is under way.
+    # A report needs no accelerator. It must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
     files = write_report(analysis, f"python -m eval.report {shlex.join(arguments)}")

@@ -1,4 +1,4 @@
-"""Everything a report says, computed once and rendered by `page` and `card`."""
+"""Everything that a report says. It is computed here once; `page` and `card` write it down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.experiment import Experiment, read_experiment
 from eval.report.number_formats import plural
-from eval.report.read.scores import Found, find_scores
+from eval.report.read.find_scores import Found, find_scores
 from eval.report.statistics.arms import best_settings
 from eval.report.statistics.intervals import Resampling, resampling
 from eval.report.statistics.score_statistics import Study, study_both_ways
@@ -18,11 +18,11 @@ from tddpo_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """A score that claims are tested on.
+    """A score that tests the claims.
 
     Attributes:
-        claims: with the diverged cells, as they count.
-        without: without them; None if no cell diverged.
+        claims: the claims, diverged cells included.
+        without: the claims without the diverged cells; None if no cell diverged.
     """
 
     study: Study
@@ -35,8 +35,8 @@ class Analysis:
     """A report's content.
 
     Attributes:
-        studies: of every score, diverged cells included.
-        tested: those with margins; the first is what losses are compared by.
+        studies: the study of every score, by its name, diverged cells included.
+        tested: the scores that have margins. Losses are compared by the first of them.
         notes: what a reader must know before believing any of it.
     """
 
@@ -48,14 +48,14 @@ class Analysis:
 
     @property
     def compares(self) -> bool:
-        """Whether there is anything to compare: more than one setting, and a score."""
+        """Whether there is something to compare: more than one setting, and a score."""
         return bool(self.tested) and len(self.experiment.points) > 1
 
     @property
     def headlines(self) -> list[str]:
         """The verdict in a few sentences."""
         if not self.tested:
-            return ["No verdict: no cell that is over has a score on held-out data."]
+            return ["No verdict: no finished cell has a score on held-out data."]
         if not self.compares:
             return ["No verdict: a single setting has nothing to be compared with."]
         first = self.tested[0]
@@ -64,7 +64,7 @@ class Analysis:
         answer = ANSWERS[steady.verdict]
         if first.without is not None:
             answer += f" (without the diverged cells: {first.without[-1].verdict})"
-        counted = f"Of the four expected results: {_counted(first.claims)}."
+        counted = f"The four expected results: {_counted(first.claims)}."
         if first.without is not None:
             counted += f" Without the diverged cells: {_counted(first.without)}."
         return [
@@ -75,7 +75,7 @@ class Analysis:
         ]
 
     def _best_accuracy(self) -> list[str]:
-        """Names the setting of each loss that maximises validation accuracy."""
+        """Names the setting of each loss with the highest validation accuracy."""
         study = self.studies.get("accuracy")
         if study is None:
             return []
@@ -98,7 +98,7 @@ def _counted(claims: Sequence[Claim]) -> str:
 def analyse(
     folder: Path, files: Sequence[Path] = (), judge_model: str | None = None, split_seed: int = 0
 ) -> Analysis:
-    """Reads a directory and computes its report; arguments as for `scores.find_scores`.
+    """Reads a directory and computes its report. The arguments are those of `find_scores`.
 
     Raises:
         UserError: the directory or a file of scores cannot be reported on.
@@ -130,61 +130,62 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
         if len(experiment.points) > 1:
             lines.append(_compared_by(experiment, tested))
         lines.append(
-            "Nothing is chosen and scored on the same items: validation pairs (prompts, questions) "
-            "are split in two at random; each half chooses checkpoints, the best tau and the best "
-            "beta, and the other half scores the choice; both directions are averaged."
+            "No item both chooses and scores. The validation pairs (prompts, questions) are split "
+            "in two at random. Each half chooses checkpoints, the best tau and the best beta, and "
+            "the other half scores the choice. Both directions are averaged."
         )
         if len(experiment.points) > 1:
             lines.append(
-                "Intervals are of 95 %, items and seeds resampled together. Resampled, three seeds "
-                "know too little of their own spread, so Student's t over seeds stands beside (of "
-                "logarithms, for ratios of variances), and a comparison is judged by the span of "
-                "the two. What noise adds to a variance across beta is taken off, by an analysis "
-                "of variance; t takes the seeds' ratios as they are."
+                "Intervals cover 95 %: items and seeds are resampled together. Resampling three "
+                "seeds understates their spread, so Student's t over seeds stands beside it (for "
+                "ratios of variances, t of their logarithms). A comparison is judged by the span "
+                "of both intervals. Noise adds to a variance across beta; an analysis of variance "
+                "estimates that part, and it is subtracted. The t interval takes the seeds' ratios "
+                "as they are."
             )
             lines.append(
-                "What the halves chose, the best tau and the best beta, is held fixed while "
-                "resampling: an interval is of the settings chosen and does not know that others "
-                "might have been."
+                "The best tau and the best beta that the halves chose stay fixed while resampling: "
+                "an interval describes the chosen settings and ignores that others might have been "
+                "chosen."
             )
     diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
     if diverged:
         lines.append(
-            f"{plural(len(diverged), 'cell')} diverged, to be counted with the last finite "
-            "validation, and in answers with the best one before, or the base where there was "
-            f"none: {', '.join(diverged)}."
+            f"{plural(len(diverged), 'cell')} diverged: {', '.join(diverged)}. A diverged cell "
+            "counts with its last finite validation. Its answers are those of the best checkpoint "
+            "before, or of the base if there was none."
         )
-    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.over]
+    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.ended]
     if waiting:
         more = ", ..." if len(waiting) > 6 else ""
         lines.append(
-            f"{plural(len(waiting), 'cell')} not over yet, to be left out: "
+            f"{plural(len(waiting), 'cell')} not finished yet, and left out: "
             f"{', '.join(waiting[:6])}{more}."
         )
     if experiment.is_grid and len(experiment.seeds) == 1:
         lines.append(
-            "There is one seed: intervals are of the evaluation items alone, and no comparison of "
-            "two settings can be decided."
+            "There is one seed. Intervals then describe the evaluation items alone, and no "
+            "comparison of two settings can be decided."
         )
     return lines
 
 
 def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
     warning = (
-        "Reward accuracy must not choose between losses: it asks only to which side of the "
-        "reference a policy moved, and in DiscoPOP's paper (arXiv 2406.08414) the loss with the "
-        "worst accuracy did not have the worst MT-Bench."
+        "Reward accuracy must not choose between losses. It shows only to which side of the "
+        "reference a policy moved. In DiscoPOP's paper (arXiv 2406.08414) the loss with the worst "
+        "accuracy did not have the worst MT-Bench score."
     )
     first = tested[0].study.score
     if first.name == "accuracy":
         return (
-            f"{warning} There is no score of answers here yet (python -m eval.quality, python -m "
-            "eval.mt_bench), so what is said below about two losses is about held-out reward "
-            "accuracy and not about the quality of answers."
+            f"{warning} There is no score of answers here yet (python -m eval.quality and python "
+            "-m eval.mt_bench make them). What is said below about two losses is therefore about "
+            "held-out reward accuracy, not about the quality of answers."
         )
     metrics = {cell.best_metric for cell in experiment.cells if cell.config}
     chosen_by = ", ".join(sorted(metrics))
     return (
-        f"{warning} Losses are compared by {first.title}, of the policy in best/, which "
-        f"{chosen_by} on all validation pairs chose within each run."
+        f"{warning} Losses are compared by {first.title} of the policy in best/. Within each run "
+        f"{chosen_by} on all validation pairs chose that policy."
     )

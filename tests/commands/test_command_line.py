@@ -269,22 +269,6 @@ VERB_MISTAKES = {
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
     "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is no"),
-    "a loss of pairs on single responses": (
-        "--data {single} --data.validation 0 --loss dpo",
-        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one for each prompt",
-    ),
-    "a metric of pairs on single responses": (
-        "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
-        r"train\.best_metric: .*'eval_logps/rejected' of data with one response",
-    ),
-    "rows of two kinds": (
-        "--data {mixed}",
-        r"mixed\.jsonl row 1: has 2 responses and row 0 has 1 response",
-    ),
-    "validation of another kind": (
-        "--data {single} --data.validation {train} --loss sft",
-        r"data\.validation: a row of \S+train\.jsonl has 2 responses, one of \S+ has 1 response",
-    ),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),

@@ -1,5 +1,6 @@
-"""The job scripts: bash reads them, and the commands in them have only options that there are."""
+"""Job scripts and README pages: the commands in them have only options that exist."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -13,6 +14,14 @@ from tddpo_jax.config.cells import expand
 from tddpo_jax.config.schema import resolve
 
 SCRIPTS = sorted((ROOT / "configs" / "slurm").glob("*.sh"))
+PAGES = [
+    ROOT / "README.md",
+    *(
+        page
+        for folder in ("configs", "eval", "tddpo_jax")
+        for page in (ROOT / folder).rglob("README.md")
+    ),
+]
 
 
 def commands(text):
@@ -41,12 +50,33 @@ def test_bash_reads_it_and_its_options_exist(script, monkeypatch):
             resolve(cell)
 
 
-def test_commands_of_the_page_about_them_exist(monkeypatch):
+def indented(page):
+    """The lines of a page that show commands."""
+    lines = page.read_text().replace("\\\n", " ").splitlines()
+    return "\n".join(line for line in lines if line.startswith("    "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_a_page_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser = Parser(prog="run.py")
     add_settings(parser)
-    page = (ROOT / "configs" / "slurm" / "README.md").read_text()
-    found = list(commands(page))
-    assert len(found) >= 3
-    for options in found:
-        resolve(expand(settings_of(parser.parse_args(options)))[0])
+    for options in commands(indented(page)):
+        for cell in expand(settings_of(parser.parse_args(options))):
+            resolve(cell)
+    for module in re.findall(r"python -m ((?:eval|tddpo_jax)[\w.]*)", page.read_text()):
+        assert importlib.util.find_spec(module.rstrip(".")), module
+
+
+def test_the_pages_show_commands():
+    found = {page.parent.name: len(list(commands(indented(page)))) for page in PAGES}
+    assert found[ROOT.name] >= 3
+    assert found["slurm"] >= 3
+    assert found["study"] >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files(page):
+    for address in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not address.startswith("https://"):
+            assert (page.parent / address).exists(), address

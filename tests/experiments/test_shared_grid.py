@@ -18,7 +18,7 @@ import yaml
 from places import ROOT
 
 from eval.report.analysis import analyse
-from eval.report.pages.page import results_csv
+from eval.report.pages.results_csv import results_csv
 from tddpo_jax.commands.submit import Jobs, submit
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.experiment import read_experiment
-from eval.quality.score_file import standing_of
+from eval.quality.quality_file import standing_of
 from tddpo_jax.config.cells import cell_name, expand
 from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.runs.run_directory import RunDirectory

@@ -125,7 +125,7 @@ def test_its_texts_are_compiled_into_the_step(inputs, tmp_path):
 
 @pytest.mark.usefixtures("one_device")
 def test_a_later_loss_breaks_no_earlier_run_and_no_earlier_grid(inputs, tmp_path, monkeypatch):
-    """Its settings are not in their files, and none of their losses reads them."""
+    """Their files lack its settings, which their losses do not read."""
     one, several = tmp_path / "run", tmp_path / "grid"
     of_grid = {**SHORT, "loss.name": ["dpo"], "loss.beta": [0.1, 0.2]}
     tiny_runs.run(inputs, one, SHORT)

@@ -1,4 +1,4 @@
-"""Scores over beta, and how much they vary with it."""
+"""Pictures of scores over beta, and of how much they vary with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eval.report.statistics.sensitivity import series_of
 
 
 def against_beta(experiment: Experiment, study: Study, losses: Sequence[str], name: str) -> Picture:
-    """The mean over seeds of every series of some losses, with the bootstrap interval."""
+    """Draws the mean over seeds of every series of some losses, with the bootstrap interval."""
     betas, score = experiment.betas, study.score
     series = [
         arms
@@ -55,7 +55,7 @@ def against_beta(experiment: Experiment, study: Study, losses: Sequence[str], na
 
 
 def sensitivities(study: Study) -> Picture:
-    """The variance across betas of every series, noise taken off, with its interval."""
+    """Draws the variance across betas of every series, less noise, with its interval."""
     found = list(study.sensitivities.values())
     title = f"Variance across beta of {study.score.title}"
     frame = Frame(left=1.3, bottom=0.5)
@@ -70,6 +70,6 @@ def sensitivities(study: Study) -> Picture:
         axes.set_xlim(left=0)
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
         axes.grid(axis="y", visible=False)
-        # To the left, for the power of ten stands on the right.
+        # The label stands on the left, because the power of ten stands on the right.
         axes.set_xlabel(f"variance ({study.score.unit}, squared)", loc="left", fontsize=8)
         return picture(figure, f"sensitivity-{study.score.name}", title)

@@ -1,4 +1,4 @@
-"""What happened on the way: one panel per loss and tau, a look per beta, a line per seed."""
+"""Pictures over steps: one panel per loss and tau, one look per beta, one line per seed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from eval.experiment import Cell, Experiment, Record
 from eval.report.figures.drawing import Picture, legend_below, look, panel, picture
 
-MOST_POINTS = 60  # of a line: more are averaged in bins
+MOST_POINTS = 60  # of a line; longer lines are averaged in bins
 
 Curve = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]
 
 
 def learning_curves(experiment: Experiment) -> list[Picture]:
-    """Validation reward accuracy and training loss over steps."""
+    """Draws validation reward accuracy and training loss over steps."""
     accuracy = _panels(
         experiment,
         lambda cell: _curve(cell.validations, "eval_rewards/accuracies"),
@@ -38,7 +38,7 @@ def learning_curves(experiment: Experiment) -> list[Picture]:
 
 
 def gradient_norms(experiment: Experiment) -> list[Picture]:
-    """The norm of the gradient before clipping, over steps."""
+    """Draws the norm of the gradient before clipping, over steps."""
     return _panels(
         experiment,
         lambda cell: _curve(cell.training, "grad_norm"),
@@ -51,7 +51,7 @@ def gradient_norms(experiment: Experiment) -> list[Picture]:
 
 
 def _curve(records: Sequence[Record], metric: str) -> Curve:
-    """Steps and values of what is finite, in at most `MOST_POINTS` bins of equal size."""
+    """Steps and finite values of a metric, in at most `MOST_POINTS` bins of equal size."""
     known = [(r["step"], r[metric]) for r in records if np.isfinite(r.get(metric, np.nan))]
     steps, values = np.array(known, np.float64).reshape(-1, 2).T
     bins = np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS)) if known else []
@@ -118,7 +118,7 @@ def _draw(axes: Axes, cell: Cell, curve: Curve, number: int) -> None:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """With short labels: those of `6 x 10^0`, which matplotlib would write, have no room."""
+    """Sets a logarithmic axis with short labels: matplotlib's own, as `6 x 10^0`, have no room."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -126,7 +126,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _same_scale(axes: Axes, values: Float[np.ndarray, " N"], logarithmic: bool) -> None:
-    """The limits that hold all values of all panels."""
+    """Sets limits that hold all values of all panels."""
     low, high = float(values.min()), float(values.max())
     if logarithmic and low > 0:
         axes.set_ylim(low / 1.2, high * 1.2)

@@ -1,7 +1,7 @@
 """The look of a picture: readable in grey, by colour-blind readers, and on a phone.
 
-Every line has a marker and a dash pattern beside its colour, and every picture is one panel, so
-that a narrow screen shows them below each other at full size.
+Every line has a marker and a dash pattern besides its colour. Every picture is one panel, so that a
+narrow screen shows the pictures below each other at full size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by all common kinds of colour vision.
+# Okabe and Ito's colours: all common kinds of colour vision tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = (
@@ -46,7 +46,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "hatch.color": "#ffffff",
     "hatch.linewidth": 0.7,
-    # Names inside the file are hashes; with a fixed salt the same picture is the same file.
+    # Names inside the file are hashes. With a fixed salt, the same picture gives the same file.
     "svg.hashsalt": "tddpo_jax",
 }
 
@@ -56,10 +56,10 @@ class Picture:
     """A drawn panel.
 
     Attributes:
-        name: of its file, without the ending.
+        name: the name of its file, without the ending.
         title: what it shows, also for those who cannot see it.
         inches: its width.
-        svg: the drawing, text as outlines, so that it needs no fonts.
+        svg: the drawing. Text is drawn as outlines, so it needs no fonts.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Picture:
 
     @property
     def uri(self) -> str:
-        """The picture itself as an address, for a page that loads nothing."""
+        """The picture as a data address, for a page that loads nothing."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How a line is told from others."""
+    """The colour, marker and dashes that tell a line from others."""
 
     colour: str
     marker: str
@@ -83,18 +83,19 @@ class Look:
 
     @property
     def line(self) -> dict[str, Any]:
+        """The arguments of matplotlib for the line."""
         return {"color": self.colour, "linestyle": self.dashes}
 
 
 def look(number: int) -> Look:
-    """The look of line number so-and-so; after seven, looks mix anew."""
+    """The look of the line of this number. After seven lines, markers and colours mix anew."""
     turn = number // len(COLOURS)
     place = number % len(COLOURS)
     return Look(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)], DASHES[place])
 
 
 class Frame(NamedTuple):
-    """Room around the axes, in inches. Fixed, so that panels side by side line up."""
+    """Room around the axes, in inches. It is fixed, so that panels side by side line up."""
 
     left: float = 0.62
     right: float = 0.12
@@ -109,7 +110,7 @@ USUAL = Frame()
 def panel(
     title: str, *, width: float = 4.4, height: float = 3.4, frame: Frame = USUAL
 ) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with one pair of axes, in our style; sizes in inches."""
+    """Makes a figure with one pair of axes in our style. Sizes are in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         figure.subplots_adjust(
@@ -132,7 +133,7 @@ def picture(figure: Figure, name: str, title: str) -> Picture:
 
 
 def beta_axis(axes: Axes, betas: Sequence[float]) -> None:
-    """Betas side by side, evenly spaced; the extremes stand on a grey band, in bold."""
+    """Puts the betas on the axis, evenly spaced. The extremes are bold, on a grey band."""
     axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
     axes.set_xlim(-0.5, len(betas) - 0.5)
     axes.set_xlabel("beta (values tried, evenly spaced)")
@@ -144,7 +145,7 @@ def beta_axis(axes: Axes, betas: Sequence[float]) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """The legend at the bottom, where it covers nothing; each label once."""
+    """Puts the legend at the bottom, where it covers nothing. It holds each label once."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(once.values(), once.keys(), loc="lower center", ncols=columns, handlelength=3.2)

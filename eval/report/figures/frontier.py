@@ -1,4 +1,4 @@
-"""Reward against KL: how much of a score is bought with how much distance from the reference.
+"""A picture of reward against KL: what a score costs in distance from the reference.
 
 References:
     Rafailov et al., "Direct Preference Optimization" (2023), arXiv 2305.18290, figure 2.
@@ -16,20 +16,20 @@ from eval.experiment import Experiment, Point
 from eval.report.figures.drawing import EXTREMES, Look, Picture, legend_below, look, panel, picture
 from eval.report.read.scores import Score
 
-# The cells of a setting: KL and score of each.
+# For each setting, the KL and the score of its cells.
 Places = dict[Point, Float[np.ndarray, "N 2"]]
 
 
 def frontier(
     experiment: Experiment, score: Score, kl: Mapping[str, float], kl_label: str
 ) -> Picture:
-    """A small mark per cell, a large one per setting, a line along beta for each loss and tau.
+    """Draws a small mark per cell, a large mark per setting, and a line along beta per series.
 
     Args:
         experiment: the cells.
-        score: what is bought.
-        kl: of each cell by name, nats; cells without are left out.
-        kl_label: says what it is measured on.
+        score: the score on the upright axis.
+        kl: the KL of each cell in nats, by the cell's name; cells without one are left out.
+        kl_label: the label of the KL's axis, which says what it is measured on.
     """
     title = f"{score.title} against KL"
     places = _places(experiment, score, kl)
@@ -45,10 +45,10 @@ def frontier(
 
 
 def _places(experiment: Experiment, score: Score, kl: Mapping[str, float]) -> Places:
-    """Where each cell stands; a KL of 0 or below, on samples, stands at the smallest above 0."""
+    """KL and score of each cell. A sampled KL of 0 or less is drawn at the smallest above 0."""
     found: dict[Point, list[tuple[float, float]]] = {}
     for number, cell in enumerate(experiment.cells):
-        if cell.over and score.has(number) and np.isfinite(kl.get(cell.name, np.nan)):
+        if cell.ended and score.has(number) and np.isfinite(kl.get(cell.name, np.nan)):
             found.setdefault(cell.point, []).append((kl[cell.name], score.of(number)))
     smallest = min((x for own in found.values() for x, _ in own if x > 0), default=1.0)
     return {point: np.maximum(own, [smallest, -np.inf]) for point, own in found.items()}
@@ -57,7 +57,7 @@ def _places(experiment: Experiment, score: Score, kl: Mapping[str, float]) -> Pl
 def _draw(axes: Axes, places: Places, style: Look) -> None:
     for xy in places.values():
         axes.plot(*xy.T, style.marker, color=style.colour, markersize=3.5, alpha=0.5)
-    # In the middle of the marks, on axes of which one is logarithmic.
+    # The middle of the marks: the KL axis is logarithmic, so its mean is geometric.
     means = {
         point: (np.exp(np.log(xy[:, 0]).mean()), xy[:, 1].mean()) for point, xy in places.items()
     }

@@ -1,4 +1,4 @@
-"""Beta down, tau across: the mean over seeds as a colour and as a number."""
+"""Heat maps: beta runs down, tau across, and a tile shows the mean over seeds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from eval.report.statistics.score_statistics import Study
 
 FRAME = Frame(left=0.6, right=0.95, bottom=0.45)
 TILE = (1.0, 0.62)  # inches
-# Of the lines of a tile, from its middle down: place, size, weight.
+# The lines of a tile: place below its middle, font size, font weight.
 LINES = ((-0.2, 10.0, "bold"), (0.1, 6.5, "normal"), (0.34, 7.0, "normal"))
 
 
 def heat_map(experiment: Experiment, study: Study, *, logarithmic: bool = False) -> Picture:
-    """A tile per setting; a loss that has no tau is one column. The betas to look at are framed."""
+    """Draws a tile per setting. A loss without tau has one column. The extreme betas are framed."""
     score, betas = study.score, experiment.betas
     columns = list(dict.fromkeys((point.loss, point.tau) for point in experiment.points))
     title = f"{score.title} ({score.unit})"
@@ -54,14 +54,14 @@ def _norm(study: Study, logarithmic: bool) -> Normalize:
 
 
 def _lines(experiment: Experiment, study: Study, point: Point) -> list[str]:
-    """What a tile says: the mean, its interval, how many cells diverged."""
+    """The lines of a tile: the mean, its interval, how many cells diverged."""
     found = study.estimates.get(point)
     if found is None:
         return ["no score"] if point in experiment.points else ["–"]
     low, high = (study.show.number(end) for end in found.interval)
     lines = [study.show.number(found.mean), f"{low} to {high}"]
-    diverged, over = experiment.diverged(point)
-    return [*lines, f"× {diverged} of {over} diverged"] if diverged else lines
+    diverged, ended = experiment.diverged(point)
+    return [*lines, f"× {diverged} of {ended} diverged"] if diverged else lines
 
 
 def _tile(
@@ -69,7 +69,7 @@ def _tile(
 ) -> None:
     corner = (across + 0.02, down + 0.02)
     axes.add_patch(Rectangle(corner, 0.96, 0.96, color=colour, linewidth=0))
-    # The brightness that the eye sees decides which ink can be read.
+    # The brightness that the eye sees decides which ink is readable.
     brightness = float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
     ink = "black" if brightness > 0.45 else "white"
     for text, (place, size, weight) in zip(lines, LINES, strict=False):

@@ -1,4 +1,4 @@
-"""The experiment's card: what was asked, tried and found, as one JSON mapping."""
+"""The experiment's card: the question, the runs and the results as one JSON mapping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tddpo_jax.losses.catalogue import LOSSES
 
 
 def card(analysis: Analysis) -> dict[str, Any]:
-    """The card; infinities and what is not known are null."""
+    """The card. Infinities and unknown numbers are null."""
     experiment = analysis.experiment
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
     proposed = "td_dpo" if "td_dpo" in losses else losses[0]
@@ -48,8 +48,8 @@ def _setup(experiment: Experiment) -> str:
     betas = ", ".join(f"{beta:g}" for beta in experiment.betas)
     return (
         f"{len(experiment.cells)} runs of {losses} over beta {betas} and seeds "
-        f"{', '.join(map(str, experiment.seeds))}: is the best score less sensitive to beta where "
-        "a temperature tau is tuned apart from it?"
+        f"{', '.join(map(str, experiment.seeds))}. The question: is the best score less sensitive "
+        "to beta if a temperature tau is tuned separately?"
     )
 
 
@@ -149,7 +149,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
                 "text": part.text,
                 "verdict": part.verdict,
                 "numbers": part.numbers,
-                "difference": _estimate(part.estimate) if part.estimate else None,
+                "advantage": _estimate(part.advantage) if part.advantage else None,
             }
             for part in claim.parts
         ],

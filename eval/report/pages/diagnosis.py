@@ -1,6 +1,6 @@
-"""Why settings score as they do: how far the log-probs of the validation pairs moved, and of which.
+"""Why settings score as they do: how far the log-probs of the validation pairs moved.
 
-All of it is of each run's last finite validation, on all pairs, averaged over the seeds of a
+All numbers are of each run's last finite validation, on all pairs, averaged over the seeds of a
 setting. N runs of a setting, P validation pairs.
 """
 
@@ -20,16 +20,16 @@ NATS, SHARE = Format(2), Format(3)
 
 
 class Moved(NamedTuple):
-    """Where the runs of one setting came to."""
+    """How far the runs of one setting moved."""
 
     ratios: Float[np.ndarray, "N P 2"]  # s_w and s_l, nats
     accuracies: Float[np.ndarray, "N P"]
     rewards: Float[np.ndarray, "N P 2"]
-    bound: float | None  # of |s| at rest, nats
+    bound: float | None  # the largest |s| of a pair at rest, nats
 
 
-def why_tables(experiment: Experiment) -> list[Table]:
-    """How far from the reference each setting is, and the same by the lengths of the responses."""
+def diagnosis_tables(experiment: Experiment) -> list[Table]:
+    """How far each setting moved from the reference: overall, and by the lengths of responses."""
     cells = [cell for cell in experiment.cells if cell.steps]
     moved = {
         point: _moved([cell for cell in cells if cell.point == point])
@@ -54,7 +54,7 @@ def _moved(cells: list[Cell]) -> Moved:
 def _bound(cell: Cell) -> float | None:
     """1 / (tau * beta): TD-DPO's margin pulls a log-prob by at most 1 / tau, its penalty by beta s.
 
-    None where the penalty is no square of log-ratios, or the margin one per token.
+    None if the penalty is not a square of log-ratios, or if the margin is one per token.
     """
     assert cell.config is not None
     loss = cell.config.loss
@@ -75,9 +75,10 @@ def _distances(moved: dict[Point, Moved]) -> Table:
         rewards = [NATS.number(float(value)) for value in one.rewards.mean(axis=(0, 1))]
         rows.append([point.text, *nats, *rewards, significant(one.bound), rest])
     return Table(
-        "Log-ratios to the reference of validation pairs, at the last finite validation: nats, "
-        "means over pairs and seeds. Rewards are beta times them, for td_dpo they themselves. A "
-        "pair of td_dpo can be at rest only while |s| of both responses is at most 1 / (tau beta).",
+        "Log-ratios to the reference on validation pairs at the last finite validation, in nats, "
+        "means over pairs and seeds. A reward is beta times the log-ratio; for td_dpo it is the "
+        "log-ratio itself. A pair of td_dpo can be at rest only while |s| of both responses is at "
+        "most 1 / (tau beta).",
         [
             *("setting", "s_w", "s_l", "rms of s", "reward, chosen", "reward, rejected"),
             *("1 / (tau beta)", "share of pairs within"),
@@ -88,7 +89,7 @@ def _distances(moved: dict[Point, Moved]) -> Table:
 
 
 def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
-    """The same by how much longer the chosen response is; none without lengths."""
+    """The same by how much longer the chosen response is. Without lengths there is no table."""
     if not np.isfinite(cell.lengths).all():
         return []
     longer = (cell.lengths[:, 0] - cell.lengths[:, 1]).astype(int)
@@ -97,7 +98,7 @@ def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
     before = cell.reference[:, 0] - cell.reference[:, 1]
     rows: list[list[Entry]] = [
         [
-            "reference: log-prob of chosen less rejected",
+            "reference: log-prob of chosen minus rejected",
             *(NATS.number(before[b].mean()) for b in bins),
         ]
     ]
@@ -109,15 +110,18 @@ def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
             row.append(f"{accuracy} ({NATS.number(float(s_w))}, {NATS.number(float(s_l))})")
         rows.append(row)
     caption = (
-        "The same pairs by tokens of the chosen response less those of the rejected: reward "
-        "accuracy, and in brackets s_w and s_l. td_dpo's margin of log-probs has no "
-        "reference in it, so it starts from what stands in the first row."
+        "The same pairs, grouped by how many tokens longer the chosen response is than the "
+        "rejected one: reward accuracy, and in brackets s_w and s_l. td_dpo's margin of log-probs "
+        "has no reference in it, so it starts from the numbers in the first row."
     )
     return [Table(caption, ["setting", *head], rows)]
 
 
 def length_bins(longer: Int[np.ndarray, " P"]) -> list[Bool[np.ndarray, " P"]]:
-    """Shorter, equal and longer, both sides cut at the median difference; empty ones left out."""
+    """Bins of pairs by length: shorter, equal and longer.
+
+    Both sides are cut at the median difference. Empty bins are left out.
+    """
     unequal = np.abs(longer[longer != 0])
     middle = np.median(unequal) if len(unequal) else 0
     places = np.sign(longer) * (1 + (np.abs(longer) > middle))

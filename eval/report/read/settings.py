@@ -1,4 +1,4 @@
-"""The settings of an experiment: what all its cells share, and in what else they differ."""
+"""The settings of an experiment: those that all cells share, and those in which cells differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 
 
 def shared_settings(experiment: Experiment) -> dict[str, Any]:
-    """The settings that have one value in all cells, nested; of a grid not its axes."""
+    """The settings that have one value in all cells, nested. The axes of a grid are left out."""
     shared: dict[str, Any] = {}
     for name, values in _values(experiment).items():
         if all(value == values[0][1] for _, value in values):
@@ -21,7 +21,7 @@ def shared_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def differing_settings(experiment: Experiment) -> dict[str, dict[str, list[Any]]]:
-    """The other settings by dotted name: the values of each loss, each once."""
+    """The other settings by dotted name: for each loss its values, each once."""
     differing: dict[str, dict[str, list[Any]]] = {}
     for name, values in _values(experiment).items():
         if any(value != values[0][1] for _, value in values):
@@ -30,7 +30,7 @@ def differing_settings(experiment: Experiment) -> dict[str, dict[str, list[Any]]
 
 
 def learning_rates(experiment: Experiment) -> dict[str, list[float]]:
-    """The learning rates of each loss; one, where its cells do not differ."""
+    """The learning rates of each loss, each once."""
     known = [cell.config for cell in experiment.cells if cell.config is not None]
     return _by_loss([(config.loss.name, config.train.learning_rate) for config in known])
 
@@ -45,7 +45,7 @@ def _by_loss(values: list[tuple[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _values(experiment: Experiment) -> dict[str, list[tuple[str, Any]]]:
-    """Every setting by dotted name: loss and value of each cell that has begun."""
+    """For each setting, by dotted name: the loss and the value of each cell that has begun."""
     left_out = {"output", *(AXES if experiment.is_grid else ())}
     found: dict[str, list[tuple[str, Any]]] = {}
     for cell in experiment.cells:

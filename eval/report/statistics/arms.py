@@ -1,6 +1,6 @@
-"""What is compared: settings, and the best of several, chosen on one half and scored on the other.
+"""What is compared: settings, and the best of several settings.
 
-S seeds, U items.
+The best is chosen on one half of the items and scored on the other. S seeds, U items.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from eval.report.read.scores import Score
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The scores of one setting, or of what the halves chose among several.
+    """The scores of one setting, or of the settings that the halves chose among several.
 
     Attributes:
         choosing, scoring: `[S, U]`, as in `Score`; a seed that has no score is NaN throughout.
-        chosen: the settings that the first and the second half chose; the setting itself, twice, if
-            there was nothing to choose.
+        chosen: the settings that the first and the second half chose. If there was no choice, it is
+            the setting itself, twice.
     """
 
     point: Point
@@ -32,20 +32,22 @@ class Arm:
 
     @property
     def per_seed(self) -> Float[np.ndarray, " S"]:
-        """The mean over items of each seed; NaN where it has no score."""
+        """The mean over items of each seed; NaN for a seed without a score."""
         return means_over_items(self.scoring)
 
     @property
     def seeds(self) -> int:
+        """How many seeds have a score."""
         return int(np.isfinite(self.per_seed).sum())
 
     @property
     def mean(self) -> float:
+        """The mean over the seeds that have a score."""
         return float(np.nanmean(self.per_seed))
 
 
 def means_over_items(values: Float[np.ndarray, "*A S U"]) -> Float[np.ndarray, "*A S"]:
-    """The mean of each seed over the items it has; NaN where it has none."""
+    """The mean of each seed over the items it has; NaN for a seed without items."""
     counts = np.isfinite(values).sum(axis=-1)
     totals = np.nansum(values, axis=-1)
     return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
@@ -54,8 +56,13 @@ def means_over_items(values: Float[np.ndarray, "*A S U"]) -> Float[np.ndarray, "
 def arms_of(experiment: Experiment, score: Score, *, with_diverged: bool) -> dict[Point, Arm]:
     """All arms that have a score.
 
-    The settings; the best tau for each beta of a loss that has one (`tau: best`); the best setting
-    of each loss (`beta: best`).
+    These are the settings, the best tau for each beta if the loss has a tau (`tau` is `best`), and
+    the best setting of each loss (`beta` is `best`).
+
+    Args:
+        experiment: the cells.
+        score: their scores.
+        with_diverged: whether diverged cells count.
     """
     settings = _settings(experiment, score, with_diverged)
     arms = dict(settings)
@@ -92,10 +99,15 @@ def _settings(experiment: Experiment, score: Score, with_diverged: bool) -> dict
 
 
 def best_of(arms: Sequence[Arm], score: Score, point: Point) -> Arm | None:
-    """What each half of the items chooses among arms, scored on the other half.
+    """The arm that each half of the items chooses, scored on the other half.
 
-    None if a half has no items to choose by. The choice is held fixed afterwards: intervals are of
-    the settings that were chosen, not of the choosing.
+    None if a half has no items. The choice stays fixed afterwards: an interval describes the chosen
+    settings, not the choosing.
+
+    Args:
+        arms: the arms to choose from.
+        score: their score.
+        point: the name of the result.
     """
     second = score.second
     if second.all() or not second.any():
@@ -104,7 +116,7 @@ def best_of(arms: Sequence[Arm], score: Score, point: Point) -> Arm | None:
     of_second = _best(arms, score, second)
     scoring = np.where(second, of_first.scoring, of_second.scoring)
     choosing = np.where(second, of_second.choosing, of_first.choosing)
-    # A seed that only one of the two has would be scored on half of the items.
+    # A seed that only one of the two arms has would be scored on half of the items.
     lacking = ~(np.isfinite(of_first.per_seed) & np.isfinite(of_second.per_seed))
     if lacking.all():
         return None
@@ -113,13 +125,16 @@ def best_of(arms: Sequence[Arm], score: Score, point: Point) -> Arm | None:
 
 
 def _best(arms: Sequence[Arm], score: Score, half: np.ndarray) -> Arm:
-    """The arm with the best mean over seeds on one half; the first of equals."""
+    """The arm with the best mean over seeds on one half; the first one if several are equal."""
     means = [np.nanmean(means_over_items(arm.choosing[:, half])) for arm in arms]
     return arms[int(np.nanargmax(means) if score.higher else np.nanargmin(means))]
 
 
 def best_settings(arms: Iterable[Arm], score: Score) -> dict[str, Arm]:
-    """Per loss the setting with the best mean over all items, which flatters it: it was chosen."""
+    """For each loss, the setting with the best mean over all items.
+
+    The choice flatters that mean, because the same items choose and score.
+    """
     best: dict[str, Arm] = {}
     sign = 1 if score.higher else -1
     for arm in arms:

@@ -1,11 +1,11 @@
-"""How sure one can be of the mean of an arm and of the difference of two.
+"""Intervals of the mean of an arm and of the difference of two arms.
 
-Items and seeds are resampled together, the same ones for every arm, so that differences are paired.
-Of S seeds a draw takes S - 1: means of S seeds drawn with replacement would vary by (S - 1) / S of
-what they should, a third less for three. Still their spread has heavier tails than a bootstrap
-knows: where seeds alone matter, its 95 % interval covers about 80 %. Student's interval over seeds
-covers them and knows nothing of the items. Both are printed, and a verdict rests on the span of the
-two. D draws, A arms, S seeds, U items.
+Items and seeds are resampled together. Every arm gets the same draws, so differences are paired. A
+draw takes S - 1 of S seeds, because the variance of means of S seeds drawn with replacement is too
+small by the factor (S - 1) / S, a third for three seeds. The spread of three seeds still has
+heavier tails than a bootstrap knows: where only the seeds matter, its 95 % interval covers about
+80 %. Student's interval over seeds covers the seeds and knows nothing of the items. Both are
+printed, and a verdict rests on the span of the two. D draws, A arms, S seeds, U items.
 
 References:
     Rao and Wu, "Resampling Inference with Complex Survey Data" (1988), on drawing one fewer.
@@ -30,14 +30,14 @@ Draws = Mapping[Point, Float[np.ndarray, " D"]]
 
 @dataclasses.dataclass(frozen=True)
 class Resampling:
-    """D draws of items and seeds: how often each is in them."""
+    """D draws of items and seeds: how often a draw holds each of them."""
 
     items: Float[np.ndarray, "D U"]
     seeds: Float[np.ndarray, "D S"]
 
 
 def resampling(strata: Sequence[str], seeds: int, *, draws: int = DRAWS) -> Resampling:
-    """Draws with replacement: all items, within their strata, and one seed fewer than there are."""
+    """Draws all items within their strata, and one seed fewer than there are, with replacement."""
     generator = np.random.default_rng(1)
     of_seeds = generator.multinomial(max(seeds - 1, 1), np.full(seeds, 1 / seeds), size=draws)
     return Resampling(resampled(strata, draws=draws), of_seeds.astype(np.float64))
@@ -46,7 +46,7 @@ def resampling(strata: Sequence[str], seeds: int, *, draws: int = DRAWS) -> Resa
 def means_of(values: Float[np.ndarray, "A S U"], drawn: Resampling) -> Float[np.ndarray, "D A"]:
     """The mean over seeds of the mean over items of each arm, in every draw.
 
-    What is NaN is left out; a draw without any seed of an arm is NaN.
+    Values that are NaN are left out. The result is NaN for a draw that holds no seed of an arm.
     """
     arms, seeds, items = values.shape
     flat = values.reshape(arms * seeds, items)
@@ -69,19 +69,19 @@ def draws_of(arms: Mapping[Point, Arm], drawn: Resampling) -> dict[Point, np.nda
 
 
 def span(interval: Interval, over_seeds: Interval | None) -> Interval:
-    """From the lower of the two lower ends to the higher of the two upper ends."""
+    """The interval from the lower of both lower ends to the higher of both upper ends."""
     low, high = over_seeds or interval
     return min(interval[0], low), max(interval[1], high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, or the difference of two.
+    """A mean over seeds, or the difference of two means.
 
     Attributes:
         interval: 95 %, items and seeds resampled together.
         over_seeds: 95 %, Student's t over the seeds; None for a single seed.
-        seeds: how many there are, of both arms for a difference.
+        seeds: the number of seeds; for a difference, of those that both arms have.
     """
 
     mean: float
@@ -91,12 +91,12 @@ class Estimate:
 
     @property
     def span(self) -> Interval:
-        """What a verdict rests on."""
+        """The interval that a verdict rests on."""
         return span(self.interval, self.over_seeds)
 
     @property
     def negative(self) -> Estimate:
-        """Of the opposite difference."""
+        """The estimate of the opposite difference."""
         over_seeds = self.over_seeds and (-self.over_seeds[1], -self.over_seeds[0])
         return Estimate(-self.mean, (-self.interval[1], -self.interval[0]), over_seeds, self.seeds)
 
@@ -107,7 +107,7 @@ def estimate(arm: Arm, draws: Draws) -> Estimate:
 
 
 def difference(arm: Arm, baseline: Arm, drawn: Resampling) -> Estimate | None:
-    """Arm minus baseline, over the seeds and items that both have; None if there are none."""
+    """Arm minus baseline, over the seeds and items that both have; None if they have none."""
     paired = arm.scoring - baseline.scoring
     per_seed = means_over_items(paired)
     if not np.isfinite(per_seed).any():

@@ -1,4 +1,4 @@
-"""One score of an experiment, with or without its diverged cells: arms and their statistics."""
+"""The statistics of one score of an experiment, with or without its diverged cells."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Study:
 
     Attributes:
         with_diverged: whether diverged cells count, with their last finite validation.
-        ratios: of the sensitivity of a loss with tau to that of one without.
-        show: how its numbers are written.
+        ratios: the sensitivity of a loss with tau over that of a loss without tau.
+        show: how the score's numbers are written.
     """
 
     score: Score
@@ -43,7 +43,7 @@ class Study:
 def make_study(
     experiment: Experiment, score: Score, drawn: Resampling, *, with_diverged: bool
 ) -> Study:
-    """Computes everything there is to know about a score; `drawn` is of its items and the seeds."""
+    """Computes the statistics of a score. `drawn` holds draws of its items and of the seeds."""
     arms = arms_of(experiment, score, with_diverged=with_diverged)
     draws = draws_of(arms, drawn)
     series = series_of(arms)
@@ -62,7 +62,7 @@ def make_study(
 
 
 def _pairs(series: Mapping[Series, list[Arm]]) -> list[tuple[Series, Series]]:
-    """Every series of a loss with tau beside every series of a loss without."""
+    """Pairs every series of a loss with tau with every series of a loss without."""
     with_tau = [name for name in series if name[1] is not None]
     without = [name for name in series if name[1] is None]
     return [(over, under) for over in with_tau for under in without]
@@ -71,7 +71,7 @@ def _pairs(series: Mapping[Series, list[Arm]]) -> list[tuple[Series, Series]]:
 def study_both_ways(
     experiment: Experiment, score: Score, drawn: Resampling | None = None
 ) -> tuple[Study, Study | None]:
-    """With the diverged cells, and without them if there are any."""
+    """The study with the diverged cells, and the study without them; None if no cell diverged."""
     drawn = drawn or resampling(score.strata, len(experiment.seeds))
     whole = make_study(experiment, score, drawn, with_diverged=True)
     if not experiment.count("diverged"):

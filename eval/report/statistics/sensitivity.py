@@ -1,14 +1,14 @@
-"""How much a score changes with beta: its variance across the betas, and ratios of two of them.
+"""How much a score changes with beta: its variance across the betas, and ratios of two variances.
 
-Noise alone makes the means of several betas differ, so their variance is too large by what noise
-adds, which an analysis of variance over seeds and items estimates; resampling adds noise of its
-own, which the draws show. The first is taken off the estimate, both off the draws. Without this,
-the interval of a loss that does not depend on beta at all would never reach 0 (measured in the
-tests). B betas, S seeds, U items, D draws.
+Noise alone makes the means of several betas differ, so their variance is too large. An analysis of
+variance over seeds and items estimates what noise adds. Resampling adds noise of its own, which the
+draws show. The first part is subtracted from the estimate, and both parts from the draws. Without
+this, the interval of a loss that does not depend on beta at all would never reach 0 (the tests
+measure it). B betas, S seeds, U items, D draws.
 
-A bootstrap over three seeds covers less than it says, so Student's interval over seeds stands
-beside that of a ratio, of its logarithm in each seed. No noise is taken off there: it draws a ratio
-towards that of the noises, and it can only widen the span of the two.
+A bootstrap over three seeds covers less than it says. Student's interval over the logarithms of the
+seeds' own ratios therefore stands beside the interval of a ratio. No noise is subtracted there: it
+draws a ratio towards the ratio of the noises, and it can only widen the span of the two.
 
 References:
     Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4, on the crossed design.
@@ -28,7 +28,9 @@ from eval.report.statistics.arms import Arm, means_over_items
 from eval.report.statistics.intervals import Resampling, means_of, span
 from eval.uncertainty import LEVEL, Interval, t_interval
 
-Series = tuple[str, float | Literal["best"] | None]  # a loss and its tau, if it has one
+Series = tuple[
+    str, float | Literal["best"] | None
+]  # a loss and its tau; None for a loss without tau
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Sensitivity:
     """The variance of a score across betas, in its unit squared.
 
     Attributes:
-        series: one arm per beta.
-        seeds: how many all betas have; these alone count, or a seed's own level would pass for
-            beta's.
-        observed: variance of the means over seeds, n - 1 in the denominator.
-        variance: the same less what noise adds, at least 0.
+        series: the name of the arms, one arm per beta.
+        seeds: the number of seeds that all betas have. Only these count, because the level of a
+            seed that one beta lacks would look like an effect of beta.
+        observed: the variance of the means over seeds, with n - 1 in the denominator.
+        variance: `observed` less what noise adds, at least 0.
         interval: 95 %, of `variance`.
         per_seed: `[S]`, the variance of each seed's own means; NaN for seeds that do not count.
-        draws: `[D]`, of `variance`; NaN where a draw has none of the seeds.
+        draws: `[D]`, `variance` in each draw; NaN for a draw that holds none of the seeds.
     """
 
     series: str
@@ -58,14 +60,14 @@ class Sensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """One sensitivity over another, over the betas that both losses have.
+    """The ratio of two sensitivities, over the betas that both losses have.
 
     Attributes:
-        seeds: how many have all these betas in both losses.
-        value: NaN where the baseline varies by no more than noise.
+        seeds: the number of seeds that have all these betas in both losses.
+        value: the ratio; NaN if the baseline varies by no more than noise.
         interval: 95 %, items and seeds resampled together.
-        over_seeds: 95 %, Student's t over the logarithms of the seeds' own ratios, whose noise is
-            not taken off; None for a single seed.
+        over_seeds: 95 %, Student's t over the logarithms of the seeds' own ratios, from which no
+            noise is subtracted; None for a single seed.
     """
 
     series: str
@@ -78,12 +80,12 @@ class Ratio:
 
     @property
     def span(self) -> Interval:
-        """What a verdict rests on."""
+        """The interval that a verdict rests on."""
         return span(self.interval, self.over_seeds)
 
 
 def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
-    """The arms of each loss and tau, `best` among the taus, by beta."""
+    """The arms of each loss and tau, sorted by beta. `best` counts as a tau."""
     found: dict[Series, list[Arm]] = {}
     for point in sorted(arms, key=lambda point: point.place):
         if point.beta != "best":
@@ -99,9 +101,15 @@ def common_seeds(arms: Sequence[Arm]) -> Bool[np.ndarray, " S"]:
 def sensitivity(
     arms: Sequence[Arm], drawn: Resampling, seeds: Bool[np.ndarray, " S"] | None = None
 ) -> Sensitivity | None:
-    """Of a series, over the given seeds, by default all that its arms have in common.
+    """The sensitivity of a series.
 
-    None if there are fewer than two betas, or no such seed.
+    Args:
+        arms: the series, one arm per beta.
+        drawn: draws of items and seeds.
+        seeds: the seeds that count; by default all that the arms have in common.
+
+    Returns:
+        None if there are fewer than two betas, or if no seed counts.
     """
     counted = common_seeds(arms) if seeds is None else seeds
     if len(arms) < 2 or not counted.any():
@@ -130,9 +138,9 @@ def sensitivity(
 def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
     """What noise adds to the variance of the B means.
 
-    A score is taken for the sum of what beta, a seed, an item and both together do to it. The
-    variance of its mean is then (MS_seeds + MS_items - MS_rest) / (S U), without bias, and what all
-    betas have in common moves no variance across them.
+    The model of a score is a sum: an effect of beta, of the seed, of the item, and of both
+    together. Then (MS_seeds + MS_items - MS_rest) / (S U) is an unbiased estimate of the variance
+    of its mean. Effects that all betas have in common change no variance across betas.
     """
     values = values[:, :, np.isfinite(values).all(axis=(0, 1))]
     values = values - values.mean(axis=0)
@@ -141,7 +149,7 @@ def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
     of_seeds = values.mean(axis=2, keepdims=True) - whole
     of_items = values.mean(axis=1, keepdims=True) - whole
     rest = values - whole - of_seeds - of_items
-    # A single seed or item has no spread, and its sums of squares are 0.
+    # A single seed or item has no spread: its sums of squares are 0.
     seeds_free, items_free = max(seeds - 1, 1), max(items - 1, 1)
     mean_squares = (
         items * np.sum(of_seeds**2) / seeds_free
@@ -152,7 +160,7 @@ def noise_of(values: Float[np.ndarray, "B S U"]) -> float:
 
 
 def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], drawn: Resampling) -> Ratio | None:
-    """Of two series over their common betas; None if these, or their seeds, do not suffice."""
+    """The ratio of two series over their common betas; None if betas or seeds do not suffice."""
     betas = {arm.point.beta for arm in arms} & {arm.point.beta for arm in baseline}
     sides = [[arm for arm in side if arm.point.beta in betas] for side in (arms, baseline)]
     if not betas:
@@ -164,7 +172,7 @@ def ratio(arms: Sequence[Arm], baseline: Sequence[Arm], drawn: Resampling) -> Ra
     known = np.isfinite(over.draws) & np.isfinite(under.draws)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = over.draws[known] / under.draws[known]
-    # 0 / 0 could be anything: it counts as low for the lower end and as high for the upper.
+    # 0 / 0 could be anything. It counts as 0 for the lower end and as infinity for the upper end.
     low, high = (np.where(np.isnan(ratios), anything, ratios) for anything in (0.0, np.inf))
     return Ratio(
         series=over.series,
@@ -181,14 +189,14 @@ def _over_seeds(over: Float[np.ndarray, " S"], under: Float[np.ndarray, " S"]) -
     known = np.isfinite(over) & np.isfinite(under)
     with np.errstate(divide="ignore", invalid="ignore"):
         logarithms = np.log(over[known]) - np.log(under[known])
-    if not np.isfinite(logarithms).all():  # a seed in which a loss does not vary at all
+    if not np.isfinite(logarithms).all():  # in some seed a loss does not vary at all
         return (0.0, float("inf")) if len(logarithms) > 1 else None
     found = t_interval(logarithms)
     return found and (float(np.exp(found[0])), float(np.exp(found[1])))
 
 
 def _between(low: Float[np.ndarray, " D"], high: Float[np.ndarray, " D"]) -> Interval:
-    """Percentiles that are draws themselves, for there may be infinities among them."""
+    """Percentiles that are draws themselves: some draws may be infinite, so none are averaged."""
     lower = np.quantile(low, (1 - LEVEL) / 2, method="nearest")
     upper = np.quantile(high, (1 + LEVEL) / 2, method="nearest")
     return float(lower), float(upper)

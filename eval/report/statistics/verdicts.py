@@ -1,7 +1,9 @@
 """The four results that the experiment expected, each held against its numbers.
 
-What is compared is the better-is-higher difference of two arms; its interval is the wider of two
-(see `intervals`). Differences are not corrected for their number: each claim stands for itself.
+Two arms are compared by the advantage of the first: their difference, with the sign that makes
+"better" positive. The interval beside an advantage has the same sign. A verdict rests on the span
+of two intervals (see `intervals`). Several comparisons are made, and no interval is widened for
+that: each claim stands for itself.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from eval.uncertainty import Interval
 
 Verdict = Literal["supported", "not supported", "undecided"]
 
-# "About 40 % smaller" is a ratio of variances of about 0.6: at most 0.75 still counts.
+# "About 40 % smaller" means a ratio of variances of about 0.6. A ratio of up to 0.75 still counts.
 CLAIMED_RATIO = 0.6
 LARGEST_RATIO = 0.75
 
 RULES = {
-    "matches": "supported if the whole interval of the difference lies above −{margin:g}, "
+    "matches": "supported if the whole interval of the advantage lies above −{margin:g}, "
     "not supported if it lies below",
-    "within": "supported if the whole interval of the difference lies within ±{margin:g}, "
+    "within": "supported if the whole interval of the advantage lies within ±{margin:g}, "
     "not supported if it lies outside",
-    "beats": "supported if the whole interval of the difference lies above +{margin:g}, "
+    "beats": "supported if the whole interval of the advantage lies above +{margin:g}, "
     "not supported if it lies below",
     "converges": "supported if no seed diverged",
     "steadier": f"supported if the whole interval of the ratio of variances lies below "
@@ -41,7 +43,7 @@ RULES = {
 Comparison = Literal["matches", "within", "beats"]
 Rule = Literal[Comparison, "converges", "steadier"]
 ONE_SEED = "one seed says nothing about the spread between seeds"
-NO_SPREAD = "items and seeds that are all alike say nothing about how others would spread"
+NO_SPREAD = "all items and seeds are alike, which says nothing about how others would spread"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,26 +51,27 @@ class Part:
     """One comparison of a claim.
 
     Attributes:
-        numbers: what was found, or what there is no number for, in words.
-        estimate: the difference, better is higher, where the rule compares two arms.
-        ratio: of the variances, where the rule compares these.
+        numbers: what was found, in words; or the reason why there is no number.
+        advantage: the difference of the two arms, positive if the first is better; None if the
+            rule compares no arms.
+        ratio: the ratio of the variances; None if the rule compares no variances.
     """
 
     text: str
     rule: Rule
     verdict: Verdict
     numbers: str
-    estimate: Estimate | None = None
+    advantage: Estimate | None = None
     ratio: Ratio | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim holds if all its parts do, and fails if one does.
+    """A claim is supported if all its parts are, and not supported if one part is not.
 
     Attributes:
-        about: the claim, whatever the score.
-        text: with the margins of the score.
+        about: the claim without the margins of a score.
+        text: the claim with the margins of the score.
     """
 
     number: int
@@ -94,7 +97,7 @@ def _margin(rule: Rule, margins: Margins) -> float:
 
 
 def examine(experiment: Experiment, study: Study) -> list[Claim]:
-    """The four claims on one score, which must have margins."""
+    """The four claims by one score, which must have margins."""
     margins = study.score.margins
     assert margins is not None
     low, middle, high = (
@@ -149,19 +152,20 @@ def _compare(
     found = difference(arm, baseline, study.resampling)
     if found is None:
         return Part(text, rule, "undecided", "the two have no seed in common")
-    better = found if study.score.higher else found.negative
-    numbers = _numbers(study, arm, baseline, better)
-    if better.seeds < 2:
-        return Part(text, rule, "undecided", f"{numbers}; {ONE_SEED}", better)
-    if _is_point(better.span):
-        return Part(text, rule, "undecided", f"{numbers}; {NO_SPREAD}", better)
+    advantage = found if study.score.higher else found.negative
+    numbers = _numbers(study, arm, baseline, advantage)
+    if advantage.seeds < 2:
+        return Part(text, rule, "undecided", f"{numbers}; {ONE_SEED}", advantage)
+    if _is_point(advantage.span):
+        return Part(text, rule, "undecided", f"{numbers}; {NO_SPREAD}", advantage)
     margins = study.score.margins
     assert margins is not None
-    return Part(text, rule, judge(rule, better.span, _margin(rule, margins)), numbers, better)
+    verdict = judge(rule, advantage.span, _margin(rule, margins))
+    return Part(text, rule, verdict, numbers, advantage)
 
 
 def _why_no_score(experiment: Experiment, study: Study, point: Point) -> str:
-    """Why there is no arm of this point."""
+    """The reason why this point has no arm."""
     if all(known.loss != point.loss for known in experiment.points):
         return f"{point.loss} is not in this grid"
     if point.is_setting and point not in experiment.points:
@@ -171,26 +175,27 @@ def _why_no_score(experiment: Experiment, study: Study, point: Point) -> str:
     return f"{point.text} has no score"
 
 
-def _numbers(study: Study, arm: Arm, baseline: Arm, better: Estimate) -> str:
+def _numbers(study: Study, arm: Arm, baseline: Arm, advantage: Estimate) -> str:
+    """Both means, the advantage and its intervals, all of one sign convention."""
     show = study.show
     names = dict.fromkeys(point.text for point in baseline.chosen)
     which = f" ({' and '.join(names)})" if baseline.point.beta == "best" else ""
     line = (
-        f"{show.number(arm.mean)} against {show.number(baseline.mean)}{which}: better by "
-        f"{show.number(better.mean)}, 95 % {show.interval(better.interval)}"
+        f"{show.number(arm.mean)} against {show.number(baseline.mean)}{which}: advantage "
+        f"{show.number(advantage.mean)}, 95 % {show.interval(advantage.interval)}"
     )
-    if better.over_seeds is None:
+    if advantage.over_seeds is None:
         return line
-    return f"{line}, t over {better.seeds} seeds {show.interval(better.over_seeds)}"
+    return f"{line}, t over {advantage.seeds} seeds {show.interval(advantage.over_seeds)}"
 
 
 def _is_point(interval: Interval) -> bool:
-    """But for rounding."""
+    """Whether the two ends are equal, apart from rounding."""
     return math.isclose(*interval, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def judge(rule: Comparison, interval: Interval, margin: float) -> Verdict:
-    """Holds the interval of a difference, better is higher, against a margin.
+    """Holds the interval of an advantage against a margin.
 
     >>> judge("matches", (-0.01, 0.05), 0.02), judge("within", (-0.01, 0.05), 0.02)
     ('supported', 'undecided')
@@ -207,8 +212,8 @@ def _converges(experiment: Experiment, point: Point) -> Part:
     text = f"{point.text} does not diverge"
     own = [cell for cell in experiment.cells if cell.point == point]
     diverged = [cell for cell in own if cell.state == "diverged"]
-    over = sum(cell.over for cell in own)
-    numbers = f"{len(diverged)} of {over} seeds diverged"
+    ended = sum(cell.ended for cell in own)
+    numbers = f"{len(diverged)} of {ended} seeds diverged"
     if diverged:
         steps = ", ".join(
             f"seed {cell.seed} at step {cell.divergence['step']}"
@@ -216,8 +221,9 @@ def _converges(experiment: Experiment, point: Point) -> Part:
             if cell.divergence
         )
         return Part(text, "converges", "not supported", f"{numbers}: {steps}")
-    if over < len(own) or not own:
-        numbers = f"{numbers}, {len(own) - over} are not over" if own else "there is no such cell"
+    if ended < len(own) or not own:
+        waiting = f"{numbers}, {len(own) - ended} not finished yet"
+        numbers = waiting if own else "this grid has no such cell"
         return Part(text, "converges", "undecided", numbers)
     return Part(text, "converges", "supported", numbers)
 
@@ -229,7 +235,7 @@ def _steadier(experiment: Experiment, study: Study, baseline: str) -> Part:
         return Part(text, "steadier", "undecided", _why_no_ratio(experiment, study, baseline))
     value = f"the ratio is {RATIO.number(found.value)}"
     if math.isnan(found.value):
-        value = f"{baseline} varies by no more than noise, the ratio is not known"
+        value = f"{baseline} varies by no more than noise, so the ratio is not known"
     numbers = f"{value}, 95 % {RATIO.interval(found.interval)}"
     if found.over_seeds is not None:
         numbers += f", t over {found.seeds} seeds {RATIO.interval(found.over_seeds)}"
@@ -242,7 +248,7 @@ def _steadier(experiment: Experiment, study: Study, baseline: str) -> Part:
 
 
 def _why_no_ratio(experiment: Experiment, study: Study, baseline: str) -> str:
-    """Why there is no ratio of the variances of TD-DPO, with its best tau, and of a baseline."""
+    """The reason why TD-DPO, with its best tau, and a baseline have no ratio of variances."""
     betas = []
     sides: tuple[Series, Series] = ("td_dpo", "best"), (baseline, None)
     for loss, tau in sides:
@@ -253,12 +259,12 @@ def _why_no_ratio(experiment: Experiment, study: Study, baseline: str) -> str:
             lacking = Point(loss, known[0].beta if known else "best", tau)
             return _why_no_score(experiment, study, lacking)
     if len(betas[0] & betas[1]) < 2:
-        return "a variance needs two betas that both have"
+        return "a variance needs two betas, and the two have fewer in common"
     return "no seed has all these betas in both"
 
 
 def judge_ratio(interval: Interval) -> Verdict:
-    """Holds the interval of a ratio of variances against the largest that counts."""
+    """Holds the interval of a ratio of variances against the largest ratio that counts."""
     low, high = interval
     if high <= LARGEST_RATIO:
         return "supported"

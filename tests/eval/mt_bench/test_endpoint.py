@@ -46,7 +46,7 @@ def test_the_client_allows_a_retry_after_of_two_minutes_and_no_more(bench: Bench
     with judge_server(first_then(too_long)) as server:
         done = bench.judge(server)
     assert (done.status, len(server.calls), done.rows) == (1, 1, [])
-    assert "requests failed one after another: status 429: tomorrow" in done.err
+    assert "the first request failed: status 429: tomorrow" in done.err
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_malformed_answers_are_asked_for_again_and_never_stored(
     with judge_server(behaviour) as server:
         done = bench.judge(server)
         assert done.status == 1
-        assert "2 requests failed and are asked again" in done.err
-        assert "no chat completion" in done.err
+        assert "2 requests failed; the next run asks them again" in done.err
+        assert "not a chat completion" in done.err
         assert sorted({row["question_id"] for row in done.rows}) == [81, 111, 141]
         server.behaviour = rate
         mended = bench.judge(server)
@@ -134,7 +134,7 @@ def test_a_failed_request_is_no_score_and_the_run_goes_on(bench: Bench) -> None:
     with judge_server(behaviour) as server:
         done = bench.judge(server, "--max-retries", "1")
     assert done.status == 1
-    assert "2 requests failed and are asked again by the next run: status 500: broken" in done.err
+    assert "2 requests failed; the next run asks them again: status 500: broken" in done.err
     assert len(done.rows) == REQUESTS - 2
     assert all(row["score"] >= 1 for row in done.rows)
 
@@ -165,7 +165,7 @@ def test_five_failures_in_a_row_stop_the_run(bench: Bench) -> None:
     with judge_server(first_then(rate_once(), *[error(500, "down")] * 9)) as server:
         done = bench.judge(server, "--max-retries", "0", "--concurrency", "1")
     assert (done.status, len(server.calls), len(done.rows)) == (1, 6, 1)
-    assert "5 requests failed one after another: status 500: down" in done.err
+    assert "5 requests failed in a row: status 500: down" in done.err
 
 
 def rate_once() -> Response:
@@ -176,7 +176,7 @@ def test_slow_answers_run_out_of_time(bench: Bench) -> None:
     with judge_server(lambda call: says("[[5]]", seconds=0.6)) as server:
         done = bench.judge(server, "--timeout", "0.2", "--max-retries", "0")
     assert done.status == 1
-    assert "requests failed one after another: no answer within 0.2 s" in done.err
+    assert "the first request failed: no answer within 0.2 s" in done.err
     assert done.rows == []
 
 

@@ -88,7 +88,7 @@ def test_a_local_copy_is_compared(
     with (mirror / "judge_prompts.jsonl").open("a") as file:
         file.write("\n")
     assert main(["fetch", "--data-dir", str(mirror)]) == 0
-    assert "differing from FastChat's: judge_prompts.jsonl" in capsys.readouterr().out
+    assert "these differ from FastChat's: judge_prompts.jsonl" in capsys.readouterr().out
 
 
 def test_the_pin_is_a_commit_and_checksums() -> None:

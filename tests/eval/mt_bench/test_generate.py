@@ -163,7 +163,7 @@ def test_a_killed_run_keeps_whole_batches_and_repeats_none(
     with second.open("a") as file:
         file.write('{"question_id": 1')
     resumed = FakeGenerator()
-    with pytest.warns(UserWarning, match="torn last line"):
+    with pytest.warns(UserWarning, match="cut-off last line"):
         answer(resumed, tmp_path, questions, PLAIN)
     assert sorted(resumed.prompts) == [(3, q, turn) for q in (121, 141) for turn in (1, 2)]
     rows = lines(first) + lines(second)
@@ -235,7 +235,7 @@ def test_what_the_context_allows() -> None:
 
 def test_a_template_is_never_guessed_silently() -> None:
     generator = FakeGenerator()
-    with pytest.warns(UserWarning, match="no chat template, 'plain' is used"):
+    with pytest.warns(UserWarning, match="no chat template; 'plain' is used"):
         assert record(generator, Settings(), "w")["template"] == "plain"
     with pytest.raises(ValueError, match="'vicuna'"):
         record(generator, Settings(template="vicuna"), "w")

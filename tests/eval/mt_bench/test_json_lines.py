@@ -30,9 +30,9 @@ def test_appends_one_line_a_row_and_makes_the_folder(tmp_path: Path) -> None:
 def test_a_line_torn_at_any_byte_costs_that_line_alone(tmp_path: Path, size: int) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"value": 1}\n' + b'{"value": 2}'[:size])
-    with pytest.warns(UserWarning, match="the last line is torn"):
+    with pytest.warns(UserWarning, match="the last line is cut off"):
         assert [row.value for row in read_rows(path, Number)] == [1]
-    removed = pytest.warns(UserWarning, match=f"removed a torn last line of {size} bytes")
+    removed = pytest.warns(UserWarning, match=f"removed a cut-off last line of {size} bytes")
     with removed, appending(path) as append:
         append({"value": 3})
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1, 3]
@@ -105,7 +105,7 @@ def test_answer_files_that_contradict_each_other(tmp_path: Path) -> None:
         answer_files([path, copy])
     with pytest.raises(ValueError, match="more than one model or seed"):
         load_answers(write_lines(copy, [*rows[:-1], {**rows[-1], "seed": 1}]))
-    with pytest.raises(ValueError, match="question 81 is there twice"):
+    with pytest.raises(ValueError, match="question 81 appears twice"):
         load_answers(write_lines(copy, [*rows, rows[0]]))
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no answer files"):

@@ -211,12 +211,12 @@ def test_dry_run_sends_nothing_and_counts(bench: Bench, monkeypatch: pytest.Monk
         said = {line.split("  ")[0].strip(): line for line in done.out.splitlines()}
         assert said["requests"].split() == [
             "requests",
-            "8,",
+            "8;",
             "0",
             "more",
             "are",
-            "judged",
             "already",
+            "judged",
         ]
         tokens_in = int(said["tokens in"].split("about ")[1].split(",")[0])
         tokens_out = 8 * 300
@@ -227,7 +227,7 @@ def test_dry_run_sends_nothing_and_counts(bench: Bench, monkeypatch: pytest.Monk
         write_answers(bench.folder / "model_answer", bench.folder / "data", seed=1)
         done = bench.judge(server, "--dry-run")
     assert len(server.calls) == REQUESTS
-    assert "requests    8, 8 more are judged already" in done.out
+    assert "requests    8; 8 more are already judged" in done.out
     assert "about 80, at most" in done.out, "10 tokens a judgment, as this judge's rows say"
     assert "give --price-in and --price-out" in done.out
 

@@ -83,11 +83,11 @@ def test_no_headline_while_rows_are_missing(tmp_path: Path, report: Report) -> N
         assert (entry["valid"], entry["invalid"], entry["expected"]) == (valid, invalid, 160)
     assert "difference" not in found["b"]
     _, out, _ = report(path, "--baseline", "a")
-    assert "a: no score: of 160 rows 0 are missing and 1 have no valid rating" in out
-    assert "b: no score: of 160 rows 3 are missing and 0 have no valid rating" in out
+    assert "a: no score: 0 of 160 rows are missing, and 1 have no valid rating" in out
+    assert "b: no score: 3 of 160 rows are missing, and 0 have no valid rating" in out
     assert "no comparison with a" in out
     _, out, _ = report(path, "--allow-missing")
-    assert "b: the score is of an incomplete set: of 160 rows 3 are missing" in out
+    assert "b: the score covers an incomplete set: 3 of 160 rows are missing" in out
     found = json.loads(report(path, "--allow-missing", "--json", "--baseline", "a")[1])
     assert found["b"]["average"] == pytest.approx(sum(r["score"] for r in rows[160:]) / 157)
     assert found["b"]["difference"]["questions"] == 79
@@ -146,7 +146,7 @@ def test_what_a_score_is_made_with_is_printed(tmp_path: Path, report: Report) ->
     assert "sampling   temperature 0, max_tokens 2048" in out
     assert "against base" in out
     assert "16 of 16" in out
-    assert "not judged as" not in out
+    assert "judged in another way" not in out
 
     answers = tmp_path / "model_answer"
     arguments = (path, "--json", "--data-dir", data, "--answers", answers)
@@ -164,7 +164,7 @@ def test_what_a_score_is_made_with_is_printed(tmp_path: Path, report: Report) ->
     ]
     _, out, _ = report(write_lines(path, other), "--baseline", "base")
     assert "max_completion_tokens 2048, temperature not accepted  (tuned)" in out
-    assert "tuned: not judged as base was; differing: sampling" in out
+    assert "tuned: judged in another way than base; these differ: sampling" in out
 
 
 def test_wrong_input(tmp_path: Path, report: Report) -> None:
@@ -174,7 +174,7 @@ def test_wrong_input(tmp_path: Path, report: Report) -> None:
     for arguments, said in (
         ((path, other), "--judge-model: the files hold several judges: j, k"),
         ((path, "--judge-model", "z"), "--judge-model z: the files hold only j"),
-        ((path, "--baseline", "z"), "--baseline z: judged were a"),
+        ((path, "--baseline", "z"), "--baseline z: was not judged; these were: a"),
         ((empty,), "--judgments: the files hold no judgments"),
         ((tmp_path / "absent",), "absent: No such file"),
     ):

@@ -122,7 +122,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     prompts = folder / "judge_prompts.jsonl"
     write_data(folder)
     write_lines(prompts, lines(prompts)[1:])
-    with pytest.raises(ValueError, match="there is no 'single-v1'"):
+    with pytest.raises(ValueError, match="'single-v1' is missing"):
         requests_for(load_data(folder), answers)
     write_data(folder)
     write_lines(prompts, [{**row, "prompt_template": "{answer_b}"} for row in lines(prompts)])

@@ -116,13 +116,13 @@ def test_rows_are_placed_by_what_they_say() -> None:
 
 def test_one_model_and_seed_from_two_files_is_refused() -> None:
     rows = [row("a", 81, 1, 5, model_id="m", seed=0), row("b", 81, 1, 6, model_id="m", seed=0)]
-    with pytest.raises(ValueError, match="m: a and b are the same model and seed"):
+    with pytest.raises(ValueError, match="m: a and b have the same model and seed"):
         scores_of(rows)
 
 
 def test_more_questions_than_there_are_is_refused() -> None:
     rows = [row("m", number, 1, 5, data={"question_count": 1}) for number in (81, 82)]
-    with pytest.raises(ValueError, match="2 questions were judged, there are 1"):
+    with pytest.raises(ValueError, match="2 questions were judged, but there are 1"):
         scores_of(rows)
 
 

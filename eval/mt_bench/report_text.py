@@ -1,4 +1,4 @@
-"""The report for reading."""
+"""The report as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = Mapping[str, Mapping[str, Any]]
 
 
 def as_text(result: Result, baseline: str | None) -> str:
-    """The report for reading."""
+    """The report as text: what made the scores, the scores, categories, differences."""
     blocks = [_made_with_text(result), _scores_text(result), _categories_text(result)]
     if baseline is not None:
         blocks.append(_differences_text(result, baseline))
@@ -28,7 +28,7 @@ def _scores_text(result: Result) -> str:
     ]
     if any(entry["average"] is None for entry in result.values()):
         notes.append(
-            "judge the rest (judge --retry-invalid asks again for ratings), or give --allow-missing"
+            "judge the missing rows (judge --retry-invalid asks again), or give --allow-missing"
         )
     return "\n".join([_table([header, *rows]), *notes])
 
@@ -47,9 +47,9 @@ def _score_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _incomplete(entry: Mapping[str, Any]) -> str:
     missing = entry["expected"] - entry["valid"] - entry["invalid"]
-    what = "no score" if entry["average"] is None else "the score is of an incomplete set"
+    what = "no score" if entry["average"] is None else "the score covers an incomplete set"
     return (
-        f"{what}: of {entry['expected']} rows {missing} are missing "
+        f"{what}: {missing} of {entry['expected']} rows are missing, "
         f"and {entry['invalid']} have no valid rating"
     )
 
@@ -87,17 +87,17 @@ def _differences_text(result: Result, baseline: str) -> str:
         )
         if entry["judged_differently"]:
             names = ", ".join(entry["judged_differently"])
-            notes.append(f"{model}: not judged as {baseline} was; differing: {names}")
+            notes.append(f"{model}: judged in another way than {baseline}; these differ: {names}")
     if len(lines) == 1:
         return f"no comparison with {baseline}: scores are missing"
     notes.append(
-        "detectable: the smallest true difference found four times out of five at the 5% level"
+        "detectable: the smallest true difference that the 5% test finds four times out of five"
     )
     return "\n".join([_table(lines), *notes])
 
 
 def _made_with_text(result: Result) -> str:
-    """One line per thing a score depends on, and once for all models that share it."""
+    """One line per thing that a score depends on. Models that share a value share a line."""
     texts = {model: _lines_of(entry["made_with"]) for model, entry in result.items()}
     lines = []
     for name in ("questions", "prompts", "references", "judge", "sampling", "answers"):
@@ -164,7 +164,7 @@ def _generation(made: Mapping[str, Any] | None) -> str | None:
 
 
 def fastchat_text(result: Result) -> str:
-    """FastChat's three numbers, and how many rows it would not have told about."""
+    """FastChat's three numbers, and how many rows it drops silently."""
     header = ("model", "turn 1", "turn 2", "average", "rows", "dropped")
     rows = [
         (
@@ -175,7 +175,7 @@ def fastchat_text(result: Result) -> str:
         )
         for model, entry in result.items()
     ]
-    note = "as FastChat computes it: rows of score -1 dropped, duplicates averaged in"
+    note = "as FastChat computes it: rows of score -1 are dropped, duplicates count"
     return "\n".join([_table([header, *rows]), note])
 
 

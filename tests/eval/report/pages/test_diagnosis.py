@@ -8,7 +8,7 @@ import numpy as np
 from synthetic_grid import experiment_cells, write_grid
 
 from eval.experiment import read_experiment
-from eval.report.pages.diagnosis import length_bins, why_tables
+from eval.report.pages.diagnosis import diagnosis_tables, length_bins
 from tddpo_jax.config.schema import resolve
 
 CELLS = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.5], tau=[2.0], seed=[0, 1])
@@ -30,7 +30,7 @@ def test_bins_are_cut_at_equal_lengths_and_at_the_median_of_the_others() -> None
 def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
     """Rewards are s for td_dpo, at rest within 1 / (2 * 0.5) = 1 nat, and s / 2 for dpo."""
     experiment = read_experiment(write_grid(tmp_path / "g", CELLS, lambda _: 0.7, pairs=31))
-    distances, by_length = why_tables(experiment)
+    distances, by_length = diagnosis_tables(experiment)
     for row, name in zip(distances.rows, ("td_dpo", "dpo"), strict=True):
         ratios = [
             pair
@@ -64,8 +64,8 @@ def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
 def test_what_has_no_bound_or_no_lengths_says_so(tmp_path: Path) -> None:
     cells = [resolve({"loss": {"kl": "full"}})]
     folder = write_grid(tmp_path / "g", cells, lambda _: 0.7, pairs=9)
-    (distances, _) = why_tables(read_experiment(folder))
+    (distances, _) = diagnosis_tables(read_experiment(folder))
     assert distances.rows[0][6:] == ["–", "–"]
     (lengths,) = folder.glob("*/evaluations/lengths.npy")
     lengths.unlink()
-    assert len(why_tables(read_experiment(folder))) == 1
+    assert len(diagnosis_tables(read_experiment(folder))) == 1

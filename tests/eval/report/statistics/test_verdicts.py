@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,9 +103,9 @@ def test_missing_cells_leave_a_claim_undecided(tmp_path: Path) -> None:
     found = report_on(tmp_path, cells, missing=gone)
     parts = [part for claim in found.tested[0].claims for part in claim.parts]
     assert parts[0].numbers == "dpo, beta 0.05 has no score"
-    assert parts[2].numbers == "there is no such cell"
+    assert parts[2].numbers == "this grid has no such cell"
     assert parts[3].numbers == "discopop is not in this grid"
-    assert parts[-2].numbers == "a variance needs two betas that both have"
+    assert parts[-2].numbers == "a variance needs two betas, and the two have fewer in common"
     assert parts[-1].numbers == "discopop is not in this grid"
     assert parts[1].numbers.count("(dpo, beta 0.01)") == 1
     assert {claim.verdict for claim in found.tested[0].claims[1:]} == {"undecided"}
@@ -114,7 +115,8 @@ def test_unfinished_cells_do_not_prove_convergence(tmp_path: Path) -> None:
     cells = experiment_cells(loss=["td_dpo"], beta=[2.5], tau=[2.0])
     found = report_on(tmp_path, cells, unfinished=["td_dpo-beta2.5-tau2.0-seed1"])
     part = found.tested[0].claims[1].parts[0]
-    assert (part.verdict, part.numbers) == ("undecided", "0 of 2 seeds diverged, 1 are not over")
+    assert part.verdict == "undecided"
+    assert part.numbers == "0 of 2 seeds diverged, 1 not finished yet"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,36 @@ def test_a_score_where_lower_is_better_turns_the_difference_round(tmp_path: Path
     found = analyse(folder, [file]).tested[0]
     assert found.study.score.name == "errors"
     assert found.claims[0].verdict == "supported"
-    assert "better by 0.801" in found.claims[0].parts[0].numbers
+    assert ": advantage 0.801, 95 % [" in found.claims[0].parts[0].numbers
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_an_advantage_and_its_interval_have_one_sign(tmp_path: Path, higher: bool) -> None:
+    """TD-DPO's score is lower than DPO's by 0.31 to 0.35, which is worse or better."""
+    cells = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 0.05], tau=[0.5])
+    folder = write_grid(tmp_path / "grid", cells, pairs=20)
+    scores = {
+        cell_name(c): [0.2 + 0.01 * c.seed + 0.02 * item for item in range(3)]
+        if c.loss.name == "td_dpo"
+        else [0.54 - 0.003 * item * c.seed for item in range(3)]
+        for c in cells
+    }
+    about = {"name": "mine", "higher_is_better": higher, "matches": 0.1, "beats": 0.2}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({**about, "cells": scores}))
+    sign = -1 if higher else 1
+    for part in analyse(folder, [file]).tested[0].claims[0].parts:
+        assert part.advantage is not None
+        written = part.numbers.replace("−", "-")
+        pattern = r"advantage (\S+), 95 % \[(\S+), (\S+)\], t over 3 seeds \[(.+)\]"
+        found = re.search(pattern, written)
+        assert found is not None, written
+        advantage, low, high = map(float, found.groups()[:3])
+        assert low <= advantage <= high
+        assert min(sign * low, sign * high) > 0.2
+        low, high = map(float, found[4].split(", "))
+        assert low <= advantage <= high
+        assert part.verdict == ("not supported" if higher else "supported")
 
 
 def one_score(folder: Path, value: Callable[[Config], float | list[float]], **axes) -> list[Claim]:
@@ -165,7 +196,7 @@ def test_one_number_per_cell_says_what_it_cannot_tell(tmp_path: Path) -> None:
     first, last = found[0].parts[1], found[3].parts[0]
     assert first.numbers == "dpo, best beta: one number per cell cannot both choose it and score it"
     assert "best tau: one number per cell cannot both" in last.numbers
-    assert found[0].parts[0].estimate is not None
+    assert found[0].parts[0].advantage is not None
 
 
 def test_items_and_seeds_that_are_all_alike_decide_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""`quality.json` of a run: the figures of one policy, which policy that was, and what it was asked.
+"""`quality.json` of a run: the figures of one policy, which policy it was, and what it was asked.
 
-A run may go on after it was measured, and cells may have been asked different things: a report
-must be able to tell.
+A run may go on after it was measured, and cells may have been asked different things. The file lets
+a report notice both.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ FILE = "quality.json"
 
 
 class _Quality(Content):
-    scores: list[float]  # one per prompt
+    scores: list[float]  # one number per prompt
     kl_per_token: float | None = None
 
 
 class Standing(NamedTuple):
-    """The policy that stands for a cell, and the optimiser steps it has had."""
+    """The policy that stands for a cell, and the number of its optimiser steps."""
 
     policy: Literal["best", "base"]
     step: int
 
 
 def standing_of(cell: Cell) -> Standing | None:
-    """`best/` of a cell that is over; the base, if it diverged before it had one; else None.
+    """The policy that stands for a cell that has ended; None if it has not.
 
-    The base is the last policy of such a cell whose validation was finite: that of step 0.
+    It is `best/`, or the base if the cell diverged before it had a `best/`. The base is then the
+    last policy with a finite validation: that of step 0.
     """
-    if not cell.over or cell.config is None:
+    if not cell.ended or cell.config is None:
         return None
     if (cell.folder / "best").is_dir():
         best = best_record(list(cell.records), cell.config.train.best_metric)
-        # Without a validation best/ is the last policy.
+        # Without validations, best/ is the last policy.
         last = max((record["step"] + 1 for record in cell.training), default=0)
         return Standing("best", best["step"] if best else last)
     return Standing("base", 0) if cell.state == "diverged" else None
 
 
 def read_quality(folder: Path) -> dict[str, Any] | None:
-    """What was measured of a run or a model, or None.
+    """The figures of a run or a model; None if it was not measured.
 
     Raises:
         UserError: the file is damaged.
@@ -56,7 +57,7 @@ def read_quality(folder: Path) -> dict[str, Any] | None:
 
 
 def quality_of(cell: Cell) -> dict[str, Any] | None:
-    """A cell's figures, if they are of the policy that stands for it.
+    """A cell's figures; None unless they are of the policy that stands for the cell.
 
     Raises:
         UserError: the file is damaged.
@@ -66,5 +67,5 @@ def quality_of(cell: Cell) -> dict[str, Any] | None:
 
 
 def is_of(found: dict[str, Any], standing: Standing | None) -> bool:
-    """Whether figures are of this policy; those that say nothing of their policy are of none."""
+    """Whether figures are of this policy. Figures that do not name their policy are of none."""
     return standing is not None and (found.get("policy"), found.get("step")) == standing

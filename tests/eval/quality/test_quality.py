@@ -7,16 +7,12 @@ import pytest
 import tiny_runs
 from synthetic_grid import experiment_cells, write_grid
 
-from eval.quality.__main__ import (
-    Asked,
-    Policy,
-    distinct,
-    kl_per_token,
-    main,
-    read_prompts,
-    repetition,
-)
-from eval.quality.score_file import FILE
+from eval.quality.__main__ import main
+from eval.quality.measure import Asked, Policy, kl_per_token
+from eval.quality.ngrams import distinct, repetition
+from eval.quality.prompts import read_prompts
+from eval.quality.quality_file import FILE
+from eval.tasks import embedded
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.generation.generator import Completion
@@ -43,8 +39,15 @@ def test_prompts_are_read_once_each(tmp_path):
     rows = [{"chosen": turns, "rejected": turns}, {"chosen": turns}, {"prompt": "P"}]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_prompts(str(file), 10) == [turns[:1], [{"role": "user", "content": "P"}]]
-    assert len(read_prompts(None, 7)) == 7
+    assert read_prompts(str(file)) == [turns[:1], [{"role": "user", "content": "P"}]]
+
+
+def test_the_embedded_task_has_prompts_and_a_rule():
+    """400 prompts, no two the same; silence earns nothing."""
+    prompts = embedded.prompts()
+    assert len({prompt[0]["content"] for prompt in prompts}) == len(prompts) == 400
+    assert embedded.score("") == 0
+    assert embedded.score("The old dog was happy by the river.") > 0
 
 
 def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, capsys):
@@ -72,7 +75,7 @@ def test_a_policy_that_answers_nothing_has_no_kl():
 
 
 def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatch, capsys):
-    """A finished cell, one that diverged before any best/, one not over; the base is one model."""
+    """A finished cell, one that diverged before any best/, one unfinished, and one base."""
     cells = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0, 1, 2])
     finished, diverged, unfinished = map(cell_name, cells)
     grid = write_grid(
@@ -86,7 +89,7 @@ def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatc
         return capsys.readouterr().out
 
     said = run()
-    assert f"{diverged} (diverged before any best/: its base)" in said
+    assert f"{diverged} (its base, because it diverged before it had a best/)" in said
     assert unfinished not in said
     of_finished, of_diverged = (json.loads((grid / n / FILE).read_text()) for n in cells_of(grid))
     assert (of_finished["policy"], of_diverged["policy"], of_diverged["step"]) == (
@@ -101,13 +104,13 @@ def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatc
     assert of_diverged["score"] == of_diverged["base_score"]
 
     before = tiny_runs.times(grid)
-    assert run().count("measured before; left alone") == 2
+    assert run().count("already measured; skipped") == 2
     assert tiny_runs.times(grid) == before
     # A later best/, and then another seed for all.
     (grid / finished / FILE).write_text(json.dumps(of_finished | {"step": 1}))
-    assert run().count("measured before; left alone") == 1
+    assert run().count("already measured; skipped") == 1
     assert json.loads((grid / finished / FILE).read_text()) == of_finished
-    assert "left alone" not in run("--seed", "1")
+    assert "skipped" not in run("--seed", "1")
 
 
 def cells_of(grid):
@@ -115,12 +118,12 @@ def cells_of(grid):
     return [file.parent.name for file in sorted(grid.glob(f"*/{FILE}"))]
 
 
-def test_a_grid_of_which_no_cell_is_over_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_grid_of_which_no_cell_has_finished_is_refused(tmp_path, monkeypatch, capsys):
     cells = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0, 1])
     grid = write_grid(tmp_path / "g", cells, lambda _: 0.7, unfinished=list(map(cell_name, cells)))
     monkeypatch.setattr("sys.argv", ["quality", str(grid)])
     assert main() == 2
-    assert capsys.readouterr().err == f"error: {grid}: no cell of the grid is over yet\n"
+    assert capsys.readouterr().err == f"error: {grid}: no cell of the grid has finished yet\n"
 
 
 def test_bad_settings_are_one_line(monkeypatch, capsys):

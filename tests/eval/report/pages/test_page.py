@@ -232,7 +232,7 @@ def test_runs_without_a_validation_set(tmp_path: Path, capsys: pytest.CaptureFix
         training = [line for line in lines if "eval_loss" not in line]
         (run / "metrics.jsonl").write_text("".join(training))
     assert main([str(tmp_path / "g")]) == 0
-    assert "no cell that is over has a score on held-out data" in capsys.readouterr().out
+    assert "no finished cell has a score on held-out data" in capsys.readouterr().out
     html = (tmp_path / "g" / "report.html").read_text()
     assert "Gradient norms" in html
     assert "Reward against KL" not in html
@@ -250,7 +250,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([str(tmp_path / "nowhere")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert all("is no grid or run directory" in line for line in lines)
+    assert all("is not a grid or run directory" in line for line in lines)
 
 
 # ---- In a browser --------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""`results.csv`: one row per cell."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+from eval.report.analysis import Analysis
+from eval.report.pages.run_tables import largest_gradient, speed
+from eval.report.read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
+
+
+def results_csv(analysis: Analysis) -> str:
+    """One row per cell, with full names of losses and scores. Only the last column is a timing."""
+    scores = analysis.found.scores
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            *CELL_COLUMNS,
+            # The column `loss` already holds the loss's name.
+            *("eval_loss" if score.name == "loss" else score.name for score in scores),
+            *TRAINING_COLUMNS,
+        ]
+    )
+    for number, cell in enumerate(analysis.experiment.cells):
+        chosen = analysis.found.checkpoints.get(cell.name)
+        writer.writerow(
+            [
+                *(cell.name, cell.state, *cell.point, cell.seed),
+                cell.config.train.learning_rate if cell.config else None,
+                cell.divergence["step"] if cell.divergence else None,
+                *(chosen or (None, None)),
+                *(_plain(score.of(number)) for score in scores),
+                _plain(largest_gradient(cell)),
+                _plain(speed(cell)),
+            ]
+        )
+    return file.getvalue()
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) else ""

@@ -1,0 +1,135 @@
+"""Tables of the runs: one row per cell, where the runs came from, the settings that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.experiment import Cell, Experiment
+from eval.report.number_formats import NONE, Format, beta_or_tau, plural, significant
+from eval.report.pages.comparison_tables import heading
+from eval.report.pages.tables import Entry, Link, Table
+from eval.report.read.find_scores import Found
+from eval.report.read.scores import Score
+from eval.report.read.settings import differing_settings
+from eval.report.read.validation_scores import Checkpoints
+
+FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
+
+
+def cells_table(experiment: Experiment, found: Found) -> Table:
+    """One row per cell. A click on a column's head sorts the rows."""
+    scores = [score for score in found.scores if score.margins or score.name in ("kl", "loss")]
+    head = ["cell", "state", "loss", "beta", "tau", "seed", "checkpoints chosen"]
+    head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s", "files"]
+    rows = [
+        _cell_row(experiment, cell, number, scores, found.checkpoints.get(cell.name))
+        for number, cell in enumerate(experiment.cells)
+    ]
+    diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
+    return Table(
+        "The checkpoints are the steps that the first / the second half of the validation pairs "
+        "chose. A diverged cell is highlighted. Its last finite validation scores it, and its "
+        "answers are those of the best checkpoint before, or of the base if there was none. A "
+        "click on a head sorts.",
+        head,
+        rows,
+        highlighted=diverged,
+        kind="sortable",
+    )
+
+
+def _cell_row(
+    experiment: Experiment,
+    cell: Cell,
+    number: int,
+    scores: Sequence[Score],
+    checkpoints: Checkpoints | None,
+) -> list[Entry]:
+    base = f"{cell.name}/" if experiment.is_grid else ""
+    files = [Link(Path(f).stem, base + f) for f in FILES if (cell.folder / f).exists()]
+    point, state = cell.point, cell.state
+    at = f" at step {cell.divergence['step']}" if cell.divergence else ""
+    row: list[Entry] = [
+        Link(cell.name, base or "./") if state != "missing" else cell.name,
+        f"{state}{at}",
+        point.loss,
+        beta_or_tau(point.beta),
+        beta_or_tau(point.tau),
+        str(cell.seed),
+        f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
+    ]
+    row += [Format(score.decimals).number(score.of(number)) for score in scores]
+    return [*row, significant(largest_gradient(cell)), significant(speed(cell)), files]
+
+
+def largest_gradient(cell: Cell) -> float:
+    """The largest finite gradient norm of a run; NaN before its first step."""
+    return _of_training(cell, "grad_norm", np.max)
+
+
+def speed(cell: Cell) -> float:
+    """The median of a run's pairs per second; NaN before its first step."""
+    return _of_training(cell, "pairs_per_second", np.median)
+
+
+def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
+    values = [record.get(metric, np.nan) for record in cell.training]
+    known = [value for value in values if np.isfinite(value)]
+    return float(reduce(known)) if known else float("nan")
+
+
+def facts_table(experiment: Experiment) -> Table:
+    """Where the runs came from. An entry holds several values if cells differ."""
+    facts = [cell.facts for cell in experiment.cells if cell.facts]
+    rows: list[list[Entry]] = []
+
+    def add(name: str, values: Sequence[Any]) -> None:
+        known = list(dict.fromkeys(str(value) for value in values if value is not None))
+        if known:
+            rows.append([name, "; ".join(known)])
+
+    add("commit", [fact.get("git_commit") for fact in facts])
+    add("versions", [_pairs_of(fact.get("versions")) for fact in facts])
+    add("device", [_pairs_of(fact.get("device")) for fact in facts])
+    add("mesh", [_pairs_of(fact.get("mesh")) for fact in facts])
+    for part in ("model", "data"):
+        for key in ("path", "sha256", "parameters", "template", "train_rows", "validation_rows"):
+            values = [(fact.get(part) or {}).get(key) for fact in facts]
+            add(f"{part}, {key.replace('_', ' ')}", values)
+    add(
+        "data, dropped rows", [_pairs_of((fact.get("data") or {}).get("dropped")) for fact in facts]
+    )
+    add("cells", [states_of(experiment)])
+    return Table("The facts in run.json of the cells.", ["", ""], rows)
+
+
+def differing_tables(experiment: Experiment) -> list[Table]:
+    """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
+    differing = differing_settings(experiment)
+    if not differing:
+        return []
+    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    rows: list[list[Entry]] = [
+        [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
+        for name, values in differing.items()
+    ]
+    caption = "Settings in which cells differ, besides loss, beta, tau and seed."
+    return [Table(caption, ["setting", *losses], rows)]
+
+
+def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:
+    return ", ".join(f"{name} {value}" for name, value in mapping.items()) if mapping else None
+
+
+def states_of(experiment: Experiment) -> str:
+    """How many cells are in each state: `60 cells: 57 finished, 2 diverged, 1 unfinished`."""
+    counts = [
+        (experiment.count(state), state)
+        for state in ("finished", "diverged", "unfinished", "missing")
+    ]
+    parts = [f"{count} {state}" for count, state in counts if count]
+    return f"{plural(len(experiment.cells), 'cell')}: {', '.join(parts)}"

@@ -1,0 +1,145 @@
+"""Scores of answers: what `eval.mt_bench` and `eval.quality` left beside the runs. U items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from eval.experiment import Cell, Experiment
+from eval.mt_bench.judgments import current
+from eval.mt_bench.report import read_judgments
+from eval.mt_bench.score import scores_of
+from eval.quality.quality_file import FILE, quality_of, standing_of
+from eval.report.read.pair_metrics import halves
+from eval.report.read.scores import MARGINS, Score, note
+from tddpo_jax.errors import UserError
+
+BY_BASE = "{}: {{}} diverged before there was a best/; the base's score stands for it"
+
+
+def answer_score(
+    experiment: Experiment,
+    values: Mapping[str, Float[np.ndarray, " U"]],
+    strata: Sequence[str],
+    split_seed: int,
+    **about: Any,
+) -> Score:
+    """A score of answers. Its checkpoint was chosen on validation pairs, which are other items.
+
+    Args:
+        experiment: the cells.
+        values: the numbers of each cell, by its name.
+        strata: the stratum of each item.
+        split_seed: seed of the split into halves.
+        about: the other fields of `Score`.
+    """
+    table = np.full((len(experiment.cells), len(strata)), np.nan)
+    for number, cell in enumerate(experiment.cells):
+        if cell.ended and cell.name in values:
+            table[number] = values[cell.name]
+    second = halves(strata, split_seed)
+    return Score(strata=tuple(strata), second=second, choosing=table, scoring=table, **about)
+
+
+def mt_bench_scores(
+    experiment: Experiment, judge_model: str | None, split_seed: int
+) -> tuple[list[Score], list[str]]:
+    """The mean rating of each question, for cells whose every question has been rated, and notes.
+
+    A cell that diverged before it had a policy to ask gets the rating of its base, if the base was
+    asked.
+
+    Raises:
+        UserError: a judgment is wrong, or two cells were asked different questions.
+    """
+    files = sorted((experiment.folder / "mt_bench" / "model_judgment").glob("*.jsonl"))
+    if not files:
+        return [], []
+    models = scores_of(current(read_judgments(files, judge_model)))
+    asked = {cell.name: _asked(cell) for cell in experiment.cells}
+    complete = {
+        name: found
+        for name, model in asked.items()
+        if (found := models.get(model)) is not None and found.complete
+    }
+    if not complete:
+        return [], []
+    first = next(iter(complete.values()))
+    differing = [name for name, s in complete.items() if s.questions != first.questions]
+    if differing:
+        raise UserError(f"{files[0].parent}: {differing[0]} was asked other questions")
+    by_base = [name for name in complete if asked[name] != name]
+    return [
+        answer_score(
+            experiment,
+            {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()},
+            first.categories,
+            split_seed,
+            name="mt_bench",
+            title="MT-Bench",
+            unit="points, 1 to 10",
+            items="questions",
+            higher=True,
+            margins=MARGINS["mt_bench"],
+            decimals=2,
+        )
+    ], note(by_base, BY_BASE.format("MT-Bench"))
+
+
+def _asked(cell: Cell) -> str:
+    """The id of the model whose answers stand for a cell: by default its folder's name."""
+    standing = standing_of(cell)
+    if standing is None or standing.policy == "best":
+        return cell.name
+    return Path(cell.facts["model"]["path"]).name
+
+
+def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
+    """The rule's score of sampled answers, as `python -m eval.quality` wrote it, and notes.
+
+    Raises:
+        UserError: the cells were asked different things.
+    """
+    found = {
+        cell.name: quality for cell in experiment.cells if (quality := quality_of(cell)) is not None
+    }
+    stale = [
+        cell.name
+        for cell in experiment.cells
+        if cell.ended and cell.name not in found and (cell.folder / FILE).exists()
+    ]
+    notes = note(
+        stale,
+        "answer quality: {} measured with another policy than the one in best/ now (python -m "
+        "eval.quality measures them again)",
+    )
+    if not found:
+        return [], notes
+    first = next(iter(found))
+    for name, quality in found.items():
+        alike = len(quality["scores"]) == len(found[first]["scores"])
+        if not alike or quality.get("asked") != found[first].get("asked"):
+            raise UserError(
+                f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
+                "another way; python -m eval.quality asks every cell the same"
+            )
+    by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
+    return [
+        answer_score(
+            experiment,
+            {name: np.asarray(one["scores"], np.float64) for name, one in found.items()},
+            ("prompts",) * len(found[first]["scores"]),
+            split_seed,
+            name="quality",
+            title="answer quality",
+            unit="rule's score, 0 to 1",
+            items="prompts",
+            higher=True,
+            margins=MARGINS["quality"],
+            decimals=3,
+        )
+    ], [*notes, *note(by_base, BY_BASE.format("answer quality"))]

@@ -1,0 +1,84 @@
+"""Finds every score of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from eval.experiment import Experiment
+from eval.report.read.answer_scores import mt_bench_scores, quality_scores
+from eval.report.read.own_scores import read_own_score
+from eval.report.read.scores import Score, note
+from eval.report.read.validation_scores import VALIDATION, Checkpoints, validation_scores
+from tddpo_jax.errors import UserError
+
+# Columns of `results.csv`, before and after those of the scores.
+CELL_COLUMNS = (
+    *("cell", "state", "loss", "beta", "tau", "seed", "learning_rate", "diverged_at_step"),
+    *("checkpoint_of_first_half", "checkpoint_of_second_half"),
+)
+TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
+# Names that a score of the user's own cannot have.
+TAKEN = {
+    *("mt_bench", "MT-Bench", "quality", "answer quality", "eval_loss"),
+    *(text for name, title, *_ in VALIDATION for text in (name, title)),
+    *CELL_COLUMNS,
+    *TRAINING_COLUMNS,
+}
+
+
+class Found(NamedTuple):
+    """All scores of an experiment, the most telling first, and notes about them."""
+
+    scores: list[Score]
+    checkpoints: dict[str, Checkpoints]
+    notes: list[str]
+
+
+def find_scores(
+    experiment: Experiment, files: Sequence[Path], judge_model: str | None, split_seed: int
+) -> Found:
+    """Finds every score: first those of answers, then those of validation pairs.
+
+    Args:
+        experiment: the cells.
+        files: files of further scores, see `read_own_score`.
+        judge_model: the judge whose MT-Bench ratings count; needed if there are several judges.
+        split_seed: seed of the split into halves.
+
+    Raises:
+        UserError: a file of scores is damaged or does not fit the cells.
+    """
+    rated, of_rated = mt_bench_scores(experiment, judge_model, split_seed)
+    measured, of_measured = quality_scores(experiment, split_seed)
+    given = _given(experiment, files, split_seed)
+    pairs, checkpoints, of_pairs = validation_scores(experiment, split_seed)
+    outside = [*rated, *measured, *given]
+    # A cell lacks either all scores of validation pairs or none: one note tells of all.
+    lacking = _lacking(experiment, [*outside, *pairs[:1]])
+    notes = [*of_rated, *of_measured, *lacking, *of_pairs]
+    return Found([*outside, *pairs], checkpoints, notes)
+
+
+def _given(experiment: Experiment, files: Sequence[Path], split_seed: int) -> list[Score]:
+    scores: dict[str, Score] = {}
+    for file in files:
+        score = read_own_score(experiment, file, split_seed)
+        if score.name in TAKEN or score.name in scores:
+            raise UserError(f"{file}: name: another score is called {score.name!r}")
+        scores[score.name] = score
+    return list(scores.values())
+
+
+def _lacking(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
+    """Notes on the cells that ended and lack a score that others have."""
+    lines = []
+    for score in scores:
+        names = [
+            cell.name
+            for number, cell in enumerate(experiment.cells)
+            if cell.ended and not score.has(number)
+        ]
+        lines += note(names, f"{score.title}: {{}} ended without a score")
+    return lines
