@@ -26,7 +26,15 @@ from tddpo_jax.training import prepare
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
 # A one-token response, a one-token prompt, branches on both sides of a width.
 LENGTHS = [(9, 1, 1), (1, 70, 3), (40, 30, 75), (5, 2, 60), (13, 17, 19)]
-lengths_of_pairs = st.lists(st.tuples(*(st.integers(1, 90),) * 3), min_size=1, max_size=12)
+# The same with one response and with three.
+ANY_NUMBER = {
+    1: [each[:2] for each in LENGTHS],
+    2: LENGTHS,
+    3: [(*each, third) for each, third in zip(LENGTHS, (2, 66, 1, 33, 8), strict=True)],
+}
+lengths_of_examples = st.integers(2, 4).flatmap(
+    lambda parts: st.lists(st.tuples(*(st.integers(1, 90),) * parts), min_size=1, max_size=12)
+)
 
 
 def batches(lengths, plain=False, rows=1):
@@ -78,10 +86,11 @@ def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
     assert all(call == ("tokamax", wanted) for call in kernels_anywhere)
 
 
+@pytest.mark.parametrize("responses", ANY_NUMBER)
 @pytest.mark.parametrize("plain", [False, True])
-def test_causal_rows_give_what_key_ranges_give(plain):
+def test_causal_rows_give_what_key_ranges_give(plain, responses):
     """Values and gradients; expected: attention over the packed rows themselves."""
-    for batch in batches(LENGTHS, plain):
+    for batch in batches(ANY_NUMBER[responses], plain):
         given_arrays = arrays(batch)
         view = view_of(batch)
         expected = value_and_gradients(by_ranges, *given_arrays, view)
@@ -122,7 +131,7 @@ def test_lengths_are_mapped_too():
 # ---- every token has its place -------------------------------------------------------------------
 
 
-@given(lengths=lengths_of_pairs)
+@given(lengths=lengths_of_examples)
 @settings(max_examples=40)
 def test_every_branch_reads_as_it_was_written(lengths):
     """Each causal row holds a whole branch, prompt first, and each token is read exactly once."""
