@@ -178,4 +178,4 @@ def test_a_family_is_named_in_two_folders():
     for file in files_of(PACKAGE):
         if file.relative_to(PACKAGE).parts[0] not in ("models", "adapters"):
             found = re.search("q_proj|self_attn|LlamaConfig", file.read_text())
-            assert found is None, f"{file}: {found}"
+            assert found is None, f"{file}: {found[0]}"
