@@ -1,4 +1,4 @@
-"""Two ways of our own beside each other, their steps taking turns: shared prompts, populations."""
+"""Compares two of our own ways, whose steps take turns: shared prompts, populations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tddpo_jax.errors import UserError
 
 
 def measure_prefix(case: Case) -> dict[str, Any]:
-    """A step whose prompts are shared beside one whose prompts stand there twice, both packed.
+    """Compares a step with shared prompts with a step whose prompts appear twice, both packed.
 
-    `gain_over_ratio` says how much of the tokens that sharing saves is saved in time.
+    `gain_over_ratio` is the gain in time over the ratio of tokens: 1 if time falls as tokens do.
     """
     pairs = load_pairs(case)
     shared = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
@@ -45,9 +45,9 @@ def measure_prefix(case: Case) -> dict[str, Any]:
 
 
 def _apart(pairs: list[Pair]) -> list[Pair]:
-    """Each branch with a prompt of its own: a pair whose other response is one token.
+    """Gives each branch its own prompt: a pair whose other response is one token.
 
-    That token is a target and takes no place in the stream, so all that it adds is one score.
+    That token is a target and has no position in the stream, so it adds one score and nothing else.
     """
     one = np.zeros(1, np.int32)
     return [
@@ -58,10 +58,10 @@ def _apart(pairs: list[Pair]) -> list[Pair]:
 
 
 def measure_population(case: Case, members: int) -> dict[str, Any]:
-    """A step of `members` policies in one program beside as many steps of one, in turns.
+    """Compares a step of `members` policies in one program with as many steps of one policy.
 
     Raises:
-        UserError: not adapters are trained, or there is only one member.
+        UserError: the mode trains no adapters, or there are fewer than two members.
     """
     if case.mode == "full":
         raise UserError("--population: needs --mode lora or qlora")
@@ -87,7 +87,7 @@ def measure_population(case: Case, members: int) -> dict[str, Any]:
 
 
 def _in_turns(case: Case, *trainers: Trainer) -> list[float]:
-    """Median step seconds of each, warm-up left out."""
+    """The median seconds of a step of each trainer, without the warm-up."""
     for step in range(case.steps + WARM_UP):
         for trainer in trainers:
             trainer.step(step)

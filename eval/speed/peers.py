@@ -1,7 +1,7 @@
-"""Our step beside a peer's: the same weights, pairs, dtype and threads, taking turns in one call.
+"""Compares our step with a peer's: same weights, pairs, dtype and threads. The two take turns.
 
-The two start from the same weights and score the same pairs, and that is checked: at the first step
-both must report the loss log 2 and the same log-probs.
+A check makes sure that the two start from the same weights and score the same pairs: at the first
+step both must report the loss log 2 and the same log-probs.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from tddpo_jax.batches.layout import Pair
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
 
-# Of the mean log-prob of a response at the first step: rounding, over hundreds of tokens.
+# The largest relative difference of mean log-probs at the first step, from rounding.
 SAME_LOGPS = 1e-4
 SAME_LOSS = 1e-3
-# Pairs of a micro-batch unless told otherwise: TRL's default is 8. Tunix has none; more than 2 of
-# its attention matrices over the whole length would not fit a small machine.
+# Default pairs of a micro-batch. TRL's own default is 8. Tunix has none: more than 2 of its
+# attention matrices over the whole length would not fit a small machine.
 MICRO_BATCH = {"trl": 8, "tunix": 2}
-# Tunix' Llama reads no rope_theta: it always rotates by this one, and so must ours beside it.
+# Tunix' Llama reads no rope_theta. It always rotates by this one, so ours must do the same.
 TUNIX_THETA = 1_000_000.0
 
 
 def measure_against(
     case: Case, peer: str, python: str, settings: str, micro_batch: int | None = None
 ) -> dict[str, Any]:
-    """Median step times of ours and the peer's, and their ratio, from steps that take turns.
+    """The median step times of ours and the peer's, and their ratio.
 
-    Both take the same pairs in the same order. Steps of the warm-up count for neither.
+    The steps take turns. Both take the same pairs in the same order. Steps of the warm-up do not
+    count.
 
     Args:
         case: what is measured.
         peer: `trl` or `tunix`.
-        python: of the peer's environment.
-        settings: `default` or `best`, see the peer's worker.
-        micro_batch: pairs that the peer computes at once.
+        python: the Python of the peer's environment.
+        settings: `default` or `best`; the peer's worker says what they are.
+        micro_batch: pairs that the peer computes at once; by default `MICRO_BATCH`.
 
     Raises:
         UserError: the peer cannot do this, its Python cannot be run, or its trainer failed.
@@ -98,11 +99,11 @@ def measure_against(
 
 def _check(case: Case, micro_batch: int) -> None:
     if case.mode == "qlora":
-        raise UserError("--mode: a peer is measured with full or lora, not qlora")
+        raise UserError("--mode: peers are measured with full or lora, not with qlora")
     if case.dtype != "float32":
-        raise UserError(f"--dtype: a peer is measured in float32, not {case.dtype}")
+        raise UserError(f"--dtype: peers are measured in float32, not in {case.dtype}")
     if jax.default_backend() != "cpu":
-        raise UserError("--against: peers are measured on the CPU; set JAX_PLATFORMS=cpu")
+        raise UserError("--against: peers are measured on a CPU; set JAX_PLATFORMS=cpu")
     if micro_batch < 1 or case.batch_pairs % micro_batch:
         raise UserError(
             f"--peer-micro-batch: {micro_batch} does not divide --batch-pairs {case.batch_pairs}"
@@ -113,7 +114,7 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
     """Refuses figures of two trainers that do not do the same work.
 
     Raises:
-        UserError: first losses that are not log 2, or log-probs that differ.
+        UserError: a first loss is not log 2, or log-probs differ.
     """
     for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
         if not abs(loss - math.log(2)) <= SAME_LOSS:
@@ -158,7 +159,7 @@ def _job(
 
 
 def _longest(pairs: list[Pair]) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest response of the whole data."""
+    """Tokens of the longest prompt and of the longest response in all the data."""
     responses = (max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     return max(len(pair.prompt) for pair in pairs), max(responses)
 
@@ -193,14 +194,14 @@ def _config_json(case: Case) -> dict[str, Any]:
 
 
 class _Peer:
-    """A worker that makes one step each time it is told to."""
+    """The peer's process. It makes one step on each command."""
 
     def __init__(self, peer: str, python: str, job: dict[str, Any], file: Path) -> None:
         file.write_text(json.dumps(job))
         self.name = peer
         worker = Path(__file__).with_name(f"{peer}_worker.py")
         try:
-            # Isolated: nothing of ours may be imported in place of a module of the peer's.
+            # -I isolates it: it must not import a module of ours in place of one of the peer's.
             self.process = subprocess.Popen(
                 [python, "-I", str(worker), str(file)],
                 stdin=subprocess.PIPE,
@@ -221,9 +222,7 @@ class _Peer:
         else:
             line = self.process.stdout.readline()
         if not line:
-            raise UserError(
-                f"--against: the trainer of {self.name} stopped; its own words are above"
-            )
+            raise UserError(f"--against: {self.name}'s trainer stopped; its own message is above")
         return json.loads(line)
 
     def __enter__(self) -> _Peer:

@@ -1,6 +1,6 @@
-"""The time of our training step on random weights of a given shape and real pairs.
+"""Times our training step on random weights of a given shape and real pairs.
 
-Useful operations give no credit for padding, repeated prompts or rematerialisation; the rate of
+Useful operations give no credit for padding, repeated prompts or rematerialisation. The rate of
 large products is measured on the same device in the same run, between the steps.
 """
 
@@ -49,7 +49,7 @@ from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
 from tddpo_jax.training.step import make_program, split_model
 
-STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
+STATED = "stated"  # a data set of random tokens with the lengths of dpo-mix-7k
 # See `Case.matmul_size`.
 MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
@@ -74,12 +74,12 @@ class Case:
     steps: int
     mesh: MeshConfig
     row_length: int | None = None
-    # Side of the square product whose rate is the device's; by default one that fills it.
+    # The side of the square product that measures the device; by default large enough to fill it.
     matmul_size: int | None = None
 
     @property
     def settings(self) -> ModelConfig:
-        """How the model is computed, as a run would say it."""
+        """How the model is computed, as the settings of a run."""
         return ModelConfig.model_validate(
             {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
         )
@@ -113,14 +113,14 @@ def load_pairs(case: Case) -> list[Pair]:
 
 
 def timed_pairs(case: Case, pairs: list[Pair]) -> list[Pair]:
-    """The pairs of all steps, warm-up first, in a random order that is always the same."""
+    """The pairs of all steps, warm-up first. Their random order is always the same."""
     order = np.random.default_rng(0).permutation(len(pairs))
     needed = (case.steps + WARM_UP) * case.batch_pairs
     return [pairs[number] for number in np.resize(order, needed)]
 
 
 def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
-    """The micro-batches that training on all these pairs would choose."""
+    """The shapes of micro-batches that training on all these pairs would choose."""
     return choose_shapes(
         pairs,
         case.batch_pairs,
@@ -132,7 +132,7 @@ def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
 
 
 def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
-    """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
+    """Random weights of the case's shape in a dtype, with adapters and NF4 if the mode has them."""
 
     @jax.jit
     def make(key: jax.Array) -> Llama:
@@ -147,7 +147,7 @@ def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
 
 
 def trained_model(case: Case, mesh: Any) -> Llama:
-    """As above, in the dtype in which training stores it: master weights are float32."""
+    """The same in the dtype in which training stores weights: master weights are float32."""
     return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
 
@@ -155,13 +155,13 @@ def trained_model(case: Case, mesh: Any) -> Llama:
 
 
 class Trainer:
-    """Our compiled step over given pairs, `case.batch_pairs` a step, timed one step at a time.
+    """Our compiled step over given pairs, timed one step at a time.
 
     Args:
-        case: what is measured.
-        pairs: of all steps, in order.
-        shapes: of the micro-batches.
-        members: policies that the step trains at once.
+        case: what is measured; a step has `case.batch_pairs` pairs.
+        pairs: the pairs of all steps, in order.
+        shapes: the shapes of the micro-batches.
+        members: policies that a step trains at once.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Trainer:
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), 2), np.float32)
         self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
-        # Of one device, all that it holds while it computes gradients or updates.
+        # The most bytes that one device holds while it computes gradients or updates.
         self.peak_bytes = 0
         self.reference_seconds: list[float] = []
         self.seconds: list[float] = []
@@ -194,7 +194,7 @@ class Trainer:
         self.last_metrics: dict[str, float] = {}
 
     def score_reference(self) -> None:
-        """The reference's log-probs of all pairs, as a run makes them before its first step."""
+        """Computes the reference's log-probs of all pairs, as a run does before its first step."""
         batch, parts = self.case.batch_pairs, []
         for first in range(0, len(self.pairs), batch):
             start = time.perf_counter()
@@ -211,7 +211,7 @@ class Trainer:
     def step(self, number: int) -> float:
         """Runs step `number` and returns its seconds.
 
-        Packing is left out: in training it runs beside the device.
+        Packing does not count: in training it runs while the device computes.
         """
         rows = slice(number * self.case.batch_pairs, (number + 1) * self.case.batch_pairs)
         pairs = self.pairs[rows]
@@ -233,7 +233,7 @@ class Trainer:
         return self.seconds[-1]
 
     def _warm_up(self, placed: list[Batch], totals: Totals) -> None:
-        """Compiles and runs, on sums of their own, micro-batches of shapes that none had so far."""
+        """Compiles and runs micro-batches of new shapes. Their sums are thrown away."""
         new = {batch.tokens.shape: batch for batch in placed if self._is_new(batch)}
         if new:
             sums = self.program.zeros(self.state)
@@ -245,18 +245,18 @@ class Trainer:
         return ("add_gradients", batch.tokens.shape) not in self.compiled
 
     def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
-        """The sums with the gradients of one micro-batch added."""
+        """Adds the gradients of one micro-batch to the sums."""
         arguments = sums, self.state, self.frozen, self.knobs(), batch, totals, None
         return self._run("add_gradients", batch.tokens.shape, arguments)
 
     def update(self, sums: Sums, totals: Totals) -> dict[str, jax.Array]:
-        """The optimiser's update; the metrics of the step."""
+        """Updates the weights; returns the metrics of the step."""
         arguments = self.state, sums, self.knobs(), totals
         self.state, metrics = self._run("update", (), arguments)
         return metrics
 
     def _run(self, name: str, shape: tuple[int, ...], arguments: tuple) -> Any:
-        """Calls a function of the program, compiled once so that it can be asked for its memory."""
+        """Calls a function of the program. It is compiled here, so that its memory is known."""
         if (name, shape) not in self.compiled:
             lowered = getattr(self.program, name).lower(*arguments)
             self.compiled[name, shape] = lowered.compile()
@@ -274,7 +274,7 @@ class Trainer:
         )
 
     def rates(self) -> dict[str, Any]:
-        """Medians over the steps after the warm-up, each step by itself: their tokens differ."""
+        """Medians over the steps after the warm-up. Each step has its own rate: tokens differ."""
         seconds, counts = self.seconds[WARM_UP:], self.counts[WARM_UP:]
 
         def median(name: str) -> float:
@@ -284,7 +284,7 @@ class Trainer:
             each = zip(counts, seconds, strict=True)
             return statistics.median(count[name] / duration for count, duration in each)
 
-        # On a CPU the virtual devices share the cores that the one product uses too.
+        # On a CPU, the virtual devices share the cores that one product uses already.
         devices = 1 if jax.default_backend() == "cpu" else self.mesh.size
         useful = per_second("useful") * self.members
         rate = statistics.median(self.matmul[WARM_UP:]) * devices
@@ -297,19 +297,19 @@ class Trainer:
             "useful_tflops": useful / 1e12,
             "matmul_tflops": rate / 1e12,
             "useful_share": useful / rate,
-            # Of a step's pairs, once in a run of several epochs; not in the step's time.
+            # A run computes the reference of a step's pairs once. The step's time leaves it out.
             "reference_seconds": statistics.median(reference) if reference else None,
             "peak_bytes": self.peak_bytes,
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
     def base_model(self) -> Llama:
-        """The random weights as they started, without adapters."""
+        """The random weights from the start, without adapters."""
         return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 
 
 def measure_training(case: Case) -> dict[str, Any]:
-    """Median step time after the warm-up, and what it comes to."""
+    """The median step time after the warm-up, with rates and shares."""
     pairs = load_pairs(case)
     trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
     trainer.score_reference()
@@ -317,7 +317,7 @@ def measure_training(case: Case) -> dict[str, Any]:
 
 
 def step_figures(trainer: Trainer) -> dict[str, Any]:
-    """Runs all steps of a fresh trainer; its median step time, and what it comes to."""
+    """Runs all steps of a fresh trainer; returns its median step time, with rates and shares."""
     case = trainer.case
     median = statistics.median(
         [trainer.step(number) for number in range(case.steps + WARM_UP)][WARM_UP:]
