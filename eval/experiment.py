@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.schema import LOSS_SETTINGS, Config, read_yaml, resolve
+from tddpo_jax.config.schema import Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid
-from tddpo_jax.runs.records import read_records
+from tddpo_jax.runs.records import best_metric, read_records
 from tddpo_jax.runs.run_directory import read_part
 
 State = Literal["finished", "diverged", "unfinished", "missing"]
@@ -80,10 +81,10 @@ class Cell:
         divergence: where and why the run diverged; None if it did not.
         steps: the steps of the validations whose log-probs are all finite; none before the run has
             ended.
-        logps: `[T, P, 2]`, log-probs in nats of the chosen and the rejected response of every
-            validation pair, at each of `steps`.
-        reference: `[P, 2]`, the same log-probs under the reference.
-        lengths: `[P, 2]`, tokens of both responses; NaN for runs that did not keep them.
+        logps: `[T, P, N]`, log-probs in nats of every response of the validation set, at each of
+            `steps`; pairs have two responses, (chosen, rejected).
+        reference: `[P, N]`, the same log-probs under the reference.
+        lengths: `[P, N]`, tokens of the responses; NaN for runs that did not keep them.
     """
 
     name: str
@@ -96,9 +97,15 @@ class Cell:
     records: tuple[Record, ...]
     divergence: dict[str, Any] | None
     steps: tuple[int, ...]
-    logps: Float[np.ndarray, "T P 2"]
-    reference: Float[np.ndarray, "P 2"]
-    lengths: Float[np.ndarray, "P 2"]
+    logps: Float[np.ndarray, "T P N"]
+    reference: Float[np.ndarray, "P N"]
+    lengths: Float[np.ndarray, "P N"]
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that chooses the run's `best/`."""
+        assert self.config is not None
+        return best_metric(self.config.train.best_metric, self.records)
 
     @property
     def ended(self) -> bool:
@@ -192,7 +199,7 @@ def _read_cell(folder: Path) -> Cell:
     divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
-    has_tau = "tau" in LOSS_SETTINGS[config.loss.name]
+    has_tau = "tau" in LOSSES[config.loss.name].settings
     return Cell(
         name=folder.resolve().name,
         folder=folder,
@@ -211,7 +218,7 @@ def _config(file: Path) -> Config:
     settings = read_yaml(file)
     try:
         return resolve(settings)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
@@ -238,9 +245,9 @@ class _Evaluations(NamedTuple):
     """The fields of `Cell` that come from its evaluations."""
 
     steps: tuple[int, ...]
-    logps: Float[np.ndarray, "T P 2"]
-    reference: Float[np.ndarray, "P 2"]
-    lengths: Float[np.ndarray, "P 2"]
+    logps: Float[np.ndarray, "T P N"]
+    reference: Float[np.ndarray, "P N"]
+    lengths: Float[np.ndarray, "P N"]
 
 
 _NONE = np.zeros((0, 2), np.float32)
@@ -271,15 +278,15 @@ def _evaluations(folder: Path, records: list[Record]) -> _Evaluations:
 
 
 def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
-    """A file of two numbers per validation pair, of the same shape as `like` if that is given."""
+    """A file of numbers for each validation response, of the shape of `like` if that is given."""
     try:
         values = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    if getattr(values, "shape", ())[1:] != (2,) or values.dtype.kind != "f":
-        raise UserError(f"{file}: must hold two numbers per validation pair")
+    if getattr(values, "shape", ())[1:] not in ((1,), (2,)) or values.dtype.kind != "f":
+        raise UserError(f"{file}: must hold one number for each response of each validation row")
     if like is not None and values.shape != like.shape:
-        raise UserError(f"{file}: does not have the pairs of reference.npy")
+        raise UserError(f"{file}: does not have the rows of reference.npy")
     return values
 
 

@@ -14,26 +14,33 @@ from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.system import hosts, watch
 from tddpo_jax.system.devices import DEVICES
 from tddpo_jax.system.hub import offline_unless_it_answers
 
 
 def train_command(arguments: Sequence[str]) -> int:
     """Trains one run or every cell of a grid, or submits it; status 1 if a lone run diverged."""
-    parser = Parser(prog="run.py", description="Train on preference pairs; several values: a grid.")
+    parser = Parser(
+        prog="run.py",
+        description="Train on preference pairs or on single responses; several values: a grid.",
+    )
     add_settings(parser)
     add_submission(parser)
     given = parser.parse_args(arguments)
     settings, jobs = settings_of(given), jobs_of(given)
     if jobs is not None:
         return _submit(settings, jobs)
+    host = resolve(expand(settings)[0]).hosts
+    tell_parent = watch.parent()
+    if hosts.is_host(host) and tell_parent is None:
+        return watch.run_watched(arguments)
     # Imported late, so that a mistake in the options is told without starting JAX.
     from tddpo_jax.experiments.grid import run_experiment
-    from tddpo_jax.system import hosts
     from tddpo_jax.system.agreement import check_same, is_first
     from tddpo_jax.system.console import Screen
 
-    joined = hosts.join(resolve(expand(settings)[0]).hosts)
+    joined = hosts.join(host, tell_parent)
     check_same(settings)
     screen = Screen(quiet=not is_first())
     if joined:
@@ -55,8 +62,8 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
 
 
 def logps_command(arguments: Sequence[str]) -> int:
-    """Writes one JSON line per pair: index, log-probs of both responses, token counts."""
-    parser = Parser(prog="logps", description="Log-probs of both responses of every pair.")
+    """Writes one JSON line per row: index, log-probs of its responses, token counts."""
+    parser = Parser(prog="logps", description="Log-probs of the responses of every row.")
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
     parser.add_argument("--data", required=True, help="JSON, JSONL or Parquet file")
     parser.add_argument("--output", required=True, help="file to write")

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from eval.mt_bench.benchmark import JUDGE_PROMPTS, QUESTIONS, sha256
+from tddpo_jax.system.atomic import write_file
 from tddpo_jax.system.cache import cache_folder
 
 COMMIT = "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
@@ -56,10 +57,9 @@ def _download(url: str, path: Path, checksum: str) -> Path:
     if found != checksum:
         raise OSError(f"{url}: its SHA-256 is {found[:12]}, expected {checksum[:12]}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The file gets its name last, so that a killed download never looks like a checked file.
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    return partial.replace(path)
+    with write_file(path) as file:
+        file.write(content)
+    return path
 
 
 def differing(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar
 import pydantic
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.json_files import whole_lines
 
 
 class Row(pydantic.BaseModel):
@@ -35,23 +36,12 @@ def read_rows(path: str | Path, kind: type[RowT]) -> list[RowT]:
             the row and the field.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines, torn = whole_lines(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    if not _is_json(lines[-1]):
+    if torn:
         warnings.warn(f"{path}: the last line is cut off and is left out", stacklevel=2)
-        lines.pop()
     return [_row(path, number, line, kind) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _is_json(line: bytes) -> bool:
-    if not line.strip():
-        return True
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
@@ -94,12 +84,10 @@ def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]
 def _repair(file: IO[bytes], path: Path) -> None:
     file.seek(0)
     content = file.read()
-    tail = content[content.rfind(b"\n") + 1 :]
-    if not tail:
-        return
-    if _is_json(tail):
+    lines, torn = whole_lines(content)
+    if torn:
+        file.truncate(len(content) - len(torn))
+        warnings.warn(f"{path}: removed a cut-off last line of {len(torn)} bytes", stacklevel=3)
+    elif lines[-1]:
         file.write(b"\n")
         file.flush()
-        return
-    file.truncate(len(content) - len(tail))
-    warnings.warn(f"{path}: removed a cut-off last line of {len(tail)} bytes", stacklevel=3)

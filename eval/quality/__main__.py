@@ -29,7 +29,8 @@ from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.runs.run_directory import read_part, write_atomically
+from tddpo_jax.runs.run_directory import read_part
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
 
@@ -107,7 +108,7 @@ def _command(arguments: Sequence[str]) -> int:
         # `embedded` and hub ids are not folders of the user's, so their figures are only shown.
         if folder.is_dir():
             written = (standing._asdict() if standing else {}) | about | figures
-            write_atomically(folder / FILE, json.dumps(written, indent=2) + "\n")
+            write_text(folder / FILE, json.dumps(written, indent=2) + "\n")
     return 0
 
 

@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 from eval.quality.ngrams import distinct, repetition
 from eval.tasks.embedded import Conversation, score
 from tddpo_jax.adapters.load import load_model
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.generation.generator import Completion, Generator
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import computation
-from tddpo_jax.scoring.data_sets import pair_log_probs
+from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.weights.locate import resolve
 
 
@@ -52,7 +52,7 @@ class Policy(NamedTuple):
     """A model twice: once to sample from, and once, with adapters merged, to score with."""
 
     generator: Generator
-    model: Llama
+    model: Decoder
 
 
 class Base(NamedTuple):
@@ -109,18 +109,16 @@ def kl_per_token(
 
     Answers without tokens are left out. None if no answer has a token.
     """
-    pairs = []
+    examples = []
     for number, (prompt, answer) in enumerate(zip(asked.prompts, ours, strict=True)):
         ids = np.array(answer.token_ids, np.int32)
         if len(ids):
             prompt_ids = encode_prompt(policy.generator.tokenizer, prompt, None)
-            # The answer is scored as the chosen response. A pair needs a second response, and one
-            # token of it costs nothing.
-            pairs.append(Pair(number, prompt_ids, ids, ids[:1]))
-    if not pairs:
+            examples.append(Example(number, prompt_ids, (ids,)))
+    if not examples:
         return None
     how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
     logps, base_logps = (
-        pair_log_probs(model, pairs, how, mesh)[:, 0] for model in (policy.model, base.model)
+        example_log_probs(model, examples, how, mesh) for model in (policy.model, base.model)
     )
-    return float(np.sum(logps - base_logps) / sum(len(pair.chosen) for pair in pairs))
+    return float(np.sum(logps - base_logps) / sum(map(score_count, examples)))

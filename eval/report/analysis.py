@@ -13,6 +13,7 @@ from eval.report.statistics.arms import best_settings
 from eval.report.statistics.intervals import Resampling, resampling
 from eval.report.statistics.score_statistics import Study, study_both_ways
 from eval.report.statistics.verdicts import Claim, Verdict, count, examine
+from tddpo_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,8 @@ def analyse(
         UserError: the directory or a file of scores cannot be reported on.
     """
     experiment = read_experiment(folder)
+    if any(cell.logps.shape[-1] == 1 for cell in experiment.cells):
+        raise UserError(f"{folder}: was validated on one response for each prompt, not on pairs")
     found = find_scores(experiment, files, judge_model, split_seed)
     drawn: dict[tuple[str, ...], Resampling] = {}
     studies, tested = {}, []
@@ -180,7 +183,7 @@ def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
             "-m eval.mt_bench make them). What is said below about two losses is therefore about "
             "held-out reward accuracy, not about the quality of answers."
         )
-    metrics = {cell.config.train.best_metric for cell in experiment.cells if cell.config}
+    metrics = {cell.best_metric for cell in experiment.cells if cell.config}
     chosen_by = ", ".join(sorted(metrics))
     return (
         f"{warning} Losses are compared by {first.title} of the policy in best/. Within each run "

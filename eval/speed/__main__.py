@@ -33,6 +33,7 @@ from typing import Any
 
 import jax
 
+from eval.speed.model_shape import read_llama
 from eval.speed.table import facts, table
 from tddpo_jax.adapters.nf4 import NF4_BLOCK
 from tddpo_jax.commands.exit_status import run_command
@@ -41,10 +42,9 @@ from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.runs.run_directory import write_atomically
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.paths import EMBEDDED
-from tddpo_jax.weights.hugging_face import read_config
 
 DEFAULTS: dict[str, Any] = {
     "model": None,
@@ -182,7 +182,7 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
         for name in SIZES:
             if any(word.partition("=")[0] == _option(name) for word in arguments):
                 raise UserError(f"{_option(name)}: --model gives the shape")
-        return read_config(Path(given.model))
+        return read_llama(Path(given.model))
     if given.width % (2 * given.heads):
         raise UserError(f"--heads: 2 x {given.heads} does not divide --width {given.width}")
     if given.mode == "qlora" and (given.width % NF4_BLOCK or given.feed_forward % NF4_BLOCK):
@@ -267,7 +267,7 @@ def _command(arguments: Sequence[str]) -> int:
         rows.append(row)
         figures = {**about, **row} if len(rows) == 1 else {**about, "rows": rows}
         if "output" in given:  # measured figures are kept even if a later part fails
-            write_atomically(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
+            write_text(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
     if "json" in given:
         print(json.dumps(figures))
     else:

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.batches.layout import Batch, Pair, Shape
+from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import ModelConfig
+from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS, Kernel, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.placement.computation import attention_implementation
+from tddpo_jax.scoring.forward import view_of
 
 PAIRS = 6
 
@@ -48,7 +50,7 @@ def _missing(name: Kernel) -> str | None:
     """The reason why this device lacks a kernel; None if it has it."""
     try:
         attention_implementation(ModelConfig(dtype="bfloat16", attention=name))
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return None
 
@@ -86,8 +88,10 @@ def _batch(rng: np.random.Generator, longest: int) -> Batch:
     """A row of pairs of random lengths. Its shape fits the longest ones, so it is always one."""
     lengths = rng.integers(1, longest + 1, (PAIRS, 3))
     pairs = [
-        Pair(row, *(np.zeros(length, np.int32) for length in three))
-        for row, three in enumerate(lengths)
+        Example(row, prompt, tuple(responses))
+        for row, (prompt, *responses) in enumerate(
+            [np.zeros(length, np.int32) for length in three] for three in lengths
+        )
     ]
     most, wide = 3 * longest * PAIRS, 2 * longest
     rows = ((wide, 2 * PAIRS), (wide // 2, PAIRS))
@@ -100,7 +104,7 @@ def _by_rows(kernel: Kernel | Literal["xla"]) -> Attend:
 
 
 def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
-    return attention(q, k, v, batch.key_start, batch.key_end)
+    return attention(q, k, v, view_of(batch))
 
 
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:

@@ -6,10 +6,8 @@ import dataclasses
 import statistics
 from typing import Any
 
-import numpy as np
-
 from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
 
 
@@ -44,16 +42,10 @@ def measure_prefix(case: Case) -> dict[str, Any]:
     }
 
 
-def _apart(pairs: list[Pair]) -> list[Pair]:
-    """Gives each branch its own prompt: a pair whose other response is one token.
-
-    That token is a target and has no position in the stream, so it adds one score and nothing else.
-    """
-    one = np.zeros(1, np.int32)
+def _apart(pairs: list[Example]) -> list[Example]:
+    """Gives each response its own prompt: two examples in place of a pair."""
     return [
-        Pair(pair.row, pair.prompt, response, one)
-        for pair in pairs
-        for response in (pair.chosen, pair.rejected)
+        Example(pair.row, pair.prompt, (response,)) for pair in pairs for response in pair.responses
     ]
 
 

@@ -18,7 +18,7 @@ from eval.speed.training import Case, random_model
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.generation.batching import continue_prompts
+from tddpo_jax.generation.batching import cached_numbers, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.planning.abstract import bytes_of_device
@@ -101,8 +101,7 @@ def measure_decoding(
     if decode <= 0:
         raise UserError(f"--new-tokens: {new_tokens} take no longer than 1; give more")
     weights = bytes_of_device(model)
-    config, itemsize = case.model, dtype.itemsize
-    per_token = 2 * config.layers * config.key_value_heads * config.head_size * itemsize
+    per_token = cached_numbers(case.model) * dtype.itemsize
     read = weights + rows * per_token * (prompt + new_tokens / 2)
     bandwidth = measured_bandwidth(read_shape)
     return {

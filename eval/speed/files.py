@@ -45,10 +45,10 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.placement.mesh import check_mesh, make_mesh
-from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.planning.memory import abstract_mesh
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.json_files import read_object
@@ -106,14 +106,11 @@ def write_config(folder: Path, attributes: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(attributes, indent=2) + "\n")
 
 
-def tensor_specs(config: LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The tensors of a bfloat16 checkpoint by their Hugging Face names, in transformers' order."""
-    model = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
-    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+def tensor_specs(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The tensors of a bfloat16 checkpoint by their Hugging Face names, in our table's order."""
     return {
-        name: jax.ShapeDtypeStruct(shapes[path][layer is not None :], jnp.bfloat16)
-        for name, (path, layer) in hugging_face.hugging_face_tensors(config).items()
+        name: jax.ShapeDtypeStruct(parameter.hub_shape, jnp.bfloat16)
+        for name, (parameter, _) in hub_tensors(config.parameters).items()
     }
 
 
@@ -178,7 +175,7 @@ def import_and_export(folder: Path, devices: int, dtype: str) -> Passage:
     )
 
 
-def _device_bytes(model: Llama) -> int:
+def _device_bytes(model: Decoder) -> int:
     """Bytes of the weights on all devices. A replicated weight counts on every device."""
     arrays = jax.tree.leaves(nnx.state(model, nnx.Param))
     return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
 
@@ -114,16 +114,16 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
     """Refuses figures of two trainers that do not do the same work.
 
     Raises:
-        UserError: a first loss is not log 2, or log-probs differ.
+        ValueError: a first loss is not log 2, or log-probs differ.
     """
     for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
         if not abs(loss - math.log(2)) <= SAME_LOSS:
-            raise UserError(f"--against: {name} first loss is {loss:.5f}, not log 2")
+            raise ValueError(f"{name} first loss is {loss:.5f}, not log 2")
     for branch in ("chosen", "rejected"):
         our, their = ours[f"logps/{branch}"], theirs[f"logp_{branch}"]
         if not math.isclose(our, their, rel_tol=SAME_LOGPS):
-            raise UserError(
-                f"--against: at the first step the mean log-prob of {branch} is {our:.3f} here "
+            raise ValueError(
+                f"at the first step the mean log-prob of {branch} is {our:.3f} here "
                 f"and {their:.3f} in {peer}: not the same weights or pairs"
             )
 
@@ -133,14 +133,15 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
 
 def _job(
     case: Case,
-    pairs: list[Pair],
+    pairs: list[Example],
     folder: Path,
     settings: str,
     micro_batch: int,
     longest: tuple[int, int],
 ) -> dict[str, Any]:
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [
-        {f"{name}_ids": getattr(pair, name).tolist() for name in ("prompt", "chosen", "rejected")}
+        dict(zip(columns, (ids.tolist() for ids in (pair.prompt, *pair.responses)), strict=True))
         for pair in pairs
     ]
     return {
@@ -158,9 +159,9 @@ def _job(
     }
 
 
-def _longest(pairs: list[Pair]) -> tuple[int, int]:
+def _longest(pairs: list[Example]) -> tuple[int, int]:
     """Tokens of the longest prompt and of the longest response in all the data."""
-    responses = (max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    responses = (len(response) for pair in pairs for response in pair.responses)
     return max(len(pair.prompt) for pair in pairs), max(responses)
 
 

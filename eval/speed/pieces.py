@@ -27,13 +27,13 @@ from eval.speed.training import (
 from tddpo_jax.batches.layout import Batch, score_count, stream_length
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.losses.logprobs import branch_logps
-from tddpo_jax.models.flops import layer_matmul_parameters, useful_flops
+from tddpo_jax.models.decoder import linear_layers
+from tddpo_jax.models.flops import matmul_parameters, useful_flops
 from tddpo_jax.models.linear import dense
-from tddpo_jax.models.llama.model import LINEAR_NAMES
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.scoring.data_sets import place_batch
-from tddpo_jax.scoring.forward import attention_over
+from tddpo_jax.scoring.forward import attention_over, view_of
 from tddpo_jax.training.state import Totals
 
 
@@ -46,12 +46,12 @@ def measure_pieces(case: Case) -> list[dict[str, Any]]:
     trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
     first = trainer.pairs[: case.batch_pairs]
     packed = pack(first, trainer.shapes)[0]
-    held = [first[number] for number in packed.pair[packed.pair >= 0]]
+    held = [first[number] for number in packed.example[packed.example >= 0]]
     batch = place_batch(packed, trainer.mesh)
     frozen = case.mode != "full"
     tokens, scores = sum(map(stream_length, held)), sum(map(score_count, held))
     passes = 2 if frozen else 3
-    matmuls = 2 * passes * case.model.layers * layer_matmul_parameters(case.model) * tokens
+    matmuls = 2 * passes * matmul_parameters(case.model) * tokens
     head = 2 * passes * case.model.vocabulary * case.model.width * scores
     useful = sum(useful_flops(case.model, pair, frozen_base=frozen) for pair in held)
     flops = {"attention": useful - matmuls - head, "head": head, "matmuls": matmuls}
@@ -113,7 +113,7 @@ def _normal(number: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
     """The attention of all layers, forward and backward, one layer after another."""
     model = case.model
-    attend = attention_over(batch, computation(case.settings, make_mesh(case.mesh)))
+    attend = attention_over(computation(case.settings, make_mesh(case.mesh)))
     counts = (model.heads, model.key_value_heads, model.key_value_heads)
     q, k, v = (
         _normal(n, (*batch.tokens.shape, count, model.head_size), case.dtype)
@@ -121,7 +121,7 @@ def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
     )
 
     def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        out = attend(q, k, v, batch.key_start, batch.key_end)
+        out = attend(q, k, v, view_of(batch))
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     @jax.jit
@@ -153,8 +153,8 @@ def _head(case: Case, batch: Batch) -> Callable[[], Any]:
 def _matmuls(case: Case, batch: Batch) -> Callable[[], Any]:
     """The seven products of all layers, forward and backward, with nothing between them."""
     config, dtype = case.model, jnp.dtype(case.dtype)
-    stack = trained_model(case, make_mesh(case.mesh)).layers
-    weights = {name: getattr(stack, name).weight.get_value() for name in LINEAR_NAMES}
+    linears = linear_layers(trained_model(case, make_mesh(case.mesh)))
+    weights = {path: linear.weight.get_value() for path, linear in linears.items()}
     widths = sorted({config.width, config.heads * config.head_size, config.feed_forward})
     inputs = {width: _normal(width, (*batch.tokens.shape, width), case.dtype) for width in widths}
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from eval.speed.backends import check_backends, kernels_here
 from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.model_shape import read_llama
 from eval.speed.training import (
     ACCELERATOR_MATMUL_SIZE,
     STATED,
@@ -30,7 +31,7 @@ from eval.speed.training import (
     step_figures,
     timed_pairs,
 )
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config, MeshConfig, resolve
 from tddpo_jax.errors import UserError
@@ -39,7 +40,6 @@ from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.memory import arithmetic, longest_row, usable
 from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
-from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import KNOWN_SHAPES
 
 # The defaults of our configs come first, because the last parts may be left out, and a part that
@@ -77,7 +77,7 @@ class Sizes:
 
 def _large() -> Sizes:
     return Sizes(
-        model=read_config(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
+        model=read_llama(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
         max_length=2048,
         batch_pairs=128,
         row_length=8192,
@@ -239,7 +239,7 @@ def _training(case: Case) -> dict[str, Any]:
     return {"row_length": row_length, "planned_bytes": planned, **figures}
 
 
-def _fitting_row(case: Case, config: Config, pairs: list[Pair], device: Device) -> int | None:
+def _fitting_row(case: Case, config: Config, pairs: list[Example], device: Device) -> int | None:
     """The case's row length, or the longest that fits by the plan; None if a pair needs more."""
     longest = longest_row(config, case.model, shapes_of(case, pairs)[0], usable(device))
     assert case.row_length is not None

@@ -20,7 +20,7 @@ from flax import nnx
 
 from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.nf4 import quantize
-from tddpo_jax.batches.layout import Batch, Pair, Shape, stream_length
+from tddpo_jax.batches.layout import Batch, Example, Shape, stream_length
 from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
 from tddpo_jax.config.schema import (
     Config,
@@ -29,12 +29,13 @@ from tddpo_jax.config.schema import (
     MeshConfig,
     ModelConfig,
     TrainConfig,
+    resolve,
 )
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.tokenizer import load_tokenizer
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.models.llama.model import LlamaConfig
@@ -46,15 +47,20 @@ from tddpo_jax.planning.lengths import stated_pairs
 from tddpo_jax.scoring.data_sets import log_probs, place_batch
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
+from tddpo_jax.training.policy import split_model
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
-from tddpo_jax.training.step import make_program, split_model
+from tddpo_jax.training.step import StepSetting, make_program
 
 STATED = "stated"  # a data set of random tokens with the lengths of dpo-mix-7k
 # See `Case.matmul_size`.
 MATMUL_SIZE = {"cpu": 2048}
 ACCELERATOR_MATMUL_SIZE = 8192
 WARM_UP = 2
-BETA = 0.1
+# By the responses of an example.
+LOSSES_OF = {
+    2: dict(resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss),
+    1: dict(resolve({"loss": {"name": "sft"}}).loss),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +94,18 @@ class Case:
 # ---- pairs and weights ---------------------------------------------------------------------------
 
 
-def load_pairs(case: Case) -> list[Pair]:
+def load_pairs(case: Case) -> list[Example]:
     """All pairs of the data, cut to the case's length."""
     data = DataConfig(path=case.data, max_length=case.max_length, validation=0)
     if case.data == STATED:
         rng = np.random.default_rng(0)
         pairs = stated_pairs(Config(data=data), case.model)
+
+        def random(ids: np.ndarray) -> np.ndarray:
+            return rng.integers(3, case.model.vocabulary, len(ids), np.int32)
+
         return [
-            Pair(
-                pair.row,
-                *(rng.integers(3, case.model.vocabulary, len(ids), np.int32) for ids in pair[1:]),
-            )
+            Example(pair.row, random(pair.prompt), tuple(map(random, pair.responses)))
             for pair in pairs
         ]
     tokenizer = load_tokenizer(case.tokenizer)
@@ -112,14 +119,14 @@ def load_pairs(case: Case) -> list[Pair]:
     return dataset.train
 
 
-def timed_pairs(case: Case, pairs: list[Pair]) -> list[Pair]:
+def timed_pairs(case: Case, pairs: list[Example]) -> list[Example]:
     """The pairs of all steps, warm-up first. Their random order is always the same."""
     order = np.random.default_rng(0).permutation(len(pairs))
     needed = (case.steps + WARM_UP) * case.batch_pairs
     return [pairs[number] for number in np.resize(order, needed)]
 
 
-def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
+def shapes_of(case: Case, pairs: list[Example]) -> tuple[Shape, ...]:
     """The shapes of micro-batches that training on all these pairs would choose."""
     return choose_shapes(
         pairs,
@@ -131,12 +138,12 @@ def shapes_of(case: Case, pairs: list[Pair]) -> tuple[Shape, ...]:
     )
 
 
-def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
+def random_model(case: Case, mesh: Any, dtype: str) -> Decoder:
     """Random weights of the case's shape in a dtype, with adapters and NF4 if the mode has them."""
 
     @jax.jit
-    def make(key: jax.Array) -> Llama:
-        return jax.tree.map(lambda weight: weight.astype(dtype), Llama(case.model, key))
+    def make(key: jax.Array) -> Decoder:
+        return jax.tree.map(lambda weight: weight.astype(dtype), Decoder(case.model, key))
 
     model = make(jax.random.key(0))
     if case.mode == "qlora":
@@ -146,7 +153,7 @@ def random_model(case: Case, mesh: Any, dtype: str) -> Llama:
     return model
 
 
-def trained_model(case: Case, mesh: Any) -> Llama:
+def trained_model(case: Case, mesh: Any) -> Decoder:
     """The same in the dtype in which training stores weights: master weights are float32."""
     return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
 
@@ -159,30 +166,27 @@ class Trainer:
 
     Args:
         case: what is measured; a step has `case.batch_pairs` pairs.
-        pairs: the pairs of all steps, in order.
+        pairs: the pairs of all steps, in order; or examples of one response, which `sft` trains.
         shapes: the shapes of the micro-batches.
         members: policies that a step trains at once.
     """
 
     def __init__(
-        self, case: Case, pairs: list[Pair], shapes: tuple[Shape, ...], members: int = 1
+        self, case: Case, pairs: list[Example], shapes: tuple[Shape, ...], members: int = 1
     ) -> None:
         self.case, self.pairs, self.shapes, self.members = case, pairs, shapes, members
         self.mesh = make_mesh(case.mesh)
         kind = nnx.Param if case.mode == "full" else LoraParam
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
-        self.program = make_program(
-            graphdef,
-            trainable,
-            (LossSpec("dpo"),),
-            make_optimizer(TrainConfig()),
-            self.mesh,
-            computation(case.settings, self.mesh),
-            members,
-        )
+        self.loss = LOSSES_OF[shapes[0].responses]
+        how = computation(case.settings, self.mesh)
+        optimizer = make_optimizer(TrainConfig(), case.model)
+        objective, responses = objective_of([self.loss]), shapes[0].responses
+        setting = StepSetting(graphdef, case.model, objective, optimizer, how, responses)
+        self.program = make_program(setting, trainable, members)
         self.frozen = Frozen(base, None)
         self.state = self.program.start(stacked([trainable] * members))
-        self.reference = np.zeros((len(pairs), 2), np.float32)
+        self.reference = np.zeros((len(pairs), shapes[0].responses), np.float32)
         self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
         # The most bytes that one device holds while it computes gradients or updates.
         self.peak_bytes = 0
@@ -217,7 +221,7 @@ class Trainer:
         pairs = self.pairs[rows]
         batches = pack(pairs, self.shapes, self.reference[rows])
         placed = jax.block_until_ready([place_batch(batch, self.mesh) for batch in batches])
-        totals = Totals(float(len(pairs)), float(sum(len(pair.chosen) for pair in pairs)))
+        totals = Totals(float(len(pairs)), float(sum(len(pair.responses[0]) for pair in pairs)))
         self._warm_up(placed, totals)
         self.matmul.append(matmul_rate(self.case))
         start = time.perf_counter()
@@ -266,8 +270,8 @@ class Trainer:
         return self.compiled[name, shape](*arguments)
 
     def knobs(self) -> Knobs:
-        """DPO at a usual beta and rate, the same for all members."""
-        knobs = Knobs(0, LossScalars(BETA, 1.0, 0.0, 0.05, 0.5), 1e-5)
+        """A usual beta and rate, the same for all members."""
+        knobs = Knobs(0, objective_of([self.loss]).scalars(self.loss), 1e-5)
         return jax.tree.map(
             lambda x: np.full(self.members, x, np.int32 if isinstance(x, int) else np.float32),
             knobs,
@@ -303,7 +307,7 @@ class Trainer:
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
-    def base_model(self) -> Llama:
+    def base_model(self) -> Decoder:
         """The random weights from the start, without adapters."""
         return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 
@@ -337,12 +341,13 @@ def matmul_rate(case: Case) -> float:
     return measured_matmul_rate(jnp.dtype(case.dtype), case.matmul_size or usual)
 
 
-def _counts(case: Case, pairs: list[Pair], batches: list[Batch]) -> dict[str, float]:
+def _counts(case: Case, pairs: list[Example], batches: list[Batch]) -> dict[str, float]:
     frozen = case.mode != "full"
+    branches = [len(pair.prompt) + len(ids) - 1 for pair in pairs for ids in pair.responses]
     return {
         "useful": sum(useful_flops(case.model, pair, frozen_base=frozen) for pair in pairs),
         "tokens": sum(map(stream_length, pairs)),
-        "unshared": sum(stream_length(pair) + len(pair.prompt) for pair in pairs),
+        "unshared": sum(branches),
         "positions": sum(batch.tokens.size for batch in batches),
         "padding": padding_share(batches),
     }

@@ -16,9 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.linear import Adapter, Linear, LoraParam
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.placement.shardings import ROWS, place
 
 
@@ -26,38 +25,39 @@ from tddpo_jax.placement.shardings import ROWS, place
 class AdapterSet:
     """A base with N adapters side by side, or a plain model, which counts as one."""
 
-    model: Llama
+    model: Decoder
     count: int
-    # By the name of the linear layer `[N + 1, R]`, R ranks of all adapters together; the last row
-    # is zero, the base alone.
+    # By the path of the linear layer `[N + 1, R]`, R ranks of all adapters together; the last row
+    # is zero: the base alone.
     gates: dict[str, Float[np.ndarray, "N R"]]
 
-    def for_rows(self, index: Sequence[int], mesh: Mesh) -> Llama:
+    def for_rows(self, index: Sequence[int], mesh: Mesh) -> Decoder:
         """The model for a batch whose row b carries adapter `index[b]`, none where that is -1."""
         model = copied(self.model)
-        layers = model.config.layers
+        linears = linear_layers(model)
         sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
-        for name, gates in self.gates.items():
-            rows = gates[np.asarray(index)]
-            gate = place(np.broadcast_to(rows, (layers, *rows.shape)), sharding)
-            getattr(model.layers, name).adapter.gate = nnx.Variable(gate)
+        for path, gates in self.gates.items():
+            rows, adapter = gates[np.asarray(index)], linears[path].adapter
+            assert adapter is not None
+            gate = place(np.broadcast_to(rows, (len(adapter.a[...]), *rows.shape)), sharding)
+            adapter.gate = nnx.Variable(gate)
         return model
 
 
-def adapter_set(models: Sequence[Llama]) -> AdapterSet:
+def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
     """Joins models that differ in their adapters alone, or have none; the base is the first's."""
     model = copied(models[0])
+    linears_of_each = [linear_layers(other) for other in models]
     gates = {}
-    for name in LINEAR_NAMES:
-        adapters = [getattr(other.layers, name).adapter for other in models]
+    for path, linear in linear_layers(model).items():
+        adapters = [linears[path].adapter for linears in linears_of_each]
         if any(adapters):
-            gates[name] = _gates(adapters)
-            linear: Linear = getattr(model.layers, name)
+            gates[path] = _gates(adapters)
             linear.adapter = _side_by_side([adapter for adapter in adapters if adapter])
     return AdapterSet(model, len(models), gates)
 
 
-def copied(model: Llama) -> Llama:
+def copied(model: Decoder) -> Decoder:
     """Modules of their own over the same arrays."""
     return nnx.merge(*nnx.split(model))
 

@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.linear import Adapter, Linear, LoraParam, dense
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.linear import Adapter, LoraParam, dense
+from tddpo_jax.models.tensor_table import linear_parameters
 from tddpo_jax.placement.shardings import replicated
 
 
@@ -43,7 +44,24 @@ class SecondAdapter(Adapter):
         return self.first(x, None) + super().__call__(x, dropout_key)
 
 
-def add_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> None:
+def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
+    """The paths of the linear layers that get adapters.
+
+    Raises:
+        UserError: the model has no linear layer of a name in `lora.targets`.
+    """
+    weights = linear_parameters(model.parameters)
+    names = list(dict.fromkeys(weight.name for weight in weights))
+    for target in config.targets or ():
+        if target not in names:
+            raise UserError(
+                f"lora.targets: the model has no linear layer {target!r}, only {', '.join(names)}"
+            )
+    targets = names if config.targets is None else config.targets
+    return [weight.module for weight in weights if weight.name in targets]
+
+
+def add_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> None:
     """Gives every target layer of the model a fresh adapter, stacked like the layers.
 
     A frozen adapter of such a layer stays below it.
@@ -60,7 +78,7 @@ def add_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> Non
 
 
 def attach(
-    model: Llama,
+    model: Decoder,
     config: LoraConfig,
     key: PRNGKeyArray,
     place: Callable[[Callable], Callable] = lambda make: make,
@@ -69,41 +87,41 @@ def attach(
 
     def make(key: PRNGKeyArray) -> dict[str, Adapter]:
         adapters: dict[str, Adapter] = {}
-        for number, name in enumerate(LINEAR_NAMES):
-            if name not in config.targets:
+        for number, (path, linear) in enumerate(linears.items()):
+            if path not in targets:
                 continue
-            outputs, inputs = getattr(model.layers, name).weight.shape[1:]
-            keys = jax.random.split(jax.random.fold_in(key, number), model.config.layers)
+            layers, outputs, inputs = linear.weight.shape
+            keys = jax.random.split(jax.random.fold_in(key, number), layers)
             fresh = functools.partial(
                 Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
             )
-            adapters[name] = jax.vmap(fresh)(keys)
+            adapters[path] = jax.vmap(fresh)(keys)
         return adapters
 
+    linears, targets = linear_layers(model), target_paths(config, model.config)
     first = frozen_adapters(model)
-    for name, own in place(make)(key).items():
-        linear: Linear = getattr(model.layers, name)
-        linear.adapter = SecondAdapter(first[name], own) if name in first else own
+    for path, own in place(make)(key).items():
+        linears[path].adapter = SecondAdapter(first[path], own) if path in first else own
 
 
-def freeze_adapters(model: Llama) -> None:
+def freeze_adapters(model: Decoder) -> None:
     """Makes the model's adapters part of its frozen base, in place."""
     for adapter in _adapters(model).values():
         for factor in ("a", "b"):
             setattr(adapter, factor, nnx.Param(getattr(adapter, factor)[...]))
 
 
-def frozen_adapters(model: Llama) -> dict[str, Adapter]:
-    """By the name of the linear layer, the adapters that belong to the frozen base."""
+def frozen_adapters(model: Decoder) -> dict[str, Adapter]:
+    """By the path of the linear layer, the adapters that belong to the frozen base."""
     lowest = {
-        name: adapter.first if isinstance(adapter, SecondAdapter) else adapter
-        for name, adapter in _adapters(model).items()
+        path: adapter.first if isinstance(adapter, SecondAdapter) else adapter
+        for path, adapter in _adapters(model).items()
     }
-    return {name: each for name, each in lowest.items() if not isinstance(each.a, LoraParam)}
+    return {path: each for path, each in lowest.items() if not isinstance(each.a, LoraParam)}
 
 
-def whole_adapters(model: Llama) -> dict[str, Adapter]:
-    """By the name of the linear layer, all that is added to it, as one adapter of one rank.
+def whole_adapters(model: Decoder) -> dict[str, Adapter]:
+    """By the path of the linear layer, all that is added to it, as one adapter of one rank.
 
     A first and a second adapter stand side by side on the rank axis, their scales in B; zeros fill
     up the ranks of layers that have only one of them.
@@ -112,11 +130,11 @@ def whole_adapters(model: Llama) -> dict[str, Adapter]:
     if not frozen_adapters(model):
         return adapters
     parts = {
-        name: [adapter.first, adapter] if isinstance(adapter, SecondAdapter) else [adapter]
-        for name, adapter in adapters.items()
+        path: [adapter.first, adapter] if isinstance(adapter, SecondAdapter) else [adapter]
+        for path, adapter in adapters.items()
     }
     rank = max(sum(part.a.shape[1] for part in layer) for layer in parts.values())
-    return {name: _side_by_side(layer, rank) for name, layer in parts.items()}
+    return {path: _side_by_side(layer, rank) for path, layer in parts.items()}
 
 
 def _side_by_side(parts: Sequence[Adapter], rank: int) -> Adapter:
@@ -130,37 +148,36 @@ def _side_by_side(parts: Sequence[Adapter], rank: int) -> Adapter:
     return adapter
 
 
-def _adapters(model: Llama) -> dict[str, Adapter]:
-    linears = {name: getattr(model.layers, name) for name in LINEAR_NAMES}
-    return {name: linear.adapter for name, linear in linears.items() if linear.adapter is not None}
+def _adapters(model: Decoder) -> dict[str, Adapter]:
+    linears = linear_layers(model)
+    return {path: linear.adapter for path, linear in linears.items() if linear.adapter is not None}
 
 
-def check_fresh(model: Llama) -> None:
+def check_fresh(model: Decoder) -> None:
     """Refuses adapters that do not start as nothing, or that could never learn.
 
     Raises:
-        UserError: not exactly one factor of an adapter is zero.
+        ValueError: not exactly one factor of an adapter is zero.
     """
-    for name, adapter in _adapters(model).items():
+    for path, adapter in _adapters(model).items():
         if not isinstance(adapter.a, LoraParam):
             continue
         zero = [not bool(jnp.any(factor[...])) for factor in (adapter.a, adapter.b)]
         if sum(zero) != 1:
-            raise UserError(
-                f"lora: {name} must start with exactly one zero factor, has {sum(zero)}"
+            raise ValueError(
+                f"lora: {path} must start with exactly one zero factor, has {sum(zero)}"
             )
 
 
-def merged(model: Llama, dtype: Any) -> Llama:
+def merged(model: Decoder, dtype: Any) -> Decoder:
     """The model with its adapters added into (dequantised) weights, all of it in this dtype."""
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, state)
     adapters = whole_adapters(copy)
-    for name in LINEAR_NAMES:
-        linear: Linear = getattr(copy.layers, name)
+    for path, linear in linear_layers(copy).items():
         weight = dense(linear.weight.get_value())
-        if name in adapters:
-            adapter = adapters[name]
+        if path in adapters:
+            adapter = adapters[path]
             a, b = adapter.a[...], adapter.b[...]
             change = adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
             weight = weight.astype(jnp.float32) + change
@@ -168,7 +185,7 @@ def merged(model: Llama, dtype: Any) -> Llama:
     return jax.tree.map(lambda weight: weight.astype(dtype), copy)
 
 
-def fresh_adapters(model: Llama, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:
+def fresh_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:
     """The parameters of new adapters for the model, as a run with this seed starts with them."""
     add_adapters(model, config, seed, mesh)
     return nnx.state(model, LoraParam)

@@ -11,14 +11,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.linear import Linear
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.decoder import Decoder, linear_layers
 
 NF4_BLOCK = 64
 
 
-def quantize(model: Llama) -> None:
+def quantize(model: Decoder) -> None:
     """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
 
     Layers that are stored so already stay as they are. The weights must be as the checkpoint has
@@ -27,14 +25,14 @@ def quantize(model: Llama) -> None:
     Raises:
         UserError: a layer's inputs are not a multiple of the block size.
     """
-    for name in LINEAR_NAMES:
-        linear: Linear = getattr(model.layers, name)
+    for path, linear in linear_layers(model).items():
         if isinstance(linear.weight.get_value(), qwix.QArray):
             continue
         inputs = linear.weight.shape[-1]
         if inputs % NF4_BLOCK:
+            name = path.rpartition(".")[2]
             raise UserError(
-                f"train.mode qlora: {name} has {inputs} inputs, no multiple of {NF4_BLOCK}"
+                f"train.mode qlora: {name} has {inputs} inputs, not a multiple of {NF4_BLOCK}"
             )
         linear.weight = nnx.Param(_nf4(linear.weight.get_value()))
 

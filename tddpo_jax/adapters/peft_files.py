@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from qwix import QArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -28,16 +28,16 @@ from safetensors.numpy import load_file, save_file
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.linear import Adapter, Linear, LoraParam
-from tddpo_jax.models.llama.model import LINEAR_NAMES
-from tddpo_jax.models.llama.tensors import NAMES
+from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.linear import Adapter, LoraParam
+from tddpo_jax.models.tensor_table import Parameter, linear_parameters
+from tddpo_jax.placement.shardings import replicated
 from tddpo_jax.system.agreement import is_first
+from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.weights.locate import BASE_FILE
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
+from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
 
@@ -71,7 +71,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     Raises:
         UserError: the file is missing, or asks for something other than plain LoRA.
     """
-    path = folder / CONFIG_FILE
+    path = folder / ADAPTER_CONFIG
     attributes = read_object(path)
     taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
     for name, value in attributes.items():
@@ -85,14 +85,15 @@ def read_peft_config(folder: Path) -> PeftConfig:
     return PeftConfig(int(taken["r"]), float(taken["lora_alpha"]), taken["lora_dropout"] or 0.0)
 
 
-def load_adapter(model: Llama, folder: Path) -> None:
+def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
 
     The weights become NF4 if those were that the adapter was trained on.
 
     Args:
-        model: without an adapter; its own norm tells on which devices the adapter is kept whole.
+        model: without an adapter.
         folder: as PEFT's `save_pretrained` writes it.
+        mesh: the adapter lies whole on each of its devices.
 
     Raises:
         UserError: anything about the folder that cannot be understood, naming file and tensor.
@@ -103,26 +104,24 @@ def load_adapter(model: Llama, folder: Path) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from None
-    targets = _targets(tensors, path)
+    targets = _targets(tensors, path, linear_parameters(model.config.parameters))
     shapes = {
-        name: shape
-        for linear_name in targets
-        for name, shape in _expected(model, linear_name, config.rank).items()
+        name: shape for weight in targets for name, shape in _expected(weight, config.rank).items()
     }
     _check_tensors(path, tensors, shapes)
     if has_quantized_base(folder):
         quantize(model)
-    place = model.norm.weight[...].sharding
-    for linear_name in targets:
-        linear: Linear = getattr(model.layers, linear_name)
-        outputs, inputs = linear.weight.shape[1:]
+    place = replicated(mesh)
+    linears = linear_layers(model)
+    for weight in targets:
+        outputs, inputs = weight.shape
         scale = config.alpha / config.rank
         adapter = Adapter(inputs, outputs, config.rank, scale, config.dropout, jax.random.key(0))
         for factor in ("a", "b"):
-            names = _names(linear_name, factor, model.config.layers)
+            names = _names(weight, factor)
             stacked = np.stack([tensors[name].astype(np.float32) for name in names])
             setattr(adapter, factor, LoraParam(jax.device_put(stacked, place)))
-        linear.adapter = adapter
+        linears[weight.module].adapter = adapter
 
 
 def has_quantized_base(adapter: Path | None) -> bool:
@@ -140,7 +139,7 @@ def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
 
 
 def export_adapter(
-    model: Llama, folder: Path, base_name: str, base_fingerprint: str | None = None
+    model: Decoder, folder: Path, base_name: str, base_fingerprint: str | None = None
 ) -> None:
     """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
 
@@ -149,37 +148,35 @@ def export_adapter(
             a second adapter of a layer are written as one.
         folder: replaced if it exists.
         base_name: hub id or path of the base, for `base_model_name_or_path`.
-        base_fingerprint: by which `model_files.resolve` knows the base's weights again, if at all.
+        base_fingerprint: by which `locate.resolve` knows the base's weights again, if at all.
 
     Raises:
-        UserError: the model has no adapter.
+        ValueError: the model has no adapter.
     """
     adapters = whole_adapters(model)
     if not adapters:
-        raise UserError(f"{folder}: the model has no adapter to write")
+        raise ValueError(f"{folder}: the model has no adapter to write")
     tensors = {
-        name: np.ascontiguousarray(stacked[layer])
-        for linear_name, adapter in adapters.items()
+        name: np.ascontiguousarray(stacked[place])
+        for weight in linear_parameters(model.config.parameters)
+        if weight.module in adapters
         for factor in ("a", "b")
-        for stacked in [np.asarray(getattr(adapter, factor)[...], np.float32)]
-        for layer, name in enumerate(_names(linear_name, factor, model.config.layers))
+        for stacked in [np.asarray(getattr(adapters[weight.module], factor)[...], np.float32)]
+        for place, name in enumerate(_names(weight, factor))
     }
     if not is_first():
         return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    attributes = _attributes(adapters, base_name)
-    (partial / CONFIG_FILE).write_text(json.dumps(attributes, indent=2) + "\n")
-    save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-    if base_fingerprint is not None:
-        known_by = {"fingerprint": base_fingerprint}
-        (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
-    if isinstance(model.layers.q_proj.weight.get_value(), QArray):
-        quantized = {"format": "nf4", "block_size": NF4_BLOCK}
-        (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replace_folder(folder) as partial:
+        attributes = _attributes(adapters, base_name)
+        (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
+        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        if base_fingerprint is not None:
+            known_by = {"fingerprint": base_fingerprint}
+            (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
+        weights = (linear.weight.get_value() for linear in linear_layers(model).values())
+        if any(isinstance(weight, QArray) for weight in weights):
+            quantized = {"format": "nf4", "block_size": NF4_BLOCK}
+            (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
 def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
@@ -193,7 +190,7 @@ def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
         # scale = alpha / rank was rounded; so is its way back.
         "lora_alpha": float(f"{first.scale * rank:.12g}"),
         "lora_dropout": first.dropout,
-        "target_modules": sorted(adapters),
+        "target_modules": sorted({path.rpartition(".")[2] for path in adapters}),
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,
@@ -202,35 +199,34 @@ def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
     }
 
 
-def _names(linear_name: str, factor: str, layers: int) -> list[str]:
-    """PEFT's tensor names of one factor of one linear layer, layer by layer."""
-    base = next(name for name, path in NAMES if path == f"layers.{linear_name}.weight")
-    name = base.removesuffix("weight") + f"lora_{factor.upper()}.weight"
-    return [f"base_model.model.{name.format(layer)}" for layer in range(layers)]
+def _names(weight: Parameter, factor: str) -> list[str]:
+    """PEFT's tensor names of one factor beside a linear layer's weight, layer by layer."""
+    ending = f"lora_{factor.upper()}.weight"
+    return [
+        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.hub_names()
+    ]
 
 
-def _targets(tensors: dict[str, np.ndarray], path: Path) -> list[str]:
-    """The linear layers that the tensors belong to."""
-    found = set()
+def _targets(
+    tensors: dict[str, np.ndarray], path: Path, weights: Sequence[Parameter]
+) -> list[Parameter]:
+    """The weights of the linear layers that the tensors belong to."""
+    found, names = set(), {weight.name for weight in weights}
     for name in tensors:
         match = re.search(r"\.(\w+)\.lora_[AB]\.weight$", name)
-        if match is None or match[1] not in LINEAR_NAMES:
+        if match is None or match[1] not in names:
             raise UserError(f"{path}: tensor {name} is unknown")
         found.add(match[1])
     if not found:
         raise UserError(f"{path}: holds no tensor")
-    return sorted(found)
+    return [weight for weight in weights if weight.name in found]
 
 
-def _expected(model: Llama, linear_name: str, rank: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor that an adapter of a linear layer consists of, and its shape."""
-    outputs, inputs = getattr(model.layers, linear_name).weight.shape[1:]
+def _expected(weight: Parameter, rank: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that an adapter beside a linear layer consists of, and its shape."""
+    outputs, inputs = weight.shape
     shapes = {"a": (rank, inputs), "b": (outputs, rank)}
-    return {
-        name: shape
-        for factor, shape in shapes.items()
-        for name in _names(linear_name, factor, model.config.layers)
-    }
+    return {name: shape for factor, shape in shapes.items() for name in _names(weight, factor)}
 
 
 def _check_tensors(

@@ -48,8 +48,10 @@ def halved_widths(longest: int) -> list[int]:
     return sorted({max(width, WIDTH_MULTIPLE) for width in widths}, reverse=True)
 
 
-def branch_counts(lengths: Int[np.ndarray, "pairs 2"], widths: Sequence[int]) -> np.ndarray:
-    """Branches of each pair that need a causal row wider than the next narrower one, `[pairs, K]`.
+def branch_counts(
+    lengths: Int[np.ndarray, "examples responses"], widths: Sequence[int]
+) -> Int[np.ndarray, "examples widths"]:
+    """How many branches of each example need a causal row wider than the next narrower one.
 
     Branches fit as soon as, for every width, there are at least that many causal rows of this
     width and all wider ones together.

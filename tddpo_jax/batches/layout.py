@@ -1,25 +1,34 @@
-"""Preference pairs packed into streams: which token stands where, what it sees, where it counts.
+"""Examples packed into streams: which token stands where, what it sees, where it counts.
 
-A pair is laid out as `[ reversed chosen | prompt | rejected ]`, its prompt once. In this order
-every token sees one contiguous range of stream positions: a chosen token at i sees [i, end of
-prompt), a prompt or rejected token at i sees [start of prompt, i + 1). The last token of a response
-is predicted but predicts nothing, so it is a target and takes no place in the stream. Rotary
-positions are given explicitly, so the storage order is free.
+An example is a prompt with one or more responses; a pair has two, supervised data and sampled
+answers have one. All examples of a data set have the same number of responses.
+
+A stream holds the responses in twos around one copy of their prompt,
+`[ reversed first | prompt | second ]`. In this order every token sees one contiguous range of
+stream positions: a token of the first response at i sees [i, end of prompt), a token of the prompt
+or of the second response at i sees [start of prompt, i + 1). A prompt has only two sides, so it is
+laid again for each further two responses. A single response, or the last of an odd number, follows
+its prompt: `[ prompt | response ]`. The last token of a response is predicted but predicts nothing,
+so it is a target and takes no place in the stream. Rotary positions are given explicitly, so the
+storage order is free.
 
     chosen c1 c2 c3, prompt p1 p2, rejected r1 r2
     stream     c2 c1 p1 p2 r1
     position    3  2  0  1  2
     scored     p2 -> c1   c1 -> c2   c2 -> c3   p2 -> r1   r1 -> r2
 
-The plain layout, `[ prompt chosen padding | prompt rejected padding ]`, one pair a row, is the
-same structure with other indices; it is what most trainers compute, kept for tests and comparison.
+The plain layout, `[ prompt first padding | prompt second padding ]`, has one example in a row and
+an equal part of the row for each response. It is the same structure with other indices. Most
+trainers compute it; here it is kept for tests and comparison.
 
-Numpy only: no mesh, no model, no files. B rows, T stream positions, S scores, P pairs of a row.
+Numpy only: no mesh, no model, no files. B rows, T stream positions, S scores, P examples of a row,
+N responses of an example.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,19 +37,21 @@ from jaxtyping import Array, Float, Int
 from tddpo_jax.batches.causal_rows import CausalRows, Widths
 
 
-class Pair(NamedTuple):
-    """Token ids of one preference pair; responses include their end-of-turn."""
+class Example(NamedTuple):
+    """Token ids of a prompt and of its responses, which include their end-of-turn.
+
+    The responses of a preference pair are (chosen, rejected).
+    """
 
     row: int  # number in its source
     prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
+    responses: tuple[np.ndarray, ...]
 
 
 class Batch(NamedTuple):
     """A micro-batch of packed rows, on the host (numpy) or on devices.
 
-    Branch 2p of a row is pair p's chosen, 2p + 1 its rejected.
+    Branch N * p + n of a row is response n of example p.
     """
 
     tokens: Int[Array, "B T"]
@@ -49,11 +60,11 @@ class Batch(NamedTuple):
     key_end: Int[Array, "B T"]
     score_position: Int[Array, "B S"]
     score_target: Int[Array, "B S"]
-    score_branch: Int[Array, "B S"]  # 2P, a branch that does not exist, where nothing is scored
-    lengths: Float[Array, "B P 2"]  # response tokens, chosen and rejected
-    weight: Float[Array, "B P"]  # 1 for a pair, 0 for an empty place
-    ref_logps: Float[Array, "B P 2"]
-    pair: Int[Array, "B P"]  # number of the pair in the list that was packed, -1 for none
+    score_branch: Int[Array, "B S"]  # N * P, a branch that does not exist, where nothing is scored
+    lengths: Float[Array, "B P N"]  # tokens of each response
+    weight: Float[Array, "B P"]  # 1 for an example, 0 for an empty place
+    ref_logps: Float[Array, "B P N"]
+    example: Int[Array, "B P"]  # number of the example in the list that was packed, -1 for none
     causal_rows: tuple[CausalRows, ...]  # the same branches for attention, where it needs them
 
 
@@ -64,22 +75,24 @@ class Shape:
     rows: int
     length: int
     scores: int
-    pairs: int
+    examples: int
     plain: bool = False
     causal_rows: Widths = ()  # widths and counts, for attention that needs them
+    responses: int = 2  # of each example
 
 
-def stream_length(pair: Pair) -> int:
-    """Stream positions that a pair takes when packed."""
-    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) - 2
+def stream_length(example: Example) -> int:
+    """Stream positions that an example takes when packed."""
+    prompts = -(-len(example.responses) // 2)  # a copy for every two responses
+    return prompts * len(example.prompt) + score_count(example) - len(example.responses)
 
 
-def score_count(pair: Pair) -> int:
-    return len(pair.chosen) + len(pair.rejected)
+def score_count(example: Example) -> int:
+    return sum(map(len, example.responses))
 
 
 class Row:
-    """The index arrays of one row, filled pair by pair."""
+    """The index arrays of one row, filled example by example."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -90,38 +103,48 @@ class Row:
         self.key_start, self.key_end = nothing.copy(), nothing.copy()
         self.score_position = np.zeros(shape.scores, np.int32)
         self.score_target = np.zeros(shape.scores, np.int32)
-        self.score_branch = np.full(shape.scores, 2 * shape.pairs, np.int32)
-        self.lengths = np.ones((shape.pairs, 2), np.float32)
-        self.weight = np.zeros(shape.pairs, np.float32)
-        self.pair = np.full(shape.pairs, -1, np.int32)
+        self.score_branch = np.full(shape.scores, shape.responses * shape.examples, np.int32)
+        self.lengths = np.ones((shape.examples, shape.responses), np.float32)
+        self.weight = np.zeros(shape.examples, np.float32)
+        self.example = np.full(shape.examples, -1, np.int32)
         # Stream positions of every branch in reading order.
         self.branches: list[np.ndarray] = []
         self.used = self.scored = self.count = 0
 
-    def add(self, number: int, pair: Pair) -> None:
+    def add(self, number: int, example: Example) -> None:
+        branch, responses = self.shape.responses * self.count, example.responses
         if self.shape.plain:
-            half = self.shape.length // 2
-            self._branch(pair.prompt, pair.chosen, 2 * self.count, start=0)
-            self._branch(pair.prompt, pair.rejected, 2 * self.count + 1, start=half)
+            part = self.shape.length // self.shape.responses
+            for n, response in enumerate(responses):
+                self._branch(example.prompt, response, branch + n, start=n * part)
             self.used = self.shape.length
         else:
-            self._shared(pair)
-        self.lengths[self.count] = len(pair.chosen), len(pair.rejected)
+            for n in range(0, len(responses), 2):
+                self._around(example.prompt, responses[n : n + 2], branch + n)
+        self.lengths[self.count] = [len(response) for response in responses]
         self.weight[self.count] = 1.0
-        self.pair[self.count] = number
+        self.example[self.count] = number
         self.count += 1
 
-    def _shared(self, pair: Pair) -> None:
-        prompt_start = self.used + len(pair.chosen) - 1
-        prompt_end = prompt_start + len(pair.prompt)
-        chosen_at = np.arange(prompt_start - 1, self.used - 1, -1)
-        self.tokens[chosen_at] = pair.chosen[:-1]
-        self.positions[chosen_at] = len(pair.prompt) + np.arange(len(chosen_at))
-        self.key_start[chosen_at], self.key_end[chosen_at] = chosen_at, prompt_end
-        self._score(np.append(prompt_end - 1, chosen_at), pair.chosen, 2 * self.count)
-        self.branches.append(np.concatenate([np.arange(prompt_start, prompt_end), chosen_at]))
-        rejected_at = self._branch(pair.prompt, pair.rejected, 2 * self.count + 1, prompt_start)
-        self.used = rejected_at
+    def _around(self, prompt: np.ndarray, responses: Sequence[np.ndarray], branch: int) -> None:
+        """Writes two responses around their prompt, or a single one behind it."""
+        start = self.used
+        if len(responses) == 2:
+            start = self._reversed(prompt, responses[0], branch)
+            branch += 1
+        self.used = self._branch(prompt, responses[-1], branch, start)
+
+    def _reversed(self, prompt: np.ndarray, response: np.ndarray, branch: int) -> int:
+        """Writes a response backwards before its prompt; returns where the prompt starts."""
+        prompt_start = self.used + len(response) - 1
+        prompt_end = prompt_start + len(prompt)
+        at = np.arange(prompt_start - 1, self.used - 1, -1)
+        self.tokens[at] = response[:-1]
+        self.positions[at] = len(prompt) + np.arange(len(at))
+        self.key_start[at], self.key_end[at] = at, prompt_end
+        self._score(np.append(prompt_end - 1, at), response, branch)
+        self.branches.append(np.concatenate([np.arange(prompt_start, prompt_end), at]))
+        return prompt_start
 
     def _branch(self, prompt: np.ndarray, response: np.ndarray, branch: int, start: int) -> int:
         """Writes `prompt response` in reading order; returns the position after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ def run_command(
     `resumes`: whether the same command goes on where it was interrupted.
     """
     warnings.showwarning = _one_line_warning
+    # When transformers is imported, it warns where PyTorch is not installed. No command needs
+    # PyTorch. Commands import transformers late, after this.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     set_flags()
     try:
         return command(arguments)

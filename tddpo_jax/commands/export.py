@@ -13,8 +13,8 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import check_output
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import resolve
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
 def export_run(run: Path, output: Path, *, adapter: bool) -> None:

@@ -1,4 +1,4 @@
-"""Using a policy without training it: log-probs of pairs, and its export as a folder."""
+"""The log-probs that a policy gives to the responses of a data set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tddpo_jax.adapters.load import load_model
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import MeshConfig, ModelConfig
-from tddpo_jax.data.dataset import load_uncut_pairs
-from tddpo_jax.data.pairs import Unusable, check_vocabulary
+from tddpo_jax.data.dataset import load_uncut_examples
+from tddpo_jax.data.examples import Unusable, check_vocabulary
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.runs.run_directory import check_output, write_atomically
-from tddpo_jax.scoring.data_sets import pair_log_probs
+from tddpo_jax.runs.run_directory import check_output
+from tddpo_jax.scoring.data_sets import example_log_probs
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.weights.locate import resolve
 
@@ -30,7 +31,7 @@ def write_log_probs(
 ) -> None:
     """Writes a JSON line per row of the data: index, log-probs in nats, token counts.
 
-    Nothing is cut. A row that makes no pair gets a line with its `index` and `unusable`, the
+    Nothing is cut. A row that makes no example gets a line with its `index` and `unusable`, the
     reason.
 
     Raises:
@@ -42,26 +43,27 @@ def write_log_probs(
     use_compilation_cache()
     mesh = make_mesh(MeshConfig())
     files = resolve(model)
-    rows = load_uncut_pairs(data, load_tokenizer_if_any(files.tokenizer), template)
-    pairs = [row for row in rows if isinstance(row, Pair)]
+    rows = load_uncut_examples(data, load_tokenizer_if_any(files.tokenizer), template)
+    examples = [row for row in rows if isinstance(row, Example)]
     how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
     policy = load_model(files, mesh, how.dtype)
-    check_vocabulary(data, pairs, policy.config.vocabulary)
-    scored = iter(pair_log_probs(policy, pairs, how, mesh).tolist())
-    lines = [_line(row, next(scored) if isinstance(row, Pair) else None) for row in rows]
+    check_vocabulary(data, examples, policy.config.vocabulary)
+    scored = iter(example_log_probs(policy, examples, how, mesh).tolist())
+    lines = [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, "".join(json.dumps(line) + "\n" for line in lines))
+    write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _line(row: Pair | Unusable, logps: list[float] | None) -> dict[str, Any]:
+def _line(row: Example | Unusable, logps: list[float] | None) -> dict[str, Any]:
     if isinstance(row, Unusable):
         return {"index": row.row, "unusable": row.reason}
     assert logps is not None
+    single = len(logps) == 1
+    logp_names = ("logp",) if single else ("logp_chosen", "logp_rejected")
+    count_names = ("response_tokens",) if single else ("chosen_tokens", "rejected_tokens")
     return {
         "index": row.row,
-        "logp_chosen": logps[0],
-        "logp_rejected": logps[1],
+        **dict(zip(logp_names, logps, strict=True)),
         "prompt_tokens": len(row.prompt),
-        "chosen_tokens": len(row.chosen),
-        "rejected_tokens": len(row.rejected),
+        **dict(zip(count_names, map(len, row.responses), strict=True)),
     }

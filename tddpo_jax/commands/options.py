@@ -1,6 +1,6 @@
 """Every setting of the schema as an option, and what a user's mistake looks like.
 
-Options are made from `config.Config`: `train.learning_rate` is `--train.learning-rate`. A command
+Options are made from the schema: `train.learning_rate` is `--train.learning-rate`. A command
 line changes what a YAML file says, and both change the schema's defaults; the result is validated
 once. A mistake is one line on stderr and exit status 2.
 """
@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from tddpo_jax.config.cells import GRID_AXES
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import Config, Section, read_yaml
+from tddpo_jax.config.schema import read_yaml, setting_fields
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
 SHORT_NAMES = {
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds `--config` and an option for every setting of the schema."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    for name, field in _fields(Config):
+    for name, field in setting_fields():
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
         several = name in GRID_AXES or name == "lora.targets"
@@ -51,16 +51,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             const=True if switch else None,
             help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
         )
-
-
-def _fields(section: type[Section], prefix: str = "") -> list[tuple[str, Any]]:
-    fields = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            fields += _fields(field.annotation, f"{prefix}{name}.")
-        else:
-            fields.append((prefix + name, field))
-    return fields
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -80,4 +70,4 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names() -> set[str]:
-    return {name for name, _ in _fields(Config)}
+    return {name for name, _ in setting_fields()}

@@ -7,19 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.schema import LOSS_SETTINGS, Config
+from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
 
 LOSS_AXES = ("beta", "tau")
-
-
 GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
 
 
 def cell_name(config: Config) -> str:
     """The directory name of a cell, `td_dpo-beta0.05-tau1.0-seed0`; tau if its loss has one."""
     loss = config.loss
-    tau = f"-tau{loss.tau}" if "tau" in LOSS_SETTINGS[loss.name] else ""
+    tau = f"-tau{loss.tau}" if "tau" in LOSSES[loss.name].settings else ""
     return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
 
 
@@ -31,7 +30,7 @@ def ignored_in(cells: Sequence[Config]) -> list[str]:
 
 def ignored_settings(config: Config) -> list[str]:
     """Dotted names of the settings that were given and that this configuration never reads."""
-    given = config.loss.model_fields_set - {"name", *LOSS_SETTINGS[config.loss.name]}
+    given = config.loss.model_fields_set - {"name", *LOSSES[config.loss.name].settings}
     names = [f"loss.{name}" for name in sorted(given)]
     if config.train.mode == "full":
         names += [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
@@ -57,9 +56,10 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         cell = dict(mapping)
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
-        loss = str(get(cell, "loss.name", "td_dpo"))
+        loss = str(get(cell, "loss.name", DEFAULT_LOSS))
         for name in LOSS_AXES:
-            if f"loss.{name}" in axes and name not in LOSS_SETTINGS.get(loss, (name,)):
+            unread = loss in LOSSES and name not in LOSSES[loss].settings
+            if f"loss.{name}" in axes and unread:
                 cell = without_value(cell, f"loss.{name}")
         rates = get(cell, "train.learning_rate")
         if isinstance(rates, Mapping):

@@ -3,57 +3,25 @@
 A `Config` is one cell of a grid, fully resolved: scalars only. A YAML file or a command line may
 give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`): `expand`
 makes one mapping per cell of such a mapping, and `resolve` makes a `Config` of a mapping or raises
-a one-line `UserError` that names the field.
+a one-line `UserError` that names the field. The settings of losses are those of the rows of
+`losses.catalogue.LOSSES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic.fields import FieldInfo
 
 from tddpo_jax.errors import UserError
-
-LossName = Literal[
-    "td_dpo",
-    "dpo",
-    "discopop",
-    "ipo",
-    "hinge",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "sigmoid_norm",
-    "simpo",
-    "sft",
-]
-
-# The settings of `LossConfig` that each loss reads beside its name.
-LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
-    "td_dpo": ("beta", "tau", "margin", "kl"),
-    "dpo": ("beta", "label_smoothing"),
-    "discopop": ("beta", "discopop_tau"),
-    "ipo": ("beta",),
-    "hinge": ("beta",),
-    "robust": ("beta", "label_smoothing"),
-    "exo_pair": ("beta", "label_smoothing"),
-    "nca_pair": ("beta",),
-    "bco_pair": ("beta",),
-    "sppo_hard": ("beta",),
-    "apo_zero": ("beta",),
-    "apo_down": ("beta",),
-    "sigmoid_norm": ("beta",),
-    "simpo": ("beta", "simpo_gamma"),
-    "sft": (),
-}
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
+from tddpo_jax.losses.loss import Loss, Setting
 
 # Names of types that stand in the place of an error, behind the field.
 VALUE_TYPES = ("float", "str", "bool", "constrained-int")
@@ -61,7 +29,7 @@ VALUE_TYPES = ("float", "str", "bool", "constrained-int")
 
 def _at_least_one(value: int) -> int:
     if value == 0 or value < -1:
-        raise UserError("must be a positive number, or -1 for all remaining devices")
+        raise ValueError("must be a positive number, or -1 for all remaining devices")
     return value
 
 
@@ -138,38 +106,61 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    name: LossName = Field("td_dpo", description="the loss (short: --loss)")
-    beta: NonNegative = Field(
-        0.05, description="weight of the KL term (td_dpo), scale of the log-ratios (the others)"
-    )
-    tau: Positive = Field(1.0, description="temperature of TD-DPO's preference margin")
-    margin: Literal["policy", "log_ratio", "length_normalized"] = Field(
-        "policy", description="TD-DPO's margin"
-    )
-    kl: Literal["k2", "full"] = Field(
-        "k2", description="TD-DPO's KL term: squared log-ratios, or exact over the vocabulary"
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="probability of a flipped label"
-    )
-    discopop_tau: Positive = Field(0.05, description="DiscoPOP's own temperature")
-    simpo_gamma: NonNegative = Field(0.5, description="SimPO's target reward margin")
+    """The loss by name; beside it, `loss_section` puts every setting of the losses."""
+
+    name: str = Field(DEFAULT_LOSS, description="the loss (short: --loss)")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The value of a setting, such as `beta`."""
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether the loss reads the exact KL to the reference."""
+        return LOSSES[self.name].exact_kl(dict(self))
 
     @pydantic.model_validator(mode="after")
     def _beta_scales_something(self) -> LossConfig:
-        if self.beta == 0 and self.name not in ("td_dpo", "sft"):
-            raise UserError(f"loss.beta: must be above 0 for {self.name}, got 0")
+        loss = LOSSES[self.name]
+        if "beta" in loss.settings and loss.needs_beta and self.beta == 0:
+            raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
         return self
+
+
+def loss_section() -> type[LossConfig]:
+    """The section `loss` of a configuration: a field for every setting of the losses there are."""
+    return _loss_section(tuple(LOSSES.items()))
+
+
+# Cached: sections are equal only if they are of one class.
+@functools.cache
+def _loss_section(losses: tuple[tuple[str, Loss], ...]) -> type[LossConfig]:
+    names: Any = Literal[tuple(name for name, _ in losses)]
+    fields: dict[str, Any] = {"name": (names, LossConfig.model_fields["name"])}
+    for name, setting in all_settings().items():
+        description = f"{setting.help}; read by {readers(name)}"
+        fields[name] = (_type_of(setting), Field(setting.default, description=description))
+    return pydantic.create_model("LossConfig", __base__=LossConfig, __module__=__name__, **fields)
+
+
+def _type_of(setting: Setting) -> Any:
+    if setting.choices:
+        return Literal[setting.choices]
+    bounds = Field(gt=setting.above, ge=setting.at_least, lt=setting.below, allow_inf_nan=False)
+    return Annotated[float, bounds]
+
+
+def _loss_of(value: Any) -> LossConfig:
+    return loss_section().model_validate(value)
 
 
 class LoraConfig(Section):
     rank: Count = 16
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
-    ] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="names of the linear layers that get adapters; default: all of a block"
     )
 
 
@@ -193,13 +184,15 @@ class TrainConfig(Section):
     max_steps: Count | None = Field(
         None, description="stop after this many steps, whatever the epochs"
     )
-    batch_pairs: Count = Field(128, description="preference pairs of one optimiser step")
+    batch_pairs: Count = Field(128, description="pairs, or single responses, of one optimiser step")
     eval_every: Count | None = Field(
         None, description="steps; epoch ends and the end are always evaluated"
     )
     log_every: Count = Field(1, description="steps between the lines of metrics.jsonl")
-    best_metric: str = Field(
-        "eval_rewards/accuracies", description="chooses best/; a loss or a kl is minimised"
+    best_metric: str | None = Field(
+        None,
+        description="chooses best/, a loss or a kl by its least value; default: "
+        "eval_rewards/accuracies, or eval_loss where a prompt has one response",
     )
     population: Annotated[bool | Count, BeforeValidator(_whole_number_if_possible)] = Field(
         False,
@@ -211,7 +204,7 @@ class TrainConfig(Section):
     @pydantic.model_validator(mode="after")
     def _population_of_adapters(self) -> TrainConfig:
         if self.population and self.mode == "full":
-            raise UserError("train.population: needs train.mode lora or qlora, not full")
+            raise ValueError("train.population: needs train.mode lora or qlora, not full")
         return self
 
 
@@ -230,7 +223,7 @@ class MeshConfig(Section):
     def _one_open_axis(self) -> MeshConfig:
         first, *others = [name for name, size in self if size == -1] or [""]
         if others:
-            raise UserError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
+            raise ValueError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
         return self
 
 
@@ -261,7 +254,7 @@ class HostsConfig(Section):
     def _has_a_port(cls, value: str | None) -> str | None:
         address, _, port = (value or "").rpartition(":")
         if value is not None and not (address and port.isdecimal() and 0 < int(port) < 2**16):
-            raise UserError("must be address:port")
+            raise ValueError("must be address:port")
         return value
 
     @pydantic.model_validator(mode="after")
@@ -269,16 +262,19 @@ class HostsConfig(Section):
         by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
-                raise UserError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
+                raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
         if self.index is not None and self.count is not None and self.index >= self.count:
-            raise UserError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
+            raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
         return self
 
 
 class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
+    # Validated and written by the section of the losses that there are then.
+    loss: pydantic.SerializeAsAny[Annotated[LossConfig, PlainValidator(_loss_of)]] = Field(
+        default_factory=lambda: loss_section()()
+    )
     train: TrainConfig = TrainConfig()
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
@@ -287,6 +283,18 @@ class Config(Section):
     output: str | None = Field(
         None, description="directory of the run or grid; default runs/<name of the cell>"
     )
+
+
+def setting_fields(
+    section: type[Section] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting of the schema by its dotted name, with those of the losses that there are."""
+    for name, field in section.model_fields.items():
+        kind = loss_section() if field.annotation is LossConfig else field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from setting_fields(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 def resolve(mapping: Mapping[str, Any]) -> Config:

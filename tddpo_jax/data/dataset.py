@@ -1,10 +1,9 @@
-"""The pairs of a run: from where its settings say, made once and kept under their content hash."""
+"""The examples of a run: read from its sources, made once and kept under their content hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import DataConfig
-from tddpo_jax.data.pairs import (
+from tddpo_jax.data.examples import (
     Dataset,
     Limits,
     Split,
@@ -24,12 +23,13 @@ from tddpo_jax.data.pairs import (
     encode,
     kinds,
 )
-from tddpo_jax.data.sources import SUFFIXES, Source, read_source, split_names
+from tddpo_jax.data.sources import SUFFIXES, Source, number_of_responses, read_source, split_names
 from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import tokenizer_json
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.atomic import write_file
 
-# Part of every content hash: raise it when the same rows come out as other ids or pairs.
+# Part of every content hash: raise it when the same rows come out as other ids or examples.
 VERSION = 1
 
 DEFAULT_MAX_LENGTH = 2048
@@ -45,7 +45,7 @@ def load_dataset(
     progress: Callable[[int, int], None] | None = None,
     vocab_size: int | None = None,
 ) -> Dataset:
-    """The pairs of a run: read, encoded, split and cut.
+    """The examples of a run: read, encoded, split and cut.
 
     They are kept in `cache` under their content hash, so the next run only reads the rows.
 
@@ -65,22 +65,22 @@ def load_dataset(
     style = _style(config.template, tokenizer, sources)
     bos = None if tokenizer is None else tokenizer.bos_token_id
     content_hash = _content_hash(sources, style, [VERSION, bos, limits, split])
-    file = Path(cache) / f"pairs-{content_hash[:32]}.npz"
+    file = Path(cache) / f"examples-{content_hash[:32]}.npz"
     dataset = _read_cache(file, content_hash)
     if dataset is None:
         dataset = build(sources, style, bos, limits, split, content_hash, progress)
         _write_cache(file, dataset)
-    for source, pairs in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
-        check_vocabulary(source.name, pairs, vocab_size)
+    for source, examples in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
+        check_vocabulary(source.name, examples, vocab_size)
     return dataset
 
 
-def load_uncut_pairs(
+def load_uncut_examples(
     path: str | Path, tokenizer: PreTrainedTokenizerBase | None, template: str | None
-) -> list[Pair | Unusable]:
-    """Every row of one source, in order, nothing cut: a pair, or the reason why it makes none.
+) -> list[Example | Unusable]:
+    """Every row of one source, in order, nothing cut: an example, or why the row makes none.
 
-    Identical branches make a pair here.
+    Identical branches make an example here.
 
     Raises:
         UserError: one line that names the file and row and column, or the template.
@@ -125,7 +125,7 @@ def check_sources(config: DataConfig) -> None:
 
 
 def _sources(config: DataConfig) -> tuple[list[Source], Split]:
-    """The source of the training pairs, then that of the validation pairs if it is another one."""
+    """The source of the training examples, then that of the validation if it is another one."""
     splits = split_names(config.path)
     choice = config.validation
     if choice is None:
@@ -144,7 +144,14 @@ def _sources(config: DataConfig) -> tuple[list[Source], Split]:
             f"data.validation: {choice!r} is no file, no fraction, and no split of {config.path}, "
             f"which has {', '.join(splits)}"
         )
-    return [read_source(config.path), validation], Split(0.0, config.split_seed)
+    training = read_source(config.path)
+    if validation.responses != training.responses:
+        raise UserError(
+            f"data.validation: a row of {validation.name} has "
+            f"{number_of_responses(validation.responses)}, one of {training.name} has "
+            f"{number_of_responses(training.responses)}"
+        )
+    return [training, validation], Split(0.0, config.split_seed)
 
 
 def _style(
@@ -169,7 +176,8 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
     for source in sources:
         digest.update(b"source")
         for row in source.rows:
-            digest.update(json.dumps(row).encode())
+            parts = row if isinstance(row, str) else [row.kind, row.prompt, *row.responses]
+            digest.update(json.dumps(parts).encode())
     return digest.hexdigest()
 
 
@@ -177,8 +185,8 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
 
 
 def _write_cache(file: Path, dataset: Dataset) -> None:
-    pairs = dataset.train + dataset.validation
-    parts = [ids for pair in pairs for ids in pair[1:]]
+    examples = dataset.train + dataset.validation
+    parts = [ids for example in examples for ids in (example.prompt, *example.responses)]
     facts = {
         "train": len(dataset.train),
         "dropped": dataset.dropped,
@@ -188,16 +196,14 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
         "content_hash": dataset.content_hash,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with unfinished.open("wb") as out:
+    with write_file(file) as out:
         np.savez(
             out,
             ids=np.concatenate(parts),
             lengths=np.array([len(part) for part in parts]),
-            index=np.array([pair.row for pair in pairs]),
+            index=np.array([example.row for example in examples]),
             facts=np.array(json.dumps(facts)),
         )
-    unfinished.replace(file)
 
 
 def _read_cache(file: Path, content_hash: str) -> Dataset | None:
@@ -216,8 +222,11 @@ def _stored(file: Path, content_hash: str) -> Dataset:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
         facts = json.loads(str(stored["facts"]))
     if facts["content_hash"] != content_hash or lengths.sum() != len(ids):
-        raise UserError("holds something else")
-    parts = np.split(ids, np.cumsum(lengths)[:-1])
-    pairs = [Pair(*row) for row in zip(index, parts[0::3], parts[1::3], parts[2::3], strict=True)]
+        raise ValueError("holds something else")
+    parts, each = np.split(ids, np.cumsum(lengths)[:-1]), len(lengths) // len(index)
+    examples = [
+        Example(row, parts[n * each], tuple(parts[n * each + 1 : (n + 1) * each]))
+        for n, row in enumerate(index)
+    ]
     train = facts.pop("train")
-    return Dataset(train=pairs[:train], validation=pairs[train:], **facts)
+    return Dataset(train=examples[:train], validation=examples[train:], **facts)

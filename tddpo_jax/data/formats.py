@@ -1,4 +1,4 @@
-"""The shapes that a row of preference data may have."""
+"""The shapes that a row of the data may have."""
 
 from __future__ import annotations
 
@@ -7,19 +7,34 @@ from typing import Any, Literal, NamedTuple
 
 from tddpo_jax.errors import UserError
 
-ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-
-class Example(NamedTuple):
+class ParsedRow(NamedTuple):
     """A row whose shape is understood."""
 
     kind: Literal["chat", "text", "ids"]
     prompt: Any  # list of {role, content}; text; list of token ids
-    chosen: Any  # text; text; list of token ids
-    rejected: Any
+    responses: tuple[Any, ...]  # text; text; list of token ids, each
 
 
-def parse_row(row: dict[str, Any], where: str) -> Example | str:
+def response_columns(row: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of a row that hold its responses, one column for each.
+
+    A row may have columns of several shapes: a shape of token ids counts before one of texts, a
+    pair before a single response, and `messages` before `completion`. A row without any of them
+    ought to have been a pair.
+    """
+    present = {name for name, value in row.items() if value is not None}
+    if present & {"prompt_ids", "chosen_ids", "rejected_ids", "response_ids"}:
+        single = "response_ids" in present and not present & {"chosen_ids", "rejected_ids"}
+        return ("response_ids",) if single else ("chosen_ids", "rejected_ids")
+    if not present & {"chosen", "rejected"}:
+        for column in ("messages", "completion"):
+            if column in present:
+                return (column,)
+    return ("chosen", "rejected")
+
+
+def parse_row(row: dict[str, Any], where: str) -> ParsedRow | str:
     """What a row says, or the reason why it cannot be used.
 
     Args:
@@ -29,32 +44,42 @@ def parse_row(row: dict[str, Any], where: str) -> Example | str:
     Raises:
         UserError: it lacks a column, or a column has the wrong type.
     """
-    if any(row.get(column) is not None for column in ID_COLUMNS):
-        example: Example | str = Example("ids", *(_ids(row, name, where) for name in ID_COLUMNS))
+    columns = response_columns(row)
+    parsed: ParsedRow | str
+    if columns[0].endswith("_ids"):
+        prompt, *responses = (_ids(row, name, where) for name in ("prompt_ids", *columns))
+        parsed = ParsedRow("ids", prompt, tuple(responses))
     else:
-        example = _parse_texts(row, where)
-    if isinstance(example, str):
-        return example
-    if _is_empty(example.prompt):
+        parsed = _parse_texts(row, columns, where)
+    if isinstance(parsed, str):
+        return parsed
+    if _is_empty(parsed.prompt):
         return "empty prompt"
-    if _is_empty(example.chosen) or _is_empty(example.rejected):
+    if any(map(_is_empty, parsed.responses)):
         return "empty response"
-    return example if _is_unicode(example) else "half a surrogate pair"
+    return parsed if _is_unicode(parsed) else "half a surrogate pair"
 
 
-def _parse_texts(row: dict[str, Any], where: str) -> Example | str:
-    chosen, rejected = (_column(row, name, where) for name in ("chosen", "rejected"))
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        return _parse_conversations(row, where)
+def _parse_texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> ParsedRow | str:
+    if all(row.get(name) is None for name in columns):
+        raise UserError(
+            f"{where}: lacks the column {columns[0]!r}, or for a single response 'messages' or "
+            "'completion'"
+        )
+    responses = tuple(_column(row, name, where) for name in columns)
+    if "messages" in columns or not all(isinstance(response, str) for response in responses):
+        return _parse_conversations(row, columns, where)
     prompt = _column(row, "prompt", where)
     if isinstance(prompt, str):
-        return Example("text", prompt, chosen, rejected)
-    return Example("chat", _messages(prompt, "prompt", where), chosen, rejected)
+        return ParsedRow("text", prompt, responses)
+    return ParsedRow("chat", _messages(prompt, "prompt", where), responses)
 
 
-def _parse_conversations(row: dict[str, Any], where: str) -> Example | str:
+def _parse_conversations(
+    row: dict[str, Any], columns: tuple[str, ...], where: str
+) -> ParsedRow | str:
     prompt = row.get("prompt")
-    branches = {name: _messages(row[name], name, where) for name in ("chosen", "rejected")}
+    branches = {name: _messages(row[name], name, where) for name in columns}
     if not all(branches.values()):
         return "empty response"
     before = [] if prompt is None or isinstance(prompt, str) else _messages(prompt, "prompt", where)
@@ -65,10 +90,11 @@ def _parse_conversations(row: dict[str, Any], where: str) -> Example | str:
             raise UserError(f"{where}: the last role of {name!r} is {role!r}, not 'assistant'")
         if messages[: len(before)] != before:  # a whole conversation repeats its prompt
             branches[name] = [*before, *messages]
-    chosen, rejected = branches.values()
-    if chosen[:-1] != rejected[:-1]:
+    first, *others = (messages[:-1] for messages in branches.values())
+    if any(history != first for history in others):
         return "differing histories"
-    return Example("chat", chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+    answers = tuple(messages[-1]["content"] for messages in branches.values())
+    return ParsedRow("chat", first, answers)
 
 
 def _column(row: dict[str, Any], column: str, where: str) -> Any:
@@ -101,12 +127,12 @@ def _is_empty(value: list[Any] | str) -> bool:
     return not (value.strip() if isinstance(value, str) else value)
 
 
-def _is_unicode(example: Example) -> bool:
+def _is_unicode(row: ParsedRow) -> bool:
     """False for a text cut in the middle of an emoji's escape, which no tokenizer takes."""
-    if example.kind == "ids":
+    if row.kind == "ids":
         return True
     try:
-        json.dumps(example, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -1,6 +1,6 @@
-"""Rows of preference data: where they are read from, and which shapes they may have.
+"""Rows of data: where they are read from, and which shapes they may have.
 
-A row has one of these shapes; other columns are ignored:
+A row of a preference pair has one of these shapes; other columns are ignored:
 
 *   `chosen`, `rejected`: conversations, lists of `{role, content}` that share all but their last
     message (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists
@@ -9,42 +9,64 @@ A row has one of these shapes; other columns are ignored:
 *   `prompt`, `chosen`, `rejected`: texts, taken verbatim, without a template (TRL).
 *   `prompt_ids`, `chosen_ids`, `rejected_ids`: token ids, taken verbatim, nothing added.
 
+A row of one response has one of these:
+
+*   `messages`: a conversation whose last message is the response.
+*   `prompt`, `completion`: texts, or a conversation and its continuation, as above (TRL).
+*   `prompt_ids`, `response_ids`: token ids, as above.
+
+All rows of a source have the same number of responses. A row that has the columns of a pair is a
+pair, whatever other columns it has.
+
 Rows count from 0, lines of a file from 1.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tddpo_jax.data.formats import Example, parse_row
+from tddpo_jax.data.formats import ParsedRow, parse_row, response_columns
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.hub import DATA_SET_ID, NotAtHand
 from tddpo_jax.system.paths import EMBEDDED
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Source(NamedTuple):
-    """The rows of one file or split: an example each, or the reason why it cannot be used."""
+    """The rows of one file or split, each understood, or the reason why it cannot be used."""
 
     name: str
-    rows: list[Example | str]
+    rows: list[ParsedRow | str]
+    responses: int  # of each row
 
 
 def read_source(path: str | Path, split: str | None = None) -> Source:
     """The rows of a data source, as in `read_rows`, with their shapes understood.
 
     Raises:
-        UserError: as in `read_rows`; or a row lacks a column, or a column has the wrong type.
+        UserError: as in `read_rows`; or a row lacks a column, a column has the wrong type, or a row
+            has another number of responses than the first one.
     """
     name = f"{path} ({split})" if split else str(path)
     rows = read_rows(path, split)
-    return Source(name, [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)])
+    parsed = [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)]
+    counts = [len(response_columns(row)) for row in rows]
+    for index, count in enumerate(counts):
+        if count != counts[0]:
+            raise UserError(
+                f"data {name} row {index}: has {number_of_responses(count)} and row 0 has "
+                f"{number_of_responses(counts[0])}; all rows must have the same number"
+            )
+    return Source(name, parsed, counts[0])
+
+
+def number_of_responses(count: int) -> str:
+    """`1 response`, `2 responses`."""
+    return f"{count} response{'s' if count > 1 else ''}"
 
 
 def read_rows(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -99,7 +121,7 @@ def _is_file(path: Path) -> bool:
     """
     if path.is_file() or path.is_dir():
         return path.is_file()
-    if path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(path)):
+    if path.suffix in SUFFIXES or not DATA_SET_ID.fullmatch(str(path)):
         raise UserError(f"data {path}: no such file")
     return False
 
@@ -176,6 +198,3 @@ def _missing(name: str, error: Exception) -> UserError:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# ---- shapes --------------------------------------------------------------------------------------

@@ -118,12 +118,11 @@ class ChatFormat:
     stop_ids: tuple[int, ...]  # of both: generation stops at either
 
 
-class PairText(NamedTuple):
-    """A prompt and its two responses with their ends of turn."""
+class ExampleText(NamedTuple):
+    """A prompt and its responses with their ends of turn."""
 
     prompt: Text
-    chosen: Text
-    rejected: Text
+    responses: tuple[Text, ...]
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatFormat:
@@ -192,22 +191,23 @@ def encode_prompt(
     return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
 
 
-def chat_pair(style: ChatFormat, history: Messages, chosen: str, rejected: str) -> PairText:
-    """A conversation and two answers, written by the template.
+def chat_example(style: ChatFormat, history: Messages, responses: Sequence[str]) -> ExampleText:
+    """A conversation and the answers to it, written by the template.
 
     Raises:
         UserError: the template refuses the conversation.
     """
-    answers = [{"role": "assistant", "content": text} for text in (chosen, rejected)]
+    answers = [{"role": "assistant", "content": text} for text in responses]
     messages, mark = _quoted(style, [*history, *answers])
-    prompt = _render(style, messages[:-2], add_generation_prompt=True)
-    wholes = [_render(style, [*messages[:-2], answer]) for answer in messages[-2:]]
-    chosen, rejected = (_response(style, prompt, whole) for whole in wholes)
-    return PairText(Text(prompt, mark), Text(chosen, mark, prompt), Text(rejected, mark, prompt))
+    asked, answers = messages[: len(history)], messages[len(history) :]
+    prompt = _render(style, asked, add_generation_prompt=True)
+    wholes = [_render(style, [*asked, answer]) for answer in answers]
+    said = (Text(_response(style, prompt, whole), mark, prompt) for whole in wholes)
+    return ExampleText(Text(prompt, mark), tuple(said))
 
 
-def text_pair(style: ChatFormat, prompt: str, chosen: str, rejected: str) -> PairText:
-    """A prompt and two responses as they are, without a template.
+def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> ExampleText:
+    """A prompt and its responses as they are, without a template.
 
     Special tokens written out in the prompt are special, so that a prompt rendered elsewhere means
     what it says. In a response they are ordinary text, except for an end of turn at its very end,
@@ -216,20 +216,20 @@ def text_pair(style: ChatFormat, prompt: str, chosen: str, rejected: str) -> Pai
     # A tokenizer that drops final spaces would glue the response to the prompt's last word.
     body = prompt.rstrip(" ") if style.encoder.drops_spaces else prompt
     spaces = prompt[len(body) :]
-    return PairText(
-        Text(body),
-        _verbatim_response(style, body, spaces + chosen),
-        _verbatim_response(style, body, spaces + rejected),
-    )
+    said = (_verbatim_response(style, body, spaces + response) for response in responses)
+    return ExampleText(Text(body), tuple(said))
 
 
-def encode_pairs(
-    style: ChatFormat, pairs: Sequence[PairText]
-) -> list[tuple[list[int], list[int], list[int]]]:
-    """Ids of prompt, chosen and rejected response of each pair."""
-    ids = encode(style.encoder, [text for pair in pairs for text in pair])
-    prompts = [_with_bos(style, prompt) for prompt in ids[0::3]]
-    return list(zip(prompts, ids[1::3], ids[2::3], strict=True))
+def encode_examples(
+    style: ChatFormat, examples: Sequence[ExampleText]
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Ids of the prompt and of the responses of each example."""
+    texts = [text for example in examples for text in (example.prompt, *example.responses)]
+    ids = iter(encode(style.encoder, texts))
+    return [
+        (_with_bos(style, next(ids)), [next(ids) for _ in example.responses])
+        for example in examples
+    ]
 
 
 # ---- what a template does ------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights import hugging_face
 
@@ -165,7 +165,7 @@ def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
     """Adds the weights to a folder that has all else: random ones, trained by the project's SFT."""
     with tempfile.TemporaryDirectory() as name:
         start, run, file = (Path(name) / part for part in ("start", "run", "lessons.jsonl"))
-        model = Llama(hugging_face.read_config(folder), jax.random.key(SEED))
+        model = Decoder(hugging_face.read_config(folder), jax.random.key(SEED))
         hugging_face.export(model, folder, start)
         write_lines(file, [lesson_row(*lesson) for lesson in lessons])
         paths = {"model": {"path": str(start)}, "data": {"path": str(file), "validation": 0}}
@@ -174,8 +174,8 @@ def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
 
 
 def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
-    """A row for `--loss sft`, which learns from the chosen side alone; the other is a stopgap."""
-    return {"prompt": [message("user", prompt)], "chosen": answer, "rejected": "."}
+    """A row for `--loss sft`."""
+    return {"messages": [message("user", prompt), message("assistant", answer)]}
 
 
 def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> list[str | None]:

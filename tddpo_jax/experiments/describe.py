@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import jax
 
-from tddpo_jax.models.families import parameters_of
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.prepare import Experiment
 from tddpo_jax.training.step_order import make_order
 
 
-def describe_plan(prepared: Prepared, cells: int, screen: Screen) -> None:
+def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
     """Model, rows used and dropped, steps, batch arithmetic, mesh, memory."""
-    config, data = prepared.config, prepared.dataset
-    model = prepared.model_config
+    shared = experiment.shared
+    config, data, model = shared.config, shared.dataset, shared.model_config
+    parameters = parameter_count(model.parameters)
     screen.say(
-        f"model    {config.model.path}: {parameters_of(model):,} parameters, {model.layers} layers "
-        f"of width {model.width}; {config.train.mode} training, {prepared.dtype} computation"
+        f"model    {config.model.path}: {parameters:,} parameters, {model.layers} layers "
+        f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
+    what = "pairs" if data.responses == 2 else "examples of one response"
     dropped = ", ".join(f"{len(rows)} {reason}" for reason, rows in data.dropped.items() if rows)
     screen.say(
         f"data     {config.data.path}: {len(data.train)} training and {len(data.validation)} "
-        f"validation pairs, template {data.template}; dropped: {dropped or 'none'}; "
+        f"validation {what}, template {data.template}; dropped: {dropped or 'none'}; "
         f"cut: {data.cut_prompts} prompts, {data.cut_responses} responses"
     )
     order = make_order(config, len(data.train))
-    rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in prepared.shapes)
+    rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in shared.shapes)
     screen.say(
-        f"steps    {order.total_steps} of {config.train.batch_pairs} pairs, "
+        f"steps    {order.total_steps} of {config.train.batch_pairs} {what}, "
         f"{order.steps_per_epoch} an epoch; micro-batches of {rows} tokens"
     )
-    mesh = " x ".join(f"{name} {size}" for name, size in prepared.mesh.shape.items())
-    screen.say(f"devices  mesh {mesh}; {_state_bytes(prepared) / 2**30:.2f} GiB of state on each")
+    mesh = " x ".join(f"{name} {size}" for name, size in shared.mesh.shape.items())
+    screen.say(f"devices  mesh {mesh}; {_state_bytes(experiment) / 2**30:.2f} GiB of state on each")
     if cells > 1:
         screen.say(f"cells    {cells} to train")
     every = config.train.eval_every
@@ -43,12 +45,12 @@ def describe_plan(prepared: Prepared, cells: int, screen: Screen) -> None:
         )
 
 
-def _state_bytes(prepared: Prepared) -> float:
+def _state_bytes(experiment: Experiment) -> float:
     """Bytes per device of weights, two moments and the gradient sums."""
-    trainable = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.loaded))
-    frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(prepared.frozen))
-    sharing = prepared.mesh.shape["fsdp"] * prepared.mesh.shape["tensor"]
-    return (4 * trainable + frozen) / sharing
+    policy, mesh = experiment.policy, experiment.shared.mesh
+    trainable = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.loaded))
+    frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.frozen))
+    return (4 * trainable + frozen) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
 
 
 def describe_result(directory: RunDirectory, screen: Screen) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from tddpo_jax.config.cells import LOSS_AXES
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.schema import LOSS_SETTINGS
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
 from tddpo_jax.runs.locks import claim
 from tddpo_jax.runs.metric_writers import check_wandb
@@ -21,7 +21,7 @@ from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.checkpoints import saved_steps
 from tddpo_jax.training.loop import train
-from tddpo_jax.training.prepare import Prepared, prepare
+from tddpo_jax.training.prepare import Experiment, prepare
 from tddpo_jax.training.step_order import make_order
 
 # Between two looks at cells that other processes train.
@@ -43,11 +43,12 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         over = len(directories) - len(left)
         screen.say(f"{over} of {len(directories)} cells over before; left alone")
     if left:
-        prepared = prepare([directory.config for directory in left], screen)
-        describe_plan(prepared, len(left), screen)
+        experiment = prepare([directory.config for directory in left], screen)
+        describe_plan(experiment, len(left), screen)
         record_grid(directories)
-        steps = make_order(prepared.config, len(prepared.dataset.train)).total_steps
-        train_cells(prepared, left, CellTable(directories, steps), screen)
+        shared = experiment.shared
+        steps = make_order(shared.config, len(shared.dataset.train)).total_steps
+        train_cells(experiment, left, CellTable(directories, steps), screen)
     if len(directories) == 1:
         describe_result(directories[0], screen)
     else:
@@ -61,7 +62,7 @@ def _say_ignored_axes(
     given = {axis: get(settings, f"loss.{axis}") for axis in LOSS_AXES}
     counts = {axis: len(values) for axis, values in given.items() if isinstance(values, list)}
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
-        own = [axis for axis in LOSS_AXES if axis in LOSS_SETTINGS[name]]
+        own = [axis for axis in LOSS_AXES if axis in LOSSES[name].settings]
         for axis, count in counts.items():
             if count > 1 and axis not in own:
                 per = " and ".join([*own, "seed"])
@@ -74,19 +75,19 @@ def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen)
 
 
 def train_cells(
-    prepared: Prepared, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
+    experiment: Experiment, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
 ) -> None:
     """Trains what no other process has claimed, until every cell is over, whoever did it."""
     if len(table.cells) == 1:
-        _train_cells(prepared, cells, table, screen)
+        _train_cells(experiment, cells, table, screen)
         return
     with screen.drawing(lambda: table.draw(screen.console.height)):
-        _train_cells(prepared, cells, table, screen)
+        _train_cells(experiment, cells, table, screen)
     screen.console.print(table.draw())
 
 
 def _train_cells(
-    prepared: Prepared, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
+    experiment: Experiment, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
 ) -> None:
     waiting = False
     populations = _populations(cells)
@@ -101,7 +102,7 @@ def _train_cells(
                     table.refuse(rest)
                 for group in _in_step(rest) if ours else ():
                     with table.training(group, screen):
-                        train(prepared, [cell.config for cell in group], group, screen)
+                        train(experiment, [cell.config for cell in group], group, screen)
         if len(left) == len(populations):
             if not waiting:
                 screen.say(f"waiting for other processes; cells they hold: {sum(map(len, left))}")

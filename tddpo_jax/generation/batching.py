@@ -16,7 +16,7 @@ from tddpo_jax.adapters.adapter_set import AdapterSet
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.generation.sampling import Sampler, Sampling, check, check_keys, row_keys
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding
 
@@ -68,7 +68,8 @@ def continue_prompts(
 
     Raises:
         UserError: a prompt is empty or holds an id that the model does not have; a setting is out
-            of range; `max_new_tokens` leaves no room for a prompt in the context; no such adapter.
+            of range; `max_new_tokens` leaves no room for a prompt in the context.
+        ValueError: there is no such adapter.
     """
     requests = [
         _request(models, number, *one)
@@ -120,7 +121,7 @@ def _request(
     if not 0 <= np.min(prompt) <= np.max(prompt) < config.vocabulary:
         raise UserError(f"prompt {number} holds a token id that the model does not have")
     if not -1 <= adapter < models.count:
-        raise UserError(f"prompt {number}: there is no adapter {adapter}")
+        raise ValueError(f"prompt {number}: there is no adapter {adapter}")
     return _Request(prompt, sampling, key, adapter)
 
 
@@ -191,10 +192,18 @@ def _row_bucket(rows: int, mesh: Mesh) -> int:
     return devices * math.ceil(size / devices)
 
 
-def _rows_that_fit(config: LlamaConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
+def cached_numbers(config: DecoderConfig) -> int:
+    """Numbers that the caches hold of one token: a key and a value in every layer."""
+    return sum(
+        count * shape.key_value_heads * (shape.size + shape.value_size)
+        for count, layer in kinds_of_layers(config)
+        for shape in [layer.attention]
+    )
+
+
+def _rows_that_fit(config: DecoderConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
     """Rows, a bucket of them, whose cache the devices have room for; at least the smallest."""
-    row_bytes = 2 * config.layers * config.key_value_heads * config.head_size * slots
-    row_bytes *= jnp.dtype(dtype).itemsize
+    row_bytes = cached_numbers(config) * slots * jnp.dtype(dtype).itemsize
     stats = mesh.devices.flat[0].memory_stats()
     free = CPU_CACHE_BYTES // mesh.size
     if stats is not None:

@@ -10,7 +10,7 @@ A row's result does not depend on the rows beside it, on their order or on the n
 token.
 
 Letters: L layers, B rows, T prompt slots, S slots of the cache, N new tokens, E stop ids, D width,
-H heads, K key/value heads, G queries per key/value head, V vocabulary, s head size.
+H heads, K key/value heads, G queries per key/value head, V vocabulary, s features of a head.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from qwix import QArray
 
 from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.ranges import MASKED, attention
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.rope import rope_frequencies
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
 
 SMALLEST_BLOCK = 128
@@ -39,10 +39,13 @@ AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
 
 
 class Cache(NamedTuple):
-    """Rotated keys, and values, of every layer and slot."""
+    """Rotated keys, and values, of every slot: of all layers of a stack, or of one layer."""
 
-    keys: Float[Array, "L B K S size"]
-    values: Float[Array, "L B K S size"]
+    keys: Float[Array, "*L B K S size"]
+    values: Float[Array, "*L B K S value_size"]
+
+
+Caches = tuple[Cache, ...]  # one a stack of layers
 
 
 class State(NamedTuple):
@@ -53,7 +56,7 @@ class State(NamedTuple):
     tokens: Int[Array, "B N"]
     counts: Int[Array, " B"]  # of each row's own new tokens, its end of turn included
     done: Bool[Array, " B"]
-    cache: Cache
+    caches: Caches
 
 
 class Prompts(NamedTuple):
@@ -80,7 +83,7 @@ def _block() -> int:
 
 @functools.partial(jax.jit, static_argnames=("new", "dtype", "mesh"))
 def generate_rows(
-    model: Llama,
+    model: Decoder,
     prompts: Prompts,
     sampler: Sampler,
     limits: Int[Array, " B"],
@@ -93,7 +96,7 @@ def generate_rows(
     """The new tokens of every row, and how many are its own.
 
     Args:
-        model: any Llama; adapters are applied beside the weights, never merged.
+        model: any model; adapters are applied beside the weights, never merged.
         prompts: every row with at least one token.
         sampler: the rows' settings and keys.
         limits: most new tokens of each row, at most `new`; 0 for a row that is padding.
@@ -107,22 +110,22 @@ def generate_rows(
     start = length - prompts.lengths
     constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
     slots = cache_slots(length, new)
-    cache, logits = _prefill(model, prompts, slots, dtype, constrain)
-    cache = jax.lax.with_sharding_constraint(
-        cache, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
+    caches, logits = _prefill(model, prompts, slots, dtype, constrain)
+    caches = jax.lax.with_sharding_constraint(
+        caches, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
     )
 
     def step(state: State) -> State:
         token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
         slot = length + state.number
-        logits, cache = _decode(model, token, slot, start, state.cache, dtype, constrain)
+        logits, caches = _decode(model, token, slot, start, state.caches, dtype, constrain)
         return State(
             number=state.number + 1,
             logits=constrain(logits),
             tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.number)),
             counts=state.counts + ~state.done,
             done=state.done | jnp.isin(token, stops) | (state.number + 1 >= limits),
-            cache=cache,
+            caches=caches,
         )
 
     state = State(
@@ -131,13 +134,13 @@ def generate_rows(
         tokens=jnp.zeros((rows, new), jnp.int32),
         counts=jnp.zeros(rows, jnp.int32),
         done=limits <= 0,
-        cache=cache,
+        caches=caches,
     )
     state = jax.lax.while_loop(lambda state: ~jnp.all(state.done), step, state)
     return jax.lax.with_sharding_constraint((state.tokens, state.counts), replicated(mesh))
 
 
-def _in_dtype(model: Llama, dtype: Any) -> Llama:
+def _in_dtype(model: Decoder, dtype: Any) -> Decoder:
     """The weights as the products want them, cast once and not at every step.
 
     Quantised ones stay as they are.
@@ -152,113 +155,111 @@ def _in_dtype(model: Llama, dtype: Any) -> Llama:
 
 
 def _prefill(
-    model: Llama,
+    model: Decoder,
     prompts: Prompts,
     slots: int,
     dtype: Any,
     constrain: Callable[[Array], Array],
-) -> tuple[Cache, Float[Array, "B V"]]:
-    """The cache after the prompts, with room up to `slots`, and the logits of what follows them."""
+) -> tuple[Caches, Float[Array, "B V"]]:
+    """The caches after the prompts, with room up to `slots`, and the logits of what follows."""
     length = prompts.tokens.shape[1]
     slot = jnp.arange(length)
     start = (length - prompts.lengths)[:, None]
     # Padding sees the empty range [slot, slot).
     live = slot >= start
-    key_start, key_end = jnp.where(live, start, slot), slot + live
+    view = View(jnp.where(live, start, slot), slot + live, jnp.maximum(slot - start, 0))
 
-    def attend(q: Array, k: Array, v: Array, _: Array) -> tuple[Array, Cache]:
-        out = attention(q, k, v, key_start, key_end)
+    def attend(_: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
+        out = attention(q, k, v, view, **settings)
         room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
         return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
 
-    return _through_layers(
-        model, prompts.tokens, jnp.maximum(slot - start, 0), attend, dtype, constrain
-    )
+    return _through_layers(model, prompts.tokens, view.position, attend, dtype, constrain)
 
 
 def _decode(
-    model: Llama,
+    model: Decoder,
     token: Int[Array, " B"],
     slot: Int[Array, ""],
     start: Int[Array, " B"],
-    cache: Cache,
+    caches: Caches,
     dtype: Any,
     constrain: Callable[[Array], Array],
-) -> tuple[Float[Array, "B V"], Cache]:
-    """The logits after a new token, which goes into `slot` of the cache."""
+) -> tuple[Float[Array, "B V"], Caches]:
+    """The logits after a new token, which goes into `slot` of the caches."""
 
-    def attend(q: Array, k: Array, v: Array, layer: Array) -> tuple[Array, Cache]:
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        return _attend_cached(q, k, v, cache, layer, start, slot), Cache(k, v)
+    def attend(where: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
+        own = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        cache = caches[where.stack]
+        return _attend_cached(q, own, cache, where.place, start, slot, **settings), own
 
     new, logits = _through_layers(
         model, token[:, None], (slot - start)[:, None], attend, dtype, constrain
     )
     # One write behind all reads, so that the loop needs one cache and copies nothing.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
-    return logits, jax.tree.map(write, cache, new)
+    return logits, jax.tree.map(write, caches, new)
 
 
 def _through_layers(
-    model: Llama,
+    model: Decoder,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    attend: Callable[[Array, Array, Array, Array], tuple[Array, Cache]],
+    attend: Callable[..., tuple[Array, Cache]],
     dtype: Any,
     constrain: Callable[[Array], Array],
-) -> tuple[Cache, Float[Array, "B V"]]:
-    """What `attend` wants kept of every layer, and the logits at the last position.
-
-    `attend` is given queries, keys, values and the number of the layer.
-    """
-    angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
-        model.config.head_size, model.config.rope_theta, model.config.rope_scaling
-    )
-
-    def layer(x: Array, block_and_number: tuple[Any, Array]) -> tuple[Array, Cache]:
-        block, number = block_and_number
-        kept = []
-
-        def remember(q: Array, k: Array, v: Array) -> Array:
-            out, keep = attend(q, k, v, number)
-            kept.append(keep)
-            return out
-
-        return constrain(block(x, angle, remember)), kept[0]
-
-    x = constrain(model.embed[...][tokens].astype(dtype))
-    x, kept = jax.lax.scan(layer, x, (model.layers, jnp.arange(model.config.layers)))
+) -> tuple[Caches, Float[Array, "B V"]]:
+    """What `attend` keeps of every layer, and the logits at the last position."""
+    x, kept = model.through_layers(tokens, positions, attend, dtype=dtype, constrain=constrain)
     last = model.norm(x[:, -1:])[:, 0]
-    head = model.head_weight.astype(dtype)
-    return kept, jnp.einsum("BD,VD->BV", last, head, preferred_element_type=jnp.float32)
+    with jax.named_scope("head"):
+        head = model.head_weight.astype(dtype)
+        return kept, jnp.einsum("BD,VD->BV", last, head, preferred_element_type=jnp.float32)
 
 
 def _attend_cached(
-    q: Float[Array, "B 1 H s"],
-    k: Float[Array, "B K 1 s"],
-    v: Float[Array, "B K 1 s"],
+    q: Float[Array, "B 1 H size"],
+    own: Cache,
     cache: Cache,
     layer: Int[Array, ""],
     start: Int[Array, " B"],
     end: Int[Array, ""],
-) -> Float[Array, "B 1 H s"]:
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B 1 H value_size"]:
     """Attention of one new token over itself and over slots `[start, end)` of a layer's cache.
 
     Only the blocks that some row sees are read, with the running softmax of FlashAttention (see
-    `attention.py`), which begins with the token itself.
+    `attention/ranges.py`), which begins with the token itself.
+
+    Args:
+        q: its queries.
+        own: its key and its value, one slot.
+        cache: of the layers of its stack.
+        layer: place of the layer in the stack.
+        start: first slot of each row.
+        end: one past the last slot, which would be the token's own.
+        window: newest slots that it sees, its own among them; None: all.
+        scale: of the scores; None: 1/sqrt(size).
     """
-    rows, key_value_heads, _, size = k.shape
+    rows, key_value_heads, _, size = own.keys.shape
     slots = cache.keys.shape[3]
     block = min(slots, _block())
+    if window is not None:
+        start = jnp.maximum(start, end + 1 - window)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    grouped = (q * size**-0.5).reshape(rows, key_value_heads, -1, size)
+    scaled = q * (size**-0.5 if scale is None else scale)
+    grouped = scaled.reshape(rows, key_value_heads, -1, size)
 
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, total, largest = carry
-        where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block, size)
+        where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block)
         # As it lies: for GPUs, XLA would else transpose the whole cache for every token.
         keys, values = (
-            with_layout_constraint(jax.lax.dynamic_slice(x, where, shape), AS_WRITTEN)[0]
+            with_layout_constraint(
+                jax.lax.dynamic_slice(x, where, (*shape, x.shape[-1])), AS_WRITTEN
+            )[0]
             for x in cache
         )
         slot = j * block + jnp.arange(block)
@@ -274,12 +275,13 @@ def _attend_cached(
             new_largest,
         )
 
-    own = product("BKGs,BKSs->BKGS", grouped, k)[..., 0]
-    itself = jnp.broadcast_to(v.astype(jnp.float32), grouped.shape), jnp.ones_like(own), own
+    score = product("BKGs,BKSs->BKGS", grouped, own.keys)[..., 0]
+    value = jnp.broadcast_to(own.values.astype(jnp.float32), (*score.shape, own.values.shape[-1]))
+    itself = value, jnp.ones_like(score), score
     first, last = jnp.min(start) // block, (end + block - 1) // block
     out, total, _ = (
         visit(jnp.int32(0), itself)
         if slots == block
         else jax.lax.fori_loop(first, last, visit, itself)
     )
-    return (out / total[..., None]).reshape(q.shape).astype(q.dtype)
+    return (out / total[..., None]).reshape(rows, 1, -1, out.shape[-1]).astype(q.dtype)

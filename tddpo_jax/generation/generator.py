@@ -26,7 +26,7 @@ from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.batching import Continuation, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.json_files import read_object
@@ -105,7 +105,7 @@ class Generator:
         adapters = [found.adapter for found in files]
         stored = base_dtype(files[0].base, adapters, compute)
         base = hugging_face.load(files[0].base, devices, stored)
-        models = [_with_adapter(base, adapter) for adapter in adapters]
+        models = [_with_adapter(base, adapter, devices) for adapter in adapters]
         return cls(
             adapter_set(models), tokenizer, stop_ids=sorted(stop_ids), mesh=devices, dtype=compute
         )
@@ -189,10 +189,10 @@ def generate_text(
     return completion
 
 
-def _with_adapter(base: Llama, folder: Path | None) -> Llama:
+def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
     model = copied(base)
     if folder is not None:
-        load_adapter(model, folder)
+        load_adapter(model, folder, mesh)
     return model
 
 
@@ -204,6 +204,3 @@ def _configured_stops(files: ModelFiles) -> list[int]:
             break
     ids = read_object(file).get("eos_token_id")
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
-
-
-# ---- batches -------------------------------------------------------------------------------------

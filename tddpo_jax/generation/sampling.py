@@ -66,12 +66,12 @@ def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
     """Refuses numbers that `row_keys` cannot make keys of.
 
     Raises:
-        UserError: rows with different counts of numbers, or one that does not fit 32 bits.
+        ValueError: rows with different counts of numbers, or one that does not fit 32 bits.
     """
     if len({len(numbers) for numbers in keys}) > 1:
-        raise UserError("keys: every row must have the same count of numbers")
+        raise ValueError("keys: every row must have the same count of numbers")
     if any(not 0 <= number < 2**32 for numbers in keys for number in numbers):
-        raise UserError("keys: every number must be at least 0 and below 2^32")
+        raise ValueError("keys: every number must be at least 0 and below 2^32")
 
 
 @jax.jit

@@ -9,19 +9,29 @@ Notation, per pair (all in nats, sums over the response's tokens, end-of-turn in
 Every loss takes `pairs: PairLogps` and, by keyword, the settings it reads, and returns values of
 shape [P] in the dtype of `pairs`. The mean over pairs (for `sft`: over tokens) is the caller's.
 Settings may be traced, so one compiled step serves every beta, tau and label smoothing. Names and
-meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ and why.
+meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ and why. The rows at
+the end of the file declare each loss and its settings to everything else.
 """
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from jax.nn import log_sigmoid, sigmoid, softplus
-
-from tddpo_jax.losses.pair_logps import (
-    PairLogps,
+from tddpo_jax.losses.elementary import (
     PerPair,
     Scalar,
+    exp,
+    log,
+    log1p,
+    log_sigmoid,
+    relu,
+    sigmoid,
+    softplus,
+    where,
+)
+from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.pair_logps import (
+    PairLogps,
+    Rewards,
+    chosen_log_ratio,
     log_ratios,
     per_token,
     scaled_margin,
@@ -32,6 +42,23 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
     """DPO: -log sigmoid(x); with label smoothing e, (1 - e) l(x) + e l(-x), "conservative" DPO.
 
     TRL's `sigmoid` is this loss with the label smoothing silently ignored; here it counts.
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+        label_smoothing: probability that a label is flipped, from 0 to less than 1/2.
+
+    Returns:
+        [P] values, 0 or more.
+
+    Example:
+        Before the first step the policy is the reference, so the loss of every pair is log 2.
+
+        >>> import jax.numpy as jnp
+        >>> zero, one = jnp.zeros(1), jnp.ones(1)
+        >>> pairs = PairLogps(-9 * one, -7 * one, -9 * one, -7 * one, one, one, zero, zero)
+        >>> round(dpo(pairs, beta=0.1, label_smoothing=0.0).item(), 4)
+        0.6931
 
     References:
         Rafailov et al., "Direct Preference Optimization" (2023), arXiv 2305.18290, eq. 7.
@@ -45,11 +72,20 @@ def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair
     """DiscoPOP (LRML): (1 - g) * softplus(-x) + g * exp(-x) with the gate g = sigmoid(x / tau_d).
 
     Computed with g * exp(-x) = exp(-x + log g): as written, it is 0 * inf = NaN for x < -88.7 in
-    float32, which is where the published failures at beta >= 2.5 come from. For tau_d > 1 the gate
-    closes slower than exp(-x) grows and the loss itself explodes at negative x.
+    float32. At beta >= 2.5 such x are within reach, so this can make failures like the published
+    ones. For tau_d > 1 the gate closes slower than exp(-x) grows and the loss itself explodes at
+    negative x.
 
     At tau_d = 0.05 the slope at x = 0 is +0.784, the wrong sign: there is a local minimum at
     x = -0.1186, and pairs to the left of the barrier at x = +0.0720 are drawn into it.
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+        discopop_tau: temperature of the gate, above 0; the paper's is 0.05.
+
+    Returns:
+        [P] values, 0 or more.
 
     References:
         Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language
@@ -57,13 +93,20 @@ def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair
     """
     x = scaled_margin(pairs, beta)
     gate = x / discopop_tau
-    return sigmoid(-gate) * softplus(-x) + jnp.exp(log_sigmoid(gate) - x)
+    return sigmoid(-gate) * softplus(-x) + exp(log_sigmoid(gate) - x)
 
 
 def ipo(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """IPO: (s_w / |y_w| - s_l / |y_l| - 1 / (2 beta))^2; infinite at beta = 0.
 
     The log-ratios are means over tokens, as in TRL: a square of sums would grow with the length.
+
+    Args:
+        pairs: P pairs.
+        beta: inverse of twice the target margin, above 0.
+
+    Returns:
+        [P] values, 0 or more.
 
     References:
         Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences"
@@ -76,11 +119,18 @@ def ipo(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 def hinge(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """Hinge loss of SLiC on DPO's margin: max(0, 1 - x). At the kink the gradient is 0.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values, 0 or more.
+
     References:
         Zhao et al., "SLiC-HF" (2023), arXiv 2305.10425, section 2; with the reference inside the
         margin: Liu et al., "Statistical Rejection Sampling" (2023), arXiv 2309.06657.
     """
-    return jax.nn.relu(1 - scaled_margin(pairs, beta))
+    return relu(1 - scaled_margin(pairs, beta))
 
 
 def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
@@ -88,6 +138,14 @@ def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
 
     Unbiased: if labels are flipped with probability e, its expectation over flips is DPO's loss on
     the true labels. It is not bounded below.
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+        label_smoothing: probability that a label was flipped, from 0 to less than 1/2.
+
+    Returns:
+        [P] values.
 
     References:
         Chowdhury et al., "Provably Robust DPO" (2024), arXiv 2403.00409, section 3.1.
@@ -108,19 +166,34 @@ def exo_pair(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerP
     The divergence is infinite at e = 0 (any q puts mass on the rejected response, p none), so 0
     stands for the 1e-3 of the paper; TRL 1.16 refuses 0.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+        label_smoothing: mass that p leaves to the rejected response, from 0 to less than 1/2.
+
+    Returns:
+        [P] values, 0 or more.
+
     References:
         Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment" (2024),
         arXiv 2402.00856, eq. 16.
     """
-    smoothing = jnp.where(label_smoothing > 0, label_smoothing, EXO_LABEL_SMOOTHING)
+    smoothing = where(label_smoothing > 0, label_smoothing, EXO_LABEL_SMOOTHING)
     x = scaled_margin(pairs, beta)
-    chosen = sigmoid(x) * (log_sigmoid(x) - jnp.log1p(-smoothing))
-    rejected = sigmoid(-x) * (log_sigmoid(-x) - jnp.log(smoothing))
+    chosen = sigmoid(x) * (log_sigmoid(x) - log1p(-smoothing))
+    rejected = sigmoid(-x) * (log_sigmoid(-x) - log(smoothing))
     return chosen + rejected
 
 
 def nca_pair(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """NCA on pairs: l(r_w) + l(-r_w) / 2 + l(-r_l) / 2, l(r) = -log sigmoid(r), r = beta * s.
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values, 0 or more.
 
     References:
         Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards" (2024),
@@ -137,6 +210,13 @@ def bco_pair(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 
     The paper subtracts a running mean of the rewards from both; TRL's `bco_pair` does not.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values, 0 or more.
+
     References:
         Jung et al., "Binary Classifier Optimization for Large Language Model Alignment" (2024),
         arXiv 2404.04656, section 4.
@@ -150,6 +230,13 @@ def sppo_hard(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 
     Infinite at beta = 0.
 
+    Args:
+        pairs: P pairs.
+        beta: inverse of twice the targets of the log-ratios, above 0.
+
+    Returns:
+        [P] values, 0 or more.
+
     References:
         Wu et al., "Self-Play Preference Optimization" (2024), arXiv 2405.00675, eq. 4.7 with the
         preference probability 1 for the chosen response and 0 for the rejected one.
@@ -160,6 +247,13 @@ def sppo_hard(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 
 def apo_zero(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """APO-zero: sigmoid(-beta * s_w) + sigmoid(beta * s_l), chosen up and rejected down.
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values between 0 and 2.
 
     References:
         D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions" (2024),
@@ -172,6 +266,13 @@ def apo_zero(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 def apo_down(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """APO-down: sigmoid(beta * s_w) + sigmoid(-x), chosen down and rejected further down.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values between 0 and 2.
+
     References:
         D'Oosterlinck et al. (2024), arXiv 2408.06266, eq. 8.
     """
@@ -181,6 +282,13 @@ def apo_down(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 
 def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     """Length-normalised DPO: -log sigmoid(beta * (s_w / |y_w| - s_l / |y_l|)).
+
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-ratios, above 0.
+
+    Returns:
+        [P] values, 0 or more.
 
     References:
         Lambert et al., "Tulu 3" (2024), arXiv 2411.15124, section 5.
@@ -195,6 +303,14 @@ def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
     No reference. Gamma is the target margin of the rewards beta * logp / |y|, in the paper's own
     units: not the ratio gamma / beta that some recipes quote.
 
+    Args:
+        pairs: P pairs.
+        beta: scale of the log-probabilities per token, above 0.
+        simpo_gamma: target margin of the rewards, 0 or more.
+
+    Returns:
+        [P] values, 0 or more.
+
     References:
         Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward" (2024),
         arXiv 2405.14734, eq. 6.
@@ -203,9 +319,62 @@ def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
     return softplus(simpo_gamma - beta * (chosen - rejected))
 
 
+def simpo_rewards(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
+    """The rewards of SimPO's paper, beta * logp / |y|, of the chosen and rejected responses."""
+    chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
+    return beta * chosen, beta * rejected
+
+
 def sft(pairs: PairLogps) -> PerPair:
     """Negative log-likelihood of the chosen response, summed over its tokens.
 
     The batch loss is their sum over the sum of `length_chosen`: a mean over tokens, not pairs.
+
+    Args:
+        pairs: P pairs.
+
+    Returns:
+        [P] values in nats, 0 or more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zero, one = jnp.zeros(1), jnp.ones(1)
+        >>> sft(PairLogps(-9 * one, -7 * one, -8 * one, -7 * one, one, one, zero, zero)).tolist()
+        [9.0]
     """
     return -pairs.logp_chosen
+
+
+def sft_rewards(pairs: PairLogps) -> Rewards:
+    """The log-ratios in nats; a prompt with one response has no rejected one."""
+    if pairs.logp_rejected is None:
+        return chosen_log_ratio(pairs), None
+    return log_ratios(pairs)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+# Rewards are beta * s where a row says nothing else, as TRL reports them, also for the losses that
+# divide by the length.
+LABEL_SMOOTHING = Setting(
+    default=0.0, at_least=0.0, below=0.5, help="probability of a flipped label"
+)
+DISCOPOP_TAU = Setting(default=0.05, above=0.0, help="DiscoPOP's own temperature")
+SIMPO_GAMMA = Setting(default=0.5, at_least=0.0, help="SimPO's target reward margin")
+
+DPO_AND_RELATIVES = (
+    Loss(dpo, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(discopop, {"beta": BETA, "discopop_tau": DISCOPOP_TAU}),
+    Loss(ipo, {"beta": BETA}),
+    Loss(hinge, {"beta": BETA}),
+    Loss(robust, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(exo_pair, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(nca_pair, {"beta": BETA}),
+    Loss(bco_pair, {"beta": BETA}),
+    Loss(sppo_hard, {"beta": BETA}),
+    Loss(apo_zero, {"beta": BETA}),
+    Loss(apo_down, {"beta": BETA}),
+    Loss(sigmoid_norm, {"beta": BETA}),
+    Loss(simpo, {"beta": BETA, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
+    Loss(sft, {}, rewards=sft_rewards, mean_over="tokens", responses=1),
+)

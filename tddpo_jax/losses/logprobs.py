@@ -3,7 +3,8 @@
 `[B, T, V]` never exists: scores are cut into chunks, each computed in float32 and computed again in
 the backward pass.
 
-Letters: B rows, T stream positions, S scores, C scores of a chunk, D width, V vocabulary, P pairs.
+Letters: B rows, T stream positions, S scores, C scores of a chunk, D width, V vocabulary,
+P examples of a row, N responses of an example, K chunks.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ CHUNK = 512
 
 def branch_logps(
     hidden: Float[Array, "B T D"], head: Float[Array, "V D"], batch: Batch
-) -> Float[Array, "B P 2"]:
-    """log pi(response | prompt) of every branch, in nats: float32 sums over response tokens.
+) -> Float[Array, "B P N"]:
+    """log pi(response | prompt) of every response, in nats: float32 sums over its tokens.
 
     Args:
         hidden: the model's hidden states.
@@ -48,8 +49,8 @@ def branch_kl(
     ref_hidden: Float[Array, "B T D"],
     ref_head: Float[Array, "V D"],
     batch: Batch,
-) -> Float[Array, "B P 2"]:
-    """KL(p_theta || p_0) over the vocabulary, in nats, summed over each branch's response."""
+) -> Float[Array, "B P N"]:
+    """KL(p_theta || p_0) over the vocabulary, in nats, summed over each response."""
 
     @jax.checkpoint
     def chunk(_: None, position: Array) -> tuple[None, Array]:
@@ -69,7 +70,7 @@ def _log_probs(hidden: Array, head: Array, position: Int[Array, "B C"]) -> Float
     return jax.nn.log_softmax(logits, axis=-1)
 
 
-def _chunks(scores: Int[Array, "B S"]) -> Int[Array, "N B C"]:
+def _chunks(scores: Int[Array, "B S"]) -> Int[Array, "K B C"]:
     rows, count = scores.shape
     size = min(CHUNK, count)
     padded = jnp.pad(scores, ((0, 0), (0, -count % size)))
@@ -81,16 +82,17 @@ def _chunks(scores: Int[Array, "B S"]) -> Int[Array, "N B C"]:
 GRAIN = 1 / 256
 
 
-def _sum_by_branch(values: Float[Array, "N B C"], batch: Batch) -> Float[Array, "B P 2"]:
-    """Sums that do not depend on where a pair stands: a product with indicators, in two parts.
+def _sum_by_branch(values: Float[Array, "K B C"], batch: Batch) -> Float[Array, "B P N"]:
+    """Sums that do not depend on where an example stands: a product with indicators, in two parts.
 
     Added one after another, 300 values of -4 nats would lose up to 1e-3 nats on the way.
     """
     rows, scores = batch.score_branch.shape
     values = jnp.moveaxis(values, 0, 1).reshape(rows, -1)[:, :scores]
-    pairs = batch.weight.shape[-1]
-    belongs = jax.nn.one_hot(batch.score_branch, 2 * pairs, dtype=jnp.float32)
+    examples, responses = batch.lengths.shape[-2:]
+    belongs = jax.nn.one_hot(batch.score_branch, responses * examples, dtype=jnp.float32)
     coarse = jax.lax.stop_gradient(jnp.round(values / GRAIN) * GRAIN)
     parts = jnp.stack([coarse, values - coarse])
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    return product("XBS,BSN->XBN", parts, belongs).sum(axis=0).reshape(rows, pairs, 2)
+    sums = product("XBS,BSN->XBN", parts, belongs).sum(axis=0)
+    return sums.reshape(rows, examples, responses)

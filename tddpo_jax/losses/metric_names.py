@@ -18,6 +18,13 @@ PAIR_METRICS = (
     "kl",
 )
 
+# The same of examples of one response: there is no second one to compare it with.
+RESPONSE_METRICS = ("loss", "rewards/chosen", "logps/chosen", "kl")
 
 # How fast a step was; these alone may differ between a run and its repetition.
-TIMING_METRICS = ("pairs_per_second", "mfu")
+TIMING_METRICS = ("pairs_per_second", "examples_per_second", "mfu")
+
+
+def example_metrics(responses: int) -> tuple[str, ...]:
+    """The metrics of a data set whose examples have so many responses, one or two."""
+    return PAIR_METRICS if responses == 2 else RESPONSE_METRICS

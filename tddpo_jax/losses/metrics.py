@@ -1,32 +1,37 @@
-"""The metrics of every pair, under any of the losses of an experiment."""
+"""The metrics of every example."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec, per_pair_loss, rewards
-from tddpo_jax.losses.pair_logps import PairLogps, log_ratios
+from tddpo_jax.losses.elementary import PerPair
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards, chosen_log_ratio, log_ratios
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
 TIE_NATS = 1e-4
 
 
-def pair_metrics(
-    specs: tuple[LossSpec, ...],
-    which: Int[Array, ""] | int,
-    pairs: PairLogps,
-    scalars: LossScalars,
-) -> dict[str, Float[Array, " P"]]:
-    """Every one of `PAIR_METRICS` for each pair; arguments as for `losses.per_pair_loss`."""
+def pair_metrics(pairs: PairLogps, loss: PerPair, rewards: Rewards) -> dict[str, PerPair]:
+    """Every metric of each example, from its loss and its rewards.
+
+    Pairs have all of `PAIR_METRICS`, examples of one response have `RESPONSE_METRICS`. `kl` is
+    0.5 * (s_w^2 + s_l^2) for a pair and 0.5 * s^2 for one response, in nats.
+    """
+    chosen, rejected = rewards
+    if rejected is None:
+        return {
+            "loss": loss,
+            "rewards/chosen": chosen,
+            "logps/chosen": pairs.logp_chosen,
+            "kl": 0.5 * chosen_log_ratio(pairs) ** 2,
+        }
     s_w, s_l = log_ratios(pairs)
-    chosen, rejected = rewards(specs, which, pairs, scalars)
     spacing = jnp.finfo(s_w.dtype).eps * (jnp.abs(pairs.logp_chosen) + jnp.abs(pairs.logp_rejected))
     tie = jnp.abs(s_w - s_l) <= jnp.maximum(TIE_NATS, spacing)
     better = jnp.where(tie, 0.5, s_w > s_l)
     return {
-        "loss": per_pair_loss(specs, which, pairs, scalars),
+        "loss": loss,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,

@@ -1,17 +1,12 @@
-"""What a loss sees of a pair: log-probs, those of the reference, lengths."""
+"""What a loss sees of an example: log-probs, those of the reference, lengths."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-# A traced scalar inside a compiled step; a Python number is welcome outside of one.
-Scalar = Float[Array, ""] | float
-
-
-PerPair = Float[Array, "P"]
+from tddpo_jax.losses.elementary import PerPair, Scalar, maximum
 
 
 class PairLogps(NamedTuple):
@@ -19,7 +14,10 @@ class PairLogps(NamedTuple):
 
     Log-probabilities are sums over response tokens in nats, lengths are the numbers of those
     tokens, and kl_* is the exact KL(p_theta || p0) over the vocabulary, summed over the same
-    positions (zeros unless `td_dpo` is asked for `kl="full"`).
+    positions (zeros unless a loss asks for it, as `td_dpo` does with `kl="full"`).
+
+    Where an example has one response, that is the chosen one, and every field of the rejected one
+    is None. Only a loss that reads the chosen response alone meets such examples.
     """
 
     logp_chosen: PerPair
@@ -32,19 +30,51 @@ class PairLogps(NamedTuple):
     kl_rejected: PerPair
 
 
+# Of the chosen and of the rejected responses; None where there is no rejected one.
+Rewards = tuple[PerPair, PerPair | None]
+
+
+def pair_logps(
+    logps: Float[Any, "*axes N"],
+    ref_logps: Float[Any, "*axes N"],
+    lengths: Float[Any, "*axes N"],
+    kls: Float[Any, "*axes N"],
+) -> PairLogps:
+    """The fields from arrays whose last axis is the responses: one, or (chosen, rejected)."""
+    responses = logps.shape[-1]
+    assert responses in (1, 2), f"no loss reads {responses} responses"
+    columns: list[Any] = []
+    for values in (logps, ref_logps, lengths, kls):
+        columns += [values[..., 0], values[..., 1] if responses == 2 else None]
+    return PairLogps(*columns)
+
+
+def chosen_log_ratio(pairs: PairLogps) -> PerPair:
+    """s_w, the log-ratio of the chosen response, [P] nats."""
+    return pairs.logp_chosen - pairs.ref_logp_chosen
+
+
 def log_ratios(pairs: PairLogps) -> tuple[PerPair, PerPair]:
     """s_w and s_l, the log-ratios of the chosen and of the rejected responses, each [P] nats."""
-    return pairs.logp_chosen - pairs.ref_logp_chosen, pairs.logp_rejected - pairs.ref_logp_rejected
+    return chosen_log_ratio(pairs), pairs.logp_rejected - pairs.ref_logp_rejected
+
+
+def scaled_log_ratios(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
+    """beta * s_w and beta * s_l: the rewards that DPO implies."""
+    chosen, rejected = log_ratios(pairs)
+    return beta * chosen, beta * rejected
 
 
 def scaled_margin(pairs: PairLogps, beta: Scalar) -> PerPair:
+    """x = beta * (s_w - s_l)."""
     chosen, rejected = log_ratios(pairs)
     return beta * (chosen - rejected)
 
 
 def per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:
+    """Both numbers of each pair, divided by the lengths of its responses."""
     # At least one token: an unused slot of a batch has length 0 and must not become 0 / 0.
     return (
-        chosen / jnp.maximum(pairs.length_chosen, 1),
-        rejected / jnp.maximum(pairs.length_rejected, 1),
+        chosen / maximum(pairs.length_chosen, 1),
+        rejected / maximum(pairs.length_rejected, 1),
     )

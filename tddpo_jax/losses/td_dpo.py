@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from jax.nn import softplus
-
-from tddpo_jax.errors import UserError
-from tddpo_jax.losses.pair_logps import (
-    PairLogps,
-    PerPair,
-    Scalar,
-    log_ratios,
-    per_token,
-    scaled_margin,
-)
+from tddpo_jax.losses.elementary import PerPair, Scalar, softplus
+from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.pair_logps import PairLogps, log_ratios, per_token, scaled_margin
 
 
 def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str) -> PerPair:
@@ -37,8 +29,18 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
     Returns:
         [P] values in nats.
 
+    Example:
+        A margin of 2 nats at the temperature 2, and log-ratios of 1 and -1 nat: the loss is
+        softplus(-1) + 0.1 * 1.
+
+        >>> import jax.numpy as jnp
+        >>> zero, one = jnp.zeros(1), jnp.ones(1)
+        >>> pairs = PairLogps(-5 * one, -7 * one, -6 * one, -6 * one, one, one, zero, zero)
+        >>> round(td_dpo(pairs, beta=0.1, tau=2.0, margin="policy", kl="k2").item(), 4)
+        0.4133
+
     Raises:
-        UserError: `margin` or `kl` is not one of the choices.
+        ValueError: `margin` or `kl` is not one of the choices.
 
     References:
         J. Schulman, "Approximating KL Divergence" (2020), for k2.
@@ -54,7 +56,7 @@ def _margin(pairs: PairLogps, margin: str) -> PerPair:
     if margin == "length_normalized":
         chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
         return chosen - rejected
-    raise UserError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
+    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
 
 
 def _kl(pairs: PairLogps, kl: str) -> PerPair:
@@ -63,4 +65,29 @@ def _kl(pairs: PairLogps, kl: str) -> PerPair:
         return 0.5 * (chosen**2 + rejected**2)
     if kl == "full":
         return pairs.kl_chosen + pairs.kl_rejected
-    raise UserError(f"loss.kl: must be k2 or full, got {kl!r}")
+    raise ValueError(f"loss.kl: must be k2 or full, got {kl!r}")
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+# Its rewards are the log-ratios in nats: here beta weighs a penalty, and does not scale a reward.
+TD_DPO = Loss(
+    td_dpo,
+    {
+        "beta": BETA,
+        "tau": Setting(default=1.0, above=0.0, help="temperature of TD-DPO's preference margin"),
+        "margin": Setting(
+            default="policy",
+            choices=("policy", "log_ratio", "length_normalized"),
+            help="TD-DPO's margin",
+        ),
+        "kl": Setting(
+            default="k2",
+            choices=("k2", "full"),
+            help="TD-DPO's KL term: squared log-ratios, or exact over the vocabulary",
+        ),
+    },
+    rewards=log_ratios,
+    needs_beta=False,
+    exact_kl=lambda settings: settings["kl"] == "full",
+)

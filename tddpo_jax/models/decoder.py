@@ -1,21 +1,34 @@
-"""The decoder: embedding, layers, last norm, head."""
+"""The decoder: embedding, layers, last norm, head. It knows no family.
+
+Training and decoding share the one pass over the layers: what a layer keeps for later, such as the
+entries of a cache, is what its `attend` gives beside attention's output; training keeps nothing.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from tddpo_jax.models.architecture import DecoderConfig, stacks
 from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.models.llama.model import LINEAR_NAMES, NO_DROPOUT, Block, LlamaConfig
-from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import rope_frequencies
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.linear import Linear
+from tddpo_jax.models.tensor_table import linear_parameters
 
 Remat = Literal["none", "full", "dots"]
+
+
+class Where(NamedTuple):
+    """A layer: its stack, counted through all segments, and its place on the stacked axis."""
+
+    stack: int
+    place: Int[Array, ""]
 
 
 def _rematerialised(function: Callable, remat: Remat) -> Callable:
@@ -30,17 +43,20 @@ def _rematerialised(function: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
-class Llama(nnx.Module):
+class Decoder(nnx.Module):
     """A decoder that returns hidden states; `logprobs.py` applies the head where it is needed."""
 
-    def __init__(self, config: LlamaConfig, key: PRNGKeyArray) -> None:
+    def __init__(self, config: DecoderConfig, key: PRNGKeyArray) -> None:
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         self.config = config
         shape = (config.vocabulary, config.width)
         self.embed = nnx.Param(0.02 * jax.random.normal(embed_key, shape))
         layer_keys = jax.random.split(layers_key, config.layers)
-        self.layers = jax.vmap(lambda layer_key: Block(config, layer_key))(layer_keys)
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        for segment in stacks(config.segments):
+            for stack in segment:
+                keys = layer_keys[jnp.array(stack.numbers)]
+                setattr(self, stack.name, jax.vmap(stack.layer.block)(keys))
+        self.norm = config.last_norm()
         if not config.tied:
             self.head = nnx.Param(0.02 * jax.random.normal(head_key, shape))
 
@@ -51,9 +67,7 @@ class Llama(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        key_start: Int[Array, "B T"],
-        key_end: Int[Array, "B T"],
+        view: View,
         *,
         dtype: jnp.dtype | type,
         attend: Callable[..., Array] = attention,
@@ -64,36 +78,100 @@ class Llama(nnx.Module):
         """The hidden state of every stream position, after the last norm.
 
         Args:
-            tokens: token ids `[B, T]`.
-            positions: rotary position of each token; the storage order is free.
-            key_start: first stream position each token sees.
-            key_end: one past the last stream position each token sees.
+            tokens: token ids.
+            view: what each token sees, and its rotary position; the storage order is free.
             dtype: of the computation; weights are cast at use.
-            attend: takes queries, keys, values, key_start and key_end, as `attention` does.
+            attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
             remat: what the backward pass recomputes.
             constrain: applied to the stream between layers, to pin its sharding.
             dropout_key: of the adapters' dropout; none: no dropout.
         """
-        angle = positions[:, :, None].astype(jnp.float32) * rope_frequencies(
-            self.config.head_size, self.config.rope_theta, self.config.rope_scaling
+
+        def attend_and_forget(
+            _: Where, q: Array, k: Array, v: Array, **settings: Any
+        ) -> tuple[Array, None]:
+            return attend(q, k, v, view, **settings), None
+
+        x, _ = self.through_layers(
+            tokens,
+            view.position,
+            attend_and_forget,
+            dtype=dtype,
+            remat=remat,
+            constrain=constrain,
+            dropout_key=dropout_key,
         )
+        return self.norm(x)
 
-        def in_range(q: Array, k: Array, v: Array) -> Array:
-            return attend(q, k, v, key_start, key_end)
+    def through_layers(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        attend: Callable[..., tuple[Array, Any]],
+        *,
+        dtype: jnp.dtype | type,
+        remat: Remat = "none",
+        constrain: Callable[[Array], Array] = lambda x: x,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """The stream behind the last layer, and what `attend` kept: a tree a stack of layers.
 
-        def layer(x: Array, block_and_key: tuple[Block, Array | None]) -> tuple[Array, None]:
-            block, key = block_and_key
-            keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
-            return constrain(block(x, angle, in_range, keys)), None
+        Args:
+            tokens: token ids.
+            positions: rotary position of each token.
+            attend: takes `Where` the layer is, queries, keys, values and the layer's settings, and
+                gives attention's output and what to keep.
+            dtype: as for the call, and so are the others.
+            remat: see there.
+            constrain: see there.
+            dropout_key: see there.
+        """
+        angles = self.config.angles(positions)
 
-        x = constrain(self.embed[...][tokens].astype(dtype))
+        def layer(
+            stack: int, x: Array, block: Any, place: Array, key: PRNGKeyArray | None
+        ) -> tuple[Array, Any]:
+            x, kept = block(x, angles, functools.partial(attend, Where(stack, place)), key)
+            return constrain(x), kept
+
+        def period(first: int, x: Array, one: tuple[Any, Array, Any]) -> tuple[Array, Any]:
+            blocks, place, keys = one
+            kept = []
+            for number, (block, key) in enumerate(zip(blocks, keys, strict=True)):
+                run = _rematerialised(functools.partial(layer, first + number), remat)
+                x, keep = run(x, block, place, key)
+                kept.append(keep)
+            return x, tuple(kept)
+
+        with jax.named_scope("embed"):
+            x = constrain(self.embed[...][tokens].astype(dtype))
         layer_keys = None
         if dropout_key is not None:
             layer_keys = jax.random.split(dropout_key, self.config.layers)
-        x, _ = jax.lax.scan(_rematerialised(layer, remat), x, (self.layers, layer_keys))
-        return self.norm(x)
+        kept: tuple[Any, ...] = ()
+        for segment in stacks(self.config.segments):
+            blocks = tuple(getattr(self, stack.name) for stack in segment)
+            keys = tuple(
+                None if layer_keys is None else layer_keys[jnp.array(stack.numbers)]
+                for stack in segment
+            )
+            places = jnp.arange(len(segment[0].numbers))
+            x, of_segment = jax.lax.scan(
+                functools.partial(period, len(kept)), x, (blocks, places, keys)
+            )
+            kept += of_segment
+        return x, kept
 
 
-def count_parameters(model: Llama) -> int:
+def linear_layers(model: Decoder) -> dict[str, Linear]:
+    """The stacked linear layers of the model's blocks, by their paths."""
+    paths = [weight.module for weight in linear_parameters(model.config.parameters)]
+    found: dict[str, Any] = {
+        path: functools.reduce(getattr, path.split("."), model) for path in paths
+    }
+    return found
+
+
+def count_parameters(model: Decoder) -> int:
     """Number of weights, of a real model or of one from `jax.eval_shape`."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -13,53 +13,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.batches.layout import Pair, score_count, stream_length
-from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.system.devices import PEAK_RATES
+from tddpo_jax.batches.layout import Example, score_count
+from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
+from tddpo_jax.system.devices import data_sheet_rate
 
 
-def layer_matmul_parameters(config: LlamaConfig) -> int:
-    """Parameters of one layer's seven products."""
-    heads = 2 * config.heads + 2 * config.key_value_heads
-    return config.width * (heads * config.head_size + 3 * config.feed_forward)
+def layer_matmul_parameters(layer: Layer) -> int:
+    """Parameters of one layer's products."""
+    return sum(layer.size(tensor) for tensor in layer.tensors if tensor.kind == "linear")
 
 
-def attended_keys(pair: Pair) -> int:
-    """Sum over the pair's stream positions of the keys each one sees."""
-    prompt, chosen, rejected = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1
-    triangle = sum(n * (n + 1) // 2 for n in (prompt, chosen, rejected))
-    return triangle + prompt * (chosen + rejected)
+def matmul_parameters(config: DecoderConfig) -> int:
+    """Parameters of the products of all layers."""
+    return sum(count * layer_matmul_parameters(layer) for count, layer in kinds_of_layers(config))
 
 
-def useful_flops(config: LlamaConfig, pair: Pair, *, frozen_base: bool) -> int:
-    """Operations of one training step that this pair needs, forward and backward."""
+def distinct_tokens(example: Example) -> int:
+    """Tokens that predict another one, the prompt counted once."""
+    return len(example.prompt) + score_count(example) - len(example.responses)
+
+
+def attended_keys(example: Example, window: int | None = None) -> int:
+    """Sum over these tokens of the keys each one sees."""
+    prompt = len(example.prompt)
+
+    def seen_by_first(tokens: int) -> int:
+        """Keys that the first tokens of a branch see: one more each, up to the window."""
+        growing = tokens if window is None else min(tokens, window)
+        return growing * (growing + 1) // 2 + (tokens - growing) * growing
+
+    own = (
+        seen_by_first(prompt + len(ids) - 1) - seen_by_first(prompt) for ids in example.responses
+    )
+    return seen_by_first(prompt) + sum(own)
+
+
+def useful_flops(config: DecoderConfig, example: Example, *, frozen_base: bool) -> int:
+    """Operations of one training step that this example needs, forward and backward."""
     passes = 2 if frozen_base else 3
     # Attention needs twice as much backward with a frozen base too.
-    return passes * _products(config, pair) + 3 * _attention(config, pair)
+    return passes * _products(config, example) + 3 * _attention(config, example)
 
 
-def forward_flops(config: LlamaConfig, pair: Pair) -> int:
-    """Operations that the log-probs of this pair need."""
-    return _products(config, pair) + _attention(config, pair)
+def forward_flops(config: DecoderConfig, example: Example) -> int:
+    """Operations that the log-probs of this example need."""
+    return _products(config, example) + _attention(config, example)
 
 
-def _products(config: LlamaConfig, pair: Pair) -> int:
-    layers = 2 * config.layers * layer_matmul_parameters(config) * stream_length(pair)
-    return layers + 2 * config.vocabulary * config.width * score_count(pair)
+def _products(config: DecoderConfig, example: Example) -> int:
+    layers = 2 * matmul_parameters(config) * distinct_tokens(example)
+    return layers + 2 * config.vocabulary * config.width * score_count(example)
 
 
-def _attention(config: LlamaConfig, pair: Pair) -> int:
+def _attention(config: DecoderConfig, example: Example) -> int:
     """Scores and mixing."""
-    return 4 * config.layers * config.heads * config.head_size * attended_keys(pair)
+    shapes = [(count, layer.attention) for count, layer in kinds_of_layers(config)]
+    return sum(
+        2 * count * heads * (size + value_size) * attended_keys(example, window)
+        for count, (heads, _, size, value_size, window, _) in shapes
+    )
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:
     """Operations per second of one device: the data sheet's, or measured where there is none."""
-    kind = jax.devices()[0].device_kind
-    for name, rate in PEAK_RATES.items():
-        if kind.startswith(name):
-            return rate
-    return measured_matmul_rate(dtype)
+    known = data_sheet_rate(jax.devices()[0].device_kind)
+    return measured_matmul_rate(dtype) if known is None else known
 
 
 def measured_matmul_rate(dtype: jnp.dtype | type, size: int = 1024, repeats: int = 5) -> float:

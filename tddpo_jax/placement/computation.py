@@ -13,9 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.decoder import Remat
-from tddpo_jax.placement.shardings import (
-    row_sharding,
-)
+from tddpo_jax.placement.shardings import row_sharding
 
 
 def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
@@ -66,4 +64,4 @@ class Computation(NamedTuple):
     dtype: Any
     attention: str
     remat: Remat
-    rows: NamedSharding  # of the stream between layers
+    rows: NamedSharding  # sharding of the stream between layers

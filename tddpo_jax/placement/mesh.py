@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.placement.shardings import axis_devices
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -34,40 +35,29 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     )
 
 
-def check_mesh(mesh: Mesh | AbstractMesh, config: LlamaConfig) -> None:
+def check_mesh(mesh: Mesh | AbstractMesh, config: DecoderConfig) -> None:
     """Refuses a mesh that cannot share this model evenly.
 
     Raises:
         UserError: an axis of the mesh does not divide a dimension of the model.
     """
-    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
-    divided = [
-        ("fsdp", fsdp, {"width": config.width}),
-        (
-            "tensor",
-            tensor,
-            {
-                "heads": config.heads,
-                "key/value heads": config.key_value_heads,
-                "vocabulary": config.vocabulary,
-            },
-        ),
-        (
-            "fsdp x tensor",
-            fsdp * tensor,
-            {
-                "queries": config.heads * config.head_size,
-                "keys": config.key_value_heads * config.head_size,
-                "feed-forward": config.feed_forward,
-            },
-        ),
-    ]
-    for axis, devices, dimensions in divided:
-        for name, size in dimensions.items():
-            if size % devices:
-                raise UserError(
-                    f"mesh.{axis}: {devices} does not divide the model's {name}, {size}"
-                )
+    for _, layer in kinds_of_layers(config):
+        # The heads themselves are shared too, in the midst of attention.
+        _check_divides(mesh, ("tensor",), "heads", layer.attention.heads)
+        _check_divides(mesh, ("tensor",), "key/value heads", layer.attention.key_value_heads)
+    for parameter in config.parameters:
+        sharing = axis_devices(parameter)
+        for axis, names, size in zip(parameter.tensor.axes, sharing, parameter.shape, strict=True):
+            _check_divides(mesh, names, axis.replace("_", "-"), size)
+
+
+def _check_divides(
+    mesh: Mesh | AbstractMesh, names: tuple[str, ...], dimension: str, size: int
+) -> None:
+    devices = math.prod(mesh.shape[name] for name in names)
+    if size % devices:
+        axes = " x ".join(name for name in mesh.axis_names if name in names)
+        raise UserError(f"mesh.{axes}: {devices} does not divide the model's {dimension}, {size}")
 
 
 def row_devices(mesh: Mesh) -> int:

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh `data x fsdp x tensor` and one table from parameter to placement.
+"""Where arrays live: the mesh `data x fsdp x tensor`, and one table from axes to devices.
 
 `data` devices hold copies of the weights, `fsdp` devices share every matrix, `tensor` devices share
 each layer's heads and features. Rows of a batch are spread over `data` and `fsdp` together.
@@ -12,61 +12,93 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.tensor_table import Parameter, adapter_paths, linear_parameters
 
 ROWS = ("data", "fsdp")
 
-# Every parameter of `model.Llama`, exactly once. Stacked layers have a leading axis, never sharded.
-# Over fsdp it is the outputs that are shared: where it is the inputs, XLA copies the weights of all
-# layers into the order in which it gathers them, for every micro-batch.
-_IN_PARALLEL = PartitionSpec(None, ("tensor", "fsdp"))  # outputs over both
-_OUT_PARALLEL = PartitionSpec(None, "fsdp", "tensor")  # outputs over fsdp, inputs over tensor
-PARAMETER_SPECS: dict[str, PartitionSpec] = {
-    "embed": PartitionSpec("tensor", "fsdp"),
-    "head": PartitionSpec("tensor", "fsdp"),
-    "norm.weight": PartitionSpec(),
-    "layers.attention_norm.weight": PartitionSpec(),
-    "layers.mlp_norm.weight": PartitionSpec(),
-    "layers.q_proj.weight": _IN_PARALLEL,
-    "layers.k_proj.weight": _IN_PARALLEL,
-    "layers.v_proj.weight": _IN_PARALLEL,
-    "layers.o_proj.weight": _OUT_PARALLEL,
-    "layers.gate_proj.weight": _IN_PARALLEL,
-    "layers.up_proj.weight": _IN_PARALLEL,
-    "layers.down_proj.weight": _OUT_PARALLEL,
-    # Adapters are small: every device holds them whole.
-    **{f"layers.{name}.adapter.{f}": PartitionSpec() for name in LINEAR_NAMES for f in "ab"},
+# The devices that share an axis of a matrix. An axis takes those that none before it has taken, and
+# outputs come first: where fsdp shares the inputs, XLA copies the weights of all layers into the
+# order in which it gathers them, for every micro-batch.
+RULES: dict[str, tuple[str, ...]] = {
+    "vocabulary": ("tensor",),
+    "width": ("fsdp",),
+    "queries": ("tensor", "fsdp"),
+    "keys": ("tensor", "fsdp"),
+    "values": ("tensor", "fsdp"),
+    "attended": ("tensor", "fsdp"),
+    "feed_forward": ("tensor", "fsdp"),
 }
+# The containers of training's state in which parameters are mirrored, and the parts of it that are
+# no parameters and lie whole on every device.
+MIRRORS = ("trainable", "optimizer", "gradients", "mu", "nu")
+COUNTS = ("count", "alive", "metrics")
 
 
-def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+def axis_devices(parameter: Parameter) -> list[tuple[str, ...]]:
+    """For every axis of one layer's tensor, the mesh axes that share it. Vectors are not shared."""
+    taken: list[tuple[str, ...]] = []
+    for axis in parameter.tensor.axes:
+        before = {name for names in taken for name in names}
+        taken.append(tuple(name for name in RULES[axis] if name not in before))
+    return taken if len(taken) > 1 else [()]
+
+
+def parameter_spec(parameter: Parameter) -> PartitionSpec:
+    """The placement of a parameter. The axis of stacked layers is never shared."""
+    devices = axis_devices(parameter)
+    entries: list[Any] = [names[0] if len(names) == 1 else names or None for names in devices]
+    while entries and entries[-1] is None:
+        entries.pop()
+    stacked = entries and parameter.layers is not None
+    return PartitionSpec(*([None] if stacked else []), *entries)
+
+
+def parameter_specs(config: DecoderConfig) -> dict[str, PartitionSpec]:
+    """The placement of every parameter of a model, and of adapters on its linear layers."""
+    return {
+        **{each.path: parameter_spec(each) for each in config.parameters},
+        # Adapters are small: every device holds them whole.
+        **{
+            path: PartitionSpec()
+            for weight in linear_parameters(config.parameters)
+            for path in adapter_paths(weight)
+        },
+    }
+
+
+def parameter_shardings(params: Any, config: DecoderConfig, mesh: Mesh) -> Any:
     """The sharding of every parameter, as a tree like `params` (nnx.State or pure mapping).
 
     Raises:
-        KeyError: a parameter that the table does not know.
+        KeyError: a parameter that the model's table does not know.
     """
+    specs = parameter_specs(config)
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: NamedSharding(mesh, PARAMETER_SPECS[path_name(path)]), params
+        lambda path, _: NamedSharding(mesh, specs[path_name(path)]), params
     )
 
 
-def tree_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings for a tree that mirrors parameters, as an optimiser's state does, and holds others.
+def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Any:
+    """Shardings for training's state: what mirrors a parameter is placed like it, counts whole.
 
-    A leaf whose path ends in a parameter's path is placed like that parameter, any other whole.
+    Raises:
+        KeyError: a leaf that is neither.
     """
+    specs = parameter_specs(config)
 
     def sharding(path: Any, _: Any) -> NamedSharding:
         keys = path_name(path).split(".")
-        suffixes = (".".join(keys[first:]) for first in range(len(keys)))
-        specs = (PARAMETER_SPECS[suffix] for suffix in suffixes if suffix in PARAMETER_SPECS)
-        return NamedSharding(mesh, next(specs, PartitionSpec()))
+        while keys and (keys[0] in MIRRORS or keys[0].startswith("[")):
+            keys.pop(0)
+        is_count = keys[:1] and keys[0] in COUNTS
+        return NamedSharding(mesh, PartitionSpec() if is_count else specs[".".join(keys)])
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def path_name(path: Any) -> str:
-    """`layers.q_proj.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
+    """`layers.norm.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
     keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     return ".".join(key for key in keys if key != "value")
 

@@ -15,16 +15,16 @@ from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Batch, Shape
 from tddpo_jax.batches.packing import empty_batch
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.losses.objective import objective_of
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import LoraParam
-from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh
-from tddpo_jax.placement.shardings import PARAMETER_SPECS, path_name, row_sharding, tree_shardings
+from tddpo_jax.placement.shardings import parameter_specs, path_name, row_sharding, tree_shardings
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
-from tddpo_jax.training.step import Program, make_program
+from tddpo_jax.training.step import Program, StepSetting, make_program
 
 
 class Step(NamedTuple):
@@ -40,12 +40,12 @@ class Step(NamedTuple):
 
 
 def abstract_weights(
-    config: Config, model_config: LlamaConfig, dtype: Any
+    config: Config, model_config: DecoderConfig, dtype: Any
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model as (structure, trainable parameters, frozen parameters), all shapes."""
 
-    def build() -> Llama:
-        model = Llama(model_config, jax.random.key(0))
+    def build() -> Decoder:
+        model = Decoder(model_config, jax.random.key(0))
         if config.train.mode == "full":
             return model
         model = jax.tree.map(lambda weight: weight.astype(dtype), model)
@@ -60,13 +60,14 @@ def abstract_weights(
     )
 
 
-def placed(weights: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
-    """Parameters, quantised ones too, on the shardings of the table."""
+def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | AbstractMesh) -> nnx.State:
+    """Parameters, quantised ones too, on the shardings of the model's table."""
+    specs = parameter_specs(model_config)
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
-        spec = PARAMETER_SPECS[name]
-        # Scales of blocks may be too few to share; `lora.quantize` keeps those whole as well.
+        spec = specs[name]
+        # Scales of blocks may be too few to share; `nf4.quantize` keeps those whole as well.
         if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
             spec = PartitionSpec(*spec[:-1])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
@@ -95,7 +96,7 @@ def bytes_of_device(tree: Any) -> int:
 
 def abstract_step(
     config: Config,
-    model_config: LlamaConfig,
+    model_config: DecoderConfig,
     mesh: Mesh,
     shape: Shape,
     attention: str,
@@ -115,11 +116,12 @@ def abstract_step(
     """
     check_mesh(mesh, model_config)
     graphdef, *weights = abstract_weights(config, model_config, dtype)
-    trainable, base = (placed(part, mesh) for part in weights)
-    spec = LossSpec(config.loss.name, config.loss.margin, config.loss.kl)
+    trainable, base = (placed(part, model_config, mesh) for part in weights)
+    objective = objective_of([dict(config.loss)])
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
-    optimizer = make_optimizer(config.train)
-    program = make_program(graphdef, trainable, (spec,), optimizer, mesh, how, members)
+    optimizer = make_optimizer(config.train, model_config)
+    setting = StepSetting(graphdef, model_config, objective, optimizer, how, shape.responses)
+    program = make_program(setting, trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)
     batch = empty_batch(shape)
@@ -127,10 +129,10 @@ def abstract_step(
     which: Any = np.zeros(members, np.int32)
     return Step(
         program,
-        on(sums, tree_shardings(sums, mesh)),
-        on(state, tree_shardings(state, mesh)),
-        Frozen(base, trainable if config.loss.kl == "full" else None),
-        Knobs(which, LossScalars(*(one for _ in LossScalars._fields)), one),
+        on(sums, tree_shardings(sums, model_config, mesh)),
+        on(state, tree_shardings(state, model_config, mesh)),
+        Frozen(base, trainable if objective.exact_kl else None),
+        Knobs(which, dict.fromkeys(objective.scalar_names, one), one),
         on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
         Totals(1.0, 1.0),
     )

@@ -6,13 +6,13 @@ import contextlib
 
 import numpy as np
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
-from tddpo_jax.data.pairs import Dataset
+from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.system import hub
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.weights.locate import is_local, resolve
@@ -25,8 +25,8 @@ STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.
 STATED_VALIDATION_PAIRS = 750
 
 
-def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]:
-    """The run's pairs, or pairs of the stated lengths, and a line that says which.
+def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, str]:
+    """The run's examples, or pairs of the stated lengths, and a line that says which.
 
     Raises:
         UserError: data or model are wrong; only what an unreachable hub withholds has a stand-in.
@@ -51,7 +51,7 @@ def dataset_or_stated(config: Config, model: LlamaConfig) -> tuple[Dataset, str]
     return dataset, f"{config.data.path}, template {dataset.template}"
 
 
-def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
+def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:
     """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
 
     Raises:
@@ -73,8 +73,8 @@ def stated_dataset(config: Config, model: LlamaConfig) -> Dataset:
 
 
 def stated_pairs(
-    config: Config, model: LlamaConfig, count: int = STATED_PAIRS, seed: int = 0
-) -> list[Pair]:
+    config: Config, model: DecoderConfig, count: int = STATED_PAIRS, seed: int = 0
+) -> list[Example]:
     """Pairs with the lengths of argilla/dpo-mix-7k; every token is 0."""
     limits = branch_limits(config.data, model.context)
     response = limits.max_length - limits.max_prompt_length
@@ -89,6 +89,6 @@ def stated_pairs(
         lengths.append(np.clip(drawn.astype(int), min(2, limit), limit))
     tokens = np.zeros(limits.max_length, np.int32)
     return [
-        Pair(row, *(tokens[:length] for length in three))
-        for row, three in enumerate(zip(*lengths, strict=True))
+        Example(row, tokens[:prompt], (tokens[:chosen], tokens[:rejected]))
+        for row, (prompt, chosen, rejected) in enumerate(zip(*lengths, strict=True))
     ]

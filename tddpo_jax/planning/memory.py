@@ -11,8 +11,8 @@ from jax.sharding import AbstractMesh, AxisType
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.losses.logprobs import CHUNK
+from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
 from tddpo_jax.models.flops import layer_matmul_parameters
-from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.shardings import tree_shardings
 from tddpo_jax.planning.abstract import abstract_weights, bytes_of_device, on, placed
@@ -31,7 +31,7 @@ class Memory:
     trained: int
     adapters: int  # trained as well
     frozen: int
-    reference: int  # a copy of what is trained as it began, for `loss.kl: full`
+    reference: int  # a copy of what is trained as it began, for a loss with an exact KL
     optimizer: int
     sums: int
     gathered: int  # layers brought together for their use and copies for that, the head, logits
@@ -58,12 +58,12 @@ def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
-def arithmetic(config: Config, model: LlamaConfig, shape: Shape, members: int = 1) -> Memory:
+def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int = 1) -> Memory:
     """Bytes of one device while it works on a micro-batch of this shape, for so many policies."""
     sizes, mesh = config.mesh.model_dump(), abstract_mesh(config.mesh)
     _, *weights = abstract_weights(config, model, planned_dtype(config))
-    trained, frozen = (placed(part, mesh) for part in weights)
-    moments = jax.eval_shape(make_optimizer(config.train).init, trained)
+    trained, frozen = (placed(part, model, mesh) for part in weights)
+    moments = jax.eval_shape(make_optimizer(config.train, model).init, trained)
     trained_bytes = bytes_of_device(trained)
     tokens = shape.rows * shape.length // (sizes["data"] * sizes["fsdp"])
     full = config.train.mode == "full"
@@ -73,8 +73,8 @@ def arithmetic(config: Config, model: LlamaConfig, shape: Shape, members: int = 
         trained=members * trained_bytes * full,
         adapters=members * trained_bytes * (not full),
         frozen=bytes_of_device(frozen),
-        reference=trained_bytes if config.loss.kl == "full" else 0,
-        optimizer=members * bytes_of_device(on(moments, tree_shardings(moments, mesh))),
+        reference=trained_bytes if config.loss.exact_kl else 0,
+        optimizer=members * bytes_of_device(on(moments, tree_shardings(moments, model, mesh))),
         sums=members * trained_bytes,
         gathered=_gathered(config, model, members) + gradients,
         activations=members * tokens * activations_of_token(config, model),
@@ -86,7 +86,7 @@ def planned_dtype(config: Config) -> Any:
     return compute_dtype(config.model.dtype, on_cpu=False)
 
 
-def activations_of_token(config: Config, model: LlamaConfig) -> int:
+def activations_of_token(config: Config, model: DecoderConfig) -> int:
     """Bytes kept of a token over all layers, and of the one layer that backward is at.
 
     Counted: a layer's input; with `dots` also queries, keys, values, attention's output, the sum
@@ -95,27 +95,42 @@ def activations_of_token(config: Config, model: LlamaConfig) -> int:
     work holds about twenty arrays of the width, norms, causal rows and cotangents among them, and
     four of the feed-forward.
     """
-    heads = (2 * model.heads + 2 * model.key_value_heads) * model.head_size
-    shared = config.mesh.tensor
-    products = model.width + (heads + 2 * model.feed_forward) // shared
-    kept = {"full": 0, "dots": products, "none": 17 * products // 4}
-    values = model.layers * (model.width + kept[config.model.remat])
-    at_work = 20 * model.width + 4 * model.feed_forward // shared
+    shared, kinds = config.mesh.tensor, list(kinds_of_layers(model))
+
+    def kept(layer: Layer) -> int:
+        products = model.width + _products_of_token(layer) // shared
+        return {"full": 0, "dots": products, "none": 17 * products // 4}[config.model.remat]
+
+    values = sum(count * (model.width + kept(layer)) for count, layer in kinds)
+    at_work = 20 * model.width + max(4 * _feed_forward(layer) // shared for _, layer in kinds)
     return planned_dtype(config).itemsize * (values + at_work)
 
 
-def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
+def _products_of_token(layer: Layer) -> int:
+    """Numbers that a layer computes of a token between its norms and its sums, before the mixing
+    of gate and up: the outputs of its linear layers but those into the stream, and attention's."""
+    linear = [tensor for tensor in layer.tensors if tensor.kind == "linear"]
+    outputs = sum(layer.sizes[t.axes[0]] for t in linear if t.axes[0] != "width")
+    return outputs + layer.attention.heads * layer.attention.value_size
+
+
+def _feed_forward(layer: Layer) -> int:
+    return layer.sizes.get("feed_forward", 0)
+
+
+def _gathered(config: Config, model: DecoderConfig, members: int) -> int:
     """The head, a chunk of logits, and layers in use.
 
     Layers that are gathered are gone when the head comes. The reference of the exact KL has a head
     and logits of its own.
     """
     mode, mesh, itemsize = config.train.mode, config.mesh, planned_dtype(config).itemsize
-    layer = itemsize * layer_matmul_parameters(model) // mesh.tensor
+    largest = max(layer_matmul_parameters(layer) for _, layer in kinds_of_layers(model))
+    layer = itemsize * largest // mesh.tensor
     head = model.vocabulary * model.width // mesh.tensor
     chunk = 4 * CHUNK * model.vocabulary // mesh.tensor
     size = head * (4 + 4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
-    if config.loss.kl == "full":
+    if config.loss.exact_kl:
         size += head * (4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
     if mesh.fsdp == 1 and mode == "lora":
         return size  # used where they lie
@@ -123,7 +138,7 @@ def _gathered(config: Config, model: LlamaConfig, members: int) -> int:
 
 
 def longest_row(
-    config: Config, model: LlamaConfig, shape: Shape, room: int, members: int = 1
+    config: Config, model: DecoderConfig, shape: Shape, room: int, members: int = 1
 ) -> int:
     """The longest row, in steps of 1,024 tokens, that fits the room by arithmetic; 0 if none."""
     fixed = arithmetic(config, model, dataclasses.replace(shape, length=0), members).peak

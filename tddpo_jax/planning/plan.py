@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
-from tddpo_jax.batches.layout import Pair, Shape
+from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.config.schema import Config, MeshConfig
-from tddpo_jax.models.attention.kernels import check_heads
-from tddpo_jax.models.llama.model import LlamaConfig
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import check_shape
 from tddpo_jax.placement.computation import attention_implementation
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.planning import compiler
@@ -35,7 +35,7 @@ from tddpo_jax.planning.memory import (
     usable,
 )
 from tddpo_jax.system.devices import DEVICES
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.training.shared import check_loss, micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 
@@ -49,13 +49,13 @@ class Plan:
     config: Config
     device: str
     open_axes: list[str]  # of the mesh, whose size was left to the devices: planned for one
-    model: LlamaConfig
+    model: DecoderConfig
     parameters: int
     trained: int
     members: int  # policies that train in one program
     attention: str
     lengths: str  # where they come from
-    pairs: list[Pair]
+    examples: list[Example]
     shapes: tuple[Shape, ...]
     work: Work
     memory: Memory
@@ -99,13 +99,15 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, DEVICES[device].kind)
-    check_heads(attention, model.head_size)
+    for _, layer in kinds_of_layers(model):
+        check_shape(attention, layer.attention)
     asked = config.mesh.model_dump()
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
     hosts_of(math.prod(sizes.values()))
     check_mesh(abstract_mesh(config.mesh), model)
     dataset, lengths = dataset_or_stated(config, model)
+    check_loss(config, dataset)
     shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
     memory = arithmetic(config, model, shapes[0], members)
@@ -126,7 +128,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
         members=members,
         attention=attention,
         lengths=lengths,
-        pairs=dataset.train,
+        examples=dataset.train,
         shapes=shapes,
         work=work,
         memory=memory,
@@ -148,7 +150,7 @@ def members_of(cells: Sequence[Config]) -> int:
 # ---- what is planned for -------------------------------------------------------------------------
 
 
-def parameter_counts(config: Config, model: LlamaConfig) -> tuple[int, int]:
+def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
     """Weights of the model without adapters, and of what is trained."""
     trained = abstract_weights(config, model, planned_dtype(config))[1]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))

@@ -28,7 +28,8 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
         "parameters": plan.parameters,
         "trained": plan.trained,
         "lengths": plan.lengths,
-        "pairs": len(plan.pairs),
+        "examples": len(plan.examples),
+        "responses": plan.shapes[0].responses,
         "steps": plan.work.order.total_steps,
         "cells": cells,
         "members": plan.members,
@@ -36,7 +37,7 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
         "micro_batches": plan.work.micro_batches,
         "row_length": plan.shapes[0].length,
         "padding": plan.work.padding,
-        "flops_per_pair": plan.work.flops,
+        "flops_per_example": plan.work.flops,
         "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
         "compiled": {
             name: {**dataclasses.asdict(report), "peak": report.peak}
@@ -61,14 +62,16 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
         f"model      {config.model.path}: {plan.parameters:,} parameters; {config.train.mode} "
         f"trains {plan.trained:,}"
     )
-    three = np.mean([[len(part) for part in pair[1:]] for pair in plan.pairs], axis=0)
+    what, *names = ("pair", "chosen", "rejected") if _of_pairs(plan) else ("example", "response")
+    parts = ([len(each.prompt), *map(len, each.responses)] for each in plan.examples)
+    means = [f"{mean:.0f}" for mean in np.mean(list(parts), axis=0)]
     yield (
-        f"data       {plan.lengths}; {len(plan.pairs):,} pairs, tokens of prompt, chosen, rejected "
-        f"{three[0]:.0f}, {three[1]:.0f}, {three[2]:.0f}"
+        f"data       {plan.lengths}; {len(plan.examples):,} {what}s, tokens of "
+        f"{', '.join(['prompt', *names])} {', '.join(means)}"
     )
     rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
     yield (
-        f"steps      {work.order.total_steps} of {work.order.batch_pairs} pairs in "
+        f"steps      {work.order.total_steps} of {work.order.batch_pairs} {what}s in "
         f"{work.micro_batches:.1f} micro-batches of {rows} tokens, {work.padding:.1%} padding"
     )
     if plan.members > 1:
@@ -85,7 +88,7 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
     yield ""
     time = plan.time
     yield (
-        f"compute    {work.flops / 1e12:.1f} TFLOP of useful work a pair; at least "
+        f"compute    {work.flops / 1e12:.1f} TFLOP of useful work for each {what}; at least "
         f"{time.floor / 60:.0f} min at the data sheet's rate, about "
         f"{max(time.expected, time.moving) / 60:.0f} min at {EXPECTED_SHARE:.0%} of it"
         f"{_each(plan, cells)}"
@@ -99,6 +102,10 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
             f"{'hidden behind' if time.moving < time.expected else 'MORE THAN'} the computation"
         )
     yield from _verdict(plan)
+
+
+def _of_pairs(plan: Plan) -> bool:
+    return plan.shapes[0].responses == 2
 
 
 def _each(plan: Plan, cells: int) -> str:
@@ -158,14 +165,14 @@ def _verdict(plan: Plan) -> Iterator[str]:
 def _changes(plan: Plan) -> Iterator[str]:
     """Up to three settings that make it fit by arithmetic, the gentlest first."""
     config, shape = plan.config, plan.shapes[0]
-    longest_pair = max(needed_length(pair, shape.plain) for pair in plan.pairs)
+    longest = max(needed_length(example, shape.plain) for example in plan.examples)
     found = 0
     for option, changed in _candidates(config):
         rows = shape.rows * changed.mesh.fsdp // config.mesh.fsdp
         members = plan.members if changed.train.population else 1
         wider = dataclasses.replace(shape, rows=rows)
         limit = longest_row(changed, plan.model, wider, plan.room, members)
-        if limit < longest_pair:
+        if limit < longest:
             continue
         yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
         found += 1

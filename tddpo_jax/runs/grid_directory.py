@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pydantic
 
 from tddpo_jax.config.cells import cell_name, expand
-from tddpo_jax.config.dotted import get
+from tddpo_jax.config.dotted import get, with_value
 from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.locks import alone_in
@@ -24,9 +24,9 @@ from tddpo_jax.runs.run_directory import (
     differences,
     identity,
     is_free,
-    write_atomically,
 )
 from tddpo_jax.system.agreement import agree
+from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.json_files import Content, read_as
 
 
@@ -83,6 +83,9 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     wanted = _shared(configs, found)
     # A loss that it has not held so far may come with any rate.
     found["train"]["learning_rate"] = wanted["train"]["learning_rate"] | rates
+    # A setting that no loss had when the grid began is read by none of its cells.
+    for name, value in wanted["loss"].items():
+        found = with_value(found, f"loss.{name}", get(found, f"loss.{name}", value))
     if found != wanted:
         raise UserError(
             f"output: {root} holds a grid of another configuration: "
@@ -118,4 +121,4 @@ def _record(configs: Sequence[Config]) -> None:
         earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
         cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
         grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
-        write_atomically(file, json.dumps(grid, indent=2) + "\n")
+        write_text(file, json.dumps(grid, indent=2) + "\n")

@@ -12,9 +12,6 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import first_only, is_first
 
-# Says of every loss that is infinite, and nothing else, that it is: our own lines do.
-logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-
 
 class Writer:
     """Writes every record of one run to all its places; on the first host alone."""
@@ -28,6 +25,8 @@ class Writer:
         self._wandb = None
         if not is_first():
             return
+        # tensorboardX warns of every value that is not finite; our own records show them.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._board = SummaryWriter(
             str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
         )

@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metric_names import example_metrics
+from tddpo_jax.system.json_files import whole_lines
 
 LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
+# The first of these that a run has chooses its best policy, unless another metric is asked for.
+DEFAULTS = ("eval_rewards/accuracies", "eval_loss")
 
 
-def check_best_metric(name: str) -> None:
-    """Raises UserError unless `name` is a metric of the validation set."""
-    known = [f"eval_{metric}" for metric in PAIR_METRICS]
-    if name not in known:
-        raise UserError(f"train.best_metric: no metric {name!r}; there are {', '.join(known)}")
+def check_best_metric(asked: str | None, responses: int) -> None:
+    """Raises UserError if a metric is asked for that examples of so many responses do not have."""
+    known = [f"eval_{metric}" for metric in example_metrics(responses)]
+    if asked is not None and asked not in known:
+        of_data = "" if responses == 2 else " of data with one response for each prompt"
+        raise UserError(
+            f"train.best_metric: no metric {asked!r}{of_data}; there are {', '.join(known)}"
+        )
 
 
-def best_record(records: list[dict], metric: str) -> dict | None:
-    """The validation record that is best by a metric: step 0 excluded, the earliest of equals."""
+def best_metric(asked: str | None, records: Iterable[dict]) -> str:
+    """The metric that chooses the best policy: the one asked for, or the default of such data."""
+    if asked is not None:
+        return asked
+    there = set().union(*records)
+    return next((name for name in DEFAULTS if name in there), DEFAULTS[0])
+
+
+def best_record(records: list[dict], asked: str | None) -> dict | None:
+    """The validation record that is best by a metric: step 0 excluded, the earliest of equals.
+
+    Args:
+        records: of a run.
+        asked: the metric; None for the default of such data.
+    """
+    metric = best_metric(asked, records)
     # A NaN would win every comparison that it comes first in.
     candidates = [
         record
@@ -47,15 +68,13 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
     """As `read_records`, of a part of the file that was read before."""
-    lines = [line for line in text.split(b"\n") if line]
     records = []
-    for number, line in enumerate(lines):
+    lines, _ = whole_lines(text)
+    for line in filter(bytes.strip, lines):
         try:
             value = json.loads(line)
         except ValueError:
-            if number + 1 < len(lines) or text.endswith(b"\n"):
-                raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
-            break
+            raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
         if not isinstance(value, dict) or not _is_record(value):
             raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
         records.append(value)

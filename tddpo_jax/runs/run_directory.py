@@ -3,7 +3,7 @@
 config.yaml     the run, fully resolved
 run.json        versions, commit, device, hashes, row counts
 metrics.jsonl   a line per step and per validation
-evaluations/    log-probs of every validation pair, per validation; the reference's; token counts
+evaluations/    log-probs of each validation response, per validation; the reference's; lengths
 tensorboard/    the same metrics as event files
 checkpoints/    the last training state (Orbax)
 best/           the best policy: a Hugging Face folder, or a PEFT folder after LoRA
@@ -20,14 +20,16 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from tddpo_jax.config.dotted import without_value
+from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.schema import Config, read_yaml
 from tddpo_jax.errors import UserError
-from tddpo_jax.runs.records import read_records
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.system.agreement import agree, first_only
+from tddpo_jax.system.atomic import PARTIAL, recover, write_text
 from tddpo_jax.system.json_files import Content, read_as
 
-# See `claims.py` and `submission.py`.
+# See `locks.py` and `commands/submit.py`.
 LOCK_FILE = "claim.lock"
 JOBS_FOLDER = "jobs"
 # Sections that say where a run is computed, not what: it may resume on other devices. Nor does
@@ -35,20 +37,14 @@ JOBS_FOLDER = "jobs"
 PLACEMENT = ("mesh", "hosts")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def is_free(path: Path) -> bool:
     """Whether a directory lacks any file of a run or a grid, or of somebody else."""
     if not path.exists():
         return True
     names = (file.name for file in path.iterdir())
-    # Another process may be about to begin the run.
-    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(".partial") for name in names)
+    # Another process may be about to begin the run. A folder that a kill left renamed away is not
+    # free: it may be the only copy of a policy.
+    return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(PARTIAL) for name in names)
 
 
 def check_output(path: Path) -> None:
@@ -149,9 +145,10 @@ class RunDirectory:
     def _create(self, facts: dict[str, Any]) -> None:
         self._check_contents(facts)
         self.path.mkdir(parents=True, exist_ok=True)
+        recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
-        write_atomically(self.path / "config.yaml", text)
-        write_atomically(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        write_text(self.path / "config.yaml", text)
+        write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
         (self.path / "evaluations").mkdir(exist_ok=True)
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
@@ -179,7 +176,7 @@ class RunDirectory:
 
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:
-        write_atomically(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
+        write_text(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
 
     @first_only
     def rewind(self, step: int) -> None:
@@ -197,23 +194,44 @@ class RunDirectory:
             (self.path / "divergence.json").unlink()
         if self.path.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self.path / "metrics.jsonl", lines)
+            write_text(self.path / "metrics.jsonl", lines)
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
-        """Log-probs `[pairs, 2]` of the validation pairs, in their order, or what goes beside."""
+        """Log-probs `[examples, N]` of the validation set, in its order, or what goes beside."""
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that say what a run computes; with another of them it is another run."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
-    return without_value(computed, "train.population")
+    loss = LOSSES.get(str(get(computed, "loss.name")))
+    if loss is not None:
+        # What a loss does not read is not part of its run: a later version may know more settings.
+        read = {"name", *loss.settings}
+        own = {name: value for name, value in computed["loss"].items() if name in read}
+        computed = {**computed, "loss": own}
+    # The default metric may be asked for by its name; earlier versions stored that name.
+    if get(computed, "train.best_metric") == DEFAULTS[0]:
+        computed = with_value(computed, "train.best_metric", None)
+    computed = without_value(computed, "train.population")
+    targets = get(computed, "lora.targets")
+    return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
+
+
+def _are_all(targets: Any) -> bool:
+    """Whether adapters get what is the default too: all linear layers, which old runs list."""
+    if not isinstance(targets, list):
+        return False
+    # Here, for it imports JAX, and hardly any run needs it.
+    from tddpo_jax.models.families import are_all_linear_layers
+
+    return are_all_linear_layers(targets)
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:
@@ -221,7 +239,10 @@ def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[st
     if not isinstance(found, dict):
         return [f"{prefix or 'config'} is no mapping"]
     lines = []
-    for name in sorted({*found, *wanted}):
+    names = {*found, *wanted}
+    if found.get("name") != wanted.get("name"):
+        names = {*found} & {*wanted}  # another loss, with other settings
+    for name in sorted(names):
         there, here = found.get(name), wanted.get(name)
         if isinstance(here, dict):
             lines += differences(there, here, f"{prefix}{name}.")

@@ -16,21 +16,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from tddpo_jax.batches.layout import Batch, Pair, Shape
+from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import choose_shapes, pack, unpack
 from tddpo_jax.losses.logprobs import branch_logps
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding, rows_here
 from tddpo_jax.scoring.forward import hidden_states
 
-# Pairs packed together, and micro-batches the host may be ahead of the device.
-GROUP_PAIRS = 1024
+# Examples packed together, and micro-batches the host may be ahead of the device.
+GROUP_EXAMPLES = 1024
 IN_FLIGHT = 2
-# Pairs whose lengths decide the shapes of micro-batches together, where no step does.
-PAIRS_PACKED_TOGETHER = 128
+# Examples whose lengths decide the shapes of micro-batches together, where no step does.
+EXAMPLES_PACKED_TOGETHER = 128
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -69,26 +69,28 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 def log_probs(
     run: Callable[[Batch], tuple[Array, Array]],
-    pairs: Sequence[Pair],
+    examples: Sequence[Example],
     shapes: Sequence[Shape],
     mesh: Mesh,
     progress: Progress | None = None,
-) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
-    """log pi(y | x) and the exact KL to the reference (or zeros) of every branch, in nats, float32.
+) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+    """log pi(y | x) and the exact KL to the reference (or zeros) of every response, in nats.
 
     Args:
-        run: gives the log-probs and the KLs of a placed micro-batch, `[M, B, P, 2]` each.
-        pairs: of the whole data set.
+        run: gives the log-probs and the KLs of a placed micro-batch, `[M, B, P, N]` each.
+        examples: of the whole data set.
         shapes: that a micro-batch may have, the longest first.
         mesh: over which the rows of a micro-batch are spread.
-        progress: told (pairs done, all pairs).
+        progress: told (examples done, all examples).
 
     Returns:
-        log-probs and KLs, each `[M, pairs, 2]`: members, pairs, (chosen, rejected).
+        log-probs and KLs, float32, each `[M, examples, N]`: members, examples, responses.
     """
-    if not pairs:
-        return np.zeros((1, 0, 2), np.float32), np.zeros((1, 0, 2), np.float32)
-    groups = [pairs[first : first + GROUP_PAIRS] for first in range(0, len(pairs), GROUP_PAIRS)]
+    if not examples:
+        nothing = np.zeros((1, 0, shapes[0].responses), np.float32)
+        return nothing, nothing
+    firsts = range(0, len(examples), GROUP_EXAMPLES)
+    groups = [examples[first : first + GROUP_EXAMPLES] for first in firsts]
     here = functools.partial(rows_here, mesh)
     parts, done = [], 0
     with ahead(lambda group: pack(group, shapes, here=here), groups, 1) as packed:
@@ -99,9 +101,9 @@ def log_probs(
                 waiting.append(run(place_batch(batch, mesh)))
                 if len(waiting) > IN_FLIGHT:
                     values.append(jax.device_get(waiting.popleft()))
-                done += int(np.sum(batch.pair >= 0))
+                done += int(np.sum(batch.example >= 0))
                 if progress is not None:
-                    progress(done, len(pairs))
+                    progress(done, len(examples))
             values += [jax.device_get(value) for value in waiting]
             columns = zip(*values, strict=True)
             parts.append([unpack(batches, column, len(group)) for column in columns])
@@ -109,12 +111,12 @@ def log_probs(
     return logps, kls
 
 
-def pair_log_probs(
-    policy: Llama, pairs: Sequence[Pair], how: Computation, mesh: Mesh
-) -> Float[np.ndarray, "pairs 2"]:
-    """log pi(y | x) of both responses of every pair, in nats."""
-    if not pairs:
-        return np.zeros((0, 2), np.float32)
+def example_log_probs(
+    policy: Decoder, examples: Sequence[Example], how: Computation, mesh: Mesh
+) -> Float[np.ndarray, "examples N"]:
+    """log pi(y | x) of every response of every example, in nats."""
+    if not examples:
+        return np.zeros((0, 0), np.float32)
     graphdef, weights = nnx.split(policy)
 
     @jax.jit
@@ -124,9 +126,9 @@ def pair_log_probs(
         return logps, jnp.zeros_like(logps)
 
     shapes = choose_shapes(
-        pairs,
-        PAIRS_PACKED_TOGETHER,
+        examples,
+        EXAMPLES_PACKED_TOGETHER,
         rows=row_devices(mesh),
         causal_rows=how.attention in KERNELS,
     )
-    return log_probs(functools.partial(run, weights), pairs, shapes, mesh)[0][0]
+    return log_probs(functools.partial(run, weights), examples, shapes, mesh)[0][0]

@@ -1,4 +1,4 @@
-"""Log-probabilities of whole data sets, and those of the reference, computed once and kept.
+"""The reference's log-probabilities, computed once and kept.
 
 The reference is the policy before its first step, run through the same compiled program. What it
 says depends on no loss, beta, tau or seed, so a whole grid shares one pass, and no second model
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,15 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.system.agreement import agree, first_only
+from tddpo_jax.system.atomic import write_file
+
+# Part of every entry's name: raise it when the same settings, model and pairs give other values.
+VERSION = 1
 
 
 def reference_log_probs(
-    compute: Callable[[], Float[np.ndarray, "pairs 2"]], cache: Path, **depends_on: Any
-) -> Float[np.ndarray, "pairs 2"]:
+    compute: Callable[[], Float[np.ndarray, "examples N"]], cache: Path, **depends_on: Any
+) -> Float[np.ndarray, "examples N"]:
     """The reference's log-probs from the cache, or computed and put there.
 
     Args:
@@ -32,7 +35,8 @@ def reference_log_probs(
         cache: folder of the cache.
         depends_on: everything the values depend on, as plain data; its hash is their name.
     """
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    named = json.dumps({"version": VERSION, **depends_on}, sort_keys=True)
+    key = hashlib.sha256(named.encode()).hexdigest()
     path = cache / "reference" / f"{key}.npy"
     values = agree(lambda: _stored(path))
     if values is None:
@@ -54,7 +58,5 @@ def _stored(path: Path) -> np.ndarray | None:
 @first_only
 def _store(path: Path, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with write_file(path) as file:
         np.save(file, values)
-    partial.replace(path)

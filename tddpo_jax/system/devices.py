@@ -13,9 +13,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One accelerator; its matmul rate stands in `flops.PEAK_RATES` under its kind."""
+    """One accelerator."""
 
     kind: str  # as JAX's `device_kind` begins
+    rate: float  # of dense products in bfloat16, operations per second
     memory: int  # bytes
     bandwidth: float  # of its memory, bytes per second
     link: float  # to the others of its machine, bytes per second each way
@@ -29,6 +30,7 @@ class Device:
 
 _A100 = Device(
     kind="NVIDIA A100",
+    rate=312e12,
     memory=85_100_068_864,
     bandwidth=2.039e12,
     link=300e9,
@@ -41,6 +43,7 @@ _A100 = Device(
 )
 _H100 = Device(
     kind="NVIDIA H100",
+    rate=989e12,
     memory=84_942_979_072,
     bandwidth=3.352e12,
     link=450e9,
@@ -53,6 +56,7 @@ _H100 = Device(
 )
 _B200 = Device(
     kind="NVIDIA B200",
+    rate=2250e12,
     memory=191_514_411_008,
     bandwidth=7.672e12,
     link=900e9,
@@ -72,6 +76,14 @@ DEVICES = {
     ),
     "b200-180": _B200,
 }
+# The rates of accelerators that no plan is made for, by kind.
+OTHER_RATES = {"TPU v4": 275e12, "TPU v5p": 459e12}
+
+
+def data_sheet_rate(device_kind: str) -> float | None:
+    """Dense bfloat16 operations per second of a device that JAX calls so; None if not known."""
+    rates = {device.kind: device.rate for device in DEVICES.values()} | OTHER_RATES
+    return next((rate for kind, rate in rates.items() if device_kind.startswith(kind)), None)
 
 
 def target_config(device: Device) -> str:
@@ -105,14 +117,3 @@ def target_config(device: Device) -> str:
       thread_dim_limit_z: 64
     }}
     """
-
-
-# Dense bfloat16 rates of vendors' data sheets, operations per second.
-PEAK_RATES = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v4": 275e12,
-    "TPU v5p": 459e12,
-}

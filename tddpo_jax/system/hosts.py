@@ -12,15 +12,14 @@ JAX is imported where it is used: what only reads run directories goes without i
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import signal
 import socket
 import sys
 import threading
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from tddpo_jax.config.schema import HostsConfig
 from tddpo_jax.errors import UserError
@@ -36,11 +35,17 @@ RESUMES = "the same command resumes, on as many hosts or on others"
 SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
 
 
-# ---- coming and going ----------------------------------------------------------------------------
+def is_host(config: HostsConfig) -> bool:
+    """Whether the settings, or the launcher that started this process, make it a host of a job."""
+    return config.coordinator is not None or _launcher(config) is not None
 
 
-def join(config: HostsConfig) -> str | None:
+def join(config: HostsConfig, tell_parent: Callable[[str], None] | None = None) -> str | None:
     """Makes this process one host of a job, if it is; to be called before JAX starts its devices.
+
+    Args:
+        config: the settings.
+        tell_parent: takes the line that explains an abort by JAX's runtime, see `watch.parent`.
 
     Returns:
         a line that says which, or None in a job of one process.
@@ -48,9 +53,10 @@ def join(config: HostsConfig) -> str | None:
     Raises:
         UserError: the settings name a launcher that JAX does not find here.
     """
-    launcher = _launcher(config)
-    if config.coordinator is None and launcher is None:
+    if not is_host(config):
         return None
+    launcher = _launcher(config)
+    tell_parent = tell_parent or (lambda _: None)
     import jax
 
     # For CPUs; other back-ends read neither. XLA's own default knows no other process, and a thread
@@ -64,7 +70,7 @@ def join(config: HostsConfig) -> str | None:
     explicit = config.coordinator is not None
     if config.coordinator is not None:
         _check_address(config.coordinator, is_mine=config.index == 0)
-    _say_why_the_runtime_aborts(
+    tell_parent(
         f"error: hosts: they did not meet within {config.meet_within} s: start all of them, each "
         "with the same hosts.coordinator and hosts.count and an index of its own"
     )
@@ -90,9 +96,7 @@ def join(config: HostsConfig) -> str | None:
         waiting.cancel()
     if not explicit:
         _see_all_devices_if_alone()
-    _say_why_the_runtime_aborts(
-        f"error: {whose()} another host was lost, its log says why; {RESUMES}"
-    )
+    tell_parent(f"error: {whose()} another host was lost, its log says why; {RESUMES}")
     by = config.coordinator if explicit else launcher
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
     return f"hosts    {jax.process_count()} by {by}; {devices} on this one, the first"
@@ -159,25 +163,3 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if status is None else status)
-
-
-def _say_why_the_runtime_aborts(why: str) -> None:
-    """JAX's runtime gives hosts up in a thread of its own, prints its stack and aborts.
-
-    No Python handler would run then; one of C does, in the thread that aborts.
-    """
-
-    def handler(_: int) -> None:
-        os.write(2, f"{why}\n".encode())
-        os._exit(1)
-
-    as_c = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    _KEPT.append(as_c)
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), as_c)
-
-
-# C holds no reference to the handler.
-_KEPT: list[Any] = []
-
-
-# ---- working together ----------------------------------------------------------------------------

@@ -1,13 +1,22 @@
-"""Whether Hugging Face's hub answers, found out in seconds and not in a minute of retries."""
+"""Hugging Face's hub: what its ids look like, and whether it answers.
+
+Whether it answers is found out in seconds, and not in a minute of retries.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 from tddpo_jax.errors import UserError
 
 HOST, PORT, SECONDS = "huggingface.co", 443, 3.0
+# Old data sets of the hub have no owner, such as `imdb`. For models an owner is required: a single
+# word is more likely a misspelt folder, and no Llama has such an id.
+_NAME = r"[\w.-]+"
+MODEL_ID = re.compile(f"{_NAME}/{_NAME}")
+DATA_SET_ID = re.compile(f"({_NAME}/)?{_NAME}")
 
 
 class NotAtHand(UserError):

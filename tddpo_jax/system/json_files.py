@@ -53,6 +53,24 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
+def whole_lines(text: bytes) -> tuple[list[bytes], bytes]:
+    """The lines of a file of JSON lines that may still grow, and the torn last one, or nothing.
+
+    The last line is torn if it lacks its newline and is not JSON: its writer was killed, or is not
+    done with it.
+    """
+    *lines, last = text.split(b"\n")
+    return (lines, last) if last.strip() and not _is_json(last) else ([*lines, last], b"")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names: dict[str, Any] = {}
     for name, value in pairs:

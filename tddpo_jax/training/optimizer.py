@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,22 +14,30 @@ import jax
 import optax
 
 from tddpo_jax.config.schema import TrainConfig
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.tensor_table import adapter_paths, linear_parameters
 from tddpo_jax.placement.shardings import path_name
 
 
-def _decayed(params: Any) -> Any:
-    """True for every parameter but the norms' weights, which decay would pull to zero."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path_name(path).endswith("norm.weight"), params
-    )
+def _decayed(params: Any, model: DecoderConfig) -> Any:
+    """True for every parameter but the norms' weights, which decay would pull to zero.
+
+    Raises:
+        KeyError: a parameter that is neither of the model's table nor an adapter's.
+    """
+    decayed = {each.path: each.tensor.kind != "norm" for each in model.parameters}
+    for weight in linear_parameters(model.parameters):
+        decayed |= dict.fromkeys(adapter_paths(weight), True)
+    return jax.tree_util.tree_map_with_path(lambda path, _: decayed[path_name(path)], params)
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, model: DecoderConfig) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay; to be scaled by -learning rate."""
+    decayed = functools.partial(_decayed, model=model)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps),
-        optax.add_decayed_weights(config.weight_decay, mask=_decayed),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
 
 

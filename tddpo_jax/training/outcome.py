@@ -10,40 +10,36 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.adapters.peft_files import export_adapter
-from tddpo_jax.batches.layout import Pair
-from tddpo_jax.runs.records import best_record
+from tddpo_jax.batches.layout import Example
+from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
-from tddpo_jax.training.population import Member, policy_log_probs
-from tddpo_jax.training.prepare import Prepared
-from tddpo_jax.training.state import TrainState, member
+from tddpo_jax.training.population import Member, Population
+from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import base_name
-from tddpo_jax.weights.tensor_files import checkpoint_dtype
 
 
-def export_best(
-    prepared: Prepared,
-    state: TrainState,
-    members: Sequence[Member],
-    step: int,
-    *,
-    last: bool,
-) -> None:
-    """Writes `best/` of every member whose newest validation is its best; without any, the last."""
+def export_best(population: Population, state: TrainState, step: int) -> None:
+    """Writes `best/` of every member whose newest validation is its best so far.
+
+    Without any validation the policy after the last step is the best.
+    """
+    experiment, members = population.experiment, population.members
+    files, last = experiment.shared.files, step == population.order.total_steps
     newest_is_best = agree(lambda: [_newest_is_best(run, step, last) for run in members])
     for number, run in enumerate(members):
         if run.diverged or not newest_is_best[number]:
             continue
-        model = prepared.model(member(state.trainable, number, len(members)))
+        model = experiment.policy.model(population.state_of(state.trainable, number))
         folder = run.directory.path / "best"
         if run.config.train.mode == "full":
-            dtype = checkpoint_dtype(prepared.files.base)
-            hugging_face.export(model, prepared.files.base, folder, dtype)
+            hugging_face.export(model, files.base, folder, checkpoint_dtype(files.base))
         else:
-            name = base_name(prepared.config.model.path, prepared.files)
-            export_adapter(model, folder, name, prepared.base_fingerprint)
+            name = base_name(run.config.model.path, files)
+            export_adapter(model, folder, name, experiment.shared.hashes.fingerprint)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:
@@ -52,35 +48,30 @@ def _newest_is_best(run: Member, step: int, last: bool) -> bool:
 
 
 def record_divergence(
-    prepared: Prepared,
-    state: TrainState,
-    members: Sequence[Member],
-    number: int,
-    step: int,
-    metrics: dict[str, float],
-    order: Order,
+    population: Population, state: TrainState, number: int, step: int, metrics: dict[str, float]
 ) -> str:
-    """Ends a run whose step had no finite loss or gradient; returns one line that names the rows.
+    """Ends a member whose step had no finite loss or gradient; returns a line that names the rows.
 
-    Neither the step nor any later one changed the policy, which still tells the rows behind it.
+    Neither that step nor any later one changed the member's policy, so its log-probs still show
+    which rows are behind it.
     """
-    run = members[number]
-    pairs = order.pairs_of(prepared.dataset.train, step)
-    logps, _ = policy_log_probs(prepared, state, len(members), pairs)
+    examples = population.examples_of(step)
+    logps, _ = population.log_probs(state, examples)
     what = "gradient" if math.isfinite(metrics["loss"]) else "loss"
     reason = f"{what} is not finite at step {step}; rows of the data"
-    return end_diverged(run, step, reason, rows_behind(pairs, logps[number]), order)
+    rows = rows_behind(examples, logps[number])
+    return end_diverged(population.members[number], step, reason, rows, population.order)
 
 
-def rows_behind(pairs: Sequence[Pair], logps: Float[np.ndarray, "pairs 2"]) -> list[int]:
+def rows_behind(examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]) -> list[int]:
     """The rows of the data whose log-probs are not finite; all, if none of them stands out."""
     finite = np.isfinite(logps).all(axis=-1)
-    rows = [pair.row for pair, good in zip(pairs, finite, strict=True) if not good]
-    return rows or [pair.row for pair in pairs]
+    rows = [example.row for example, good in zip(examples, finite, strict=True) if not good]
+    return rows or [example.row for example in examples]
 
 
 def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
-    """The run is over; returns the line that says why."""
+    """Ends a run as diverged; returns the line that says why."""
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what}: {shown}"
     last_good = agree(lambda: _last_training_line(run.directory))
@@ -91,7 +82,7 @@ def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Orde
 
 
 def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
-    """Of the last step that was logged, which only steps of finite loss and gradient are, or {}."""
+    """The line of the last logged step, whose loss and gradient were finite; {} without one."""
     return next((line for line in reversed(directory.records()) if "loss" in line), {})
 
 
@@ -101,8 +92,9 @@ def summarise(run: Member, steps: int) -> dict[str, Any]:
 
 
 def _summarise(run: Member, steps: int) -> dict[str, Any]:
-    metric = run.config.train.best_metric
-    tested = [record for record in run.directory.records() if "eval_loss" in record]
+    records = run.directory.records()
+    metric = best_metric(run.config.train.best_metric, records)
+    tested = [record for record in records if "eval_loss" in record]
     exported = (run.directory.path / "best").exists()
     summary = {
         "state": "diverged" if run.diverged else "finished",

@@ -1,26 +1,34 @@
-"""The runs that train together, and the log-probs of their policies."""
+"""The runs that train in one program, and what one step of theirs takes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Batch, Example
+from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
+from tddpo_jax.placement.shardings import rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.scoring.data_sets import Progress, log_probs
-from tddpo_jax.training.prepare import Prepared
-from tddpo_jax.training.state import TrainState
+from tddpo_jax.scoring.data_sets import Progress, log_probs, place_batch
+from tddpo_jax.system.console import Screen
+from tddpo_jax.training.optimizer import learning_rate
+from tddpo_jax.training.prepare import Experiment
+from tddpo_jax.training.state import Knobs, Totals, TrainState, member
+from tddpo_jax.training.step import Program
+from tddpo_jax.training.step_order import Order
 
 
 @dataclasses.dataclass
 class Member:
-    """One run of the population that is being trained."""
+    """One run of a population."""
 
     config: Config
     directory: RunDirectory
@@ -28,18 +36,81 @@ class Member:
     diverged: bool
 
 
-def policy_log_probs(
-    prepared: Prepared,
-    state: TrainState,
-    members: int,
-    pairs: Sequence[Pair],
-    progress: Progress | None = None,
-) -> tuple[Float[np.ndarray, "M pairs 2"], Float[np.ndarray, "M pairs 2"]]:
-    """Log-probs and exact KLs (or zeros) of all pairs under every member's policy, in nats."""
-    return log_probs(
-        functools.partial(prepared.program(members).log_probs, state.trainable, prepared.frozen),
-        pairs,
-        prepared.shapes,
-        prepared.mesh,
-        progress,
-    )
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """Runs that share a seed, and so the order of their batches; a lone run is one of one."""
+
+    experiment: Experiment
+    members: list[Member]
+    order: Order
+    screen: Screen
+
+    @property
+    def program(self) -> Program:
+        return self.experiment.programs.of(len(self.members))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every member has diverged."""
+        return all(run.diverged for run in self.members)
+
+    @property
+    def config(self) -> Config:
+        """The settings that all members share."""
+        return self.members[0].config
+
+    def state_of(self, tree: Any, number: int) -> Any:
+        """The part of one member in a tree of all."""
+        return member(tree, number, len(self.members))
+
+    def examples_of(self, step: int) -> list[Example]:
+        """The training examples of a step."""
+        return self.order.examples_of(self.experiment.shared.dataset.train, step)
+
+    def reference_of(self, step: int) -> Float[np.ndarray, "batch N"]:
+        """The reference's log-probs of the examples of a step."""
+        return self.experiment.reference.train[self.order.numbers(step)]
+
+    def batches_of(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, packed and placed."""
+        shared = self.experiment.shared
+        here = functools.partial(rows_here, shared.mesh)
+        packed = pack(self.examples_of(step), shared.shapes, self.reference_of(step), here)
+        return [place_batch(batch, shared.mesh) for batch in packed]
+
+    def totals_of(self, step: int) -> Totals:
+        """What the sums of a step are divided by."""
+        examples = self.examples_of(step)
+        chosen_tokens = sum(len(example.responses[0]) for example in examples)
+        return Totals(float(len(examples)), float(chosen_tokens))
+
+    def knobs(self, step: int) -> Knobs:
+        """Every number that the compiled step takes, `[M]` each."""
+        members = [self._knobs_of(run.config, step) for run in self.members]
+        # Arrays of a fixed dtype: a Python number would compile again as a weakly typed one.
+        return jax.tree.map(
+            lambda *values: np.array(
+                values, np.int32 if isinstance(values[0], int) else np.float32
+            ),
+            *members,
+        )
+
+    def _knobs_of(self, config: Config, step: int) -> Knobs:
+        objective, loss = self.experiment.programs.setting.objective, dict(config.loss)
+        rate = learning_rate(config.train, step, self.order.total_steps)
+        return Knobs(objective.which(loss), objective.scalars(loss), rate)
+
+    def dropout_key(self, step: int, number: int) -> Array | None:
+        """The key of the adapters' dropout in micro-batch `number` of a step, if there is any."""
+        if self.config.train.mode == "full" or self.config.lora.dropout == 0:
+            return None
+        key = jax.random.fold_in(jax.random.key(self.config.seed), step)
+        return jax.random.fold_in(key, number)
+
+    def log_probs(
+        self, state: TrainState, examples: Sequence[Example], progress: Progress | None = None
+    ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+        """Log-probs and exact KLs (or zeros) of examples under every member's policy, in nats."""
+        shared, frozen = self.experiment.shared, self.experiment.policy.frozen
+        run = functools.partial(self.program.log_probs, state.trainable, frozen)
+        return log_probs(run, examples, shared.shapes, shared.mesh, progress)

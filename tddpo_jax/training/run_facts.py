@@ -12,14 +12,14 @@ from typing import Any
 import jax
 
 from tddpo_jax import __version__
-from tddpo_jax.models.families import parameters_of
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.system.paths import PACKAGE
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.shared import Shared
 
 
-def facts(prepared: Prepared) -> dict[str, Any]:
+def facts(shared: Shared) -> dict[str, Any]:
     """What `run.json` records: versions, commit, devices, hashes, row counts."""
-    data = prepared.dataset
+    data = shared.dataset
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions |= {"tddpo_jax": __version__, "python": platform.python_version()}
@@ -28,15 +28,15 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         "git_commit": git_commit(),
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
         "hosts": jax.process_count(),
-        "mesh": dict(prepared.mesh.shape),
+        "mesh": dict(shared.mesh.shape),
         "model": {
-            "path": prepared.config.model.path,
-            "sha256": prepared.model_hash,
-            "adapter_sha256": prepared.adapter_hash,
-            "parameters": parameters_of(prepared.model_config),
+            "path": shared.config.model.path,
+            "sha256": shared.hashes.content,
+            "adapter_sha256": shared.hashes.adapter,
+            "parameters": parameter_count(shared.model_config.parameters),
         },
         "data": {
-            "path": prepared.config.data.path,
+            "path": shared.config.data.path,
             "sha256": data.content_hash,
             "template": data.template,
             "train_rows": len(data.train),
@@ -46,7 +46,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
             "cut_prompts": data.cut_prompts,
             "cut_responses": data.cut_responses,
         },
-        "micro_batches": [dataclasses.asdict(shape) for shape in prepared.shapes],
+        "micro_batches": [dataclasses.asdict(shape) for shape in shared.shapes],
     }
 
 

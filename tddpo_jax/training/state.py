@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tddpo_jax.losses.catalogue import LossScalars
-
 
 class Frozen(NamedTuple):
     """What no step changes: the base beside adapters, and the reference if the loss needs it."""
 
     base: nnx.State
-    reference: nnx.State | None  # trainable parameters as they started, for `loss.kl: full` alone
+    reference: nnx.State | None  # as trainable started, if a loss reads the exact KL
 
 
 class TrainState(NamedTuple):
@@ -37,13 +35,13 @@ class TrainState(NamedTuple):
 class Knobs(NamedTuple):
     """What may change from cell to cell and from step to step without compiling again."""
 
-    which: Int[Array, "*M"] | int  # the loss, as its place in `specs`
-    scalars: LossScalars
+    which: Int[Array, "*M"] | int  # the loss, as its place in the objective
+    scalars: Mapping[str, Float[Array, "*M"] | float]  # what the losses read, by name
     learning_rate: Float[Array, "*M"] | float
 
 
 class Sums(NamedTuple):
-    """What micro-batches add up: gradients, and per metric the sum over pairs."""
+    """What micro-batches add up: gradients, and per metric the sum over examples."""
 
     gradients: nnx.State
     metrics: dict[str, Float[Array, ""]]
@@ -52,7 +50,7 @@ class Sums(NamedTuple):
 class Totals(NamedTuple):
     """What a step's sums are divided by, known on the host before its first micro-batch."""
 
-    pairs: Float[Array, ""] | float
+    examples: Float[Array, ""] | float
     chosen_tokens: Float[Array, ""] | float
 
 

@@ -9,81 +9,74 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tddpo_jax.batches.layout import Pair, stream_length
+from tddpo_jax.batches.layout import Example, stream_length
 from tddpo_jax.models.flops import useful_flops
-from tddpo_jax.system.console import Screen, Update
+from tddpo_jax.system.console import Update
 from tddpo_jax.training.optimizer import learning_rate
 from tddpo_jax.training.outcome import record_divergence
-from tddpo_jax.training.population import Member
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.population import Population
 from tddpo_jax.training.state import TrainState
-from tddpo_jax.training.step_order import Order
 
 
 class StepLog:
-    """Reads a step's metrics off the device and logs them, with how fast the step was."""
+    """The log of a population: metrics are read a step late, so that the device never waits."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        members: Sequence[Member],
-        order: Order,
-        first_step: int,
-        screen: Screen,
-    ) -> None:
-        self.prepared, self.members = prepared, members
-        self.order, self.screen = order, screen
+    def __init__(self, population: Population, first_step: int) -> None:
+        self.population = population
         self.tokens = sum(self._tokens(step) for step in range(first_step))
         self.clock = time.perf_counter()
 
     def start_clock(self) -> None:
-        """Time before this call belongs to no step."""
+        """Starts the clock: time before this call belongs to no step."""
         self.clock = time.perf_counter()
 
     def _tokens(self, step: int) -> int:
-        return sum(map(stream_length, self.order.pairs_of(self.prepared.dataset.train, step)))
+        return sum(map(stream_length, self.population.examples_of(step)))
 
     def read(
         self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
     ) -> None:
         """Waits for the step, logs it, and takes note of members that diverged in it."""
+        population, order = self.population, self.population.order
         values = jax.device_get(on_device)
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        pairs = self.order.pairs_of(self.prepared.dataset.train, step)
+        examples = population.examples_of(step)
         self.tokens += self._tokens(step)
-        rate = len(pairs) / seconds
+        rate = len(examples) / seconds
+        what = "pairs" if population.experiment.shared.dataset.responses == 2 else "examples"
         shared = {
             "num_tokens": self.tokens,
-            "pairs_per_second": rate,
-            "mfu": self._mfu(pairs, seconds),
+            f"{what}_per_second": rate,
+            "mfu": self._mfu(examples, seconds),
         }
-        for number, run in enumerate(self.members):
+        for number, run in enumerate(population.members):
             if run.diverged:
                 continue
             metrics = {name: float(value[number]) for name, value in values.items()}
             if not metrics.pop("alive"):
-                line = record_divergence(
-                    self.prepared, state, self.members, number, step, metrics, self.order
-                )
-                self.screen.say(line)
+                line = record_divergence(population, state, number, step, metrics)
+                population.screen.say(line)
                 continue
             train_config = run.config.train
-            metrics["learning_rate"] = learning_rate(train_config, step, self.order.total_steps)
+            metrics["learning_rate"] = learning_rate(train_config, step, order.total_steps)
             if step % train_config.log_every == 0:
-                epoch = self.order.epoch(step)
+                epoch = order.epoch(step)
                 run.writer.log({"step": step, "epoch": epoch, **metrics, **shared})
-        living = [number for number, run in enumerate(self.members) if not run.diverged]
+        living = [number for number, run in enumerate(population.members) if not run.diverged]
         if not living:
             return
-        loss, accuracy = (np.mean(values[n][living]) for n in ("loss", "rewards/accuracies"))
-        text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.1f} pairs/s"
-        update_bar(step + 1, self.order.total_steps, text)
+        shown = [f"loss {np.mean(values['loss'][living]):.4f}"]
+        if "rewards/accuracies" in values:
+            shown.append(f"accuracy {np.mean(values['rewards/accuracies'][living]):.3f}")
+        text = "  ".join([*shown, f"{rate:.1f} {what}/s"])
+        update_bar(step + 1, order.total_steps, text)
 
-    def _mfu(self, pairs: Sequence[Pair], seconds: float) -> float:
-        prepared = self.prepared
-        frozen = prepared.config.train.mode != "full"
+    def _mfu(self, examples: Sequence[Example], seconds: float) -> float:
+        shared = self.population.experiment.shared
+        frozen = shared.config.train.mode != "full"
         useful = sum(
-            useful_flops(prepared.model_config, pair, frozen_base=frozen) for pair in pairs
+            useful_flops(shared.model_config, each, frozen_base=frozen) for each in examples
         )
-        return useful * len(self.members) / seconds / (prepared.matmul_rate * prepared.mesh.size)
+        done = useful * len(self.population.members) / seconds
+        return done / (shared.matmul_rate * shared.mesh.size)

@@ -1,4 +1,4 @@
-"""Which pairs each step takes: a pure function of seed and step, so there is nothing to save."""
+"""Which examples each step takes: a pure function of seed and step, so there is nothing to save."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of `pairs` training pairs: shuffled anew every epoch, the last step a remainder."""
+    """The order of the training examples: shuffled anew every epoch, the last step a remainder."""
 
-    pairs: int
+    examples: int
     batch_pairs: int
     total_steps: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.pairs // self.batch_pairs)
+        return -(-self.examples // self.batch_pairs)
 
     def numbers(self, step: int) -> Int[np.ndarray, " batch"]:
-        """The numbers of the pairs of step `step`."""
+        """The numbers of the examples of step `step`."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return _permutation(self.seed, epoch, self.pairs)[
+        return _permutation(self.seed, epoch, self.examples)[
             place * self.batch_pairs : (place + 1) * self.batch_pairs
         ]
 
-    def pairs_of(self, pairs: Sequence[Pair], step: int) -> list[Pair]:
-        """The pairs of step `step`."""
-        return [pairs[number] for number in self.numbers(step)]
+    def examples_of(self, examples: Sequence[Example], step: int) -> list[Example]:
+        """The examples of step `step`."""
+        return [examples[number] for number in self.numbers(step)]
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
@@ -46,12 +46,12 @@ class Order:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, pairs: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(pairs)
+def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(examples)
 
 
-def make_order(config: Config, pairs: int) -> Order:
+def make_order(config: Config, examples: int) -> Order:
     """`train.max_steps` counts whatever the epochs; without it, `train.epochs` epochs."""
     train = config.train
-    steps = train.max_steps or train.epochs * -(-pairs // train.batch_pairs)
-    return Order(pairs, train.batch_pairs, steps, config.seed)
+    steps = train.max_steps or train.epochs * -(-examples // train.batch_pairs)
+    return Order(examples, train.batch_pairs, steps, config.seed)

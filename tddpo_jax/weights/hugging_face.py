@@ -7,9 +7,11 @@ own devices. Unknown, missing and duplicate names and unknown config attributes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +24,45 @@ from jaxtyping import Array, Int
 from safetensors import safe_open
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Llama
-from tddpo_jax.models.llama import tensors as llama
-from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.models.llama.tensors import DERIVED_SUFFIX, hugging_face_tensors
+from tddpo_jax.models import families
+from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors
 from tddpo_jax.placement.mesh import check_mesh
-from tddpo_jax.placement.shardings import parameter_shardings, path_name
+from tddpo_jax.placement.shardings import parameter_spec, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
+from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.weights.tensor_files import WEIGHT_FILES, stored_tensors, weight_files, write_tensors
+from tddpo_jax.weights.tensor_files import (
+    WEIGHT_FILES,
+    stored_dtype,
+    stored_tensors,
+    weight_files,
+    write_tensors,
+)
 
 SHARD_BYTES = 5_000_000_000
+# Of one file: the checkpoint's tensors by name, each a parameter and its place on the stacked axis.
+Shard = dict[str, tuple[Parameter, int | None]]
 
 
-def read_config(folder: Path) -> LlamaConfig:
+def read_config(folder: Path) -> DecoderConfig:
     """The shape of the checkpoint in a Hugging Face folder.
 
     Raises:
         UserError: `config.json` is missing, lacks an attribute, or has one that is not known.
     """
     path = folder / "config.json"
-    return llama.read_config(read_object(path), str(path))
+    return families.read_config(read_object(path), str(path))
 
 
-def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Llama:
+def checkpoint_dtype(folder: Path) -> np.dtype:
+    """The dtype of the stored embedding."""
+    embedding = next(each for each in read_config(folder).parameters if each.path == "embed")
+    return stored_dtype(folder, embedding.tensor.hub_name)
+
+
+def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Decoder:
     """A model with the folder's weights, sharded over the mesh.
 
     Args:
@@ -59,50 +76,50 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Lla
     config = read_config(folder)
     check_mesh(mesh, config)
     files = weight_files(folder)
-    expected = hugging_face_tensors(config)
-    _check_names(folder, files, expected)
-    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
-    graphdef, state = nnx.split(abstract, nnx.Param)
-    shapes = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(state)}
-    shardings = {
-        path_name(p): sharding
-        for p, sharding in jax.tree_util.tree_leaves_with_path(parameter_shardings(state, mesh))
-    }
+    expected = hub_tensors(config.parameters)
+    _check_names(folder, files, config)
     arrays: dict[str, jax.Array] = {}
     for name, stored in stored_tensors(files):
         if name not in expected:
             continue
-        path, layer = expected[name]
-        shape = shapes[path].shape if layer is None else shapes[path].shape[1:]
-        found, wanted = stored.get_shape(), list(shape)
+        parameter, place = expected[name]
+        found, wanted = stored.get_shape(), list(parameter.hub_shape)
         if found != wanted:
             raise UserError(f"{files[name]}: {name} has shape {found}, config.json says {wanted}")
-        if layer is None:
-            arrays[path] = _placed(stored, shardings[path], dtype)
+        path, spec = parameter.path, parameter_spec(parameter)
+        if place is None:
+            arrays[path] = _placed(stored, parameter, NamedSharding(mesh, spec), dtype)
             continue
-        one_layer = NamedSharding(mesh, PartitionSpec(*shardings[path].spec[1:]))
-        tensor = _placed(stored, one_layer, dtype)
+        one_layer = NamedSharding(mesh, PartitionSpec(*spec[1:]))
+        tensor = _placed(stored, parameter, one_layer, dtype)
         if path not in arrays:
-            arrays[path] = _zeros(shapes[path].shape, tensor.dtype, shardings[path])
+            stacked = NamedSharding(mesh, spec)
+            arrays[path] = _zeros(parameter.stacked_shape, tensor.dtype, stacked)
         if tensor.dtype != arrays[path].dtype:
             raise UserError(
                 f"{files[name]}: {name} is {tensor.dtype}, other layers are {arrays[path].dtype}"
             )
-        arrays[path] = _with_layer(arrays[path], tensor, layer)
-    if config.tied:
-        agree(lambda: _check_tied_head(folder, files))
+        arrays[path] = _with_layer(arrays[path], tensor, place)
+    repeated = [each.tensor for each in config.parameters if each.tensor.repeated_as in files]
+    agree(lambda: _check_repeated(folder, files, repeated))
+    abstract = jax.eval_shape(lambda key: Decoder(config, key), jax.random.key(0))
+    graphdef, state = nnx.split(abstract, nnx.Param)
     filled = jax.tree_util.tree_map_with_path(lambda p, _: arrays[path_name(p)], state)
     return nnx.merge(graphdef, filled)
 
 
-def _placed(stored: Any, sharding: NamedSharding, dtype: Any) -> jax.Array:
-    """The tensor of a file on its devices; each host reads once what all of its own need."""
-    shape = tuple(stored.get_shape())
+def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: Any) -> jax.Array:
+    """The tensor of a file on its devices; each host reads once what all of its own need.
+
+    A tensor that is stored otherwise than here is read whole.
+    """
+    shape, transform = parameter.shape, parameter.tensor.transform
     parts = sharding.addressable_devices_indices_map(shape).values()
     bounds = [_spans(part, shape) for part in parts]
     first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
     last = [max(stop for _, stop in axis) for axis in zip(*bounds, strict=True)]
-    read = stored[tuple(map(slice, first, last))]
+    held = tuple(map(slice, first, last))
+    read = stored[held] if transform is None else transform.load(stored[:])[held]
     read = read if dtype is None else read.astype(dtype, copy=False)
 
     def part(index: Any) -> np.ndarray:
@@ -126,36 +143,36 @@ def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
 
 
-def _check_names(folder: Path, files: dict[str, Path], expected: dict[str, Any]) -> None:
+def _check_names(folder: Path, files: dict[str, Path], config: DecoderConfig) -> None:
+    expected = hub_tensors(config.parameters)
     for name in expected:
         if name not in files:
             raise UserError(f"{folder}: tensor {name} is missing")
+    repeated = {each.tensor.repeated_as for each in config.parameters}
     for name in files:
-        tied_head = name == "lm_head.weight"
-        if name not in expected and not name.endswith(DERIVED_SUFFIX) and not tied_head:
+        if name not in expected and name not in repeated and not name.endswith(config.derived):
             raise UserError(f"{files[name]}: tensor {name} is unknown")
 
 
-def _check_tied_head(folder: Path, files: dict[str, Path]) -> None:
-    """A tied checkpoint may carry its head a second time, but not a different one."""
-    if "lm_head.weight" not in files:
-        return
-    pair = {}
-    for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        with safe_open(files[name], "np") as tensors:
-            pair[name] = tensors.get_tensor(name)
-    if not np.array_equal(*pair.values()):
-        raise UserError(
-            f"{folder}: tie_word_embeddings, but lm_head.weight differs from the embedding"
-        )
+def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Tensor]) -> None:
+    """A checkpoint may hold a tensor a second time, as tied heads are, but not a different one."""
+    for tensor in repeated:
+        pair = []
+        for name in (str(tensor.repeated_as), tensor.hub_name):
+            with safe_open(files[name], "np") as tensors:
+                pair.append(tensors.get_tensor(name))
+        if not np.array_equal(*pair):
+            problem = f"tie_word_embeddings, but {tensor.repeated_as} differs from the embedding"
+            raise UserError(f"{folder}: {problem}")
 
 
-def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | None = None) -> None:
+def export(
+    model: Decoder, source: Path, output: Path, dtype: jnp.dtype | type | None = None
+) -> None:
     """Writes a Hugging Face folder: our weights, and every other file of `source` bit for bit.
 
     Every host must call it, and the first one writes. The folder appears whole or not at all. Files
-    hold at most `SHARD_BYTES` of tensors each, with
-    transformers' names and index.
+    hold at most `SHARD_BYTES` of tensors each, with transformers' names and index.
 
     Args:
         model: the weights.
@@ -163,26 +180,21 @@ def export(model: Llama, source: Path, output: Path, dtype: jnp.dtype | type | N
         output: the folder to write; replaced if it exists.
         dtype: of the stored tensors; default: the model's own.
     """
-    partial = output.with_name(output.name + ".partial")
-    if is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for companion in companion_files(source):
-            shutil.copyfile(companion, partial / companion.name)
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
-    shards = _shards(arrays, hugging_face_tensors(model.config), dtype)
-    for number, shard in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        path = partial / (file if len(shards) > 1 else WEIGHT_FILES[0])
-        # All hosts put each tensor together, in the same order.
-        _write_shard(path if is_first() else Path(os.devnull), shard, arrays, dtype)
-    if not is_first():
-        return
-    if len(shards) > 1:
-        _write_index(partial / WEIGHT_FILES[1], shards, arrays, dtype)
-    shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    shards = _shards(arrays, hub_tensors(model.config.parameters), dtype)
+    with replace_folder(output) if is_first() else contextlib.nullcontext() as folder:
+        if folder is not None:
+            for companion in companion_files(source):
+                shutil.copyfile(companion, folder / companion.name)
+        for number, shard in enumerate(shards):
+            file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+            file = file if len(shards) > 1 else WEIGHT_FILES[0]
+            path = Path(os.devnull) if folder is None else folder / file
+            # All hosts put each tensor together, in the same order.
+            _write_shard(path, shard, arrays, dtype)
+        if folder is not None and len(shards) > 1:
+            _write_index(folder / WEIGHT_FILES[1], shards, arrays, dtype)
 
 
 def companion_files(source: Path) -> list[Path]:
@@ -196,63 +208,62 @@ def companion_files(source: Path) -> list[Path]:
     ]
 
 
-def _write_shard(
-    file: Path, shard: dict[str, tuple[str, int | None]], arrays: dict[str, jax.Array], dtype: Any
-) -> None:
+def _write_shard(file: Path, shard: Shard, arrays: dict[str, jax.Array], dtype: Any) -> None:
     def tensor(name: str) -> np.ndarray:
-        path, layer = shard[name]
-        return _host(arrays[path], layer, specs[name].dtype)
+        parameter, place = shard[name]
+        ours, transform = arrays[parameter.path], parameter.tensor.transform
+        host = _host(ours, place, specs[name].dtype)
+        return host if transform is None else transform.export(host)
 
-    specs = {name: _spec(arrays[path], layer, dtype) for name, (path, layer) in shard.items()}
+    specs = {name: _spec(arrays, *of, dtype) for name, of in shard.items()}
     write_tensors(file, specs, tensor)
 
 
-def _host(array: jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """A tensor of the checkpoint on the host."""
-    part = array if layer is None else array[layer]
+def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
+    """A tensor of the checkpoint on the host, as it is here."""
+    part = array if place is None else array[place]
     if not part.is_fully_addressable:
         return whole(part).astype(dtype, copy=False)
     host = np.empty(part.shape, dtype)
     for shard in part.addressable_shards:
         if shard.replica_id == 0:
             # An array keeps what the host fetched of it: of the model's own, fetch copies.
-            host[shard.index] = shard.data.copy() if layer is None else shard.data
+            host[shard.index] = shard.data.copy() if place is None else shard.data
     return host
 
 
-def _spec(array: jax.Array, layer: int | None, dtype: Any) -> jax.ShapeDtypeStruct:
+def _spec(
+    arrays: dict[str, jax.Array], parameter: Parameter, place: int | None, dtype: Any
+) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a tensor of the checkpoint."""
-    shape = array.shape if layer is None else array.shape[1:]
-    return jax.ShapeDtypeStruct(shape, array.dtype if dtype is None else dtype)
+    stored = arrays[parameter.path].dtype if dtype is None else dtype
+    return jax.ShapeDtypeStruct(parameter.hub_shape, stored)
 
 
-def _bytes(array: jax.Array, layer: int | None, dtype: Any) -> int:
-    spec = _spec(array, layer, dtype)
+def _bytes(spec: jax.ShapeDtypeStruct) -> int:
     return spec.size * spec.dtype.itemsize
 
 
-def _shards(
-    arrays: dict[str, jax.Array], names: dict[str, tuple[str, int | None]], dtype: Any
-) -> list[dict[str, tuple[str, int | None]]]:
-    shards: list[dict[str, tuple[str, int | None]]] = [{}]
+def _shards(arrays: dict[str, jax.Array], tensors: Shard, dtype: Any) -> list[Shard]:
+    shards: list[Shard] = [{}]
     filled = 0
-    for name, (path, layer) in names.items():
-        size = _bytes(arrays[path], layer, dtype)
+    for name, of in tensors.items():
+        size = _bytes(_spec(arrays, *of, dtype))
         if shards[-1] and filled + size > SHARD_BYTES:
             shards.append({})
             filled = 0
-        shards[-1][name] = (path, layer)
+        shards[-1][name] = of
         filled += size
     return shards
 
 
-def _write_index(path: Path, shards: list[dict], arrays: dict[str, jax.Array], dtype: Any) -> None:
+def _write_index(path: Path, shards: list[Shard], arrays: dict[str, jax.Array], dtype: Any) -> None:
     count = len(shards)
     weight_map = {
         name: f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         for number, shard in enumerate(shards)
         for name in shard
     }
-    total = sum(_bytes(arrays[p], layer, dtype) for s in shards for p, layer in s.values())
+    total = sum(_bytes(_spec(arrays, *of, dtype)) for shard in shards for of in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     path.write_text(json.dumps(index, indent=2) + "\n")

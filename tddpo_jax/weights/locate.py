@@ -6,7 +6,6 @@ its `best/`), or a hub id `owner/name`.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,8 @@ from typing import NamedTuple
 import huggingface_hub
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.atomic import standing
+from tddpo_jax.system.hub import MODEL_ID
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import EMBEDDED, SHAPES
 from tddpo_jax.weights.tensor_files import fingerprint
@@ -22,7 +23,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Beside an adapter of ours: by what its base is known again.
 BASE_FILE = "base.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelFiles(NamedTuple):
@@ -79,7 +79,7 @@ def _folder(path: str) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"model.path: {path} is a file, a folder is wanted")
-    if not _HUB_ID.fullmatch(path):
+    if not MODEL_ID.fullmatch(path):
         raise UserError(f"model.path: {path!r} is no folder and no hub id (owner/name)")
     return _fetched(path)
 
@@ -103,9 +103,10 @@ def _best(folder: Path) -> Path:
     is_run = (folder / "config.yaml").is_file() or (folder / "run.json").is_file()
     if not is_run:
         return folder
-    if not (folder / "best").is_dir():
+    best = standing(folder / "best")
+    if not best.is_dir():
         raise UserError(f"model.path: the run {folder} has no best/ yet")
-    return folder / "best"
+    return best
 
 
 def _base_folder(adapter: Path) -> Path:
@@ -115,7 +116,7 @@ def _base_folder(adapter: Path) -> Path:
         return _best(adapter / name)
     try:
         return _best(_folder(name))
-    except ValueError as error:
+    except UserError as error:
         reason = str(error).removeprefix("model.path: ")
         raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {reason}") from error
 

@@ -127,9 +127,8 @@ def files_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_dtype(folder: Path) -> np.dtype:
-    """The dtype of the stored embedding."""
-    name = "model.embed_tokens.weight"
+def stored_dtype(folder: Path, name: str) -> np.dtype:
+    """The dtype in which the tensor of this name is stored."""
     stored = _stored(weight_files(folder)[name], name).get_dtype()
     return jnp.dtype(next(ours for ours, theirs in DTYPES.items() if theirs == stored))
 

@@ -11,9 +11,9 @@ from qwix import QArray
 from tddpo_jax.adapters.lora import add_adapters, check_fresh, fresh_adapters, merged
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.config.schema import LoraConfig
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import Adapter, LoraParam
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.placement.shardings import parameter_shardings, path_name
 
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)
@@ -286,7 +286,7 @@ def test_a_quantised_model_has_shapes_without_arrays():
     config = tiny_models.llama(**QUANTIZED).config
 
     def make(key):
-        model = Llama(config, key)
+        model = Decoder(config, key)
         quantize(model)
         return model
 
@@ -299,7 +299,7 @@ def test_a_quantised_model_has_shapes_without_arrays():
 
 def quantized_on(mesh, **changes):
     model = tiny_models.llama(**{**QUANTIZED, **changes})
-    model = jax.device_put(model, parameter_shardings(model, mesh))
+    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
     quantize(model)
     return model
 

@@ -15,11 +15,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 
+from tddpo_jax.adapters import load
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
 from tddpo_jax.commands.export import export_run
 from tddpo_jax.config import schema
 from tddpo_jax.generation.generator import Generator
-from tddpo_jax.models.llama.model import LINEAR_NAMES
+from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
 from tddpo_jax.weights.locate import resolve
@@ -71,7 +72,7 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_
     theirs = peft.get_peft_model(tiny_models.hugging_face(), config).eval()
     theirs.save_pretrained(tmp_path / "adapter")
     ours = tiny_models.load(base)
-    load_adapter(ours, tmp_path / "adapter")
+    load_adapter(ours, tmp_path / "adapter", tiny_models.one_device())
     np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
 
 
@@ -80,7 +81,7 @@ def test_a_round_trip_keeps_every_bit(base, tmp_path):
     first = adapted(tiny_models.load(base), 1, rank=49, alpha=1.0, dropout=0.1)
     export_adapter(first, tmp_path / "first", "owner/base")
     second = tiny_models.load(base)
-    load_adapter(second, tmp_path / "first")
+    load_adapter(second, tmp_path / "first", tiny_models.one_device())
     export_adapter(second, tmp_path / "second", "owner/base")
     for name in LINEAR_NAMES:
         before, after = (getattr(model.layers, name).adapter for model in (first, second))
@@ -97,7 +98,7 @@ def test_an_adapter_in_bfloat16_is_read_as_float32(base, folder, tmp_path):
     halves = {name: x.astype(jnp.bfloat16) for name, x in load_file(file).items()}
     save_file(halves, file)
     model = tiny_models.load(base)
-    load_adapter(model, tmp_path / "bfloat16")
+    load_adapter(model, tmp_path / "bfloat16", tiny_models.one_device())
     name = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
     found = model.layers.q_proj.adapter.a[...][2]
     assert found.dtype == jnp.float32
@@ -167,17 +168,17 @@ def test_tensors_that_do_not_fit_are_named(name, base, folder, tmp_path):
     tensors = {**load_file(file), **changes}
     save_file({name: x for name, x in tensors.items() if x is not None}, file)
     with pytest.raises(ValueError, match=message):
-        load_adapter(tiny_models.load(base), tmp_path / "adapter")
+        load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
 
 
 def test_files_that_are_not_whole_are_named(base, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors: not a whole"):
-        load_adapter(tiny_models.load(base), tmp_path / "adapter")
+        load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config\.json: not JSON"):
-        load_adapter(tiny_models.load(base), tmp_path / "adapter")
+        load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
 
 
 def test_a_model_without_adapters_is_not_written(base, tmp_path):
@@ -206,10 +207,8 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
     run, mesh = resolve(str(tmp_path / "run")), tiny_models.one_device()
     settings = tiny_runs.settings(inputs, tmp_path / "again", changes)
     trained = prepare.prepare([schema.resolve(settings)], Screen(quiet=True))
-    quantized = [trained.model(trained.fresh(0))]
-    quantized += [
-        prepare.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))
-    ]
+    quantized = [trained.policy.model(trained.policy.fresh(0))]
+    quantized += [load.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))]
     quantized += [Generator.from_path(str(tmp_path / "run"), "float32").adapters.model]
     for name in LINEAR_NAMES:
         first, *rest = (getattr(model.layers, name).weight.get_value() for model in quantized)
@@ -218,8 +217,8 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
             np.testing.assert_array_equal(another.scale, first.scale)
 
     export_run(tmp_path / "run", tmp_path / "whole", adapter=False)
-    policy = prepare.load_model(run, mesh, jnp.float32)
-    whole = prepare.load_model(resolve(str(tmp_path / "whole")), mesh, jnp.float32)
+    policy = load.load_model(run, mesh, jnp.float32)
+    whole = load.load_model(resolve(str(tmp_path / "whole")), mesh, jnp.float32)
     for name in LINEAR_NAMES:
         found, wanted = (getattr(m.layers, name).weight.get_value() for m in (whole, policy))
         np.testing.assert_array_equal(found, wanted.astype(stored).astype("float32"))

@@ -17,6 +17,9 @@ from tddpo_jax.config.schema import ModelConfig, resolve
 from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
 from tddpo_jax.models.attention.ranges import attention
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.placement import computation
+from tddpo_jax.scoring.forward import view_of
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
 
@@ -27,7 +30,7 @@ lengths_of_pairs = st.lists(st.tuples(*(st.integers(1, 90),) * 3), min_size=1, m
 
 
 def batches(lengths, plain=False, rows=1):
-    pairs = tiny_models.random_pairs(lengths)
+    pairs = tiny_models.random_examples(lengths)
     return pack(pairs, choose_shapes(pairs, len(pairs), rows=rows, plain=plain, causal_rows=True))
 
 
@@ -40,13 +43,13 @@ def arrays(batch, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(attend, q, k, v, cotangent, ranges):
-    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, ranges), q, k, v)
+def value_and_gradients(attend, q, k, v, cotangent, seen):
+    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, seen), q, k, v)
     return out, *backward(cotangent)
 
 
-def by_ranges(q, k, v, ranges):
-    return attention(q, k, v, *ranges)
+def by_ranges(q, k, v, view):
+    return attention(q, k, v, view)
 
 
 def by_causal_rows(q, k, v, rows):
@@ -60,8 +63,8 @@ def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
     """As below, in bfloat16, which rounds to 2^-9 relative; the kernel itself needs its GPU."""
     for batch in batches(LENGTHS):
         given_arrays = arrays(batch)
-        ranges = batch.key_start, batch.key_end
-        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        view = view_of(batch)
+        expected = value_and_gradients(by_ranges, *given_arrays, view)
         halves = (x.astype(jnp.bfloat16) for x in given_arrays)
         by_tokamax = functools.partial(causal_rows_attention, kernel="tokamax")
         actual = value_and_gradients(by_tokamax, *halves, batch.causal_rows)
@@ -80,8 +83,8 @@ def test_causal_rows_give_what_key_ranges_give(plain):
     """Values and gradients; expected: attention over the packed rows themselves."""
     for batch in batches(LENGTHS, plain):
         given_arrays = arrays(batch)
-        ranges = batch.key_start, batch.key_end
-        expected = value_and_gradients(by_ranges, *given_arrays, ranges)
+        view = view_of(batch)
+        expected = value_and_gradients(by_ranges, *given_arrays, view)
         actual = value_and_gradients(by_causal_rows, *given_arrays, batch.causal_rows)
         for got, wanted in zip(actual, expected, strict=True):
             np.testing.assert_allclose(got, wanted, atol=2e-5)
@@ -123,11 +126,11 @@ def test_lengths_are_mapped_too():
 @settings(max_examples=40)
 def test_every_branch_reads_as_it_was_written(lengths):
     """Each causal row holds a whole branch, prompt first, and each token is read exactly once."""
-    pairs = tiny_models.random_pairs(lengths)
+    pairs = tiny_models.random_examples(lengths)
     written = [
         [*pair.prompt.tolist(), *response[:-1].tolist()]
         for pair in pairs
-        for response in (pair.chosen, pair.rejected)
+        for response in pair.responses
     ]
     read = []
     for batch in batches(lengths):
@@ -180,7 +183,7 @@ def test_padding_stays_small():
         np.clip(rng.gamma(shape, mean / shape, 640).astype(int), 2, 1024)
         for mean, shape in ((431, 0.8), (313, 2.0), (339, 2.0))
     ]
-    pairs = tiny_models.random_pairs(list(zip(*columns, strict=True)))
+    pairs = tiny_models.random_examples(list(zip(*columns, strict=True)))
     shapes = choose_shapes(pairs, 128, causal_rows=True)
     packed = [batch for first in range(0, 640, 128) for batch in pack(pairs[first:][:128], shapes)]
     assert padding_share(packed) <= 0.03
@@ -244,13 +247,13 @@ def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
 def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, problem):
     (batch,) = batches(LENGTHS[:1])
     q = jnp.zeros((*batch.tokens.shape, 1, size), dtype)
-    with pytest.raises(ValueError, match=rf"model\.attention: {kernel} .*{problem}"):
+    with pytest.raises(ValueError, match=rf"{kernel} .*{problem}"):
         causal_rows_attention(q, q, q, batch.causal_rows, kernel=kernel)
 
 
 def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatch):
     model = tiny_models.save(tmp_path / "model", tiny_models.hugging_face())
-    monkeypatch.setattr(prepare, "attention_implementation", lambda _: "cudnn")
+    monkeypatch.setattr(computation, "attention_implementation", lambda _: "cudnn")
     config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
     with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 10;"):
         prepare.prepare([config], Screen(quiet=True))
@@ -260,4 +263,4 @@ def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatc
 def test_a_kernel_without_causal_rows(kernel):
     q, at = jnp.zeros((1, 3, 1, 8), jnp.bfloat16), jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(ValueError, match=f"{kernel} needs the causal rows"):
-        attention(q, q, q, at, at, implementation=kernel)
+        attention(q, q, q, View(at, at, at), implementation=kernel)

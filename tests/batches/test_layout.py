@@ -1,5 +1,7 @@
 """The packed layout: every response token scored once, and the same numbers as plain sequences."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tddpo_jax.batches.layout import Pair, Row, Shape, score_count, stream_length
+from tddpo_jax.batches.layout import Example, Row, Shape, score_count, stream_length
 from tddpo_jax.batches.packing import choose_shapes, needed_length, pack, unpack
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.models.llama.tensors import hugging_face_tensors
+from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.placement.shardings import path_name
 
-LENGTHS = st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=7)
+# The lengths of a prompt and its responses: one, two or three, the same number in a whole list.
+LENGTHS = st.integers(2, 4).flatmap(
+    lambda parts: st.lists(st.tuples(*[st.integers(1, 9)] * parts), min_size=1, max_size=7)
+)
 
 
-def numbered_pairs(lengths):
-    """Pairs in which no token id occurs twice, so that a token says where it came from."""
+def numbered_examples(lengths):
+    """Examples in which no token id occurs twice, so that a token says where it came from."""
     ids = iter(np.split(np.arange(10_000, dtype=np.int32), np.cumsum(np.ravel(lengths))))
-    return [Pair(n, next(ids), next(ids), next(ids)) for n in range(len(lengths))]
+    return [
+        Example(n, next(ids), tuple(next(ids) for _ in each[1:])) for n, each in enumerate(lengths)
+    ]
 
 
 # ---- the example of the module's docstring -------------------------------------------------------
@@ -29,8 +36,8 @@ def numbered_pairs(lengths):
 
 def test_the_documented_example():
     """Expected: the table in `layout`'s docstring, c = 11 12 13, p = 1 2, r = 21 22."""
-    row = Row(Shape(rows=1, length=5, scores=5, pairs=1))
-    row.add(0, Pair(0, *(np.array(ids) for ids in ([1, 2], [11, 12, 13], [21, 22]))))
+    row = Row(Shape(rows=1, length=5, scores=5, examples=1))
+    row.add(0, Example(0, np.array([1, 2]), (np.array([11, 12, 13]), np.array([21, 22]))))
     assert row.tokens.tolist() == [12, 11, 1, 2, 21]
     assert row.positions.tolist() == [3, 2, 0, 1, 2]
     assert row.key_start.tolist() == [0, 1, 2, 2, 2]
@@ -38,6 +45,25 @@ def test_the_documented_example():
     assert row.tokens[row.score_position].tolist() == [2, 11, 12, 2, 21]
     assert row.score_target.tolist() == [11, 12, 13, 21, 22]
     assert row.score_branch.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_one_response_follows_its_prompt_and_a_third_brings_a_prompt_of_its_own():
+    """p = 1 2: `p r` for r = 21 22 23; `reversed a | p | b | p | c` for a = 11 12, b = 21 22 and
+    c = 31 32."""
+    row = Row(Shape(rows=1, length=5, scores=4, examples=1, responses=1))
+    row.add(0, Example(0, np.array([1, 2]), (np.array([21, 22, 23]),)))
+    assert row.tokens.tolist() == [1, 2, 21, 22, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 0]
+    assert row.key_start.tolist() == [0, 0, 0, 0, 4]
+    assert row.key_end.tolist() == [1, 2, 3, 4, 4]
+    assert row.score_branch.tolist() == [0, 0, 0, 1]
+    row = Row(Shape(rows=1, length=7, scores=6, examples=1, responses=3))
+    row.add(0, Example(0, np.array([1, 2]), tuple(np.array([n, n + 1]) for n in (11, 21, 31))))
+    assert row.tokens.tolist() == [11, 1, 2, 21, 1, 2, 31]
+    assert row.positions.tolist() == [2, 0, 1, 2, 0, 1, 2]
+    assert row.key_start.tolist() == [0, 1, 1, 1, 4, 4, 4]
+    assert row.key_end.tolist() == [3, 2, 3, 4, 5, 6, 7]
+    assert row.score_branch.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 # ---- any lengths ---------------------------------------------------------------------------------
@@ -52,84 +78,116 @@ def seen_sequence(batch, row, position):
 
 
 def scored_tokens(batches):
-    """Every scored token: (pair, branch, visible sequence, target)."""
+    """Every scored token: (example, response, visible sequence, target)."""
     for batch in batches:
-        for row, score in np.argwhere(batch.score_branch < 2 * batch.pair.shape[1]):
-            place, branch = divmod(int(batch.score_branch[row, score]), 2)
+        places, responses = batch.lengths.shape[1:]
+        for row, score in np.argwhere(batch.score_branch < places * responses):
+            place, response = divmod(int(batch.score_branch[row, score]), responses)
             visible = seen_sequence(batch, row, batch.score_position[row, score])
-            yield int(batch.pair[row, place]), branch, visible, int(batch.score_target[row, score])
+            number, target = batch.example[row, place], batch.score_target[row, score]
+            yield int(number), response, visible, int(target)
 
 
-def expected_scores(pairs):
+def expected_scores(examples):
     """By definition: response token k is predicted from the prompt and the k tokens before it."""
-    for number, pair in enumerate(pairs):
-        for branch, response in enumerate((pair.chosen, pair.rejected)):
+    for number, example in enumerate(examples):
+        for n, response in enumerate(example.responses):
             for k, target in enumerate(response.tolist()):
-                yield number, branch, [*pair.prompt.tolist(), *response[:k].tolist()], target
+                yield number, n, [*example.prompt.tolist(), *response[:k].tolist()], target
 
 
 @given(lengths=LENGTHS, rows=st.integers(1, 3), plain=st.booleans(), data=st.data())
 def test_every_response_token_is_scored_once(lengths, rows, plain, data):
     """Expected: the definition of a conditional log-probability, token by token."""
-    pairs = numbered_pairs(lengths)
-    longest = max(needed_length(pair, plain) for pair in pairs)
+    examples = numbered_examples(lengths)
+    longest = max(needed_length(example, plain) for example in examples)
     row_length = data.draw(st.sampled_from([None, longest, longest + 5]))
-    shapes = choose_shapes(pairs, len(pairs), rows=rows, row_length=row_length, plain=plain)
-    batches = pack(pairs, shapes)
-    assert sorted(scored_tokens(batches)) == sorted(expected_scores(pairs))
+    shapes = choose_shapes(examples, len(examples), rows=rows, row_length=row_length, plain=plain)
+    batches = pack(examples, shapes)
+    assert sorted(scored_tokens(batches)) == sorted(expected_scores(examples))
 
 
 @given(lengths=LENGTHS)
 def test_every_stream_position_sees_its_own_sequence(lengths):
-    """A token sees the sequence that ends with it; padding sees nothing; a pair takes
-    prompt + chosen + rejected - 2 positions."""
-    pairs = numbered_pairs(lengths)
-    total = sum(map(stream_length, pairs))
-    scores = sum(map(score_count, pairs))
-    (batch,) = pack(pairs, [Shape(1, total + 7, scores + 3, len(pairs) + 2)])
+    """A token sees the sequence that ends with it; padding sees nothing.
+
+    A pair takes prompt + chosen + rejected - 2 positions, a single response prompt + response - 1,
+    and three responses take those of a pair and those of a single one.
+    """
+    examples = numbered_examples(lengths)
+    prompts = {1: 1, 2: 1, 3: 2}[len(lengths[0]) - 1]
+    total = sum(prompts * each[0] + sum(each[1:]) - len(each[1:]) for each in lengths)
+    assert sum(map(stream_length, examples)) == total
+    scores, responses = sum(map(score_count, examples)), len(lengths[0]) - 1
+    shape = Shape(1, total + 7, scores + 3, len(examples) + 2, responses=responses)
+    (batch,) = pack(examples, [shape])
     live = [i for i in range(total + 7) if batch.key_end[0, i] > batch.key_start[0, i]]
     assert live == list(range(total))
     sequences = [seen_sequence(batch, 0, i) for i in live]
     assert [sequence[-1] for sequence in sequences] == batch.tokens[0, :total].tolist()
     expected = {
-        tuple([*pair.prompt, *response][:end])
-        for pair in pairs
-        for response in (pair.chosen, pair.rejected)
-        for end in range(1, len(pair.prompt) + len(response))
+        tuple([*example.prompt, *response][:end])
+        for example in examples
+        for response in example.responses
+        for end in range(1, len(example.prompt) + len(response))
     }
     assert {tuple(sequence) for sequence in sequences} == expected
 
 
 @given(lengths=LENGTHS)
-def test_what_is_known_of_every_pair(lengths):
-    """Lengths count response tokens; weights mark the places that hold a pair."""
-    pairs = numbered_pairs(lengths)
-    references = np.arange(2 * len(pairs), dtype=np.float32).reshape(-1, 2)
+def test_what_is_known_of_every_example(lengths):
+    """Lengths count response tokens; weights mark the places that hold an example."""
+    examples, responses = numbered_examples(lengths), len(lengths[0]) - 1
+    references = np.arange(responses * len(examples), dtype=np.float32).reshape(-1, responses)
     found = {}
-    for batch in pack(pairs, choose_shapes(pairs, len(pairs)), references):
-        for row, place in np.argwhere(batch.pair >= 0):
-            number = int(batch.pair[row, place])
+    for batch in pack(examples, choose_shapes(examples, len(examples)), references):
+        for row, place in np.argwhere(batch.example >= 0):
+            number = int(batch.example[row, place])
             assert number not in found
-            found[number] = batch.lengths[row, place].tolist()
+            found[number] = tuple(batch.lengths[row, place].tolist())
             assert batch.ref_logps[row, place].tolist() == references[number].tolist()
-        np.testing.assert_array_equal(batch.weight, batch.pair >= 0)
-    assert found == {n: [len(p.chosen), len(p.rejected)] for n, p in enumerate(pairs)}
+        np.testing.assert_array_equal(batch.weight, batch.example >= 0)
+    assert found == {n: each[1:] for n, each in enumerate(lengths)}
 
 
 # ---- the same numbers ----------------------------------------------------------------------------
 
 # Responses of one token, a prompt of one token, and pairs that reach over a block of attention.
-PAIRS = tiny_models.random_pairs([(19, 31, 7), (1, 5, 1), (11, 1, 13), (23, 40, 29), (3, 1, 1)])
-TOTAL = sum(map(stream_length, PAIRS))
-SCORES = sum(map(score_count, PAIRS))
-LAYOUTS = {
-    "packed": Shape(1, TOTAL, SCORES, len(PAIRS)),
-    "longer rows": Shape(3, TOTAL + 61, SCORES + 17, len(PAIRS) + 2),
-    "one pair a row, in micro-batches": Shape(2, 90, 69, 1),
-    "plain": Shape(len(PAIRS), 130, 69, 1, plain=True),
+LENGTHS_OF_PAIRS = [(19, 31, 7), (1, 5, 1), (11, 1, 13), (23, 40, 29), (3, 1, 1)]
+PAIRS = tiny_models.random_examples(LENGTHS_OF_PAIRS)
+THIRD = (17, 3, 1, 37, 5)  # tokens of a third response
+# One, two and three responses to each prompt.
+EXAMPLES = {
+    1: tiny_models.random_examples([lengths[:2] for lengths in LENGTHS_OF_PAIRS]),
+    2: PAIRS,
+    3: tiny_models.random_examples(
+        [(*lengths, third) for lengths, third in zip(LENGTHS_OF_PAIRS, THIRD, strict=True)]
+    ),
 }
-# The loss of these tests: a sum of log-probs under weights that tell every branch from every other.
-WEIGHTS = np.random.default_rng(5).normal(size=(len(PAIRS), 2)).astype(np.float32)
+
+
+def layouts(responses):
+    examples = EXAMPLES[responses]
+    count, total, scores = (
+        len(examples),
+        sum(map(stream_length, examples)),
+        sum(map(score_count, examples)),
+    )
+    shapes = {
+        "packed": Shape(1, total, scores, count),
+        "longer rows": Shape(3, total + 61, scores + 17, count + 2),
+        "one example a row, in micro-batches": Shape(2, 150, 107, 1),
+        "plain": Shape(count, 65 * responses, 107, 1, plain=True),
+    }
+    return {name: dataclasses.replace(s, responses=responses) for name, s in shapes.items()}
+
+
+LAYOUTS = [(responses, name) for responses in EXAMPLES for name in layouts(responses)]
+
+
+def weights_of(responses):
+    """The loss of these tests is a sum of log-probs under weights that tell all branches apart."""
+    return np.random.default_rng(5).normal(size=(len(PAIRS), responses)).astype(np.float32)
 
 
 @tiny_models.quick_jit
@@ -151,48 +209,56 @@ def by_name(gradients):
 
 @pytest.fixture(scope="module")
 def results():
-    """Per layout: log-probs in the order of the pairs, and gradients summed over micro-batches."""
+    """Per layout: log-probs in the order of the examples, gradients summed over micro-batches."""
     model = tiny_models.load_from(tiny_models.hugging_face())
     found = {}
-    for name, shape in LAYOUTS.items():
-        batches = pack(PAIRS, [shape], WEIGHTS)
+    for responses, name in LAYOUTS:
+        examples, shape = EXAMPLES[responses], layouts(responses)[name]
+        batches = pack(examples, [shape], weights_of(responses))
         parts = [log_probs_and_gradients(model, batch) for batch in batches]
-        logps = unpack(batches, [np.asarray(part[0]) for part in parts], len(PAIRS))
+        logps = unpack(batches, [np.asarray(part[0]) for part in parts], len(examples))
         gradients = [by_name(part[1]) for part in parts]
-        found[name] = logps, {key: sum(g[key] for g in gradients) for key in gradients[0]}
+        summed = {key: sum(g[key] for g in gradients) for key in gradients[0]}
+        found[responses, name] = logps, summed
     return found
 
 
 @pytest.fixture(scope="module")
 def theirs():
     """transformers, one whole sequence after another: log-probs and gradients of the same sum."""
-    model = tiny_models.hugging_face()
-    logps = np.zeros((len(PAIRS), 2))
-    for number, pair in enumerate(PAIRS):
-        for branch, response in enumerate((pair.chosen, pair.rejected)):
-            ids = torch.from_numpy(np.concatenate([pair.prompt, response])).long()
+    return {responses: transformers_results(responses) for responses in EXAMPLES}
+
+
+def transformers_results(responses):
+    model, weights = tiny_models.hugging_face(), weights_of(responses)
+    logps = np.zeros_like(weights)
+    for number, example in enumerate(EXAMPLES[responses]):
+        for n, response in enumerate(example.responses):
+            ids = torch.from_numpy(np.concatenate([example.prompt, response])).long()
             log_probs = torch.log_softmax(model(ids[None]).logits[0, :-1], dim=-1)
-            scored = log_probs.gather(1, ids[1:, None])[len(pair.prompt) - 1 :].sum()
-            (scored * float(WEIGHTS[number, branch])).backward()
-            logps[number, branch] = scored.item()
+            scored = log_probs.gather(1, ids[1:, None])[len(example.prompt) - 1 :].sum()
+            (scored * float(weights[number, n])).backward()
+            logps[number, n] = scored.item()
     return logps, {name: weight.grad.numpy() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_log_probs_and_gradients_are_those_of_transformers(name, results, theirs):
+@pytest.mark.parametrize(("responses", "name"), LAYOUTS)
+def test_log_probs_and_gradients_are_those_of_transformers(responses, name, results, theirs):
     """Expected: transformers on each branch alone, neither packed, shared nor padded."""
-    logps, gradients = results[name]
-    np.testing.assert_allclose(logps, theirs[0], rtol=1e-5, atol=1e-4)
-    for hf_name, (path, layer) in hugging_face_tensors(tiny_models.CONFIG).items():
-        wanted = theirs[1][hf_name]
-        got = gradients[path] if layer is None else gradients[path][layer]
+    logps, gradients = results[responses, name]
+    wanted_logps, wanted_gradients = theirs[responses]
+    np.testing.assert_allclose(logps, wanted_logps, rtol=1e-5, atol=1e-4)
+    for hf_name, (parameter, layer) in hub_tensors(tiny_models.CONFIG.parameters).items():
+        wanted, got = wanted_gradients[hf_name], gradients[parameter.path]
+        got = got if layer is None else got[layer]
         np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=hf_name)
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"plain"}))
-def test_no_layout_changes_the_numbers(name, results):
+@pytest.mark.parametrize(("responses", "name"), [each for each in LAYOUTS if each[1] != "plain"])
+def test_no_layout_changes_the_numbers(responses, name, results):
     """Expected: the plain layout, to float32 rounding, 1e-5 relative."""
-    (logps, gradients), (plain_logps, plain_gradients) = results[name], results["plain"]
+    logps, gradients = results[responses, name]
+    plain_logps, plain_gradients = results[responses, "plain"]
     np.testing.assert_allclose(logps, plain_logps, rtol=1e-5)
     for path, wanted in plain_gradients.items():
         error = np.linalg.norm(gradients[path] - wanted)
@@ -213,9 +279,9 @@ def identity_model(values):
 def test_long_sums_are_exact_wherever_a_pair_stands():
     """3 x 999 values near -4 nats: float32 added one after another loses up to 1e-3; the sums here
     are those of float64 to one rounding (2^-11 at 4,000 nats), more tokens than one chunk."""
-    pairs = tiny_models.random_pairs([(2, 999, 998), (5, 1001, 7), (1, 3, 1000)], vocabulary=2)
+    pairs = tiny_models.random_examples([(2, 999, 998), (5, 1001, 7), (1, 3, 1000)], vocabulary=2)
     for pair in pairs:
-        for ids in pair[1:]:
+        for ids in (pair.prompt, *pair.responses):
             ids[:] = 1
     (batch,) = pack(pairs, [Shape(1, 4096, 4096, 3)])
     values = np.random.default_rng(0).uniform(-8, -1, 4096).astype(np.float32)
@@ -230,8 +296,9 @@ def test_long_sums_are_exact_wherever_a_pair_stands():
 def test_exact_kl_is_the_sum_over_the_vocabulary():
     """KL = sum over scored tokens and words of p (log p - log p0), by numpy in float64."""
     rng = np.random.default_rng(0)
-    (batch,) = pack(PAIRS, [LAYOUTS["packed"]])
-    hidden, ref_hidden = rng.normal(size=(2, 1, TOTAL, 7)).astype(np.float32)
+    shape = layouts(2)["packed"]
+    (batch,) = pack(PAIRS, [shape])
+    hidden, ref_hidden = rng.normal(size=(2, 1, shape.length, 7)).astype(np.float32)
     head, ref_head = rng.normal(size=(2, 61, 7)).astype(np.float32)
     actual = jax.jit(branch_kl)(hidden, head, ref_hidden, ref_head, batch)
 

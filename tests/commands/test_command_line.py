@@ -19,7 +19,8 @@ from tiny_commands import run, trained_run, training_options
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.schema import Config
+from tddpo_jax.config.schema import setting_fields
+from tddpo_jax.losses.catalogue import LOSSES, readers
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -50,20 +51,17 @@ def parsed(*arguments):
     return settings_of(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def settings_in(section, prefix=""):
-    for name, field in section.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            yield from settings_in(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
 def test_help_lists_every_setting_with_its_default(capsys):
     assert run("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, field in settings_in(Config):
+    for name, field in setting_fields():
         assert re.search(rf"--{re.escape(name).replace('_', '-')}\b", text), name
         assert f"(default {field.default})" in text, name
+    whole = re.sub(r"(\w-) ", r"\1", text)  # a line may end within a word that has a hyphen
+    for loss in LOSSES.values():
+        for name, setting in loss.settings.items():
+            help_text = f"{setting.help}; read by {readers(name)} (default {setting.default})"
+            assert whole.count(help_text) == 1, name
     for short in ("--loss", "--beta", "--tau", "--model", "--data", "--seed", "--output"):
         assert f"{short} " in text or f"{short}," in text
 
@@ -116,6 +114,22 @@ MISTAKES = {
     "half a line": ("--data {torn}", r"torn\.jsonl line 2: not JSON"),
     "no usable row": ("--data {same}", r"same\.jsonl: none .* 1 x identical branches"),
     "an id beyond the vocabulary": ("--data {id}", r"row 0: 'chosen' holds the id 448"),
+    "a loss of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss dpo",
+        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one for each prompt",
+    ),
+    "a metric of pairs on single responses": (
+        "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
+        r"train\.best_metric: .*'eval_logps/rejected' of data with one response",
+    ),
+    "rows of two kinds": (
+        "--data {mixed}",
+        r"mixed\.jsonl row 1: has 2 responses and row 0 has 1 response",
+    ),
+    "validation of another kind": (
+        "--data {single} --data.validation {train} --loss sft",
+        r"data\.validation: a row of \S+train\.jsonl has 2 responses, one of \S+ has 1 response",
+    ),
     "an unknown template": ("--data {chat} --data.template nope", r"template 'nope': no such"),
     "no such split": ("--data.validation nope", r"data\.validation: 'nope' is no file"),
     "a fraction of one": ("--data.validation 1.0", r"data\.validation: a fraction must be in"),
@@ -173,6 +187,7 @@ def files(inputs, tmp_path_factory):
     """Paths by name: what is wrong with them is what the name says."""
     folder = tmp_path_factory.mktemp("wrong")
     good = json.loads(inputs.train.read_text().splitlines()[0])
+    single = {"prompt_ids": good["prompt_ids"], "response_ids": good["chosen_ids"]}
     turn = [{"role": "user", "content": "hello"}]
     answers = ([*turn, {"role": "assistant", "content": text}] for text in ("the ball", "a river"))
     rows = {
@@ -182,6 +197,8 @@ def files(inputs, tmp_path_factory):
         "torn": json.dumps(good) + '\n{"prompt_ids": [1,\n',
         "same": json.dumps({**good, "rejected_ids": good["chosen_ids"]}),
         "id": json.dumps({**good, "chosen_ids": [448, 2]}),
+        "single": json.dumps(single),
+        "mixed": json.dumps(single) + "\n" + json.dumps(good),
         "chat": json.dumps(dict(zip(("chosen", "rejected"), answers, strict=True))),
     }
     settings = {

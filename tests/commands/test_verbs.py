@@ -225,6 +225,24 @@ def test_logps_are_transformers_sums_and_nothing_is_cut(inputs, tmp_path):
         assert line["prompt_tokens"] == len(row["prompt_ids"])
 
 
+def test_rows_of_one_response_have_one_sum(inputs, tmp_path):
+    """The rejected responses of pairs as rows of their own, beside one that cannot be used."""
+    pairs = tiny_runs.random_rows(5, seed=8)
+    rows = [{"prompt_ids": p["prompt_ids"], "response_ids": p["rejected_ids"]} for p in pairs]
+    data = tiny_runs.write_rows(tmp_path / "rows.jsonl", [*rows, {**rows[0], "prompt_ids": []}])
+    *lines, last = log_probs(inputs.model, data, tmp_path / "logps.jsonl")
+    theirs = AutoModelForCausalLM.from_pretrained(inputs.model).eval()
+    for index, (line, row) in enumerate(zip(lines, rows, strict=True)):
+        expected = transformers_log_prob(theirs, row, "response_ids")
+        assert line == {
+            "index": index,
+            "logp": pytest.approx(expected, rel=1e-5),
+            "prompt_tokens": len(row["prompt_ids"]),
+            "response_tokens": len(row["response_ids"]),
+        }
+    assert last == {"index": 5, "unusable": "empty prompt"}
+
+
 def test_rows_without_log_probs_stand_in_their_place(inputs, tmp_path):
     """Texts beside ids; a row that cannot be used keeps its line, and says why."""
     good = tiny_runs.random_rows(1, seed=8)[0]

@@ -25,11 +25,14 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data import sources
-from tddpo_jax.data.dataset import load_dataset, load_uncut_pairs
-from tddpo_jax.data.pairs import Unusable
+from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
+from tddpo_jax.data.examples import Unusable
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
+
+# Of `IDS` alone, read for a context of 64.
+HASH_OF_IDS = "2910b624197299b58975dfc93d8b003fae054825d27474f458948c4927e37d1e"
 
 # ---- rows ----------------------------------------------------------------------------------------
 
@@ -95,9 +98,88 @@ def test_shapes_of_one_conversation(tmp_path, shape):
         add_special_tokens=False,
     )["input_ids"]
     assert pair.prompt.tolist() == ids[1]
-    assert pair.prompt.tolist() + pair.chosen.tolist() == ids[0]
-    assert TOKENIZER.decode(pair.rejected).strip() == "the river </s>"
-    assert all(part.dtype == np.int32 for part in pair[1:])
+    assert pair.prompt.tolist() + pair.responses[0].tolist() == ids[0]
+    assert TOKENIZER.decode(pair.responses[1]).strip() == "the river </s>"
+    assert all(part.dtype == np.int32 for part in (pair.prompt, *pair.responses))
+
+
+SAME_RESPONSE = {
+    "messages": {"messages": [user("what is red?"), assistant("the ball")]},
+    "messages beside a redundant prompt": {
+        "messages": [user("what is red?"), assistant("the ball")],
+        "prompt": "what is red?",
+        "completion": "ignored",
+    },
+    "a conversation and its continuation": {
+        "prompt": [user("what is red?")],
+        "completion": [assistant("the ball")],
+    },
+    "a conversation and a text": {"prompt": [user("what is red?")], "completion": "the ball"},
+    "a text and an answer": {"prompt": "what is red?", "completion": [assistant("the ball")]},
+}
+
+
+@pytest.mark.parametrize("shape", SAME_RESPONSE)
+def test_shapes_of_one_response(tmp_path, shape):
+    """The example is the pair's without its rejected response."""
+    (single,) = load(tmp_path, [SAME_RESPONSE[shape]], template="llama-2").train
+    (pair,) = load(tmp_path, [conversation()], template="llama-2").train
+    assert as_lists([single]) == [as_lists([pair])[0][:-1]]
+
+
+def test_texts_and_ids_of_one_response_are_verbatim(tmp_path):
+    texts = load(tmp_path, [{"prompt": "what is red?", "completion": " the ball"}])
+    (single,) = texts.train
+    assert (texts.template, texts.responses) == ("verbatim", 1)
+    whole = TOKENIZER("what is red? the ball")["input_ids"]
+    assert [*single.prompt, *single.responses[0]] == [*whole, 2]
+    ids = load(tmp_path, [{"prompt_ids": [1, 20], "response_ids": [30, 2]}], tokenizer=None)
+    assert as_lists(ids.train) == [(0, [1, 20], [30, 2])]
+
+
+def test_columns_of_a_pair_make_a_pair_whatever_else_is_there(tmp_path):
+    """UltraFeedback's rows have `messages` too, and sampled pairs may keep their `response_ids`."""
+    row = {**conversation(), "prompt": "what is red?", "messages": [user("a"), assistant("b")]}
+    assert load(tmp_path, [row]).responses == 2
+    assert as_lists(load(tmp_path, [{**IDS, "response_ids": [9]}]).train) == [(0, *IDS.values())]
+
+
+def test_rows_of_one_response_that_cannot_be_used(tmp_path):
+    rows = [
+        {"messages": []},
+        {"messages": [assistant("a")]},
+        {"messages": [user("a"), assistant(" ")]},
+        {"prompt": " ", "completion": "a"},
+        {"prompt_ids": [1], "response_ids": []},
+        {"messages": [user("the"), assistant("ball")]},
+        {"messages": [user("the"), assistant("ball")]},
+    ]
+    dataset = load(tmp_path, rows)
+    assert dataset.dropped == {"empty response": [0, 2, 4], "empty prompt": [1, 3]}
+    assert [example.row for example in dataset.train] == [5, 6]
+
+
+def test_rows_of_one_response_come_back_from_the_cache_and_are_cut(tmp_path):
+    rows = [{"prompt_ids": [1, *range(20, 29)], "response_ids": [30, 31, 32, 2]}] * 2
+    first, second = (load(tmp_path, rows, max_length=6, max_prompt_length=4) for _ in range(2))
+    assert as_lists(first.train) == as_lists(second.train)
+    assert as_lists(first.train)[1] == (1, [1, 26, 27, 28], [30, 31])
+    assert (second.cut_prompts, second.cut_responses) == (2, 2)
+
+
+def test_all_rows_have_the_same_number_of_responses(tmp_path):
+    single = {"messages": [user("the"), assistant("ball")]}
+    with pytest.raises(ValueError, match=r"data\.jsonl row 2: has 1 response and row 0 has 2 resp"):
+        load(tmp_path, [*questions(2), single, single])
+    other = write(tmp_path / "other.jsonl", [single])
+    with pytest.raises(ValueError, match=r"data\.validation: a row of \S+other\.jsonl has 1 respo"):
+        load(tmp_path, questions(2), validation=other)
+
+
+def test_the_content_hash_of_pairs_has_not_moved(tmp_path):
+    """Runs and references that were made from these rows go by this hash."""
+    dataset = load(tmp_path, [IDS], tokenizer=None, context=64)
+    assert dataset.content_hash == HASH_OF_IDS
 
 
 def test_texts_are_verbatim(tmp_path):
@@ -107,7 +189,7 @@ def test_texts_are_verbatim(tmp_path):
     assert dataset.template == "verbatim"
     assert pair.prompt.tolist() == encode_prompt(TOKENIZER, "what is red?").tolist()
     whole = TOKENIZER("what is red? the ball")["input_ids"]
-    assert pair.prompt.tolist() + pair.chosen.tolist() == [*whole, 2]
+    assert pair.prompt.tolist() + pair.responses[0].tolist() == [*whole, 2]
 
 
 def test_ids_are_verbatim_and_need_no_tokenizer(tmp_path):
@@ -153,7 +235,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
 def test_uncut_pairs_are_every_row_in_order(tmp_path):
     long = conversation("what " * 3000)
     file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
-    pairs = load_uncut_pairs(file, TOKENIZER, "llama-2")
+    pairs = load_uncut_examples(file, TOKENIZER, "llama-2")
     assert len(pairs) == len(REASONS) + 2
     assert len(pairs[0].prompt) > 3000
     unusable = [pair for pair in pairs if isinstance(pair, Unusable)]
@@ -206,7 +288,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
         np.savez(file, something=np.arange(3))
         content = file.read_bytes()
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"pairs-.*npz is damaged"):
+    with pytest.warns(UserWarning, match=r"examples-.*npz is damaged"):
         second = load(tmp_path, questions(9))
     assert as_lists(second.train) == as_lists(first.train)
     assert as_lists(load(tmp_path, questions(9)).train) == as_lists(first.train)
@@ -312,6 +394,23 @@ def test_rows_that_are_wrong(tmp_path, row, message):
 
 
 @pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": [user("a"), user("b")]}, "the last role of 'messages' is 'user', not 'assis"),
+        ({"messages": "a text"}, "'messages' must be a list of {role, content}"),
+        ({"completion": "b"}, "lacks the column 'prompt'"),
+        ({"prompt": "a", "completion": 3}, "'completion' must be a list of {role, content}"),
+        ({"response_ids": [1]}, "lacks the column 'prompt_ids'"),
+        ({"prompt_ids": [1], "response_ids": [1.5]}, "'response_ids' must be a list of integers"),
+    ],
+)
+def test_rows_of_one_response_that_are_wrong(tmp_path, row, message):
+    file = write(tmp_path / "data.jsonl", [row])
+    with pytest.raises(ValueError, match=re.escape(f"data {file} row 0: {message}")):
+        read_source(file)
+
+
+@pytest.mark.parametrize(
     ("rows", "config", "message"),
     [
         (
@@ -321,7 +420,7 @@ def test_rows_that_are_wrong(tmp_path, row, message):
         ),
         (questions(3), {"template": "llama2"}, "template 'llama2': no such template"),
         (questions(3), {"template": "llama-3"}, "the tokenizer lacks <|start_header_id|>"),
-        (questions(1), {"validation": 0.5}, "data.validation: leaves no training pairs"),
+        (questions(1), {"validation": 0.5}, "data.validation: leaves nothing to train on"),
         (
             [conversation(rejected="x"), conversation()],
             {"validation": 0.5},

@@ -12,11 +12,11 @@ from tiny_tokenizers import byte_level, sentencepiece
 
 from tddpo_jax.data.templates import (
     NAMED,
+    chat_example,
     chat_format,
-    chat_pair,
-    encode_pairs,
+    encode_examples,
     encode_prompt,
-    text_pair,
+    text_example,
 )
 from tddpo_jax.data.tokenizer import Text, encode, make_encoder
 
@@ -49,7 +49,9 @@ WORDS = st.text(st.sampled_from("a the\n▁é🙂<>/s[]\t "), max_size=30)
 
 def pair_ids(tokenizer, template, history, chosen, rejected):
     style = chat_format(tokenizer, template)
-    return encode_pairs(style, [chat_pair(style, history, chosen, rejected)])[0]
+    example = chat_example(style, history, [chosen, rejected])
+    prompt, responses = encode_examples(style, [example])[0]
+    return prompt, *responses
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,10 @@ def test_named_templates_write(template, expected):
     """llama-2, llama-3 and plain strip the messages, as their authors do; the others do not."""
     tokenizer = LLAMA_3 if template in ("chatml", "llama-3") else LLAMA_2
     style = chat_format(tokenizer, template)
-    pair = chat_pair(style, LONG, "near ", "far")
+    pair = chat_example(style, LONG, ["near ", "far"])
     if template in ("plain", "llama-2"):
         expected = expected.replace("near ", "near")
-    assert pair.prompt.text + pair.chosen.text == expected
+    assert pair.prompt.text + pair.responses[0].text == expected
 
 
 @pytest.mark.parametrize(("tokenizer", "template"), COMBINATIONS)
@@ -122,11 +124,12 @@ def test_pieces_join_into_the_whole(name, template, question, answer):
     """prompt ids + response ids are the ids of the whole text, dummy prefix and all."""
     tokenizer = TOKENIZERS[name]
     style = chat_format(tokenizer, template)
-    pair = chat_pair(style, [{"role": "user", "content": question}], answer, "other")
-    prompt, chosen, _ = encode_pairs(style, [pair])[0]
-    if pair.chosen.mark:
+    pair = chat_example(style, [{"role": "user", "content": question}], [answer])
+    prompt, (chosen,) = encode_examples(style, [pair])[0]
+    if pair.responses[0].mark:
         return  # the whole, encoded at once, would take the quoted token for a special one
-    whole = tokenizer(pair.prompt.text + pair.chosen.text, add_special_tokens=False)["input_ids"]
+    text = pair.prompt.text + pair.responses[0].text
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert (prompt + chosen)[-len(whole) :] == whole
     assert len(prompt + chosen) - len(whole) in (0, 1)  # the `<s>` that only llama-2 writes itself
 
@@ -163,7 +166,8 @@ def test_generation_starts_from_the_training_prompt(tokenizer, template):
 def test_verbatim_texts(tokenizer, prompt):
     """BOS + prompt; response + end of sequence; together the ids of the joined text."""
     style = chat_format(tokenizer, None)
-    ids, chosen, rejected = encode_pairs(style, [text_pair(style, prompt, " ball", "ball")])[0]
+    example = text_example(style, prompt, [" ball", "ball"])
+    ids, (chosen, rejected) = encode_examples(style, [example])[0]
     assert ids == encode_prompt(tokenizer, prompt).tolist()
     assert ids == tokenizer(prompt)["input_ids"]
     end = tokenizer.eos_token_id
@@ -180,10 +184,10 @@ def test_verbatim_texts(tokenizer, prompt):
 def test_texts_written_elsewhere():
     """A prompt that brings its own special tokens keeps them; one end of turn is not doubled."""
     style = chat_format(LLAMA_2, None)
-    pair = text_pair(style, "<s>[INST] hi [/INST]", " a</s>", " b </s> c")
-    prompt, chosen, rejected = encode_pairs(style, [pair])[0]
+    pair = text_example(style, "<s>[INST] hi [/INST]", [" a</s>", " b </s> c"])
+    prompt, (chosen, rejected) = encode_examples(style, [pair])[0]
     assert prompt.count(1) == 1
-    assert chosen == encode_pairs(style, [text_pair(style, "hi", " a", "b")])[0][1]
+    assert chosen == encode_examples(style, [text_example(style, "hi", [" a"])])[0][1][0]
     assert rejected.count(2) == 1
     assert "b </s> c" in LLAMA_2.decode(rejected[:-1])
 
@@ -212,8 +216,8 @@ def test_tokenizers_own_template():
     own = sentencepiece(chat_template=jinja + "{% if add_generation_prompt %}assistant={% endif %}")
     style = chat_format(own, None)
     assert style.name == "tokenizer"
-    pair = chat_pair(style, QUESTION, "A", "B")
-    assert pair.prompt.text + pair.chosen.text == "user=what is red?</s>!assistant=A</s>"
+    pair = chat_example(style, QUESTION, ["A"])
+    assert pair.prompt.text + pair.responses[0].text == "user=what is red?</s>!assistant=A</s>"
     assert chat_format(own, "plain").name == "plain"
     assert chat_format(LLAMA_2, None).name == "plain"
 
@@ -241,7 +245,7 @@ def test_prompts_do_not_change_with_the_day():
         "{% if add_generation_prompt %}{{ date_string }}{% endif %}"
     )
     style = chat_format(sentencepiece(chat_template=jinja), None)
-    assert chat_pair(style, QUESTION, "A", "B").prompt.text.startswith("26 Jul 2024")
+    assert chat_example(style, QUESTION, ["A"]).prompt.text.startswith("26 Jul 2024")
 
 
 LAST_THINKS = (
@@ -271,4 +275,4 @@ def test_templates_that_cannot_be_used(tokenizer, template, message):
 def test_template_refuses_a_conversation():
     style = chat_format(LLAMA_2, "llama-2")
     with pytest.raises(ValueError, match="llama-2 wants user and assistant in turn"):
-        chat_pair(style, [*QUESTION, *QUESTION], "A", "B")
+        chat_example(style, [*QUESTION, *QUESTION], ["A"])

@@ -6,26 +6,26 @@ import jax
 import numpy as np
 
 from tddpo_jax.adapters.adapter_set import copied
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
-from tddpo_jax.models.llama.model import LINEAR_NAMES
 
 
 def adapted(
-    base: Llama,
+    base: Decoder,
     seed: int,
     *,
     rank: int,
     alpha: float = 8.0,
     dropout: float = 0.0,
-    targets: tuple[str, ...] = LINEAR_NAMES,
-) -> Llama:
+    targets: tuple[str, ...] | None = None,
+) -> Decoder:
     """The base with an adapter of which no factor is zero."""
     model = copied(base)
     rng = np.random.default_rng(seed)
     place = model.norm.weight[...].sharding
-    for name in targets:
-        linear = getattr(model.layers, name)
+    for path, linear in linear_layers(model).items():
+        if targets is not None and path.rpartition(".")[2] not in targets:
+            continue
         layers, outputs, inputs = linear.weight.shape
         sizes = inputs, outputs, rank, alpha / rank, dropout
         adapter = jax.eval_shape(lambda key, sizes=sizes: Adapter(*sizes, key), jax.random.key(0))

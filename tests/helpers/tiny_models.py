@@ -20,11 +20,13 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from tddpo_jax.batches.layout import Batch, Pair
+from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.config.schema import MeshConfig
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.scoring.forward import view_of
 from tddpo_jax.weights.hugging_face import load as load_checkpoint
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 
@@ -70,7 +72,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: boo
     return 1 + 0.2 * noise if is_norm else 1.5 * noise / np.sqrt(shape[-1])
 
 
-def llama(seed: int = 0, **changes) -> Llama:
+def llama(seed: int = 0, **changes) -> Decoder:
     """A model of `CONFIG`, changed, with random weights."""
     config = dataclasses.replace(CONFIG, **changes)
     rng = np.random.default_rng(seed)
@@ -78,7 +80,7 @@ def llama(seed: int = 0, **changes) -> Llama:
     def fill(path, leaf):
         return jnp.asarray(random_weight(rng, leaf.shape, "norm" in jax.tree_util.keystr(path)))
 
-    abstract = jax.eval_shape(lambda key: Llama(config, key), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: Decoder(config, key), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
@@ -103,12 +105,12 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> P
     return folder
 
 
-def load(folder: Path, dtype=None) -> Llama:
+def load(folder: Path, dtype=None) -> Decoder:
     """The folder's model on one device."""
     return load_checkpoint(folder, one_device(), dtype)
 
 
-def load_from(model: LlamaForCausalLM) -> Llama:
+def load_from(model: LlamaForCausalLM) -> Decoder:
     """The weights of a transformers model as ours, by way of a folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load(save(Path(folder), model))
@@ -142,48 +144,54 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
     return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), devices)
 
 
-def reading_order(rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Positions and key ranges of plain sequences, one a row."""
+def reading_order(rows: int, length: int) -> View:
+    """What the tokens of plain sequences see, one sequence a row."""
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    return positions, jnp.zeros_like(positions), positions + 1
+    return View(jnp.zeros_like(positions), positions + 1, positions)
 
 
-def plain_states(model: Llama, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
+def plain_states(model: Decoder, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
     """Hidden states of plain sequences."""
-    return model(tokens, *reading_order(*tokens.shape), dtype=dtype, remat=remat)
+    return model(tokens, reading_order(*tokens.shape), dtype=dtype, remat=remat)
 
 
 hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
 
 
-def run(model: Llama, batch: Batch, **settings) -> jax.Array:
+def run(model: Decoder, batch: Batch, **settings) -> jax.Array:
     """Hidden states of packed rows."""
-    ranges = (batch.tokens, batch.positions, batch.key_start, batch.key_end)
-    return model(*ranges, **{"dtype": jnp.float32, **settings})
+    return model(batch.tokens, view_of(batch), **{"dtype": jnp.float32, **settings})
 
 
-def dense_attention(q, k, v, key_start, key_end) -> jax.Array:
+def dense_attention(q, k, v, view: View, *, window=None, scale=None) -> jax.Array:
     """Attention with a mask of every query and key, written out; zeros where no key is seen."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / q.shape[-1] ** 0.5
+    scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) * (scale or q.shape[-1] ** -0.5)
     key = jnp.arange(k.shape[1])
-    seen = ((key_start[..., None] <= key) & (key < key_end[..., None]))[:, None]
+    seen = (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
+    if window is not None:
+        seen &= view.position[:, :, None] - view.position[:, None] < window
+    seen = seen[:, None]
     largest = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e30)
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - largest, 0)), 0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     return jnp.einsum("BHQK,BKHS->BQHS", weights / jnp.where(total > 0, total, 1), v)
 
 
-def random_pairs(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Pair]:
-    """Pairs of random token ids.
+def random_examples(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Example]:
+    """Examples of random token ids.
 
     Args:
-        lengths: of prompt, chosen and rejected of each pair.
+        lengths: of the prompt and of each response of each example.
         seed: of the ids.
         vocabulary: ids are below it.
     """
     rng = np.random.default_rng(seed)
+
+    def ids(length) -> np.ndarray:
+        return rng.integers(0, vocabulary, length).astype(np.int32)
+
     return [
-        Pair(number, *(rng.integers(0, vocabulary, length).astype(np.int32) for length in three))
-        for number, three in enumerate(lengths)
+        Example(number, ids(prompt), tuple(map(ids, responses)))
+        for number, (prompt, *responses) in enumerate(lengths)
     ]

@@ -47,5 +47,6 @@ def load(tmp_path, rows, tokenizer=TOKENIZER, *, context=2048, **config):
     return load_dataset(DataConfig(**config), tokenizer, context=context, cache=tmp_path / "cache")
 
 
-def as_lists(pairs):
-    return [(pair.row, *(ids.tolist() for ids in pair[1:])) for pair in pairs]
+def as_lists(examples):
+    parts = ((each.row, each.prompt, *each.responses) for each in examples)
+    return [(row, *(part.tolist() for part in ids)) for row, *ids in parts]

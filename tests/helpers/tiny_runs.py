@@ -26,7 +26,7 @@ from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.losses.metric_names import TIMING_METRICS
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training import prepare
+from tddpo_jax.training import shared
 
 # Every dimension is shared evenly by two tensor-parallel and by eight data-parallel devices, and
 # the inputs of every linear layer are blocks of 64, which QLoRA needs.
@@ -62,9 +62,10 @@ def random_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
     """Rows of random token ids, prompts and responses of 2 to 11 tokens."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 12, (count, 3))
-    pairs = tiny_models.random_pairs(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
+    pairs = tiny_models.random_examples(lengths, seed=seed, vocabulary=SHAPE["vocab_size"])
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return [dict(zip(columns, (ids.tolist() for ids in pair[1:]), strict=True)) for pair in pairs]
+    parts = ([ids.tolist() for ids in (pair.prompt, *pair.responses)] for pair in pairs)
+    return [dict(zip(columns, three, strict=True)) for three in parts]
 
 
 def write_rows(file: Path, rows: list[dict]) -> Path:
@@ -110,7 +111,7 @@ def use_devices(patch, count: int) -> None:
     Commands set no flags for XLA: it has started, and they are part of the key of every program
     that is kept on disk.
     """
-    for module in (prepare, logps):
+    for module in (shared, logps):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
     patch.setattr(exit_status, "set_flags", lambda: None)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tddpo_jax.models.attention.ranges import BLOCK, attention
+from tddpo_jax.models.attention.view import View
 
 SIZE = 10
 # Rows, length, query heads, key/value heads; lengths below, at and above a block, no multiple.
@@ -43,18 +44,21 @@ def ranges(rows, length, seed):
         if kind == 3:
             start[row], end[row] = at, at
             start[row, length // 2], end[row, length // 2] = 0, length
-    return jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32)
+    position = rng.integers(0, length, (rows, length))
+    return View(*(jnp.asarray(x, jnp.int32) for x in (start, end, position)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(attend, q, k, v, cotangent, start, end):
-    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, start, end), q, k, v)
+def value_and_gradients(attend, q, k, v, cotangent, view):
+    out, backward = jax.vjp(lambda q, k, v: attend(q, k, v, view), q, k, v)
     return out, *backward(cotangent)
 
 
-def assert_same(arrays, start, end):
-    actual = value_and_gradients(attention, *arrays, start, end)
-    expected = value_and_gradients(tiny_models.dense_attention, *arrays, start, end)
+def assert_same(arrays, view, **settings):
+    actual, expected = (
+        value_and_gradients(functools.partial(attend, **settings), *arrays, view)
+        for attend in (attention, tiny_models.dense_attention)
+    )
     for got, wanted in zip(actual, expected, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5)
 
@@ -64,9 +68,8 @@ def test_values_and_gradients_are_those_of_a_dense_mask(name):
     """Expected: every score computed, masked and normalised, differentiated by JAX."""
     rows, length, *_ = SHAPES[name]
     arrays = heads(SHAPES[name])
-    assert_same(arrays, *ranges(rows, length, seed=1))
-    at = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    assert_same(arrays, jnp.zeros_like(at), at + 1)
+    assert_same(arrays, ranges(rows, length, seed=1))
+    assert_same(arrays, tiny_models.reading_order(rows, length))
 
 
 @given(seed=st.integers(0, 10**6))
@@ -74,7 +77,7 @@ def test_values_and_gradients_are_those_of_a_dense_mask(name):
 def test_any_ranges(seed):
     """Expected: as above, over ranges of every kind."""
     shape = SHAPES["grouped, three blocks"]
-    assert_same(heads(shape, seed), *ranges(*shape[:2], seed))
+    assert_same(heads(shape, seed), ranges(*shape[:2], seed))
 
 
 def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():
@@ -82,7 +85,7 @@ def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():
     shape = SHAPES["ungrouped, part of a block"]
     arrays = heads(shape)
     at = jnp.broadcast_to(jnp.arange(shape[1]), shape[:2])
-    for result in value_and_gradients(attention, *arrays, at, at):
+    for result in value_and_gradients(attention, *arrays, View(at, at, at)):
         np.testing.assert_array_equal(result, 0)
 
 
@@ -90,10 +93,10 @@ def test_a_key_outside_every_range_changes_nothing():
     """The last keys are seen by no query: whatever stands there, no bit of the output changes."""
     q, k, v, _ = heads(SHAPES["ungrouped, part of a block"])
     at = jnp.broadcast_to(jnp.arange(37), (3, 37))
-    start, end = jnp.zeros_like(at), jnp.minimum(at + 1, 30)
+    view = View(jnp.zeros_like(at), jnp.minimum(at + 1, 30), at)
     changed = (x.at[:, 30:].set(1e6) for x in (k, v))
-    expected = jax.jit(attention)(q, k, v, start, end)
-    np.testing.assert_array_equal(jax.jit(attention)(q, *changed, start, end), expected)
+    expected = jax.jit(attention)(q, k, v, view)
+    np.testing.assert_array_equal(jax.jit(attention)(q, *changed, view), expected)
 
 
 def test_blocks_that_no_query_reaches_are_not_visited():
@@ -101,11 +104,11 @@ def test_blocks_that_no_query_reaches_are_not_visited():
     length, half = 4 * BLOCK, 2 * BLOCK
     arrays = heads((1, length, 2, 1))
     at = jnp.arange(length)[None]
-    bounds = jnp.where(at < half, 0, half), at + 1
-    expected = value_and_gradients(attention, *arrays, *bounds)
+    view = View(jnp.where(at < half, 0, half), at + 1, at)
+    expected = value_and_gradients(attention, *arrays, view)
     for mine, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         poisoned = [x.at[:, other].set(jnp.nan) for x in arrays]
-        found = value_and_gradients(attention, *poisoned, *bounds)
+        found = value_and_gradients(attention, *poisoned, view)
         for got, wanted in zip(found, expected, strict=True):
             np.testing.assert_array_equal(got[:, mine], wanted[:, mine])
 
@@ -113,7 +116,7 @@ def test_blocks_that_no_query_reaches_are_not_visited():
 def test_under_vmap():
     """Expected: one member after another, each with ranges of its own."""
     shape, members = SHAPES["ungrouped, part of a block"], 2
-    each = [(*heads(shape, seed), *ranges(*shape[:2], seed)) for seed in range(members)]
+    each = [(*heads(shape, seed), ranges(*shape[:2], seed)) for seed in range(members)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
     mapped = jax.vmap(functools.partial(value_and_gradients, attention))(*stacked)
     for number, one in enumerate(each):
@@ -125,10 +128,10 @@ def test_bfloat16_is_near_float32():
     """Inputs, weights and outputs are rounded to 2^-9 relative; sums stay float32."""
     shape = SHAPES["ungrouped, part of a block"]
     q, k, v, cotangent = heads(shape)
-    bounds = ranges(*shape[:2], seed=1)
-    expected = value_and_gradients(tiny_models.dense_attention, q, k, v, cotangent, *bounds)
+    view = ranges(*shape[:2], seed=1)
+    expected = value_and_gradients(tiny_models.dense_attention, q, k, v, cotangent, view)
     half = (x.astype(jnp.bfloat16) for x in (q, k, v, cotangent))
-    for got, wanted in zip(value_and_gradients(attention, *half, *bounds), expected, strict=True):
+    for got, wanted in zip(value_and_gradients(attention, *half, view), expected, strict=True):
         assert got.dtype == jnp.bfloat16
         np.testing.assert_allclose(got.astype(np.float32), wanted, atol=0.03 * np.abs(wanted).max())
 
@@ -136,5 +139,5 @@ def test_bfloat16_is_near_float32():
 def test_an_unknown_implementation_is_refused():
     q, k, v, _ = heads((1, 3, 2, 1))
     at = jnp.broadcast_to(jnp.arange(3), (1, 3))
-    with pytest.raises(ValueError, match=r"model\.attention: 'dense' is not available"):
-        attention(q, k, v, at, at + 1, implementation="dense")
+    with pytest.raises(ValueError, match=r"attention 'dense' is not available"):
+        attention(q, k, v, View(at, at + 1, at), implementation="dense")

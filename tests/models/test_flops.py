@@ -9,25 +9,29 @@ import tiny_models
 from tddpo_jax.batches.layout import Row, Shape, score_count, stream_length
 from tddpo_jax.models.flops import (
     attended_keys,
-    layer_matmul_parameters,
+    forward_flops,
+    matmul_parameters,
     matmul_rate,
     measured_matmul_rate,
     useful_flops,
 )
-from tddpo_jax.models.llama.model import LINEAR_NAMES
-from tddpo_jax.system.devices import PEAK_RATES
+from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.system.devices import DEVICES, data_sheet_rate
 
-(PAIR,) = tiny_models.random_pairs([(7, 5, 11)])
+(PAIR,) = tiny_models.random_examples([(7, 5, 11)])
+(SINGLE,) = tiny_models.random_examples([(7, 5)])
 
 
-def filled_row():
-    row = Row(Shape(1, stream_length(PAIR) + 9, score_count(PAIR) + 3, 2))
-    row.add(0, PAIR)
+def filled_row(example):
+    length, scores = stream_length(example) + 9, score_count(example) + 3
+    row = Row(Shape(1, length, scores, 2, responses=len(example.responses)))
+    row.add(0, example)
     return row
 
 
+@pytest.mark.parametrize("example", [PAIR, SINGLE], ids=["a pair", "one response"])
 @pytest.mark.parametrize("frozen_base", [False, True])
-def test_useful_operations_are_those_of_every_token(frozen_base):
+def test_useful_operations_are_those_of_every_token(example, frozen_base):
     """Expected: a multiplication and an addition for every weight that a token meets, for every
     feature of every head of every key it sees (once for the score, once for the mix), and for the
     head where something is scored.
@@ -35,7 +39,7 @@ def test_useful_operations_are_those_of_every_token(frozen_base):
     Backward a product costs as much for the gradient of its input and again for that of its weight,
     which a frozen base does without; attention has no weights, and two inputs to each product.
     """
-    model, row = tiny_models.llama(), filled_row()
+    model, row = tiny_models.llama(), filled_row(example)
     weights = sum(getattr(model.layers, name).weight[0].size for name in LINEAR_NAMES)
     config = model.config
     total = 0
@@ -47,21 +51,35 @@ def test_useful_operations_are_those_of_every_token(frozen_base):
             total += 2 * weights * (2 if frozen_base else 3)
             total += keys * config.heads * (2 + 2) * config.head_size * 3
     for branch in row.score_branch:
-        if branch < 4:
+        if branch < 2 * len(example.responses):
             total += 2 * config.vocabulary * config.width * (2 if frozen_base else 3)
-    assert useful_flops(config, PAIR, frozen_base=frozen_base) == total
+    assert useful_flops(config, example, frozen_base=frozen_base) == total
 
 
 def test_attended_keys_are_those_of_the_layout():
-    row = filled_row()
-    assert attended_keys(PAIR) == np.sum(row.key_end - row.key_start)
+    for example in (PAIR, SINGLE):
+        row = filled_row(example)
+        assert attended_keys(example) == np.sum(row.key_end - row.key_start)
+
+
+def test_a_prompt_that_is_laid_twice_counts_once():
+    """Of three responses the third costs what it adds to a pair of its prompt: its own tokens (all
+    but the last), which see the prompt and those of their own before them, and its scores."""
+    (three,) = tiny_models.random_examples([(7, 5, 11, 3)])
+    assert attended_keys(three) - attended_keys(PAIR) == 2 * 7 + (1 + 2)
+    config = tiny_models.CONFIG
+    products = 2 * config.layers * layer_matmul_parameters(config) * 2
+    head = 2 * config.vocabulary * config.width * 3
+    attention = 4 * config.layers * config.heads * config.head_size * 17
+    added = forward_flops(config, three) - forward_flops(config, PAIR)
+    assert added == products + head + attention
 
 
 def test_matmul_parameters_are_those_of_the_model():
     """A layer's matrices have two dimensions behind that of the layers, its norms have one."""
     model = tiny_models.llama()
-    expected = sum(x[0].size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
-    assert layer_matmul_parameters(model.config) == expected
+    expected = sum(x.size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
+    assert matmul_parameters(model.config) == expected
 
 
 def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):
@@ -72,4 +90,20 @@ def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):
         device_kind = "NVIDIA H100 80GB HBM3"
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()])
-    assert matmul_rate(jnp.bfloat16) == PEAK_RATES["NVIDIA H100"]
+    assert matmul_rate(jnp.bfloat16) == DEVICES["h100-80"].rate
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("TPU v4", 275e12),
+        ("NVIDIA GeForce RTX 4090", None),
+        ("cpu", None),
+    ],
+)
+def test_a_data_sheet_is_found_by_the_name_that_jax_gives_its_device(kind, rate):
+    assert data_sheet_rate(kind) == rate

@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 import torch
 
-from tddpo_jax.models.decoder import Llama
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import linear
 from tddpo_jax.models.rope import RopeScaling, rope_frequencies
 
@@ -98,7 +99,7 @@ def test_every_field_is_read(field):
         return
     config = dataclasses.replace(tiny_models.CONFIG, **{field: CHANGES[field]})
     leaves, _ = jax.tree.flatten(before)
-    structure = jax.tree.structure(jax.eval_shape(lambda k: Llama(config, k), jax.random.key(0)))
+    structure = jax.tree.structure(jax.eval_shape(lambda k: Decoder(config, k), jax.random.key(0)))
     after = jax.tree.unflatten(structure, leaves)
     hidden = [tiny_models.hidden_states(model, TOKENS) for model in (before, after)]
     assert np.abs(hidden[0] - hidden[1]).max() > 1e-2
@@ -113,26 +114,29 @@ def test_positions_are_read_and_storage_order_is_free():
     stored = np.broadcast_to(np.arange(length), TOKENS.shape)
     hidden = jax.jit(lambda model, *arguments: model(*arguments, dtype=jnp.float32))
     end = np.full_like(stored, length)
-    backwards = hidden(model, TOKENS[:, ::-1], stored[:, ::-1], stored, end)
+    backwards = hidden(model, TOKENS[:, ::-1], View(stored, end, stored[:, ::-1]))
     np.testing.assert_allclose(backwards[:, ::-1], expected, atol=1e-4)
-    shifted = hidden(model, TOKENS, stored + stored % 2, np.zeros_like(stored), stored + 1)
+    view = View(np.zeros_like(stored), stored + 1, stored + stored % 2)
+    shifted = hidden(model, TOKENS, view)
     assert np.abs(shifted - expected).max() > 1e-2
 
 
 def test_scan_is_a_loop_over_the_layers():
     """Expected: each block taken out of the stack and applied in Python."""
     model = tiny_models.llama()
-    positions, start, end = tiny_models.reading_order(*TOKENS.shape)
+    view = tiny_models.reading_order(*TOKENS.shape)
 
     @jax.jit
     def loop(model):
-        angle = positions[:, :, None] * rope_frequencies(
+        angle = view.position[:, :, None] * rope_frequencies(
             model.config.head_size, model.config.rope_theta, model.config.rope_scaling
         )
         x = model.embed[...][TOKENS]
         for number in range(model.config.layers):
             block = jax.tree.map(lambda leaf, number=number: leaf[number], model.layers)
-            x = block(x, angle, lambda q, k, v: tiny_models.dense_attention(q, k, v, start, end))
+            x, _ = block(
+                x, angle, lambda q, k, v: (tiny_models.dense_attention(q, k, v, view), None)
+            )
         return model.norm(x)
 
     np.testing.assert_allclose(loop(model), tiny_models.hidden_states(model, TOKENS), atol=1e-5)

@@ -12,20 +12,20 @@ from tddpo_jax.adapters.lora import add_adapters
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import LoraConfig, MeshConfig, TrainConfig
-from tddpo_jax.losses.catalogue import LossSpec
 from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh, make_mesh, row_devices
 from tddpo_jax.placement.shardings import (
-    PARAMETER_SPECS,
     parameter_shardings,
+    parameter_specs,
     path_name,
     place,
     row_sharding,
 )
 from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 2, 2)]
 # Divisible by eight where fsdp and tensor share it, by two where tensor alone does.
@@ -34,7 +34,7 @@ LENGTHS = np.random.default_rng(0).integers(1, 40, (12, 3))
 
 
 def sharded(model, mesh):
-    return jax.device_put(model, parameter_shardings(model, mesh))
+    return jax.device_put(model, parameter_shardings(model, model.config, mesh))
 
 
 def computation(mesh):
@@ -109,14 +109,14 @@ def names(model):
 def test_the_table_holds_every_parameter_and_no_other():
     model = tiny_models.llama()
     add_adapters(model, LoraConfig(rank=2), 0, tiny_models.one_device())
-    assert names(model) == set(PARAMETER_SPECS)
+    assert names(model) == set(parameter_specs(model.config))
 
 
 def test_a_parameter_that_the_table_does_not_know_is_an_error():
     model = tiny_models.llama()
     model.bias = nnx.Param(jnp.zeros(3))
     with pytest.raises(KeyError, match="bias"):
-        parameter_shardings(model, tiny_models.one_device())
+        parameter_shardings(model, model.config, tiny_models.one_device())
 
 
 def test_parameters_are_shared_by_the_devices():
@@ -146,7 +146,7 @@ def test_rows_are_spread_over_data_and_fsdp():
 def results():
     """Per mesh: log-probs, and gradients of their sum under random weights."""
     weights = np.random.default_rng(1).normal(size=(len(LENGTHS), 2)).astype(np.float32)
-    pairs = tiny_models.random_pairs(LENGTHS)
+    pairs = tiny_models.random_examples(LENGTHS)
     (batch,) = pack(pairs, [Shape(8, 130, 120, 3)], weights)
 
     def on_mesh(mesh):
@@ -183,10 +183,13 @@ def test_eight_devices_compute_what_one_does(sizes, results):
 def test_optimiser_and_gradients_are_sharded_like_the_parameters(sizes):
     """Adam's two moments and the accumulated gradient lie where their parameter lies."""
     mesh = tiny_models.mesh_of(*sizes)
-    graphdef, trainable = nnx.split(sharded(tiny_models.llama(**EVEN), mesh), nnx.Param)
-    optimizer = make_optimizer(TrainConfig())
+    model = sharded(tiny_models.llama(**EVEN), mesh)
+    graphdef, trainable = nnx.split(model, nnx.Param)
+    optimizer = make_optimizer(TrainConfig(), model.config)
     how = computation(mesh)
-    program = make_program(graphdef, trainable, (LossSpec("dpo"),), optimizer, mesh, how)
+    objective = objective_of([{"name": "dpo"}])
+    setting = StepSetting(graphdef, model.config, objective, optimizer, how)
+    program = make_program(setting, trainable)
     state = program.start(trainable)
     expected = {
         path_name(path): leaf.sharding

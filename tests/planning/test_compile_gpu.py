@@ -31,7 +31,7 @@ from tddpo_jax.placement.shardings import row_sharding
 from tddpo_jax.planning import abstract, compiler
 from tddpo_jax.planning.lengths import stated_dataset
 from tddpo_jax.system.devices import DEVICES, GIB
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 
@@ -299,7 +299,7 @@ def test_decoding_holds_one_cache(new, monkeypatch):
 
     keys = jax.eval_shape(row_keys, per_row(np.uint32, 2))
     compiled = generate_rows.lower(
-        nnx.merge(graphdef, abstract.placed(weights, mesh)),
+        nnx.merge(graphdef, abstract.placed(weights, config, mesh)),
         Prompts(per_row(np.int32, prompt), per_row(np.int32)),
         Sampler(
             *map(per_row, (np.float32, np.int32, np.float32)),

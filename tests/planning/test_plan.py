@@ -27,8 +27,8 @@ from tddpo_jax.planning.abstract import abstract_step, abstract_weights, bytes_o
 from tddpo_jax.planning.compiler import hosts_of
 from tddpo_jax.planning.plan_text import as_json, lines
 from tddpo_jax.system import hub
-from tddpo_jax.system.devices import DEVICES, GIB, PEAK_RATES, target_config
-from tddpo_jax.training.prepare import micro_batch_shapes
+from tddpo_jax.system.devices import DEVICES, GIB, target_config
+from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights import locate
 from tddpo_jax.weights.hugging_face import read_config
 
@@ -65,7 +65,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
     """Expected: a real model, quantised and sharded, leaf by leaf."""
     mesh = tiny_models.mesh_of(1, 4, 2)
     model = tiny_models.llama(**SHAPE)
-    model = jax.device_put(model, parameter_shardings(model, mesh))
+    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
     config = resolve({"train": {"mode": mode}})
     _, trained, frozen = abstract_weights(config, model.config, jnp.float32)
     if mode == "qlora":
@@ -73,7 +73,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
         lora.add_adapters(model, config.lora, 0, mesh)
     ours = {
         path_name(path): leaf
-        for part in (placed(trained, mesh), placed(frozen, mesh))
+        for part in (placed(trained, model.config, mesh), placed(frozen, model.config, mesh))
         for path, leaf in jax.tree_util.tree_leaves_with_path(part)
     }
     arrays = jax.tree_util.tree_leaves_with_path(model)
@@ -154,7 +154,7 @@ def test_the_longest_row_is_the_longest():
 def test_stated_lengths_have_the_stated_means():
     """dpo-mix-7k's 6,750 pairs; cutting at half of 2,048 tokens takes a few from the prompts."""
     pairs = lengths.stated_pairs(config_of("llama2_7b"), read_config(LLAMA))
-    found = np.array([[len(part) for part in pair[1:]] for pair in pairs])
+    found = np.array([[len(ids) for ids in (pair.prompt, *pair.responses)] for pair in pairs])
     assert found.shape == (6750, 3)
     np.testing.assert_allclose(found.mean(axis=0), lengths.STATED_MEANS, rtol=0.05)
     assert (found[:, 0] + found[:, 1:].max(axis=1)).max() <= 2048
@@ -162,7 +162,7 @@ def test_stated_lengths_have_the_stated_means():
 
 def test_every_device_has_a_rate_and_a_description():
     for device in DEVICES.values():
-        assert PEAK_RATES[device.kind] > 1e14
+        assert device.rate > 1e14
         assert str(device.memory) in target_config(device)
 
 
@@ -286,7 +286,7 @@ def test_a_population_has_so_many_adapters_and_activations(without_compilers):
         assert getattr(twenty.memory, part) == 20 * getattr(one.memory, part)
     assert twenty.memory.frozen == one.memory.frozen
     compute = [made.time.expected - made.time.memory for made in (one, twenty)]
-    reference = one.work.forward * one.work.order.pairs / (989e12 * duration.EXPECTED_SHARE)
+    reference = one.work.forward * one.work.order.examples / (989e12 * duration.EXPECTED_SHARE)
     assert compute[1] - reference == pytest.approx(20 * (compute[0] - reference))
     population = planned("llama2_7b_qlora", 20, train={"population": True})
     text = "\n".join(lines(population, 60))

@@ -18,7 +18,7 @@ from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.locks import alone_in, claim
 from tddpo_jax.runs.run_directory import LOCK_FILE
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.prepare import Experiment
 
 HOLDER = """
 import sys, time
@@ -118,7 +118,7 @@ OVER = {"state": "finished", "steps": 8, "best": None, "best_metric": "", "diver
 
 def train_cells(cells):
     table = CellTable(cells, steps=8)
-    grid.train_cells(object.__new__(Prepared), cells, table, Screen(quiet=True))
+    grid.train_cells(object.__new__(Experiment), cells, table, Screen(quiet=True))
 
 
 def finish(_, configs, directories, screen):

@@ -22,7 +22,7 @@ import pytest
 import tiny_models
 import tiny_runs
 import yaml
-from places import ROOT
+from places import HELPERS, ROOT
 from tiny_interruptions import assert_same_run, before_save, killed_run
 
 from tddpo_jax.batches.layout import Shape
@@ -89,6 +89,7 @@ def process(command, folder=ROOT, devices=DEVICES_EACH):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
         # Each process compiles on its own, and these programs run for moments.
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
@@ -356,7 +357,7 @@ def test_a_port_that_is_taken_is_told():
 
 def test_a_host_reads_its_part_of_a_checkpoint(inputs):
     """Two hosts share every matrix by width: a half each; norms are whole on both."""
-    command = [str(ROOT / "tests" / "host_reads.py"), str(inputs.model), free_address(), "2"]
+    command = [str(HELPERS / "host_reads.py"), str(inputs.model), free_address(), "2"]
     results = ended([process([*command, str(index)]) for index in range(2)])
     sizes = {name: array.size for name, array in tiny_runs.load_file(weights_of(inputs)).items()}
     expected = {
@@ -374,11 +375,11 @@ def weights_of(inputs):
 
 def test_rows_of_other_hosts_are_not_filled_in():
     """Of them only the numbers of the pairs are known, so that their results can be told apart."""
-    pairs = tiny_models.random_pairs([(5, 4, 3)] * 6)
+    pairs = tiny_models.random_examples([(5, 4, 3)] * 6)
     shapes = (Shape(4, 24, 16, 4),)
     (whole,) = pack(pairs, shapes)
     (part,) = pack(pairs, shapes, here=lambda rows: {1, 2})
-    np.testing.assert_array_equal(part.pair, whole.pair)
+    np.testing.assert_array_equal(part.example, whole.example)
     for mine, all_rows in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(mine[1:3], all_rows[1:3])
     assert not part.tokens[0].any()

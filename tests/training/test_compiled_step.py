@@ -15,15 +15,15 @@ from hlo import instructions
 from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import empty_batch
-from tddpo_jax.config.schema import LoraConfig, TrainConfig
+from tddpo_jax.config.schema import Config, LoraConfig, TrainConfig
 from tddpo_jax.losses import logprobs
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import row_sharding
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Totals, stacked
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 # Five blocks of attention, ten chunks of scores: neither is a dimension of anything else.
 ROWS, LENGTH, SCORES, CHUNK = 2, 320, 640, 64
@@ -51,11 +51,13 @@ def step(request):
         kind = LoraParam
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
-    specs, optimizer = (LossSpec("td_dpo"), LossSpec("dpo")), make_optimizer(TrainConfig())
-    program = make_program(graphdef, trainable, specs, optimizer, mesh, how, members)
+    objective = objective_of([dict(Config().loss), {"name": "dpo"}])
+    optimizer = make_optimizer(TrainConfig(), model.config)
+    setting = StepSetting(graphdef, model.config, objective, optimizer, how)
+    program = make_program(setting, trainable, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
-    scalars = LossScalars(*(ones for _ in LossScalars._fields))
+    scalars = dict.fromkeys(objective.scalar_names, ones)
     knobs = Knobs(np.zeros(members, np.int32), scalars, ones)
     state = program.start(stacked([trainable] * members))
     arguments = program.zeros(state), state, Frozen(base, None), knobs, batch, Totals(1.0, 1.0)
@@ -82,6 +84,6 @@ def test_no_logits_beyond_a_chunk(step):
 
 def test_a_dense_mask_would_be_seen():
     q = jnp.ones((ROWS, LENGTH, 2, 3))
-    ends = jnp.broadcast_to(jnp.arange(LENGTH) + 1, (ROWS, LENGTH))
-    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, ends - 1, ends).compile()
+    view = tiny_models.reading_order(ROWS, LENGTH)
+    compiled = jax.jit(tiny_models.dense_attention).lower(q, q, q, view).compile()
     assert any(shape.count(LENGTH) == 2 for shape in shapes_of(compiled))

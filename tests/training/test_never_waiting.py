@@ -12,9 +12,9 @@ import tiny_runs
 from tddpo_jax.scoring import data_sets
 from tddpo_jax.scoring.data_sets import ahead
 from tddpo_jax.system.cache import use_compilation_cache
-from tddpo_jax.training import loop
 from tddpo_jax.training.loop import STEPS_IN_FLIGHT, STEPS_PACKED_AHEAD
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.population import Population
+from tddpo_jax.training.step import Programs
 from tddpo_jax.training.step_log import StepLog
 
 STEPS = 8
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def events(inputs, tmp_path, monkeypatch):
     """What a run does with each step, in order: packs it, starts it, reads its metrics."""
     seen = []
-    program, read, packed = Prepared.program, StepLog.read, loop._packed
+    program, read, packed = Programs.of, StepLog.read, Population.batches_of
     device_get = jax.device_get
 
     def watched_program(self, members):
@@ -52,13 +52,13 @@ def events(inputs, tmp_path, monkeypatch):
 
         return watched
 
-    def watched_packed(prepared, order, step):
+    def watched_packed(self, step):
         seen.append(("pack", step))
-        return packed(prepared, order, step)
+        return packed(self, step)
 
-    monkeypatch.setattr(Prepared, "program", watched_program)
+    monkeypatch.setattr(Programs, "of", watched_program)
     monkeypatch.setattr(StepLog, "read", watched_read)
-    monkeypatch.setattr(loop, "_packed", watched_packed)
+    monkeypatch.setattr(Population, "batches_of", watched_packed)
     for name in ("block_until_ready", "device_get"):
         monkeypatch.setattr(jax, name, waiting(getattr(jax, name)))
     tiny_runs.run(inputs, tmp_path / "run")
@@ -107,14 +107,14 @@ def test_steps_are_packed_before_they_are_started(events):
 
 
 def test_what_fails_in_the_background_ends_the_run(inputs, tmp_path, monkeypatch):
-    packed = loop._packed
+    packed = Population.batches_of
 
-    def failing(prepared, order, step):
+    def failing(self, step):
         if step == 5:
             raise RuntimeError("step 5 cannot be packed")
-        return packed(prepared, order, step)
+        return packed(self, step)
 
-    monkeypatch.setattr(loop, "_packed", failing)
+    monkeypatch.setattr(Population, "batches_of", failing)
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match="step 5 cannot be packed"):
         tiny_runs.run(inputs, tmp_path / "run")
@@ -130,8 +130,8 @@ def test_the_reference_is_packed_ahead_too(inputs, tmp_path, monkeypatch):
     changes = {"train.max_steps": 1, "train.eval_every": None}
     tiny_runs.run(inputs, tmp_path / "whole", changes)
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(data_sets, "GROUP_PAIRS", 4)
-    pack, packed = reference.pack, []
+    monkeypatch.setattr(data_sets, "GROUP_EXAMPLES", 4)
+    pack, packed = data_sets.pack, []
 
     def watched(pairs, *arguments, **named):
         packed.append((len(pairs), threading.current_thread() is threading.main_thread()))

@@ -34,7 +34,7 @@ def test_three_steps_are_those_of_pytorch():
     ]
     groups[1]["weight_decay"] = 0.0
     adam = torch.optim.AdamW(groups, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-3)
-    optimizer = make_optimizer(CONFIG)
+    optimizer = make_optimizer(CONFIG, tiny_models.CONFIG)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     rng = np.random.default_rng(0)
     for rate, size in zip(RATES, (1.0, 0.1, 1e-3), strict=True):

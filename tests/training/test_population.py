@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,12 +16,13 @@ from tiny_interruptions import Killed, assert_same_run, before_save, killed_run,
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.experiments import grid
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
+from tddpo_jax.scoring.data_sets import log_probs
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import step_log
 from tddpo_jax.training.checkpoints import saved_steps
-from tddpo_jax.training.population import policy_log_probs
-from tddpo_jax.training.prepare import Prepared, prepare
+from tddpo_jax.training.prepare import prepare
 from tddpo_jax.training.state import stacked
+from tddpo_jax.training.step import Programs
 
 # Losses, scalars and rates under which rounding stays rounding. Under so large an epsilon Adam's
 # step is as good as linear in the gradient: 1e-7 in an element of 1e-2 is not made 1e-5 of the
@@ -138,10 +140,13 @@ def test_policy_and_reference_are_one_model_at_first(together):
 def test_the_mapped_program_gives_the_references_log_probs(dtype, inputs, tmp_path):
     changes = {"model.dtype": dtype, "train.mode": "lora", "lora.rank": 2}
     settings = tiny_runs.settings(inputs, tmp_path / "run", changes)
-    prepared = prepare([resolve(settings)], Screen(quiet=True))
-    state = prepared.program(3).start(stacked([prepared.fresh(0)] * 3))
-    logps, _ = policy_log_probs(prepared, state, 3, prepared.dataset.train)
-    np.testing.assert_array_equal(logps, np.stack([prepared.reference] * 3))
+    experiment = prepare([resolve(settings)], Screen(quiet=True))
+    program, policy = experiment.programs.of(3), experiment.policy
+    state = program.start(stacked([policy.fresh(0)] * 3))
+    shared = experiment.shared
+    run = functools.partial(program.log_probs, state.trainable, policy.frozen)
+    logps, _ = log_probs(run, shared.dataset.train, shared.shapes, shared.mesh)
+    np.testing.assert_array_equal(logps, np.stack([experiment.reference.train] * 3))
 
 
 def test_in_four_bits_too(inputs, tmp_path):
@@ -206,7 +211,7 @@ def poison(monkeypatch, number, at, *, policy=False):
 
     Or only the policy that the step leaves.
     """
-    program, before = Prepared.program, []
+    program, before = Programs.of, []
 
     def poisoned(self, members):
         original = program(self, members)
@@ -227,7 +232,7 @@ def poison(monkeypatch, number, at, *, policy=False):
 
         return dataclasses.replace(original, update=update)
 
-    monkeypatch.setattr(Prepared, "program", poisoned)
+    monkeypatch.setattr(Programs, "of", poisoned)
     return before
 
 

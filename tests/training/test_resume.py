@@ -12,19 +12,28 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import jax
 import pytest
 import tiny_runs
 import yaml
 from places import ROOT
-from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
+from tiny_interruptions import (
+    Killed,
+    assert_same_run,
+    before_save,
+    contents,
+    killed_run,
+    on_line,
+)
 
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.training import loop
 from tddpo_jax.training.checkpoints import Checkpoints
-from tddpo_jax.training.prepare import Prepared
+from tddpo_jax.training.step import Programs
+from tddpo_jax.weights import locate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -88,6 +97,36 @@ def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_policy_that_is_being_replaced_is_never_lost(mode, inputs, tmp_path, monkeypatch):
+    """Killed between the two renames of a later export, a run still has its best policy."""
+    changes = {"train.mode": mode, "lora.rank": 2, "train.best_metric": "eval_loss"}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    best, found = tmp_path / "run" / "best", []
+    rename = Path.rename
+
+    def dying_rename(self, target):
+        if Path(target) == best and not best.exists() and found:
+            raise Killed
+        rename(self, target)
+        if Path(target) == best:
+            found.append(contents(best))
+
+    def between_renames(patch):
+        patch.setattr(Path, "rename", dying_rename)
+
+    killed_run(inputs, tmp_path / "run", monkeypatch, between_renames, changes)
+    assert not best.exists()
+    files = locate.resolve(str(tmp_path / "run"))
+    assert contents(files.adapter or files.base) == found[0]
+    config = resolve(tiny_runs.settings(inputs, tmp_path / "run", changes))
+    directory = RunDirectory(tmp_path / "run", config)
+    directory.create(json.loads((tmp_path / "run" / "run.json").read_text()))
+    assert contents(best) == found[0]
+    tiny_runs.run(inputs, tmp_path / "run", changes)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_resumed_run_holds_its_weights_once(inputs, tmp_path, monkeypatch):
     """When a state comes off the disk, neither loaded weights nor a fresh state lie beside it."""
     killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH)
@@ -113,7 +152,7 @@ def test_a_resumed_run_holds_its_weights_once(inputs, tmp_path, monkeypatch):
 
 def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
     """When a step's sums are made, those of the step before are gone."""
-    program, made = Prepared.program, []
+    program, made = Programs.of, []
 
     def watched(self, members):
         original = program(self, members)
@@ -131,7 +170,7 @@ def test_gradients_are_summed_in_one_place(inputs, tmp_path, monkeypatch):
 
         return dataclasses.replace(original, zeros=zeros, add_gradients=add_gradients)
 
-    monkeypatch.setattr(Prepared, "program", watched)
+    monkeypatch.setattr(Programs, "of", watched)
     tiny_runs.run(inputs, tmp_path / "run", {"train.max_steps": 3, "train.eval_every": None})
     assert len(made) > 3
 

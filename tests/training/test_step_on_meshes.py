@@ -11,8 +11,8 @@ from flax import nnx
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
-from tddpo_jax.config.schema import TrainConfig
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
+from tddpo_jax.config.schema import Config, TrainConfig
+from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
@@ -21,7 +21,7 @@ from tddpo_jax.placement.shardings import parameter_shardings, row_sharding
 from tddpo_jax.scoring.data_sets import place_batch
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Totals
-from tddpo_jax.training.step import make_program
+from tddpo_jax.training.step import StepSetting, make_program
 
 MESHES = [(8, 1), (4, 2), (2, 4)]  # fsdp x tensor
 # A Llama in which four devices can share heads and vocabulary, and eight every matrix.
@@ -46,7 +46,7 @@ def placed(mode, mesh):
     """A model as training has it: quantised where it lies, adapters of which no factor is zero."""
     model = tiny_models.llama(**(SHAPE if mode == "full" else BLOCKS))
     check_mesh(mesh, model.config)
-    model = jax.device_put(model, parameter_shardings(model, mesh))
+    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
     if mode == "qlora":
         quantize(model)
     return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)
@@ -56,15 +56,18 @@ def losses(mode, fsdp, tensor, attention="xla"):
     """The loss of each step, and the gradient's norm."""
     mesh = tiny_models.mesh_of(1, fsdp, tensor)
     kind = nnx.Param if mode == "full" else LoraParam
-    graphdef, trainable, base = nnx.split(placed(mode, mesh), kind, ...)
+    model = placed(mode, mesh)
+    graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
-    specs, optimizer = (LossSpec("td_dpo"),), make_optimizer(TrainConfig())
-    program = make_program(graphdef, trainable, specs, optimizer, mesh, how)
+    objective = objective_of([dict(Config().loss)])
+    optimizer = make_optimizer(TrainConfig(), model.config)
+    setting = StepSetting(graphdef, model.config, objective, optimizer, how)
+    program = make_program(setting, trainable)
     shape = Shape(8, 130, 120, 3, causal_rows=((128, 2), (64, 4)))
-    (batch,) = pack(tiny_models.random_pairs(LENGTHS, vocabulary=64), [shape])
+    (batch,) = pack(tiny_models.random_examples(LENGTHS, vocabulary=64), [shape])
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
-    scalars = LossScalars(*(one for _ in LossScalars._fields))
+    scalars = dict.fromkeys(objective.scalar_names, one)
     knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one)
     totals = Totals(float(len(LENGTHS)), float(LENGTHS[:, 1].sum()))
     state, seen = program.start(trainable), []

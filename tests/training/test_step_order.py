@@ -39,9 +39,9 @@ def test_steps_depend_on_seed_and_step_alone():
 
 def test_pairs_of_a_step():
     order = Order(5, 2, 3, seed=0)
-    pairs = tiny_models.random_pairs([(1, 1, 1)] * 5)
+    pairs = tiny_models.random_examples([(1, 1, 1)] * 5)
     for step in range(3):
-        taken = [pair[0] for pair in order.pairs_of(pairs, step)]
+        taken = [pair[0] for pair in order.examples_of(pairs, step)]
         assert taken == order.numbers(step).tolist()
 
 

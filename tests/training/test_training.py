@@ -15,11 +15,12 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.config.schema import resolve
-from tddpo_jax.losses.metric_names import PAIR_METRICS, TIMING_METRICS
+from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.training.step_order import Order
 
-TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMING_METRICS}
+TIMES = {"pairs_per_second", "mfu"}
+TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMES}
 BETA, TAU = 0.05, 1.0
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -110,7 +111,7 @@ def test_the_metrics_of_a_step_are_means_over_its_pairs(finished, inputs):
     """The first step's, from transformers' log-probs of the untrained model."""
     rows = read_rows(inputs.train)
     theirs = AutoModelForCausalLM.from_pretrained(inputs.model).eval()
-    numbers = Order(pairs=18, batch_pairs=5, total_steps=8, seed=0).numbers(0)
+    numbers = Order(examples=18, batch_pairs=5, total_steps=8, seed=0).numbers(0)
     logps = np.array([transformers_log_probs(theirs, rows[number]) for number in numbers])
     margin = logps[:, 0] - logps[:, 1]
     first = tiny_runs.training_lines(finished)[0]

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers import LlamaConfig as HuggingFaceConfig
 
-from tddpo_jax.models.decoder import Llama, count_parameters
+from tddpo_jax.models.decoder import Decoder, count_parameters
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
+from tddpo_jax.models.tensor_table import hub_tensors, parameter_count
 from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.weights import hugging_face
-from tddpo_jax.weights.tensor_files import WEIGHT_FILES, checkpoint_dtype, write_tensors
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
+from tddpo_jax.weights.tensor_files import WEIGHT_FILES, write_tensors
 
 SINGLE, INDEX = WEIGHT_FILES
 
@@ -355,13 +357,14 @@ def test_llama_2_7b_has_exactly_the_tensors_of_transformers():
     """Expected: transformers' own model of that size, on the meta device, and the published count:
 
     2 x 32,000 x 4,096 + 32 x (4 x 4,096^2 + 3 x 4,096 x 11,008 + 2 x 4,096) + 4,096."""
-    abstract = jax.eval_shape(lambda key: Llama(LLAMA_2_7B, key), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: Decoder(LLAMA_2_7B, key), jax.random.key(0))
     assert count_parameters(abstract) == 6_738_415_616
+    assert parameter_count(LLAMA_2_7B.parameters) == 6_738_415_616
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(abstract, nnx.Param))
     shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     ours = {
-        name: shapes[path] if layer is None else shapes[path][1:]
-        for name, (path, layer) in hugging_face.hugging_face_tensors(LLAMA_2_7B).items()
+        name: shapes[parameter.path][layer is not None :]
+        for name, (parameter, layer) in hub_tensors(LLAMA_2_7B.parameters).items()
     }
     with torch.device("meta"):
         theirs = LlamaForCausalLM(HuggingFaceConfig())

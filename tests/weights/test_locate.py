@@ -53,7 +53,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_embedded_is_the_packages_own():
-    assert resolve("embedded") == ModelFiles(None)
+    assert resolve("embedded") == ModelFiles(EMBEDDED, None)
 
 
 def test_a_hugging_face_folder_is_itself(tmp_path):

@@ -11,9 +11,9 @@ import tiny_models
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
-    checkpoint_dtype,
     content_hash,
     fingerprint,
     write_tensors,

@@ -55,7 +55,7 @@ def _setup(experiment: Experiment) -> str:
 
 def _method(loss: str) -> str:
     """The first line of the loss's own documentation."""
-    lines = (LOSSES[loss].__doc__ or loss).strip().splitlines()
+    lines = (LOSSES[loss].function.__doc__ or loss).strip().splitlines()
     return f"{loss}: {lines[0]}"
 
 

@@ -15,7 +15,7 @@ from eval.report.pages.run_tables import states_of
 from eval.report.pages.sections import sections_of
 from eval.report.pages.tables import Link
 from eval.report.read.settings import shared_settings
-from tddpo_jax.runs.run_directory import write_atomically
+from tddpo_jax.system.atomic import write_text
 
 FIGURES = "report_figures"
 
@@ -53,7 +53,7 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         "experiment.json": json.dumps(card(analysis), indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
-        write_atomically(folder / name, text)
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

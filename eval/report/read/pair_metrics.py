@@ -5,6 +5,7 @@ T validations of a run, P validation pairs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,10 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from eval.experiment import Cell
-from tddpo_jax.losses.catalogue import LossScalars, LossSpec
 from tddpo_jax.losses.metric_names import PAIR_METRICS
-from tddpo_jax.losses.metrics import pair_metrics
-from tddpo_jax.losses.pair_logps import PairLogps
+from tddpo_jax.losses.objective import Objective, Scalars, objective_of
+from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.runs.records import best_record
 
 PairValues = Mapping[str, Float[np.ndarray, "T P"]]
@@ -29,21 +29,14 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     earlier versions. `log_ratio_margin` is added: s_w - s_l in nats, a margin that no beta scales.
     """
     assert cell.config is not None
-    loss = cell.config.loss
-    scalars = LossScalars(
-        beta=loss.beta,
-        tau=loss.tau,
-        label_smoothing=loss.label_smoothing,
-        discopop_tau=loss.discopop_tau,
-        simpo_gamma=loss.simpo_gamma,
-    )
-    spec = LossSpec(loss.name, loss.margin, loss.kl)
+    loss = dict(cell.config.loss)
+    objective = objective_of([loss])
+    scalars = objective.scalars(loss)
     unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
-        whole = (logps, cell.reference, cell.lengths, unknown)
-        pairs = PairLogps(*(jnp.asarray(x[:, branch]) for x in whole for branch in (0, 1)))
-        found.append(jax.device_get(_metrics((spec,), 0, pairs, scalars)))
+        pairs = jax.tree.map(jnp.asarray, pair_logps(logps, cell.reference, cell.lengths, unknown))
+        found.append(jax.device_get(_metrics(objective, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
     values["log_ratio_margin"] = ratios[..., 0] - ratios[..., 1]
@@ -51,7 +44,11 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
 
 
 # This compiles once per loss, because the numbers of a loss are arguments.
-_metrics = jax.jit(pair_metrics, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
+def _metrics(
+    objective: Objective, pairs: PairLogps, scalars: Scalars
+) -> dict[str, Float[jax.Array, " P"]]:
+    return objective.metrics(0, pairs, scalars)
 
 
 def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
@@ -78,7 +75,7 @@ def chosen_checkpoints(
     last = len(cell.steps) - 1
     if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
-    metric = cell.config.train.best_metric
+    metric = cell.best_metric
     per_pair = values[_name(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
@@ -87,7 +84,7 @@ def chosen_checkpoints(
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
     """Whether the run's `train.best_metric` is known pair by pair, not only as a mean."""
     assert cell.config is not None
-    return bool(np.isfinite(values[_name(cell.config.train.best_metric)]).all())
+    return bool(np.isfinite(values[_name(cell.best_metric)]).all())
 
 
 def _name(metric: str) -> str:

@@ -1,12 +1,17 @@
-"""Attention in which every query sees one contiguous range of keys.
+"""Attention in which every query sees one contiguous range of keys, or the newest part of it.
 
-`attention(q, k, v, key_start, key_end)` is the only mask definition of the project. The `xla`
-implementation costs what the ranges cost: queries go in blocks, and each block visits only the key
-blocks that its own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array
-exists on any device. On NVIDIA GPUs `attention_kernels` does the same for the branches one by one.
+`attention(q, k, v, view)` is the only mask definition of the project. The `xla` implementation
+costs what the ranges cost: queries go in blocks, and each block visits only the key blocks that its
+own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array exists on any
+device. On NVIDIA GPUs `kernels.py` does the same for the branches one by one.
 
-Letters: B rows, T stream positions, K key/value heads, S head size, N blocks, C the keys of a
-block, Q its queries: those of all heads that share a key/value head, one head after the other.
+With a window, a response that is stored reversed before its prompt sees two ranges of the stream:
+its own newest tokens and the end of the prompt. So a block of queries has a list of the key blocks
+that it visits.
+
+Letters: B rows, T stream positions, H heads, K key/value heads, S features of a key, V of a value,
+N blocks, C the keys of a block, Q its queries: those of all heads that share a key/value head, one
+head after the other.
 
 References:
     Dao et al., "FlashAttention" (2022), algorithm 1 and its backward pass in appendix B.
@@ -15,16 +20,18 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from tddpo_jax.batches.causal_rows import CausalRows
-from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
+from tddpo_jax.models.attention.view import View
+
+Carry = TypeVar("Carry")
 
 BLOCK = 64
 # Finite, so that no difference is nan; the largest score of a query starts above every masked one,
@@ -35,51 +42,110 @@ MASKED, SMALLEST = -1e30, -5e29
 def attention(
     q: Float[Array, "B T H size"],
     k: Float[Array, "B T K size"],
-    v: Float[Array, "B T K size"],
-    key_start: Int[Array, "B T"],
-    key_end: Int[Array, "B T"],
-    causal_rows: Sequence[CausalRows] = (),
+    v: Float[Array, "B T K value_size"],
+    view: View,
     *,
+    window: int | None = None,
+    scale: float | None = None,
     implementation: str = "xla",
-) -> Float[Array, "B T H size"]:
+) -> Float[Array, "B T H value_size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
-    Scores are scaled by 1/sqrt(size); a query with an empty range gets zeros. Statistics and sums
-    are float32.
+    With a window, it sees only those of them with `position[i] - position[j] < window`. A query
+    that sees no key gets zeros. Statistics and sums are float32.
 
     Args:
         q: queries; head h reads key/value head `h // (H // K)`.
         k: keys.
         v: values.
-        key_start: first key each query sees.
-        key_end: one past the last key each query sees.
-        causal_rows: the same ranges as causal rows, which `cudnn` and `tokamax` read instead.
+        view: what each query sees; `cudnn` and `tokamax` read its causal rows.
+        window: newest positions that a query sees, its own among them; None: all.
+        scale: of the scores; None: 1/sqrt(size).
         implementation: `xla`, `cudnn` or `tokamax`; others are refused, never replaced.
 
     Raises:
-        UserError: the implementation is unknown, or cannot compute this.
+        UserError: the implementation has no kernel for these heads.
+        ValueError: the implementation is unknown, or cannot compute this.
     """
     if implementation in KERNELS:
-        return causal_rows_attention(q, k, v, causal_rows, kernel=implementation)
-    if implementation != "xla":
-        raise UserError(f"model.attention: {implementation!r} is not available")
-    start, end = key_start, key_end
-    rows, length, heads, size = q.shape
-    padding = -length % BLOCK
-    if padding:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q, k, v))
-        start, end = (
-            jnp.pad(x, ((0, 0), (0, padding)), constant_values=length) for x in (start, end)
+        return causal_rows_attention(
+            q, k, v, view.causal_rows, window=window, scale=scale, kernel=implementation
         )
+    if implementation != "xla":
+        raise ValueError(f"attention {implementation!r} is not available")
+    rows, length, heads, size = q.shape
     shared = heads // k.shape[2]
-    q = (q * size**-0.5).reshape(rows, -1, BLOCK, k.shape[2], shared, size)
-    q = q.transpose(1, 0, 3, 4, 2, 5).reshape(-1, rows, k.shape[2], shared * BLOCK, size)
-    k, v = (x.reshape(rows, -1, BLOCK, *x.shape[2:]).transpose(1, 0, 3, 2, 4) for x in (k, v))
-    start, end = (
-        jnp.tile(x.reshape(rows, -1, BLOCK).swapaxes(0, 1), (1, 1, shared)) for x in (start, end)
-    )
-    out = _ranged(q, k, v, start, end).reshape(-1, rows, k.shape[2], shared, BLOCK, size)
-    return out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, size)[:, :length]
+    q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
+    k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
+    seen, position = _seen(view, window, shared)
+    out = _ranged(q, k, v, seen, position).reshape(-1, rows, k.shape[2], shared, BLOCK, v.shape[-1])
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, v.shape[-1])[:, :length]
+
+
+def _in_blocks(x: Float[Array, "B T H S"], key_value_heads: int) -> Float[Array, "N B K Q S"]:
+    """Filled up to whole blocks; heads that share a key/value head stand one after the other."""
+    rows, length, heads, size = x.shape
+    shared = heads // key_value_heads
+    x = jnp.pad(x, ((0, 0), (0, -length % BLOCK), (0, 0), (0, 0)))
+    x = x.reshape(rows, -1, BLOCK, key_value_heads, shared, size).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(-1, rows, key_value_heads, shared * BLOCK, size)
+
+
+class Window(NamedTuple):
+    """What a window leaves of the ranges of every block of queries."""
+
+    above: Int[Array, "N B Q"]  # a query sees keys of later positions than this
+    blocks: Int[Array, "N N"]  # the key blocks: first those in which some query may see a key
+    visits: Int[Array, " N"]  # how many those are
+
+
+class Seen(NamedTuple):
+    """What the queries of every block see."""
+
+    start: Int[Array, "N B Q"]
+    end: Int[Array, "N B Q"]
+    window: Window | None
+
+
+def _seen(view: View, window: int | None, shared: int) -> tuple[Seen, Int[Array, "N B C"] | None]:
+    """What queries see, and the positions of the keys if they matter."""
+    rows, length = view.key_start.shape
+
+    def blocks(x: Int[Array, "B T"], beyond: int) -> Int[Array, "N B C"]:
+        padded = jnp.pad(x, ((0, 0), (0, -length % BLOCK)), constant_values=beyond)
+        return padded.reshape(rows, -1, BLOCK).swapaxes(0, 1)
+
+    def queries(x: Int[Array, "N B C"]) -> Int[Array, "N B Q"]:
+        return jnp.tile(x, (1, 1, shared))
+
+    start, end = blocks(view.key_start, length), blocks(view.key_end, length)
+    if window is None:
+        return Seen(queries(start), queries(end), None), None
+    position = blocks(view.position, 0)
+    above = position - window
+    visited = _may_see(start, end, above, position)
+    order = jnp.argsort(~visited, axis=1, stable=True)
+    cut = Window(queries(above), order, jnp.sum(visited, axis=1))
+    return Seen(queries(start), queries(end), cut), position
+
+
+def _may_see(
+    start: Int[Array, "N B C"],
+    end: Int[Array, "N B C"],
+    above: Int[Array, "N B C"],
+    position: Int[Array, "N B C"],
+) -> Bool[Array, "N N"]:
+    """Whether a block of queries may see a key of a block of keys, in any row.
+
+    It may where the reach of its ranges meets the block and the block holds a position that is late
+    enough for the earliest of its windows.
+    """
+    live, far = end > start, jnp.iinfo(start.dtype).max
+    first, earliest = (jnp.min(jnp.where(live, x, far), axis=2)[:, None] for x in (start, above))
+    last = jnp.max(jnp.where(live, end, 0), axis=2)[:, None]
+    latest = jnp.max(position, axis=2)[None]
+    key = BLOCK * jnp.arange(len(start))[None, :, None]
+    return jnp.any((first < key + BLOCK) & (key < last) & (earliest < latest), axis=2)
 
 
 # Rows times columns, the form that a matrix product takes without a transpose.
@@ -98,17 +164,35 @@ def _add_at(blocks: Array, block: Array, j: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(blocks, _at(blocks, j) + block, j, 0)
 
 
-def _reach(start: Int[Array, "B Q"], end: Int[Array, "B Q"]) -> tuple[Array, Array]:
-    """The half-open range of key blocks that a block of queries reaches, over all rows."""
-    return jnp.min(start) // BLOCK, (jnp.max(jnp.where(end > start, end, 0)) + BLOCK - 1) // BLOCK
+def _visit(seen: Seen, visit: Callable[[Array, Carry], Carry], carry: Carry) -> Carry:
+    """Calls `visit` for every key block that one block of queries needs, over all rows."""
+    start, end, window = seen
+    if window is not None:
+        return jax.lax.fori_loop(
+            jnp.zeros_like(window.visits),
+            window.visits,
+            lambda n, carry: visit(_at(window.blocks, n), carry),
+            carry,
+        )
+    first = jnp.min(start) // BLOCK
+    last = (jnp.max(jnp.where(end > start, end, 0)) + BLOCK - 1) // BLOCK
+    return jax.lax.fori_loop(first, last, visit, carry)
 
 
 def _scores(
-    q: Float[Array, "B K Q S"], k: Float[Array, "B K S C"], start: Array, end: Array, j: Array
+    q: Float[Array, "B K Q S"],
+    k: Float[Array, "N B K S C"],
+    seen: Seen,
+    position: Int[Array, "N B C"] | None,
+    j: Array,
 ) -> Float[Array, "B K Q C"]:
+    """The scores of one block of queries with key block j."""
+    start, end, window = seen
     key = j * BLOCK + jnp.arange(BLOCK)
-    seen = (start[:, :, None] <= key) & (key < end[:, :, None])
-    return jnp.where(seen[:, None], _product(q, k), MASKED)
+    visible = (start[:, :, None] <= key) & (key < end[:, :, None])
+    if window is not None and position is not None:
+        visible &= window.above[:, :, None] < _at(position, j)[:, None]
+    return jnp.where(visible[:, None], _product(q, _at(k, j)), MASKED)
 
 
 def _weights(scores: Array, shift: Array) -> Array:
@@ -116,16 +200,18 @@ def _weights(scores: Array, shift: Array) -> Array:
     return jax.lax.optimization_barrier(jnp.exp(scores - shift[..., None]))
 
 
-def _forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Array, Array]:
+def _forward(
+    q: Array, k: Array, v: Array, seen: Seen, position: Array | None
+) -> tuple[Array, Array]:
     """The output and the log-sum-exp of the scores of each query."""
     k = _transposed(k)
 
-    def query_block(_: None, block: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        q, start, end = block
+    def query_block(_: None, block: tuple[Array, Seen]) -> tuple[None, tuple[Array, Array]]:
+        q, seen = block
 
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             out, total, largest = carry
-            scores = _scores(q, _at(k, j), start, end, j)
+            scores = _scores(q, k, seen, position, j)
             new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
             weights = _weights(scores, new_largest)
             shrink = jnp.exp(largest - new_largest)
@@ -133,14 +219,13 @@ def _forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Ar
             return out, total * shrink + jnp.sum(weights, axis=-1), new_largest
 
         # Derived from q, so that a scan inside shard_map or vmap sees one consistent type.
-        out = jnp.zeros_like(q, dtype=jnp.float32)
         total = jnp.zeros_like(q[..., 0], dtype=jnp.float32)
-        start_values = (out, total, total + SMALLEST)
-        out, total, largest = jax.lax.fori_loop(*_reach(start, end), key_block, start_values)
+        out = jnp.broadcast_to(total[..., None], (*total.shape, v.shape[-1]))
+        out, total, largest = _visit(seen, key_block, (out, total, total + SMALLEST))
         safe = jnp.where(total > 0, total, 1.0)
         return None, ((out / safe[..., None]).astype(q.dtype), largest + jnp.log(safe))
 
-    _, (out, log_total) = jax.lax.scan(query_block, None, (q, start, end))
+    _, (out, log_total) = jax.lax.scan(query_block, None, (q, seen))
     return out, log_total
 
 
@@ -148,33 +233,35 @@ def _forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Ar
 def _ranged(
     q: Float[Array, "N B K Q S"],
     k: Float[Array, "N B K C S"],
-    v: Float[Array, "N B K C S"],
-    start: Int[Array, "N B Q"],
-    end: Int[Array, "N B Q"],
-) -> Float[Array, "N B K Q S"]:
-    return _forward(q, k, v, start, end)[0]
+    v: Float[Array, "N B K C V"],
+    seen: Seen,
+    position: Int[Array, "N B C"] | None,
+) -> Float[Array, "N B K Q V"]:
+    return _forward(q, k, v, seen, position)[0]
 
 
-def _ranged_forward(q: Array, k: Array, v: Array, start: Array, end: Array) -> tuple[Array, tuple]:
-    out, log_total = _forward(q, k, v, start, end)
+def _ranged_forward(
+    q: Array, k: Array, v: Array, seen: Seen, position: Array | None
+) -> tuple[Array, tuple]:
+    out, log_total = _forward(q, k, v, seen, position)
     # Named, so that the remat policy `dots` keeps them and backward need not run forward again.
     out, log_total = checkpoint_name(out, "attention"), checkpoint_name(log_total, "attention")
-    return out, (q, k, v, start, end, out, log_total)
+    return out, (q, k, v, seen, position, out, log_total)
 
 
 def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None]:
     """Sums the gradients of keys and values transposed: so no product transposes any weights."""
-    q, k, v, start, end, out, log_total = saved
+    q, k, v, seen, position, out, log_total = saved
     # Row sums of d_scores * weights, FlashAttention appendix B.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     k_t, v_t = _transposed(k), _transposed(v)
 
     def query_block(carry: tuple[Array, Array], block: tuple) -> tuple[tuple[Array, Array], Array]:
-        q, q_t, d_out, d_out_t, log_total, inner, start, end = block
+        q, q_t, d_out, d_out_t, log_total, inner, seen = block
 
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = carry
-            weights = _weights(_scores(q, _at(k_t, j), start, end, j), log_total)
+            weights = _weights(_scores(q, k_t, seen, position, j), log_total)
             d_weights = _product(d_out, _at(v_t, j))
             d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
             d_scores = jax.lax.optimization_barrier(d_scores)  # it has two readers as well
@@ -185,11 +272,11 @@ def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, N
             )
 
         d_q = jnp.zeros_like(q, dtype=jnp.float32)
-        d_q, *sums = jax.lax.fori_loop(*_reach(start, end), key_block, (d_q, *carry))
+        d_q, *sums = _visit(seen, key_block, (d_q, *carry))
         return (sums[0], sums[1]), d_q.astype(q.dtype)
 
     zeros = jnp.zeros_like(k_t, dtype=jnp.float32), jnp.zeros_like(v_t, dtype=jnp.float32)
-    blocks = (q, _transposed(q), d_out, _transposed(d_out), log_total, inner, start, end)
+    blocks = (q, _transposed(q), d_out, _transposed(d_out), log_total, inner, seen)
     (d_k, d_v), d_q = jax.lax.scan(query_block, zeros, blocks)
     return d_q, _transposed(d_k).astype(k.dtype), _transposed(d_v).astype(v.dtype), None, None
 

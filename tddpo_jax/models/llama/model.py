@@ -14,22 +14,31 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
+from tddpo_jax.models.attention.view import AttentionShape
 from tddpo_jax.models.linear import Linear, mark_product
+from tddpo_jax.models.llama import tensors
+from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import RopeScaling, rotate
-
-LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from tddpo_jax.models.rope import RopeScaling, rope_frequencies, rotate
+from tddpo_jax.models.tensor_table import Parameter, parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a Llama; nothing here has a default, for a wrong default would be silent."""
+    """The shape of a Llama; nothing here has a default, for a wrong default would be silent.
+
+    What the decoder and others ask of any family, see `DecoderConfig`, follows from it.
+    """
 
     vocabulary: int
     width: int
@@ -43,6 +52,52 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     norm_epsilon: float
     tied: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes of its tensors, by name."""
+        queries, keys = (n * self.head_size for n in (self.heads, self.key_value_heads))
+        return {
+            "vocabulary": self.vocabulary,
+            "width": self.width,
+            "queries": queries,
+            "keys": keys,
+            "values": keys,
+            "attended": queries,
+            "feed_forward": self.feed_forward,
+        }
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        size = self.head_size
+        layer = Layer(
+            functools.partial(Block, self),
+            AttentionShape(self.heads, self.key_value_heads, size, value_size=size),
+            tensors.LAYER,
+            self.sizes,
+        )
+        return (Segment(self.layers, (layer,)),)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return (
+            parameter(tensors.TIED_EMBED if self.tied else tensors.EMBED, self.sizes),
+            *layer_parameters(self.segments),
+            parameter(tensors.NORM, self.sizes),
+            *([] if self.tied else [parameter(tensors.HEAD, self.sizes)]),
+        )
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        return tensors.DERIVED
+
+    def last_norm(self) -> RMSNorm:
+        return RMSNorm(self.width, self.norm_epsilon)
+
+    def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
+        """Radians by which each pair of features is rotated."""
+        frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
+        return positions[:, :, None].astype(jnp.float32) * frequencies
 
 
 # One key per linear layer, in the order of LINEAR_NAMES.
@@ -94,10 +149,22 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         angle: Float[Array, "B T half"],
-        attend: Callable[[Array, Array, Array], Array],
-        keys: DropoutKeys = NO_DROPOUT,
-    ) -> Float[Array, "B T D"]:
-        q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)
-        attended = attend(q, k, v).reshape(*x.shape[:2], -1)
-        x = mark_product(x + self.o_proj(attended, keys[3]))
-        return x + self.feed_forward(self.mlp_norm(x), keys)
+        attend: Callable[..., tuple[Array, Any]],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The stream behind this layer, and what `attend` keeps of it.
+
+        Args:
+            x: the stream.
+            angle: rotations by position, `config.angles`.
+            attend: takes queries, keys and values; gives attention's output and what to keep.
+            key: of the adapters' dropout; None: no dropout.
+        """
+        keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
+        with jax.named_scope("attention"):
+            q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)
+            attended, kept = attend(q, k, v)
+            attended = attended.reshape(*x.shape[:2], -1)
+            x = mark_product(x + self.o_proj(attended, keys[3]))
+        with jax.named_scope("feed-forward"):
+            return x + self.feed_forward(self.mlp_norm(x), keys), kept

@@ -1,137 +1,37 @@
-"""Llama's checkpoints: what `config.json` means, and which tensors there are."""
+"""The tensors of a Llama: their names in a Hugging Face checkpoint, and what they are here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from tddpo_jax.models.tensor_table import Tensor
 
-from tddpo_jax.errors import UserError
-from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.models.rope import RopeScaling
+# In a tied checkpoint there is no head, or the embedding once more under the head's name.
+HEAD = Tensor("lm_head.weight", "head", ("vocabulary", "width"), "embedding")
+EMBED = Tensor("model.embed_tokens.weight", "embed", ("vocabulary", "width"), "embedding")
+TIED_EMBED = EMBED._replace(repeated_as=HEAD.hub_name)
+NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
 
-# (Hugging Face name, our path); {} is the number of the layer, its place on our leading axis.
-NAMES: tuple[tuple[str, str], ...] = (
-    ("model.embed_tokens.weight", "embed"),
-    ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.weight"),
-    ("model.layers.{}.self_attn.q_proj.weight", "layers.q_proj.weight"),
-    ("model.layers.{}.self_attn.k_proj.weight", "layers.k_proj.weight"),
-    ("model.layers.{}.self_attn.v_proj.weight", "layers.v_proj.weight"),
-    ("model.layers.{}.self_attn.o_proj.weight", "layers.o_proj.weight"),
-    ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm.weight"),
-    ("model.layers.{}.mlp.gate_proj.weight", "layers.gate_proj.weight"),
-    ("model.layers.{}.mlp.up_proj.weight", "layers.up_proj.weight"),
-    ("model.layers.{}.mlp.down_proj.weight", "layers.down_proj.weight"),
-    ("model.norm.weight", "norm.weight"),
-    ("lm_head.weight", "head"),
+
+def _norm(hub_name: str, name: str) -> Tensor:
+    return Tensor(f"model.layers.{{}}.{hub_name}.weight", f"{name}.weight", ("width",), "norm")
+
+
+def _linear(hub_part: str, name: str, outputs: str, inputs: str) -> Tensor:
+    hub_name = f"model.layers.{{}}.{hub_part}.{name}.weight"
+    return Tensor(hub_name, f"{name}.weight", (outputs, inputs), "linear")
+
+
+# Of every layer.
+LAYER = (
+    _norm("input_layernorm", "attention_norm"),
+    _linear("self_attn", "q_proj", "queries", "width"),
+    _linear("self_attn", "k_proj", "keys", "width"),
+    _linear("self_attn", "v_proj", "values", "width"),
+    _linear("self_attn", "o_proj", "width", "attended"),
+    _norm("post_attention_layernorm", "mlp_norm"),
+    _linear("mlp", "gate_proj", "feed_forward", "width"),
+    _linear("mlp", "up_proj", "feed_forward", "width"),
+    _linear("mlp", "down_proj", "width", "feed_forward"),
 )
-
-
+LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
 # A buffer of older checkpoints; the frequencies follow from the config.
-DERIVED_SUFFIX = "self_attn.rotary_emb.inv_freq"
-
-
-# Attributes of a config.json that change nothing here: names, token ids, training-time settings.
-IGNORED_ATTRIBUTES = (
-    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
-    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
-    *("model_max_length", "max_length", "max_sequence_length"),
-)
-
-
-# Attributes that would change the mathematics: only the value that means "absent" is understood.
-REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attention_dropout": (0, None),
-    "pretraining_tp": (1, None),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-}
-
-
-def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a model whose `config.json`, at a path that errors name, has these attributes.
-
-    Raises:
-        UserError: an attribute is missing, or is one this project does not know.
-    """
-    for name, understood in REQUIRED_VALUES.items():
-        if name in attributes and attributes[name] not in understood:
-            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
-    if "model_type" not in attributes:
-        raise UserError(f"{path}: model_type is missing")
-    known = dict(attributes)
-    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
-        known.pop(name, None)
-
-    def take(name: str, *default: Any) -> Any:
-        if name not in known and not default:
-            raise UserError(f"{path}: {name} is missing")
-        value = known.pop(name, None)
-        if value is None and default:
-            return default[0]
-        if not isinstance(value, (int, float)):
-            raise UserError(f"{path}: {name} = {value!r} is no number")
-        return value
-
-    heads, width = take("num_attention_heads"), take("hidden_size")
-    theta, scaling = _rope(path, known)
-    config = LlamaConfig(
-        vocabulary=take("vocab_size"),
-        width=width,
-        layers=take("num_hidden_layers"),
-        heads=heads,
-        # Both defaults are transformers' own: no grouping, and the width shared by the heads.
-        key_value_heads=take("num_key_value_heads", heads),
-        head_size=take("head_dim", width // heads),
-        feed_forward=take("intermediate_size"),
-        context=take("max_position_embeddings"),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_epsilon=take("rms_norm_eps"),
-        tied=take("tie_word_embeddings", False),
-    )
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
-    if config.heads % config.key_value_heads or config.head_size % 2:
-        raise UserError(
-            f"{path}: {config.heads} heads of size {config.head_size} do not go with "
-            f"{config.key_value_heads} key/value heads and pairs of rotated features"
-        )
-    return config
-
-
-def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling, from `rope_parameters` (transformers 5) or the older two fields."""
-    scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
-    known.pop("rope_scaling", None)
-    # Llama-1 and Llama-2 configs leave rope_theta out; their code fixed it at 10,000.
-    theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
-    scaling.pop("rope_theta", None)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
-    scaling.pop("type", None)
-    if kind == "default" and not scaling:
-        return float(theta), None
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind != "llama3" or set(scaling) != set(fields):
-        raise UserError(f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} unsupported")
-    factor, low, high, original_context = (scaling[field] for field in fields)
-    return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)
-
-
-def hugging_face_tensors(config: LlamaConfig) -> dict[str, tuple[str, int | None]]:
-    """Every tensor name of the checkpoint -> (our path, layer or None)."""
-    names: dict[str, tuple[str, int | None]] = {}
-    for name, path in NAMES:
-        if path == "head" and config.tied:
-            continue
-        if "{}" not in name:
-            names[name] = (path, None)
-            continue
-        for layer in range(config.layers):
-            names[name.format(layer)] = (path, layer)
-    return names
+DERIVED = ("self_attn.rotary_emb.inv_freq",)

@@ -75,7 +75,7 @@ def test_a_policy_that_answers_nothing_has_no_kl():
 
 
 def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatch, capsys):
-    """A finished cell, one that diverged before any best/, an unfinished one; one base."""
+    """A finished cell, one that diverged before any best/, one unfinished, and one base."""
     cells = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0, 1, 2])
     finished, diverged, unfinished = map(cell_name, cells)
     grid = write_grid(

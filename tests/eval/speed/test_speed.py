@@ -97,7 +97,7 @@ def test_the_figures_of_a_step_fit_together():
 
 def test_nothing_compiles_within_a_step_that_is_timed(monkeypatch):
     """Beside the update, which the first step of the warm-up compiles; the second is longer."""
-    pairs = tiny_models.random_pairs([(5, 4, 4), (5, 4, 4), (5, 4, 4), (40, 4, 4)])
+    pairs = tiny_models.random_examples([(5, 4, 4), (5, 4, 4), (5, 4, 4), (40, 4, 4)])
     shapes = tuple(Shape(1, length, length, 2) for length in (64, 32))
     with monkeypatch.context() as patch:
         patch.setattr(training, "make_mesh", lambda _: tiny_models.one_device())
@@ -188,15 +188,17 @@ def test_what_is_refused(arguments, said, capsys, monkeypatch):
     assert refusal(capsys, monkeypatch, *arguments) == f"error: {said}"
 
 
-def test_branches_apart_are_the_same_work_but_for_one_score():
+def test_branches_apart_are_the_same_work():
     """Positions: prompt and all but the last token of its response; keys: a triangle of them."""
-    pairs = tiny_models.random_pairs([(7, 5, 11), (3, 1, 2)])
-    for pair, chosen, rejected in zip(pairs, *(_apart(pairs)[n::2] for n in (0, 1)), strict=True):
-        for branch, response in ((chosen, pair.chosen), (rejected, pair.rejected)):
-            length = len(pair.prompt) + len(response) - 1
+    pairs = tiny_models.random_examples([(7, 5, 11), (3, 1, 2)])
+    branches = iter(_apart(pairs))
+    for pair in pairs:
+        for response in pair.responses:
+            branch, length = next(branches), len(pair.prompt) + len(response) - 1
             assert stream_length(branch) == length
             assert attended_keys(branch) == length * (length + 1) // 2
-            np.testing.assert_array_equal(branch.chosen, response)
+            np.testing.assert_array_equal(branch.responses, [response])
+    assert not list(branches)
 
 
 def test_a_peer_that_does_other_work_is_refused():

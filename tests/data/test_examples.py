@@ -18,22 +18,24 @@ from tiny_rows import (
     write,
 )
 
-from tddpo_jax.batches.layout import Pair
+from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import branch_limits
-from tddpo_jax.data.pairs import Limits, Split, cut, validation_prompts
+from tddpo_jax.data.examples import Limits, Split, cut, validation_prompts
 from tddpo_jax.data.sources import read_rows
 
 # ---- truncation ----------------------------------------------------------------------------------
 
 
-def pair_of(prompt, chosen, rejected):
-    return Pair(
+def example_of(prompt, *responses):
+    return Example(
         0,
         np.arange(prompt, dtype=np.int32),
-        np.arange(100, 100 + chosen, dtype=np.int32),
-        np.arange(200, 200 + rejected, dtype=np.int32),
+        tuple(
+            np.arange(100 * n, 100 * n + length, dtype=np.int32)
+            for n, length in enumerate(responses, 1)
+        ),
     )
 
 
@@ -48,16 +50,16 @@ def pair_of(prompt, chosen, rejected):
     ],
 )
 def test_cut(lengths, expected):
-    pair = pair_of(*lengths)
+    pair = example_of(*lengths)
     short = cut(pair, Limits(10, 4), bos=0)
-    assert tuple(len(ids) for ids in short[1:]) == expected
+    assert (len(short.prompt), *map(len, short.responses)) == expected
     if len(short.prompt) < len(pair.prompt):
         assert short.prompt.tolist() == [0, *pair.prompt[-3:]]
         assert cut(pair, Limits(10, 4), bos=None).prompt.tolist() == pair.prompt[-4:].tolist()
 
 
 @given(
-    lengths=st.tuples(*[st.integers(1, 40)] * 3),
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=4),
     max_length=st.integers(2, 50),
     share=st.floats(0, 1, exclude_max=True),
     bos=st.sampled_from([None, 0, 5]),
@@ -65,15 +67,15 @@ def test_cut(lengths, expected):
 @settings(deadline=None)
 def test_cut_pairs_fit_and_keep_something(lengths, max_length, share, bos):
     limits = Limits(max_length, max(1, int(share * max_length)))
-    pair = pair_of(*lengths)
-    short = cut(pair, limits, bos)
-    longest = max(len(pair.chosen), len(pair.rejected))
-    assert len(short.prompt) + max(len(short.chosen), len(short.rejected)) <= max_length
-    assert min(len(ids) for ids in short[1:]) >= 1
-    assert short.chosen.tolist() == pair.chosen[: len(short.chosen)].tolist()
-    assert short.rejected.tolist() == pair.rejected[: len(short.rejected)].tolist()
-    if len(pair.prompt) + longest <= max_length:
-        assert short is pair
+    whole = example_of(*lengths)
+    short = cut(whole, limits, bos)
+    longest = max(map(len, whole.responses))
+    assert len(short.prompt) + max(map(len, short.responses)) <= max_length
+    assert min(map(len, (short.prompt, *short.responses))) >= 1
+    for ids, of_whole in zip(short.responses, whole.responses, strict=True):
+        assert ids.tolist() == of_whole[: len(ids)].tolist()
+    if len(whole.prompt) + longest <= max_length:
+        assert short is whole
 
 
 def test_cuts_are_counted(tmp_path):

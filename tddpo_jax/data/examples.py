@@ -1,10 +1,10 @@
-"""From rows to training and validation pairs: encoded, cut to length and split by prompts.
+"""From rows to training and validation examples: encoded, cut to length and split by prompts.
 
 A row that cannot be used is listed with its reason, never silently lost:
 
     empty prompt, empty response      nothing there, or white space; a last message of white space
     differing histories               the two conversations differ before their last message
-    identical branches                the same ids
+    identical branches                two responses with the same ids
     identical after truncation        the same ids once they are cut
     template: …                       the template refuses the conversation, in its own words
     half a surrogate pair             a text that is no Unicode
@@ -22,17 +22,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tddpo_jax.batches.layout import Pair
-from tddpo_jax.data.formats import Example
+from tddpo_jax.batches.layout import Example
+from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.sources import Source
-from tddpo_jax.data.templates import ChatFormat, PairText, chat_pair, encode_pairs, text_pair
+from tddpo_jax.data.templates import (
+    ChatFormat,
+    ExampleText,
+    chat_example,
+    encode_examples,
+    text_example,
+)
 from tddpo_jax.errors import UserError
 
 ROWS_AT_ONCE = 256  # between two reports of progress
 
 
 class Unusable(NamedTuple):
-    """A row that makes no pair, and why."""
+    """A row that makes no example, and why."""
 
     row: int  # number in its source
     reason: str
@@ -54,10 +60,10 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation pairs, and what became of the other rows."""
+    """Training and validation examples, and what became of the other rows."""
 
-    train: list[Pair]
-    validation: list[Pair]
+    train: list[Example]
+    validation: list[Example]
     # Reason -> rows. Those of a validation source of its own stand under "validation: " + reason.
     dropped: dict[str, list[int]]
     cut_prompts: int  # prompts that lost their left
@@ -65,59 +71,71 @@ class Dataset:
     template: str  # name; "tokenizer" for the tokenizer's own, "verbatim" if none was used
     content_hash: str  # of everything that determines the ids and the split
 
+    @property
+    def responses(self) -> int:
+        """How many responses each example has."""
+        return len(self.train[0].responses)
+
 
 def kinds(sources: Sequence[Source]) -> set[str]:
-    """The kinds of examples that there are."""
-    return {row.kind for source in sources for row in source.rows if isinstance(row, Example)}
+    """The kinds of rows that there are."""
+    return {row.kind for source in sources for row in source.rows if isinstance(row, ParsedRow)}
 
 
-def cut(pair: Pair, limits: Limits, bos: int | None) -> Pair:
-    """A pair whose branches both fit.
+def cut(example: Example, limits: Limits, bos: int | None) -> Example:
+    """An example whose branches all fit.
 
     A branch that is too long loses the left of its prompt, except for a leading `bos`, then the
-    right of its response. The prompt is shared, so it is cut if either branch is too long.
+    right of its response. The prompt is shared, so it is cut if any branch is too long.
     """
-    longest = max(len(pair.chosen), len(pair.rejected))
-    if len(pair.prompt) + longest <= limits.max_length:
-        return pair
-    prompt = pair.prompt
+    if len(example.prompt) + max(map(len, example.responses)) <= limits.max_length:
+        return example
+    prompt = example.prompt
     if len(prompt) > limits.max_prompt_length:
         head = prompt[: int(prompt[0] == bos)]
         tail = prompt[len(prompt) - limits.max_prompt_length + len(head) :]
         prompt = np.concatenate([head, tail])
     room = limits.max_length - len(prompt)
-    return Pair(pair.row, prompt, pair.chosen[:room], pair.rejected[:room])
+    responses = tuple(response[:room] for response in example.responses)
+    return Example(example.row, prompt, responses)
 
 
 def validation_prompts(prompts: Sequence[np.ndarray], split: Split) -> set[bytes]:
-    """The bytes of the prompts that go to validation, with every pair that has one of them.
+    """The bytes of the prompts that go to validation, with every example that has one of them.
 
     A pure function of the seed and of how often each prompt occurs: prompts are taken in the order
-    of their hashes as long as their pairs fit into the share, so the rows' order does not matter.
+    of their hashes as long as their examples fit into the share, so the order of the rows does not
+    matter.
 
     Args:
-        prompts: int32 ids [n], one entry per pair.
-        split: share of the pairs, and seed.
+        prompts: int32 ids [n], one entry per example.
+        split: share of the examples, and seed.
     """
     if split.fraction == 0:
         return set()
-    pairs = collections.Counter(prompt.tobytes() for prompt in prompts)
+    counts = collections.Counter(prompt.tobytes() for prompt in prompts)
     room = max(1, min(round(split.fraction * len(prompts)), len(prompts) - 1))
-    order = sorted(pairs, key=lambda ids: hashlib.sha256(b"%d:%b" % (split.seed, ids)).digest())
+    order = sorted(counts, key=lambda ids: hashlib.sha256(b"%d:%b" % (split.seed, ids)).digest())
     taken = set()
     for prompt in order:
-        if pairs[prompt] <= room:
+        if counts[prompt] <= room:
             taken.add(prompt)
-            room -= pairs[prompt]
-    # Where every prompt has more pairs than fit, the one with the fewest goes.
-    return taken or {min(order, key=lambda prompt: pairs[prompt])}
+            room -= counts[prompt]
+    # Where every prompt has more examples than fit, the one with the fewest goes.
+    return taken or {min(order, key=lambda prompt: counts[prompt])}
 
 
 class Fitted(NamedTuple):
-    """A pair before and after truncation."""
+    """An example before and after truncation."""
 
-    whole: Pair
-    cut: Pair
+    whole: Example
+    cut: Example
+
+    @property
+    def cut_responses(self) -> int:
+        """How many responses are shorter than they were."""
+        both = zip(self.cut.responses, self.whole.responses, strict=True)
+        return sum(len(cut) < len(whole) for cut, whole in both)
 
 
 def build(
@@ -129,7 +147,7 @@ def build(
     content_hash: str,
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
-    """Training and validation pairs.
+    """Training and validation examples.
 
     Args:
         sources: of the training rows, then of the validation rows if they are others.
@@ -154,19 +172,22 @@ def build(
         train, validation = _divided(sources[0], train, split)
     fitted = train + validation
     return Dataset(
-        train=[pair.cut for pair in train],
-        validation=[pair.cut for pair in validation],
+        train=[one.cut for one in train],
+        validation=[one.cut for one in validation],
         dropped=dropped,
-        cut_prompts=sum(len(pair.cut.prompt) < len(pair.whole.prompt) for pair in fitted),
-        cut_responses=sum(len(pair.cut.chosen) < len(pair.whole.chosen) for pair in fitted)
-        + sum(len(pair.cut.rejected) < len(pair.whole.rejected) for pair in fitted),
+        cut_prompts=sum(len(one.cut.prompt) < len(one.whole.prompt) for one in fitted),
+        cut_responses=sum(one.cut_responses for one in fitted),
         template=style.name if style is not None and "chat" in kinds(sources) else "verbatim",
         content_hash=content_hash,
     )
 
 
 def _usable(
-    field: str, source: Source, encoded: Sequence[Pair | Unusable], limits: Limits, bos: int | None
+    field: str,
+    source: Source,
+    encoded: Sequence[Example | Unusable],
+    limits: Limits,
+    bos: int | None,
 ) -> tuple[list[Fitted], dict[str, list[int]]]:
     kept: list[Fitted] = []
     dropped: dict[str, list[int]] = collections.defaultdict(list)
@@ -174,39 +195,43 @@ def _usable(
         if isinstance(row, Unusable):
             dropped[row.reason].append(row.row)
             continue
-        pair = Fitted(row, cut(row, limits, bos))
-        if np.array_equal(pair.whole.chosen, pair.whole.rejected):
+        fitted = Fitted(row, cut(row, limits, bos))
+        if _has_two_alike(fitted.whole):
             dropped["identical branches"].append(row.row)
-        elif np.array_equal(pair.cut.chosen, pair.cut.rejected):
+        elif _has_two_alike(fitted.cut):
             dropped["identical after truncation"].append(row.row)
         else:
-            kept.append(pair)
+            kept.append(fitted)
     if not kept:
         counts = ", ".join(f"{len(rows)} x {reason}" for reason, rows in dropped.items())
         raise UserError(f"{field} {source.name}: none of its rows can be used: {counts}")
     return kept, dict(dropped)
 
 
+def _has_two_alike(example: Example) -> bool:
+    return len({ids.tobytes() for ids in example.responses}) < len(example.responses)
+
+
 def _divided(
-    source: Source, pairs: list[Fitted], split: Split
+    source: Source, examples: list[Fitted], split: Split
 ) -> tuple[list[Fitted], list[Fitted]]:
     # By whole prompts, so that the sides do not depend on the lengths that are set.
-    held_out = validation_prompts([pair.whole.prompt for pair in pairs], split)
+    held_out = validation_prompts([one.whole.prompt for one in examples], split)
     sides: tuple[list[Fitted], list[Fitted]] = ([], [])
-    for pair in pairs:
-        sides[pair.whole.prompt.tobytes() in held_out].append(pair)
+    for one in examples:
+        sides[one.whole.prompt.tobytes() in held_out].append(one)
     if not sides[0]:
-        raise UserError(f"data.validation: leaves no training pairs of {source.name}")
+        raise UserError(f"data.validation: leaves nothing to train on of {source.name}")
     return sides
 
 
 def encode(
-    rows: Sequence[tuple[int, Example | str]],
+    rows: Sequence[tuple[int, ParsedRow | str]],
     style: ChatFormat | None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Pair | Unusable]:
-    """Of every numbered row its pair, uncut, or the reason why it makes none."""
-    encoded: list[Pair | Unusable] = []
+) -> list[Example | Unusable]:
+    """The example that each numbered row makes, uncut, or the reason why it makes none."""
+    encoded: list[Example | Unusable] = []
     while len(encoded) < len(rows):
         encoded += _encode_some(rows[len(encoded) : len(encoded) + ROWS_AT_ONCE], style)
         if progress is not None:
@@ -215,45 +240,46 @@ def encode(
 
 
 def _encode_some(
-    rows: Sequence[tuple[int, Example | str]], style: ChatFormat | None
-) -> list[Pair | Unusable]:
+    rows: Sequence[tuple[int, ParsedRow | str]], style: ChatFormat | None
+) -> list[Example | Unusable]:
     written = [_written(row, style) for _, row in rows]
-    texts = [row for row in written if isinstance(row, PairText)]
-    encoded = iter(encode_pairs(style, texts) if style is not None else [])
-    results: list[Pair | Unusable] = []
+    texts = [row for row in written if isinstance(row, ExampleText)]
+    encoded = iter(encode_examples(style, texts) if style is not None else [])
+    results: list[Example | Unusable] = []
     for (index, _), row in zip(rows, written, strict=True):
         if isinstance(row, str):
             results.append(Unusable(index, row))
             continue
-        ids = next(encoded) if isinstance(row, PairText) else row[1:]
-        prompt, chosen, rejected = (np.asarray(part, np.int32) for part in ids)
+        ids = next(encoded) if isinstance(row, ExampleText) else (row.prompt, row.responses)
+        prompt, *responses = (np.asarray(part, np.int32) for part in (ids[0], *ids[1]))
         # The tokenizer's normaliser may leave nothing of a text such as a zero-width space.
         usable = len(prompt) > 0
-        results.append(
-            Pair(index, prompt, chosen, rejected) if usable else Unusable(index, "empty prompt")
-        )
+        example = Example(index, prompt, tuple(responses))
+        results.append(example if usable else Unusable(index, "empty prompt"))
     return results
 
 
-def _written(row: Example | str, style: ChatFormat | None) -> PairText | Example | str:
+def _written(row: ParsedRow | str, style: ChatFormat | None) -> ExampleText | ParsedRow | str:
     if isinstance(row, str) or row.kind == "ids":
         return row
     assert style is not None  # made wherever there are texts
     if row.kind == "text":
-        return text_pair(style, row.prompt, row.chosen, row.rejected)
+        return text_example(style, row.prompt, row.responses)
     try:
-        return chat_pair(style, row.prompt, row.chosen, row.rejected)
-    except ValueError as error:
+        return chat_example(style, row.prompt, row.responses)
+    except UserError as error:
         return str(error)
 
 
-def check_vocabulary(name: str, pairs: Sequence[Pair], vocab_size: int | None) -> None:
+def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | None) -> None:
     """Raises UserError for a row of the source `name` with an id that the model does not have."""
-    for pair in pairs:
-        for column in ("prompt", "chosen", "rejected"):
-            highest = int(getattr(pair, column).max())
+    for example in examples:
+        names = ("response",) if len(example.responses) == 1 else ("chosen", "rejected")
+        parts = zip(("prompt", *names), (example.prompt, *example.responses), strict=True)
+        for part, ids in parts:
+            highest = int(ids.max())
             if vocab_size is not None and highest >= vocab_size:
                 raise UserError(
-                    f"data {name} row {pair.row}: {column!r} holds the id {highest}, "
+                    f"data {name} row {example.row}: {part!r} holds the id {highest}, "
                     f"but the model's vocabulary ends at {vocab_size - 1}"
                 )

@@ -1,0 +1,112 @@
+"""What a loss is: a function, its settings, and how it is averaged and reported, as one row."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from tddpo_jax.losses.elementary import PerPair
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards, scaled_log_ratios
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting of a loss: `loss.<name>` in a file, `--loss.<name>` on a command line.
+
+    A number is an argument of the compiled step, so another value does not compile it again. A text
+    is one of `choices` and is compiled into the step.
+
+    Attributes:
+        default: the value where none is given.
+        help: one line for `--help`.
+        above: a number must be greater than this.
+        at_least: a number must be this or greater.
+        below: a number must be less than this.
+        choices: the texts that are allowed; empty for a number.
+    """
+
+    default: float | str
+    help: str
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choices and self.default not in self.choices:
+            raise ValueError(f"setting: its default {self.default!r} is not among its choices")
+        if not self.choices and isinstance(self.default, str):
+            raise ValueError(f"setting: its default {self.default!r} is a text without choices")
+
+
+# eq=False: a row equals itself alone, and so can be a static argument of a compiled function.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss on preference pairs, as everything else in this project knows it.
+
+    Attributes:
+        function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`. Its
+            name is the loss's name, and the first line of its docstring introduces it in reports.
+        settings: what each keyword of `function` is. Losses may share a setting: the same name
+            then has the same `Setting`.
+        rewards: takes pairs and, by keyword, any of the settings; gives the implicit rewards of
+            the chosen and of the rejected responses, each `[P]`. They are metrics.
+        mean_over: what a batch's loss is a mean over: pairs, or tokens of the chosen responses.
+        needs_beta: whether beta = 0 is refused, because it leaves nothing to learn.
+        exact_kl: given the settings, says whether `function` reads `pairs.kl_*`. They cost a pass
+            of the reference model at every step, and are zeros otherwise.
+        responses: how many responses of an example the loss reads: both, or the chosen one alone.
+
+    Raises:
+        ValueError: the settings are not the keywords of the function, or lack one of `rewards`.
+    """
+
+    function: Callable[..., PerPair]
+    settings: Mapping[str, Setting]
+    rewards: Callable[..., Rewards] = scaled_log_ratios
+    mean_over: Literal["pairs", "tokens"] = "pairs"
+    needs_beta: bool = True
+    exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
+    responses: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        if set(_keywords(self.function)) != set(self.settings):
+            raise ValueError(
+                f"loss {self.name}: its settings are {', '.join(self.settings) or 'none'}, the "
+                f"keywords of its function {', '.join(_keywords(self.function)) or 'none'}"
+            )
+        for name in _keywords(self.rewards):
+            if name not in self.settings:
+                raise ValueError(f"loss {self.name}: its rewards read {name}, which it does not")
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def values(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PerPair:
+        """The loss of each pair, `[P]`; it takes its own of the settings."""
+        return self.function(pairs, **{name: settings[name] for name in self.settings})
+
+    def rewards_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> Rewards:
+        """The implicit rewards of the chosen and of the rejected responses, each `[P]`.
+
+        A prompt with one response has no rejected one: None stands in its place.
+        """
+        return self.rewards(pairs, **{name: settings[name] for name in _keywords(self.rewards)})
+
+
+@functools.cache
+def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
+
+
+# The one setting that nearly all losses share.
+BETA = Setting(
+    default=0.05,
+    at_least=0.0,
+    help="weight of the KL term (td_dpo), scale of the log-ratios (the others)",
+)

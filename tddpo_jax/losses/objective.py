@@ -1,0 +1,135 @@
+"""The losses of an experiment as one function, so that one compiled step serves them all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.elementary import PerPair, Scalar
+from tddpo_jax.losses.loss import Loss
+from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards
+
+# The place of a loss in an objective.
+Which = Int[Array, ""] | int
+# The numbers that losses read, by name.
+Scalars = Mapping[str, Scalar]
+
+
+class Term(NamedTuple):
+    """A loss with the texts among its settings: what is compiled."""
+
+    loss: Loss
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The losses of an experiment, of which each cell minimises one.
+
+    What is compiled depends on the objective alone. Which of its losses it is and the numbers that
+    they read are arguments, and may be traced.
+    """
+
+    terms: tuple[Term, ...]
+
+    @property
+    def scalar_names(self) -> tuple[str, ...]:
+        """The numbers that any of these losses reads, each once."""
+        found = {
+            name: None
+            for loss, _ in self.terms
+            for name, setting in loss.settings.items()
+            if not setting.choices
+        }
+        return tuple(found)
+
+    @property
+    def exact_kl(self) -> bool:
+        """Whether any of these losses reads the exact KL."""
+        return any(loss.exact_kl(dict(texts)) for loss, texts in self.terms)
+
+    def which(self, settings: Mapping[str, Any]) -> int:
+        """The place of the loss that a cell's settings choose."""
+        return self.terms.index(_term(settings))
+
+    def scalars(self, settings: Mapping[str, Any]) -> dict[str, float]:
+        """The numbers that a compiled step takes, from a cell's settings."""
+        return {name: float(settings[name]) for name in self.scalar_names}
+
+    def values(self, which: Which, pairs: PairLogps, scalars: Scalars) -> PerPair:
+        """The loss of each pair.
+
+        Args:
+            which: the place of the loss; ignored if there is only one.
+            pairs: P pairs.
+            scalars: the numbers of `scalar_names`; each loss takes its own.
+
+        Returns:
+            [P] values in the dtype of `pairs`.
+        """
+        functions = [_with_texts(loss.values, texts) for loss, texts in self.terms]
+        return _switch(functions, which, pairs, scalars)
+
+    def rewards(self, which: Which, pairs: PairLogps, scalars: Scalars) -> Rewards:
+        """The implicit rewards of the chosen and of the rejected responses, each [P]; a metric.
+
+        Args: as for `values`.
+        """
+        functions = [_with_texts(loss.rewards_of, texts) for loss, texts in self.terms]
+        return _switch(functions, which, pairs, scalars)
+
+    def metrics(self, which: Which, pairs: PairLogps, scalars: Scalars) -> dict[str, PerPair]:
+        """Every one of `PAIR_METRICS` for each pair; arguments as for `values`."""
+        rewards = self.rewards(which, pairs, scalars)
+        return pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
+
+    def denominator(self, which: Which, pairs: Scalar, chosen_tokens: Scalar) -> Float[Array, ""]:
+        """What the sum of a batch's losses is divided by: its pairs, or its chosen tokens."""
+        over_tokens = jnp.array([loss.mean_over == "tokens" for loss, _ in self.terms])[which]
+        return jnp.where(over_tokens, chosen_tokens, pairs)
+
+
+def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:
+    """The objective of an experiment.
+
+    Args:
+        cells: the loss's settings of each cell, `name` among them.
+    """
+    return Objective(tuple(dict.fromkeys(map(_term, cells))))
+
+
+def _term(settings: Mapping[str, Any]) -> Term:
+    loss = LOSSES[settings["name"]]
+    texts = {name: settings[name] for name, setting in loss.settings.items() if setting.choices}
+    return Term(loss, tuple(texts.items()))
+
+
+def _with_texts(
+    function: Callable[[PairLogps, Mapping[str, Any]], Any], texts: tuple[tuple[str, str], ...]
+) -> Callable[[PairLogps, Scalars], Any]:
+    return lambda pairs, scalars: function(pairs, {**scalars, **dict(texts)})
+
+
+def _switch(
+    functions: Sequence[Callable[[PairLogps, Scalars], Any]],
+    which: Which,
+    pairs: PairLogps,
+    scalars: Scalars,
+) -> Any:
+    """The output of function number `which`, with the scalars in the dtype of the pairs.
+
+    Under `vmap` over `which` all functions run and a select follows. An infinity in one that is not
+    selected (`ipo` at beta 0, say) stays out of the gradients: JAX cuts the others' inputs off.
+    """
+    dtype = pairs.logp_chosen.dtype
+    scalars = {name: jnp.asarray(value, dtype) for name, value in scalars.items()}
+    if len(functions) == 1:
+        return functions[0](pairs, scalars)
+    return jax.lax.switch(which, functions, pairs, scalars)

@@ -1,0 +1,170 @@
+"""What every cell of an experiment shares: files, mesh, data, shapes of micro-batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from tddpo_jax.adapters import lora
+from tddpo_jax.batches.layout import Shape
+from tddpo_jax.batches.packing import choose_shapes
+from tddpo_jax.config.cells import ignored_in
+from tddpo_jax.config.schema import Config
+from tddpo_jax.data.dataset import load_dataset
+from tddpo_jax.data.examples import Dataset
+from tddpo_jax.data.tokenizer import load_tokenizer_if_any
+from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import KERNELS, check_shape
+from tddpo_jax.models.flops import matmul_rate
+from tddpo_jax.placement.computation import Computation, computation
+from tddpo_jax.placement.mesh import make_mesh, row_devices
+from tddpo_jax.runs.records import check_best_metric
+from tddpo_jax.system.agreement import agree, check_alike, first_before_others
+from tddpo_jax.system.cache import cache_folder, use_compilation_cache
+from tddpo_jax.system.console import Screen
+from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.locate import ModelFiles, resolve
+from tddpo_jax.weights.tensor_files import content_hash, files_hash, fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelHashes:
+    """By what a model is known again: the weights that a run began with."""
+
+    content: str  # of all files of the base
+    fingerprint: str  # of the first rows of its tensors
+    adapter: str | None  # of the adapter that lies on the base
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What does not depend on a cell's loss, beta, tau, learning rate or seed."""
+
+    config: Config  # of the first cell; the cells differ in nothing that is read from here
+    files: ModelFiles
+    hashes: ModelHashes
+    model_config: DecoderConfig
+    mesh: Mesh
+    how: Computation
+    dataset: Dataset
+    shapes: tuple[Shape, ...]
+    matmul_rate: float  # operations per second of one device
+
+
+def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
+    """Locates the model, reads the data, and chooses how both are laid over the devices.
+
+    Args:
+        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        screen: shows progress and warnings.
+
+    Raises:
+        UserError: the user's input is wrong; the message names the field or file.
+    """
+    config = configs[0]
+    # A pair has every metric there is, so a misspelt name is refused before the data is read.
+    check_best_metric(config.train.best_metric, responses=2)
+    for line in ignored_in(configs):
+        screen.say(f"warning: {line}")
+    use_compilation_cache()
+    mesh = make_mesh(config.mesh)
+    files = first_before_others(lambda: resolve(config.model.path))
+    model_config = hugging_face.read_config(files.base)
+    how = computation(config.model, mesh)
+    for _, layer in kinds_of_layers(model_config):
+        check_shape(how.attention, layer.attention)
+    if config.train.mode != "full":
+        lora.target_paths(config.lora, model_config)  # refuses layers that the model lacks
+    base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
+    check_alike(
+        "model.path",
+        "another model than the first host's",
+        lambda: (model_config, base_fingerprint, adapter_hash),
+    )
+    dataset = _load_dataset(config, files, model_config, screen)
+    check_best_metric(config.train.best_metric, dataset.responses)
+    for cell in configs:
+        check_loss(cell, dataset)
+    return Shared(
+        config=config,
+        files=files,
+        hashes=ModelHashes(
+            content=agree(lambda: content_hash(files.base)),
+            fingerprint=base_fingerprint,
+            adapter=adapter_hash,
+        ),
+        model_config=model_config,
+        mesh=mesh,
+        how=how,
+        dataset=dataset,
+        shapes=micro_batch_shapes(config, row_devices(mesh), dataset, how.attention),
+        matmul_rate=matmul_rate(how.dtype),
+    )
+
+
+def _load_dataset(
+    config: Config, files: ModelFiles, model_config: DecoderConfig, screen: Screen
+) -> Dataset:
+    tokenizer = load_tokenizer_if_any(files.tokenizer)
+    with screen.stage("tokenising") as update:
+        # Every host reads all examples: it needs all lengths to pack as the others do, and token
+        # ids are small.
+        dataset = first_before_others(
+            lambda: load_dataset(
+                config.data,
+                tokenizer,
+                context=model_config.context,
+                cache=cache_folder(),
+                vocab_size=model_config.vocabulary,
+                progress=update,
+            )
+        )
+    check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
+    return dataset
+
+
+def _adapter_hash(files: ModelFiles) -> str | None:
+    if files.adapter is None:
+        return None
+    return files_hash(sorted(files.adapter.glob("adapter_*")))
+
+
+def check_loss(config: Config, dataset: Dataset) -> None:
+    """Raises UserError for a loss that reads more responses than the examples of the data have."""
+    if LOSSES[config.loss.name].responses > dataset.responses:
+        fitting = [name for name, loss in LOSSES.items() if loss.responses <= dataset.responses]
+        raise UserError(
+            f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
+            f"for each prompt; choose {', '.join(fitting)}"
+        )
+
+
+def micro_batch_shapes(
+    config: Config, devices: int, dataset: Dataset, attention: str
+) -> tuple[Shape, ...]:
+    """The shapes of the micro-batches of a run, validation included.
+
+    Args:
+        config: of the run.
+        devices: over which the rows of a micro-batch are spread.
+        dataset: whose lengths decide.
+        attention: the back-end, by name.
+
+    Raises:
+        UserError: the devices cannot share the rows evenly, or a row cannot hold every example.
+    """
+    rows = config.data.rows or devices
+    if rows % devices:
+        raise UserError(f"data.rows: must be a multiple of {devices} (data x fsdp), got {rows}")
+    return choose_shapes(
+        [*dataset.train, *dataset.validation],
+        config.train.batch_pairs,
+        rows=rows,
+        row_length=config.data.row_length,
+        plain=config.data.layout == "plain",
+        causal_rows=attention in KERNELS,
+    )

@@ -1,0 +1,121 @@
+"""What tests of losses share: pairs, settings, and values with gradients of all losses at once."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.objective import Objective, objective_of
+from tddpo_jax.losses.pair_logps import PairLogps
+
+
+class Numbers(NamedTuple):
+    """Every number that some loss reads."""
+
+    beta: float = 0.7
+    tau: float = 1.3
+    label_smoothing: float = 0.1
+    discopop_tau: float = 0.45
+    simpo_gamma: float = 0.6
+
+
+def only(name: str, margin: str = "policy", kl: str = "k2") -> Objective:
+    """The objective of one loss."""
+    return objective_of([{"name": name, "margin": margin, "kl": kl}])
+
+
+MARGINS = ("policy", "log_ratio", "length_normalized")
+VARIANTS = [only("td_dpo", *forms) for forms in itertools.product(MARGINS, ("k2", "full"))]
+SINGLES = (*VARIANTS, *(only(name) for name in LOSSES if name != "td_dpo"))
+ALL = Objective(tuple(term for one in SINGLES for term in one.terms))
+SCALARS = Numbers()
+
+
+def make_pairs(chosen, rejected, ref_chosen, ref_rejected, lengths=None, kl=(0.0, 0.0)):
+    shape = np.shape(chosen)
+    lengths = (np.ones(shape), np.ones(shape)) if lengths is None else lengths
+    kl = [np.broadcast_to(value, shape) for value in kl]
+    return PairLogps(chosen, rejected, ref_chosen, ref_rejected, *lengths, *kl)
+
+
+def margin_pairs(s):
+    """Pairs whose chosen log-ratio is s, with everything else zero and one token a response."""
+    s = np.asarray(s, np.float64)
+    return make_pairs(s, np.zeros_like(s), np.zeros_like(s), np.zeros_like(s))
+
+
+def random_pairs():
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(3, 40, (2, 7)).astype(np.float64)
+    logps, log_ratios = -rng.uniform(5, 9, (2, 7)), rng.normal(0, 2.5, (2, 7))
+    return make_pairs(*logps, *(logps - log_ratios), lengths, rng.uniform(0, 3, (2, 7)))
+
+
+PAIRS = random_pairs()
+S_W = PAIRS.logp_chosen - PAIRS.ref_logp_chosen
+S_L = PAIRS.logp_rejected - PAIRS.ref_logp_rejected
+X = SCALARS.beta * (S_W - S_L)
+
+
+def in_float32(tree):
+    return jax.tree.map(lambda value: np.asarray(value, np.float32), tree)
+
+
+def total(pairs, objective, which, scalars):
+    """The sum of the losses, and the loss of each pair."""
+    values = objective.values(which, pairs, scalars._asdict())
+    return values.sum(), values
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradient(losses, pairs, scalars):
+    gradient = jax.value_and_grad(total, has_aux=True)
+    return [gradient(pairs, loss, 0, scalars) for loss in losses]
+
+
+def evaluate(loss, pairs, scalars=SCALARS, dtype=np.float64, among=SINGLES):
+    """Values [P] and the gradient of their sum: pairs do not meet, so it is each pair's own.
+
+    The losses are compiled together: one by one, that would take most of this file's time.
+    """
+    with jax.enable_x64(dtype == np.float64):
+        inputs = jax.tree.map(lambda value: np.asarray(value, dtype), (pairs, scalars))
+        (_, values), gradients = value_and_gradient(among, *inputs)[among.index(loss)]
+        assert values.dtype == dtype
+    return np.asarray(values), jax.tree.map(np.asarray, gradients)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x):
+    return np.logaddexp(x, 0)
+
+
+def assert_slopes(loss, chosen, rejected):
+    """Slopes with respect to logp_chosen and logp_rejected; those of the reference are opposite
+    where the loss knows log-ratios only."""
+    _, gradients = evaluate(loss, PAIRS)
+    np.testing.assert_allclose(gradients.logp_chosen, chosen, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(gradients.logp_rejected, rejected, rtol=1e-11, atol=1e-14)
+
+
+def flip(pairs):
+    """The pairs with the two responses exchanged."""
+    return make_pairs(*(pairs[field] for field in (1, 0, 3, 2)))
+
+
+# The last is a slot that a batch does not fill: zeros only, lengths too.
+CORNERS = np.array(list(itertools.product([0.0, -1e4], repeat=4))).T
+EXTREME_PAIRS = PairLogps(
+    *(
+        np.append(field, 0.0)
+        for field in make_pairs(*CORNERS, lengths=np.full((2, 16), 13.0), kl=(1e4, 0.0))
+    )
+)
