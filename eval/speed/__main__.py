@@ -209,6 +209,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
     """Yields a row of figures for each measured thing, as soon as it is measured."""
     # Imported late: JAX must know its number of devices first.
     from eval.speed import comparison, decoding, peers, pieces, training
+    from eval.speed.case import Case
 
     if jax.device_count() != given.devices:
         raise UserError(
@@ -216,7 +217,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
             "are; on GPUs CUDA_VISIBLE_DEVICES hides some"
         )
 
-    case = training.Case(
+    case = Case(
         model=model,
         mesh=MeshConfig(data=given.devices, fsdp=1),
         tokenizer=Path(given.tokenizer),

@@ -6,7 +6,8 @@ import dataclasses
 import statistics
 from typing import Any
 
-from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
+from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
 

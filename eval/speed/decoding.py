@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.speed.training import Case, random_model
+from eval.speed.case import Case, random_model
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError

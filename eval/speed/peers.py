@@ -7,19 +7,19 @@ step both must report the loss log 2 and the same log-probs.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.batches.layout import Example
+from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from eval.speed.peer_job import longest, peer_job, shape_folder
+from eval.speed.peer_process import PeerProcess
+from eval.speed.training import Trainer
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
 
@@ -62,11 +62,11 @@ def measure_against(
     trainer = Trainer(case, chosen, shapes_of(case, pairs))
     trainer.score_reference()
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(case, chosen, Path(folder), settings, micro_batch, _longest(pairs))
+        job = peer_job(case, chosen, Path(folder), settings, micro_batch, longest(pairs))
         hugging_face.export(
-            trainer.base_model(), _shape_folder(case, Path(folder)), Path(job["folder"])
+            trainer.base_model(), shape_folder(case, Path(folder)), Path(job["folder"])
         )
-        with _Peer(peer, python, job, Path(folder) / "job.json") as worker:
+        with PeerProcess(peer, python, job, Path(folder) / "job.json") as worker:
             answers = []
             for step in range(case.steps + WARM_UP):
                 trainer.step(step)
@@ -126,109 +126,3 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
                 f"at the first step the mean log-prob of {branch} is {our:.3f} here "
                 f"and {their:.3f} in {peer}: not the same weights or pairs"
             )
-
-
-# ---- what the peer is given ----------------------------------------------------------------------
-
-
-def _job(
-    case: Case,
-    pairs: list[Example],
-    folder: Path,
-    settings: str,
-    micro_batch: int,
-    longest: tuple[int, int],
-) -> dict[str, Any]:
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    rows = [
-        dict(zip(columns, (ids.tolist() for ids in (pair.prompt, *pair.responses)), strict=True))
-        for pair in pairs
-    ]
-    return {
-        "folder": str(folder / "model"),
-        "tokenizer": str(case.tokenizer.absolute()),
-        "model": dataclasses.asdict(case.model),
-        "mode": case.mode,
-        "settings": settings,
-        "batch_pairs": case.batch_pairs,
-        "micro_batch": micro_batch,
-        "max_length": case.max_length,
-        "longest": longest,
-        "steps": case.steps + WARM_UP,
-        "pairs": rows,
-    }
-
-
-def _longest(pairs: list[Example]) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest response in all the data."""
-    responses = (len(response) for pair in pairs for response in pair.responses)
-    return max(len(pair.prompt) for pair in pairs), max(responses)
-
-
-def _shape_folder(case: Case, folder: Path) -> Path:
-    shape = folder / "shape"
-    shape.mkdir()
-    (shape / "config.json").write_text(json.dumps(_config_json(case)))
-    return shape
-
-
-def _config_json(case: Case) -> dict[str, Any]:
-    model = case.model
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": model.width,
-        "intermediate_size": model.feed_forward,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.key_value_heads,
-        "head_dim": model.head_size,
-        "vocab_size": model.vocabulary,
-        "max_position_embeddings": model.context,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rope_theta,
-        "tie_word_embeddings": model.tied,
-    }
-
-
-# ---- the peer's process --------------------------------------------------------------------------
-
-
-class _Peer:
-    """The peer's process. It makes one step on each command."""
-
-    def __init__(self, peer: str, python: str, job: dict[str, Any], file: Path) -> None:
-        file.write_text(json.dumps(job))
-        self.name = peer
-        worker = Path(__file__).with_name(f"{peer}_worker.py")
-        try:
-            # -I isolates it: it must not import a module of ours in place of one of the peer's.
-            self.process = subprocess.Popen(
-                [python, "-I", str(worker), str(file)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        except OSError as error:
-            raise UserError(f"--peer-python: {python}: {error.strerror}") from None
-
-    def step(self) -> dict[str, float]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write("step\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            line = ""
-        else:
-            line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"--against: {self.name}'s trainer stopped; its own message is above")
-        return json.loads(line)
-
-    def __enter__(self) -> _Peer:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.kill()
-        self.process.communicate()

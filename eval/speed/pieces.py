@@ -15,15 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.speed.training import (
-    Case,
-    Trainer,
-    load_pairs,
-    matmul_rate,
-    shapes_of,
-    timed_pairs,
-    trained_model,
-)
+from eval.speed.case import Case, load_pairs, matmul_rate, shapes_of, timed_pairs, trained_model
+from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Batch, score_count, stream_length
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.losses.logprobs import branch_logps

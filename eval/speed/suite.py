@@ -19,18 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from eval.speed.backends import check_backends, kernels_here
-from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
-from eval.speed.model_shape import read_llama
-from eval.speed.training import (
+from eval.speed.case import (
     ACCELERATOR_MATMUL_SIZE,
     STATED,
     Case,
-    Trainer,
     load_pairs,
     shapes_of,
-    step_figures,
     timed_pairs,
 )
+from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.model_shape import read_llama
+from eval.speed.training import Trainer, step_figures
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config, MeshConfig, resolve

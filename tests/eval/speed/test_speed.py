@@ -17,11 +17,12 @@ import tiny_models
 
 from eval.speed import __main__ as command
 from eval.speed import backends, decoding, suite, training
+from eval.speed.case import Case
 from eval.speed.comparison import _apart
 from eval.speed.peers import _check_same
 from eval.speed.suite import run_suite
 from eval.speed.table import table
-from eval.speed.training import Case, Trainer
+from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Shape, stream_length
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.models.flops import attended_keys
@@ -212,14 +213,18 @@ def test_a_peer_that_does_other_work_is_refused():
 
 
 def test_a_peer_is_given_the_pairs_and_answers_in_turn(tmp_path):
-    """The process that stands for the peer's Python gets `-I`, the worker, the job."""
+    """The process that stands for the peer's Python gets `-I`, the worker, the job.
+
+    It has scored nothing. The user is not to blame for that, so it is an error of ours.
+    """
     (tmp_path / "worker.py").write_text(WORKER)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py" "$3"\n')
     python.chmod(0o755)
     done = run(*SMALL, "--against", "trl", "--peer-python", str(python), "--peer-micro-batch", "1")
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: --against: at the first step the mean log-prob of chosen")
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ValueError: at the first step the mean log-prob of chosen")
     assert done.stderr.endswith("and 0.000 in trl: not the same weights or pairs\n")
 
 
