@@ -1,1 +1,1 @@
-"""How fast training steps and decoding are, as shares of what the same device can do."""
+"""The speed of training steps and of decoding, as shares of what the same device can do."""

@@ -1,4 +1,4 @@
-"""`python -m eval.speed`: how fast we train and decode, as a table and as JSON.
+"""`python -m eval.speed`: measures training and decoding, as a table or as JSON.
 
     python -m eval.speed                                     a training step, the embedded pairs
     python -m eval.speed --data FILE --tokenizer DIR --max-length 1024 --mode lora
@@ -10,12 +10,12 @@
     python -m eval.speed --against tunix --peer-python .peers/tunix/bin/python
     python -m eval.speed --suite gpu --output suite.json     one large GPU, Llama-2-7B, 9 minutes
 
-Without `--data` the pairs are the embedded ones; `--data stated` are random tokens of the lengths
-of dpo-mix-7k. Each line above is a mode; an option that a mode does not read is refused.
+By default the pairs are the embedded ones. `--data stated` takes random tokens with the lengths of
+dpo-mix-7k. Each line above is a mode. An option that a mode does not read is refused.
 
-A peer runs its own trainer on the same weights, the same token ids, dtype and threads, in its own
-environment; the two take turns in one call (A B A B), once with the peer's default settings and
-once with its best. To make the environments:
+A peer runs its own trainer in its own environment, on the same weights, token ids, dtype and
+threads. The two take turns in one call (A B A B), once with the peer's default settings and once
+with its best. To make the environments:
 
     python -m venv .peers/trl && .peers/trl/bin/pip install torch==2.13.0 trl==1.16.0 peft
     python -m venv .peers/tunix && .peers/tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2
@@ -78,7 +78,7 @@ SIZES = ("width", "layers", "heads", "feed_forward", "vocabulary")
 SHAPE = {"model", *SIZES, "dtype", "devices", "mode"}
 STEP = SHAPE | {"attention", "data", "tokenizer", "max_length", "batch_pairs", "remat", "steps"}
 PEER = {"peer_python", "peer_settings", "peer_micro_batch"}
-# What each mode reads; the first is the mode without a flag.
+# The options that each mode reads. The first mode is the one without a flag.
 READ = {
     "training": STEP | {"row_length", "layout"},
     "profile": STEP | {"row_length", "layout"},
@@ -105,16 +105,16 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--profile", action="store_true", help="where the time of a step goes")
     add("--prefix", action="store_true", help="what sharing prompts gains")
-    add("--population", type=int, metavar="N", help="N LoRA policies in one program, and in turn")
-    add("--decode", action="store_true", help="decoding instead of training")
-    add("--against", choices=["trl", "tunix"], help="a peer's trainer beside ours")
-    add("--suite", choices=["gpu"], help="Llama-2-7B on one large GPU, all at once")
+    add("--population", type=int, metavar="N", help="N policies in one program, beside N in turn")
+    add("--decode", action="store_true", help="measure decoding, not training")
+    add("--against", choices=["trl", "tunix"], help="measure a peer's trainer beside ours")
+    add("--suite", choices=["gpu"], help="measure everything with Llama-2-7B on one GPU")
     add("--model", help="folder whose config.json gives the shape")
     for name in SIZES:
         add("--" + name.replace("_", "-"), type=int, help=f"default {DEFAULTS[name]}")
     add("--data", help="preference file, `embedded` or `stated`")
     add("--tokenizer", help="folder of the tokenizer")
-    add("--max-length", type=int, help="tokens of one branch (default 1024)")
+    add("--max-length", type=int, help="tokens of prompt and response (default 1024)")
     add("--batch-pairs", type=int, help="pairs of a step (default 16)")
     add("--row-length", type=int, help="stream positions of a row (default: chosen)")
     add("--mode", choices=["full", "lora", "qlora"], help="default full")
@@ -122,19 +122,19 @@ def _parser() -> Parser:
     add("--layout", choices=["packed", "plain"], help="default packed")
     add("--dtype", choices=["float32", "bfloat16"], help="default float32")
     add("--attention", choices=["auto", "xla", *KERNELS], help="back-end (default auto)")
-    add("--steps", type=int, help="steps that are timed (default 5)")
-    add("--devices", type=int, help="data-parallel devices, on CPU too (default 1)")
-    add("--rows", type=int, help="rows that are decoded together (default 16)")
-    add("--prompt-tokens", type=int, help="of each row (default 128)")
-    add("--new-tokens", type=int, help="of each row (default 128)")
+    add("--steps", type=int, help="timed steps (default 5)")
+    add("--devices", type=int, help="data-parallel devices, also on a CPU (default 1)")
+    add("--rows", type=int, help="rows decoded together (default 16)")
+    add("--prompt-tokens", type=int, help="prompt tokens of a row (default 128)")
+    add("--new-tokens", type=int, help="new tokens of a row (default 128)")
     add("--peer-python", help="the Python of the peer's environment")
     add("--peer-settings", choices=["default", "best", "both"], help="default both")
-    add("--peer-micro-batch", type=int, help="pairs the peer computes at once (default its own)")
-    add("--minutes", type=float, help="time the suite may take (default 9)")
-    add("--small", action="store_true", help="the suite on tiny shapes, on a CPU too")
+    add("--peer-micro-batch", type=int, help="pairs the peer computes at once (default: its own)")
+    add("--minutes", type=float, help="minutes that the suite may take (default 9)")
+    add("--small", action="store_true", help="run the suite on tiny shapes, also on a CPU")
     add("--json", action="store_true", help="JSON instead of a table")
-    add("--markdown", action="store_true", help="a table for a README")
-    add("--output", help="file for the JSON, beside what is printed")
+    add("--markdown", action="store_true", help="a Markdown table")
+    add("--output", help="file for the JSON, besides what is printed")
     return parser
 
 
@@ -151,16 +151,16 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
     mode = modes[0] if modes else "training"
     for name, value in given.items():
         if name not in READ[mode] | OUTPUT | {mode}:
-            flag = f"with --{mode}" if modes else "in a plain call"
-            raise UserError(f"{_option(name)}: is not read {flag}")
+            flag = f"with --{mode}" if modes else "without a mode"
+            raise UserError(f"{_option(name)}: has no effect {flag}")
         if name in POSITIVE and value <= 0:
             raise UserError(f"{_option(name)}: must be above 0, got {value}")
         if name == "new_tokens" and value < 2:
-            raise UserError(f"--new-tokens: a step is timed from the second on, got {value}")
+            raise UserError(f"--new-tokens: must be at least 2, got {value}")
     if "output" in given:
         _check_file(Path(given["output"]))
     if "tokenizer" in given and given.get("data") == "stated":
-        raise UserError("--tokenizer: is not read with --data stated")
+        raise UserError("--tokenizer: has no effect with --data stated")
     if "json" in given and "markdown" in given:
         raise UserError("--markdown: cannot be combined with --json")
     return mode, argparse.Namespace(**{**DEFAULTS, **given})
@@ -168,9 +168,9 @@ def _settings(arguments: Sequence[str]) -> tuple[str, Any]:
 
 def _check_file(output: Path) -> None:
     if not output.parent.is_dir():
-        raise UserError(f"--output: {output.parent} is no folder")
+        raise UserError(f"--output: {output.parent} is not a folder")
     if (output.exists() and not output.is_file()) or not os.access(output.parent, os.W_OK):
-        raise UserError(f"--output: {output} is no file that can be written to")
+        raise UserError(f"--output: {output} cannot be written to")
 
 
 def _option(name: str) -> str:
@@ -184,9 +184,11 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
                 raise UserError(f"{_option(name)}: --model gives the shape")
         return read_llama(Path(given.model))
     if given.width % (2 * given.heads):
-        raise UserError(f"--heads: twice {given.heads} does not divide --width {given.width}")
+        raise UserError(f"--heads: 2 x {given.heads} does not divide --width {given.width}")
     if given.mode == "qlora" and (given.width % NF4_BLOCK or given.feed_forward % NF4_BLOCK):
-        raise UserError(f"--mode: for qlora {NF4_BLOCK} must divide --width and --feed-forward")
+        raise UserError(
+            f"--mode: qlora needs --width and --feed-forward to be multiples of {NF4_BLOCK}"
+        )
     return LlamaConfig(
         vocabulary=given.vocabulary,
         width=given.width,
@@ -204,17 +206,18 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
 
 
 def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, Any]]:
-    """One row of figures for each thing that is measured, as soon as there is one."""
-    # Not before JAX knows how many devices it has.
+    """Yields a row of figures for each measured thing, as soon as it is measured."""
+    # Imported late: JAX must know its number of devices first.
     from eval.speed import comparison, decoding, peers, pieces, training
+    from eval.speed.case import Case
 
     if jax.device_count() != given.devices:
         raise UserError(
-            f"--devices: {given.devices}, and there are {jax.device_count()}, all of which JAX "
-            "takes; on GPUs CUDA_VISIBLE_DEVICES hides some"
+            f"--devices: {given.devices} wanted, but JAX takes all {jax.device_count()} that there "
+            "are; on GPUs CUDA_VISIBLE_DEVICES hides some"
         )
 
-    case = training.Case(
+    case = Case(
         model=model,
         mesh=MeshConfig(data=given.devices, fsdp=1),
         tokenizer=Path(given.tokenizer),
@@ -238,7 +241,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
     elif mode == "training":
         yield training.measure_training(case)
     elif given.peer_python is None:
-        raise UserError(f"--peer-python: name the Python of the environment of {given.against}")
+        raise UserError(f"--peer-python: name the Python of {given.against}'s environment")
     else:
         both = given.peer_settings == "both"
         for settings in ("default", "best") if both else (given.peer_settings,):
@@ -250,7 +253,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
 def _command(arguments: Sequence[str]) -> int:
     mode, given = _settings(arguments)
     model = None if mode == "suite" else _shape(given, arguments)
-    # Only a CPU counts: an accelerator has the devices it has.
+    # This sets the number of CPU devices. The number of accelerators is fixed.
     jax.config.update("jax_num_cpu_devices", given.devices)
     use_compilation_cache()
     about = {"speed": mode, **facts()}
@@ -264,7 +267,7 @@ def _command(arguments: Sequence[str]) -> int:
     for row in measured:
         rows.append(row)
         figures = {**about, **row} if len(rows) == 1 else {**about, "rows": rows}
-        if "output" in given:  # what was measured is kept, whatever becomes of the rest
+        if "output" in given:  # measured figures are kept even if a later part fails
             write_text(Path(given.output).resolve(), json.dumps(figures, indent=1) + "\n")
     if "json" in given:
         print(json.dumps(figures))

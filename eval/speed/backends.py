@@ -1,6 +1,6 @@
-"""Every back-end of attention against float32 on fresh random inputs: values and gradients.
+"""Checks every back-end of attention on fresh random inputs: values and gradients.
 
-The reference computes every score, masks and normalises, in float32 throughout.
+The reference computes every score, masks and normalises, all in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAIRS = 6
 
 
 class Heads(NamedTuple):
-    """Query heads, the key/value heads that they share, and features of each."""
+    """The number of query heads, the number of key/value heads, and the features of a head."""
 
     queries: int
     keys: int
@@ -35,10 +35,10 @@ class Heads(NamedTuple):
 
 
 GROUPED, LLAMA_2 = Heads(8, 2, 64), Heads(8, 8, 128)
-# Of the root mean square error to that of the values: a few roundings of the dtype.
+# The largest root mean square error over that of the values: a few roundings of the dtype.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
 
-Attend = Callable[..., jax.Array]  # (q, k, v, batch) to the output
+Attend = Callable[..., jax.Array]  # (q, k, v, batch) gives the output
 
 
 def kernels_here() -> list[Kernel]:
@@ -47,7 +47,7 @@ def kernels_here() -> list[Kernel]:
 
 
 def _missing(name: Kernel) -> str | None:
-    """Why this device has no such kernel."""
+    """The reason why this device lacks a kernel; None if it has it."""
     try:
         attention_implementation(ModelConfig(dtype="bfloat16", attention=name))
     except UserError as error:
@@ -56,12 +56,12 @@ def _missing(name: Kernel) -> str | None:
 
 
 def check_backends(longest: int) -> list[dict[str, Any]]:
-    """The error of each back-end at hand, and `failed` where it is beyond the dtype's rounding.
+    """The error of each available back-end, and `failed` if it exceeds the dtype's rounding.
 
-    Where there is none of the kernels, the causal rows that they read are checked with XLA's.
+    Without any kernel, XLA's attention checks the causal rows that kernels would read.
 
     Args:
-        longest: tokens of a prompt or a response.
+        longest: tokens of the longest prompt or response.
     """
     seed = secrets.randbelow(2**31)
     batch = _batch(np.random.default_rng(seed), longest)
@@ -85,7 +85,7 @@ def check_backends(longest: int) -> list[dict[str, Any]]:
 
 
 def _batch(rng: np.random.Generator, longest: int) -> Batch:
-    """A row of pairs of random lengths, of a shape that holds the longest, so always the same."""
+    """A row of pairs of random lengths. Its shape fits the longest ones, so it is always one."""
     lengths = rng.integers(1, longest + 1, (PAIRS, 3))
     pairs = [
         Example(row, prompt, tuple(responses))
@@ -126,7 +126,7 @@ def _checked(
         jax.random.normal(key, (*batch.tokens.shape, count, heads.size), jnp.dtype(dtype))
         for key, count in zip(keys, counts, strict=True)
     ]
-    # What stands behind the pairs is no query: nobody reads its output, nothing flows back.
+    # Padding behind the pairs is not a query: its output is not read and has no gradient.
     live = (batch.key_end > batch.key_start)[..., None, None]
     arrays[3] = jnp.where(live, arrays[3], 0)
     with jax.default_matmul_precision("highest"):
@@ -137,7 +137,7 @@ def _checked(
         float(_relative(jnp.where(live, got, 0).astype(jnp.float32), jnp.where(live, want, 0)))
         for got, want in zip(actual, expected, strict=True)
     ]
-    good = max(errors) <= TOLERANCE[dtype]  # false for nan
+    good = max(errors) <= TOLERANCE[dtype]  # False for NaN
     return {
         "part": f"check {name} {dtype}, heads {heads.queries}/{heads.keys} of {heads.size}",
         "relative_error": max(errors),

@@ -1,4 +1,4 @@
-"""Two ways of our own beside each other, their steps taking turns: shared prompts, populations."""
+"""Compares two of our own ways, whose steps take turns: shared prompts, populations."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import dataclasses
 import statistics
 from typing import Any
 
-from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
+from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
 
 
 def measure_prefix(case: Case) -> dict[str, Any]:
-    """A step whose prompts are shared beside one whose prompts stand there twice, both packed.
+    """Compares a step with shared prompts with a step whose prompts appear twice, both packed.
 
-    `gain_over_ratio` says how much of the tokens that sharing saves is saved in time.
+    `gain_over_ratio` is the gain in time over the ratio of tokens: 1 if time falls as tokens do.
     """
     pairs = load_pairs(case)
     shared = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
@@ -43,17 +44,17 @@ def measure_prefix(case: Case) -> dict[str, Any]:
 
 
 def _apart(pairs: list[Example]) -> list[Example]:
-    """Each response with a prompt of its own: two examples in place of a pair."""
+    """Gives each response its own prompt: two examples in place of a pair."""
     return [
         Example(pair.row, pair.prompt, (response,)) for pair in pairs for response in pair.responses
     ]
 
 
 def measure_population(case: Case, members: int) -> dict[str, Any]:
-    """A step of `members` policies in one program beside as many steps of one, in turns.
+    """Compares a step of `members` policies in one program with as many steps of one policy.
 
     Raises:
-        UserError: not adapters are trained, or there is only one member.
+        UserError: the mode trains no adapters, or there are fewer than two members.
     """
     if case.mode == "full":
         raise UserError("--population: needs --mode lora or qlora")
@@ -79,7 +80,7 @@ def measure_population(case: Case, members: int) -> dict[str, Any]:
 
 
 def _in_turns(case: Case, *trainers: Trainer) -> list[float]:
-    """Median step seconds of each, warm-up left out."""
+    """The median seconds of a step of each trainer, without the warm-up."""
     for step in range(case.steps + WARM_UP):
         for trainer in trainers:
             trainer.step(step)

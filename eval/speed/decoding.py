@@ -1,6 +1,6 @@
-"""The time of a decode step, against the time the device needs to read what the step must read.
+"""The time of a decode step, beside the time that the device needs to read what a step reads.
 
-Every new token reads all weights once and the cached keys and values of its row; nothing else is
+Every new token reads all weights once, and the cached keys and values of its row. Nothing else is
 large. The device's bandwidth is measured in the same run.
 """
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.speed.training import Case, random_model
+from eval.speed.case import Case, random_model
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
@@ -28,9 +28,9 @@ LEAST_BYTES = 256 * 2**20
 
 
 def measured_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
-    """Bytes per second read by the best of a few products of a large matrix with a vector.
+    """Bytes read per second: the best of a few products of a large matrix with a vector.
 
-    A copy would measure the first touch of new memory as well, which decoding does not do.
+    A copy would also measure the first touch of new memory, which decoding does not do.
     """
     matrix, vector = jnp.ones(shape, jnp.float32), jnp.ones(shape[1], jnp.float32)
     product = jax.jit(lambda matrix, vector: matrix @ vector)
@@ -38,7 +38,7 @@ def measured_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) ->
 
 
 def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
-    """Bytes per second, read and written, by the best of a few changes of an array in place."""
+    """Bytes read and written per second: the best of a few changes of an array in place."""
     negative = jax.jit(jnp.negative, donate_argnums=0)
     array = jnp.ones(shape, jnp.float32)
 
@@ -51,7 +51,7 @@ def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> flo
 
 
 def _best(program: Callable[[], jax.Array], repeats: int) -> float:
-    """Seconds of the fastest call after a first one, which compiles."""
+    """Seconds of the fastest call. A first call compiles and does not count."""
     program().block_until_ready()
     seconds = []
     for _ in range(repeats):
@@ -66,10 +66,17 @@ def measure_decoding(
 ) -> dict[str, Any]:
     """Tokens per second of `rows` prompts, and the share of the memory-bandwidth limit.
 
-    The prefill is taken out by a second run that stops after one token.
+    A second run that stops after one token shows the time of the prefill, which is subtracted.
+
+    Args:
+        case: the model.
+        rows: prompts decoded together.
+        prompt: tokens of a prompt.
+        new_tokens: new tokens of a prompt, at least 2.
+        read_shape: the matrix that measures the bandwidth.
 
     Raises:
-        UserError: what is left is no time.
+        UserError: no time is left after subtracting the prefill.
     """
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     dtype = jnp.dtype(case.dtype)
@@ -92,7 +99,7 @@ def measure_decoding(
 
     decode = (seconds(new_tokens) - seconds(1)) / (new_tokens - 1)
     if decode <= 0:
-        raise UserError(f"--new-tokens: {new_tokens} take no longer than one; measure more")
+        raise UserError(f"--new-tokens: {new_tokens} take no longer than 1; give more")
     weights = bytes_of_device(model)
     per_token = cached_numbers(case.model) * dtype.itemsize
     read = weights + rows * per_token * (prompt + new_tokens / 2)
@@ -103,6 +110,6 @@ def measure_decoding(
         "tokens_per_second": rows / decode,
         "bytes_read_per_step": read,
         "bandwidth_bytes_per_second": bandwidth,
-        # What a processor's cache may hold says nothing about its memory: no share then.
+        # Bytes that fit a processor's cache say nothing about its memory, so there is no share.
         "bandwidth_share": read / decode / bandwidth if read >= LEAST_BYTES else None,
     }

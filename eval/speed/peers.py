@@ -1,51 +1,52 @@
-"""Our step beside a peer's: the same weights, pairs, dtype and threads, taking turns in one call.
+"""Compares our step with a peer's: same weights, pairs, dtype and threads. The two take turns.
 
-The two start from the same weights and score the same pairs, and that is checked: at the first step
-both must report the loss log 2 and the same log-probs.
+A check makes sure that the two start from the same weights and score the same pairs: at the first
+step both must report the loss log 2 and the same log-probs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from eval.speed.training import WARM_UP, Case, Trainer, load_pairs, shapes_of, timed_pairs
-from tddpo_jax.batches.layout import Example
+from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from eval.speed.peer_job import longest, peer_job, shape_folder
+from eval.speed.peer_process import PeerProcess
+from eval.speed.training import Trainer
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
 
-# Of the mean log-prob of a response at the first step: rounding, over hundreds of tokens.
+# The largest relative difference of mean log-probs at the first step, from rounding.
 SAME_LOGPS = 1e-4
 SAME_LOSS = 1e-3
-# Pairs of a micro-batch unless told otherwise: TRL's default is 8. Tunix has none; more than 2 of
-# its attention matrices over the whole length would not fit a small machine.
+# Default pairs of a micro-batch. TRL's own default is 8. Tunix has none: more than 2 of its
+# attention matrices over the whole length would not fit a small machine.
 MICRO_BATCH = {"trl": 8, "tunix": 2}
-# Tunix' Llama reads no rope_theta: it always rotates by this one, and so must ours beside it.
+# Tunix' Llama reads no rope_theta. It always rotates by this one, so ours must do the same.
 TUNIX_THETA = 1_000_000.0
 
 
 def measure_against(
     case: Case, peer: str, python: str, settings: str, micro_batch: int | None = None
 ) -> dict[str, Any]:
-    """Median step times of ours and the peer's, and their ratio, from steps that take turns.
+    """The median step times of ours and the peer's, and their ratio.
 
-    Both take the same pairs in the same order. Steps of the warm-up count for neither.
+    The steps take turns. Both take the same pairs in the same order. Steps of the warm-up do not
+    count.
 
     Args:
         case: what is measured.
         peer: `trl` or `tunix`.
-        python: of the peer's environment.
-        settings: `default` or `best`, see the peer's worker.
-        micro_batch: pairs that the peer computes at once.
+        python: the Python of the peer's environment.
+        settings: `default` or `best`; the peer's worker says what they are.
+        micro_batch: pairs that the peer computes at once; by default `MICRO_BATCH`.
 
     Raises:
         UserError: the peer cannot do this, its Python cannot be run, or its trainer failed.
@@ -61,11 +62,11 @@ def measure_against(
     trainer = Trainer(case, chosen, shapes_of(case, pairs))
     trainer.score_reference()
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(case, chosen, Path(folder), settings, micro_batch, _longest(pairs))
+        job = peer_job(case, chosen, Path(folder), settings, micro_batch, longest(pairs))
         hugging_face.export(
-            trainer.base_model(), _shape_folder(case, Path(folder)), Path(job["folder"])
+            trainer.base_model(), shape_folder(case, Path(folder)), Path(job["folder"])
         )
-        with _Peer(peer, python, job, Path(folder) / "job.json") as worker:
+        with PeerProcess(peer, python, job, Path(folder) / "job.json") as worker:
             answers = []
             for step in range(case.steps + WARM_UP):
                 trainer.step(step)
@@ -98,11 +99,11 @@ def measure_against(
 
 def _check(case: Case, micro_batch: int) -> None:
     if case.mode == "qlora":
-        raise UserError("--mode: a peer is measured with full or lora, not qlora")
+        raise UserError("--mode: peers are measured with full or lora, not with qlora")
     if case.dtype != "float32":
-        raise UserError(f"--dtype: a peer is measured in float32, not {case.dtype}")
+        raise UserError(f"--dtype: peers are measured in float32, not in {case.dtype}")
     if jax.default_backend() != "cpu":
-        raise UserError("--against: peers are measured on the CPU; set JAX_PLATFORMS=cpu")
+        raise UserError("--against: peers are measured on a CPU; set JAX_PLATFORMS=cpu")
     if micro_batch < 1 or case.batch_pairs % micro_batch:
         raise UserError(
             f"--peer-micro-batch: {micro_batch} does not divide --batch-pairs {case.batch_pairs}"
@@ -113,7 +114,7 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
     """Refuses figures of two trainers that do not do the same work.
 
     Raises:
-        ValueError: first losses that are not log 2, or log-probs that differ.
+        ValueError: a first loss is not log 2, or log-probs differ.
     """
     for name, loss in (("our", ours["loss"]), (f"{peer}'s", theirs["loss"])):
         if not abs(loss - math.log(2)) <= SAME_LOSS:
@@ -125,111 +126,3 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float], peer: str) -> 
                 f"at the first step the mean log-prob of {branch} is {our:.3f} here "
                 f"and {their:.3f} in {peer}: not the same weights or pairs"
             )
-
-
-# ---- what the peer is given ----------------------------------------------------------------------
-
-
-def _job(
-    case: Case,
-    pairs: list[Example],
-    folder: Path,
-    settings: str,
-    micro_batch: int,
-    longest: tuple[int, int],
-) -> dict[str, Any]:
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    rows = [
-        dict(zip(columns, (ids.tolist() for ids in (pair.prompt, *pair.responses)), strict=True))
-        for pair in pairs
-    ]
-    return {
-        "folder": str(folder / "model"),
-        "tokenizer": str(case.tokenizer.absolute()),
-        "model": dataclasses.asdict(case.model),
-        "mode": case.mode,
-        "settings": settings,
-        "batch_pairs": case.batch_pairs,
-        "micro_batch": micro_batch,
-        "max_length": case.max_length,
-        "longest": longest,
-        "steps": case.steps + WARM_UP,
-        "pairs": rows,
-    }
-
-
-def _longest(pairs: list[Example]) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest response of the whole data."""
-    responses = (len(response) for pair in pairs for response in pair.responses)
-    return max(len(pair.prompt) for pair in pairs), max(responses)
-
-
-def _shape_folder(case: Case, folder: Path) -> Path:
-    shape = folder / "shape"
-    shape.mkdir()
-    (shape / "config.json").write_text(json.dumps(_config_json(case)))
-    return shape
-
-
-def _config_json(case: Case) -> dict[str, Any]:
-    model = case.model
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": model.width,
-        "intermediate_size": model.feed_forward,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.key_value_heads,
-        "head_dim": model.head_size,
-        "vocab_size": model.vocabulary,
-        "max_position_embeddings": model.context,
-        "rms_norm_eps": model.norm_epsilon,
-        "rope_theta": model.rope_theta,
-        "tie_word_embeddings": model.tied,
-    }
-
-
-# ---- the peer's process --------------------------------------------------------------------------
-
-
-class _Peer:
-    """A worker that makes one step each time it is told to."""
-
-    def __init__(self, peer: str, python: str, job: dict[str, Any], file: Path) -> None:
-        file.write_text(json.dumps(job))
-        self.name = peer
-        worker = Path(__file__).with_name(f"{peer}_worker.py")
-        try:
-            # Isolated: nothing of ours may be imported in place of a module of the peer's.
-            self.process = subprocess.Popen(
-                [python, "-I", str(worker), str(file)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        except OSError as error:
-            raise UserError(f"--peer-python: {python}: {error.strerror}") from None
-
-    def step(self) -> dict[str, float]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write("step\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            line = ""
-        else:
-            line = self.process.stdout.readline()
-        if not line:
-            raise UserError(
-                f"--against: the trainer of {self.name} stopped; its own words are above"
-            )
-        return json.loads(line)
-
-    def __enter__(self) -> _Peer:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.kill()
-        self.process.communicate()

@@ -1,7 +1,7 @@
-"""Where the time of a micro-batch goes: its pieces as programs of their own, forward and backward.
+"""Where the time of a micro-batch goes: each piece is a program of its own, forward and backward.
 
-The pieces are computed without rematerialisation, and apart from the whole nothing is fused across
-them, so they need not add up; `rest` is what the whole takes beside them: norms, rotations, the
+The pieces are computed without rematerialisation, and the compiler fuses nothing across them, so
+they need not add up to the whole. `rest` is the remaining time of the whole: norms, rotations, the
 embedding, adapters, dequantising, recomputing.
 """
 
@@ -15,15 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.speed.training import (
-    Case,
-    Trainer,
-    load_pairs,
-    matmul_rate,
-    shapes_of,
-    timed_pairs,
-    trained_model,
-)
+from eval.speed.case import Case, load_pairs, matmul_rate, shapes_of, timed_pairs, trained_model
+from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Batch, score_count, stream_length
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.losses.logprobs import branch_logps
@@ -38,9 +31,9 @@ from tddpo_jax.training.state import Totals
 
 
 def measure_pieces(case: Case) -> list[dict[str, Any]]:
-    """Seconds, share of the whole and useful operations of each piece of one micro-batch.
+    """Seconds, share of the whole, and useful operations of each piece of one micro-batch.
 
-    The optimiser's update, once a step, is a row of its own beside the whole.
+    The optimiser's update happens once a step. It has a row of its own, beside the whole.
     """
     pairs = load_pairs(case)
     trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
@@ -79,7 +72,7 @@ def measure_pieces(case: Case) -> list[dict[str, Any]]:
 
 
 def _seconds(program: Callable[[], Any], steps: int) -> float:
-    """Median after a first call, which compiles."""
+    """Median seconds of a call. A first call compiles and does not count."""
     jax.block_until_ready(program())
     seconds = []
     for _ in range(steps):
@@ -90,12 +83,12 @@ def _seconds(program: Callable[[], Any], steps: int) -> float:
 
 
 def _whole(trainer: Trainer, batch: Batch) -> tuple[float, float]:
-    """Seconds of the gradients of a micro-batch, and of the update."""
+    """Seconds of the gradients of a micro-batch, and seconds of the update."""
     totals = Totals(1.0, 1.0)
     sums = trainer.program.zeros(trainer.state)
 
     def gradients() -> Any:
-        nonlocal sums  # the old ones are donated
+        nonlocal sums  # the program takes over the memory of the old sums
         sums = trainer.add_gradients(sums, batch, totals)
         return sums
 
@@ -111,7 +104,7 @@ def _normal(number: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 
 
 def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
-    """All layers' attention, forward and backward, one after another."""
+    """The attention of all layers, forward and backward, one layer after another."""
     model = case.model
     attend = attention_over(computation(case.settings, make_mesh(case.mesh)))
     counts = (model.heads, model.key_value_heads, model.key_value_heads)
@@ -126,7 +119,7 @@ def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
 
     @jax.jit
     def layers(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-        # Each layer's inputs come from the one before, or all but one would be computed once.
+        # Each layer takes its inputs from the layer before. Otherwise XLA would compute only one.
         def layer(qkv: Any, _: None) -> tuple[Any, None]:
             gradients = jax.grad(attended, (0, 1, 2))(*qkv)
             return jax.tree.map(lambda x, d: x + 1e-6 * d, qkv, gradients), None
@@ -137,7 +130,7 @@ def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
 
 
 def _head(case: Case, batch: Batch) -> Callable[[], Any]:
-    """Log-probs of the scored tokens, forward and backward."""
+    """The log-probs of the scored tokens, forward and backward."""
     model = case.model
     hidden = _normal(0, (*batch.tokens.shape, model.width), case.dtype)
     head = _normal(1, (model.vocabulary, model.width), case.dtype)
@@ -151,7 +144,7 @@ def _head(case: Case, batch: Batch) -> Callable[[], Any]:
 
 
 def _matmuls(case: Case, batch: Batch) -> Callable[[], Any]:
-    """The seven products of all layers and what backward makes of them, nothing between them."""
+    """The seven products of all layers, forward and backward, with nothing between them."""
     config, dtype = case.model, jnp.dtype(case.dtype)
     linears = linear_layers(trained_model(case, make_mesh(case.mesh)))
     weights = {path: linear.weight.get_value() for path, linear in linears.items()}

@@ -1,8 +1,8 @@
-"""`--suite gpu`: all that one large GPU can say about us, in one call and in minutes.
+"""`--suite gpu`: measures everything on one large GPU, in one call and in minutes.
 
-First every back-end of attention is checked, then the device is measured, then training and
-decoding of a random-weight Llama-2-7B. What does not fit is said by the plan before anything
-compiles; a part that runs out of memory or fails all the same is a row that says so.
+First every back-end of attention is checked. Then the device is measured, and then training and
+decoding of a Llama-2-7B with random weights. The plan says what does not fit before anything
+compiles. If a part still runs out of memory or fails, its row says so.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from eval.speed.backends import check_backends, kernels_here
-from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
-from eval.speed.model_shape import read_llama
-from eval.speed.training import (
+from eval.speed.case import (
     ACCELERATOR_MATMUL_SIZE,
     STATED,
     Case,
-    Trainer,
     load_pairs,
     shapes_of,
-    step_figures,
     timed_pairs,
 )
+from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from eval.speed.model_shape import read_llama
+from eval.speed.training import Trainer, step_figures
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config, MeshConfig, resolve
@@ -42,8 +41,8 @@ from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
 from tddpo_jax.weights.locate import KNOWN_SHAPES
 
-# What ships comes first, for what comes last may be left out, and a part that hangs takes the rest
-# with it. Adapters keep less than full fine-tuning, so backward may keep more.
+# The defaults of our configs come first, because the last parts may be left out, and a part that
+# hangs takes the rest with it. Adapters keep less than full fine-tuning, so backward may keep more.
 TRAINING = (
     ("full", "dots"),
     ("lora", "dots"),
@@ -55,13 +54,13 @@ TRAINING = (
     ("full", "full"),
     ("full", "none"),
 )
-# A part that nothing is known of yet takes about so long on an H200, with its compilation.
+# The time of a part on an H200, with compilation, before any part has been timed.
 USUAL_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """The sizes of what is measured."""
 
     model: LlamaConfig
     max_length: int
@@ -71,7 +70,7 @@ class Sizes:
     matmul: int
     read_shape: tuple[int, int]
     decoded: tuple[int, int, int]  # rows, tokens of a prompt, new tokens
-    checked: int  # longest prompt and response that the back-ends are checked with
+    checked: int  # tokens of the longest prompt and response in the checks
     usual_seconds: float
 
 
@@ -81,7 +80,7 @@ def _large() -> Sizes:
         max_length=2048,
         batch_pairs=128,
         row_length=8192,
-        # Of about 16 seconds (full) or 8 (adapters), after two that warm up.
+        # A step takes about 16 s (full) or 8 s (adapters). Two steps warm up before it.
         steps=1,
         matmul=ACCELERATOR_MATMUL_SIZE,
         read_shape=READ_SHAPE,
@@ -117,18 +116,19 @@ def _small() -> Sizes:
 
 
 def run_suite(*, small: bool, minutes: float) -> Iterator[dict[str, Any]]:
-    """A row of figures for each part, as soon as there is one.
+    """Yields rows of figures for each part, as soon as it is measured.
 
     Args:
-        small: tiny shapes, on any device.
-        minutes: a part that would probably end later is left out, and its row says so.
+        small: whether to use tiny shapes, on any device.
+        minutes: the time limit. A part that would probably end later is left out, and its row says
+            so.
 
     Raises:
         UserError: there is no GPU, or more than one device.
     """
     if jax.device_count() > 1:
         raise UserError(
-            f"--suite gpu: measures one device, here are {jax.device_count()}; "
+            f"--suite gpu: measures one device, but there are {jax.device_count()}; "
             "set CUDA_VISIBLE_DEVICES=0"
         )
     if jax.default_backend() == "cpu" and not small:
@@ -139,18 +139,21 @@ def run_suite(*, small: bool, minutes: float) -> Iterator[dict[str, Any]]:
     for name, part in _parts(sizes).items():
         began = time.monotonic()
         if began + longest > start + 60 * minutes:
-            yield {"part": name, "remark": f"left out: {minutes:g} minutes are over"}
+            yield {
+                "part": name,
+                "remark": f"left out: it would not finish within {minutes:g} minutes",
+            }
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows = _guarded(name, part)
-        # Checks and rates take no time to speak of, and say nothing about what training takes.
+        # Checks and rates are quick, so they do not shorten the estimate for training.
         longest = max(longest, time.monotonic() - began)
         rows[-1]["part_seconds"] = time.monotonic() - began
         yield from rows
 
 
 def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """Everything that is measured, the most important first."""
+    """All parts, the most important first."""
 
     def training(
         mode: str, remat: str, attention: str = "auto"
@@ -170,7 +173,7 @@ def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
 
 def _guarded(name: str, part: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The part's rows, or one that says why there are none: the card may be here only once."""
+    """The part's rows, or a row with the reason why there are none. No failure ends the suite."""
     try:
         return [{"part": name, **row} for row in part()]
     except Exception as error:
@@ -222,12 +225,12 @@ def _case(sizes: Sizes, mode: str, remat: str, attention: str) -> Case:
 
 
 def _training(case: Case) -> dict[str, Any]:
-    """The figures of one mode, or a note if the plan says that it does not fit."""
+    """The figures of one mode, or a remark if the plan says that it does not fit."""
     pairs, device = load_pairs(case), _this_device()
     config = _config(case)
     row_length = _fitting_row(case, config, pairs, device)
     if row_length is None:
-        return {"remark": f"does not fit {usable(device) / GIB:.1f} GiB by the plan"}
+        return {"remark": f"does not fit in {usable(device) / GIB:.1f} GiB, by the plan"}
     case = dataclasses.replace(case, row_length=row_length)
     shapes = shapes_of(case, pairs)
     planned = arithmetic(config, case.model, shapes[0]).peak
@@ -236,7 +239,7 @@ def _training(case: Case) -> dict[str, Any]:
 
 
 def _fitting_row(case: Case, config: Config, pairs: list[Example], device: Device) -> int | None:
-    """The case's row length, or the longest that fits by the plan; none if no pair fits it."""
+    """The case's row length, or the longest that fits by the plan; None if a pair needs more."""
     longest = longest_row(config, case.model, shapes_of(case, pairs)[0], usable(device))
     assert case.row_length is not None
     row_length = min(case.row_length, longest)
@@ -256,7 +259,7 @@ def _config(case: Case) -> Config:
 
 
 def _this_device() -> Device:
-    """A device whose memory is what JAX may take of this one."""
+    """This device, with the memory that JAX may take of it."""
     known = DEVICES["h200-141"]
     statistics = jax.devices()[0].memory_stats()
     if statistics is None:  # a CPU

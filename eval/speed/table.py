@@ -1,4 +1,4 @@
-"""Figures as text for a reader, and what they are of: commit, device, load."""
+"""Figures as text, and the facts that they depend on: commit, device, load."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tddpo_jax.training.run_facts import git_commit
 
 
 def facts() -> dict[str, Any]:
-    """What figures depend on beside their settings: commit, device, versions, other load."""
+    """The facts that figures depend on besides settings: commit, device, versions, other load."""
     return {
         "commit": git_commit(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
         "jax": jax.__version__,
-        # Of the last minute, before anything was measured: above 0 others were at work.
+        # The load of the last minute before measuring. Above 0, other programs were at work.
         "load_before": os.getloadavg()[0],
     }
 
 
-# Of all figures, those that a table shows; of others the JSON has more.
+# The figures that a table shows. The JSON has more.
 COLUMNS = {
     "suite": (
         *("part", "step_seconds", "pairs_per_second", "tokens_per_second", "useful_tflops"),
@@ -39,12 +39,13 @@ COLUMNS = {
 
 
 def table(about: dict[str, Any], rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """Figures for a reader: one row's below each other, several rows' as a table.
+    """The figures as text: one row as a list, several rows as a table.
 
     Args:
-        about: facts of all rows, `speed` among them, the mode.
+        about: the facts of all rows. `speed` is the mode.
         rows: the figures.
-        markdown: a table of Markdown under a line of facts, in place of aligned columns.
+        markdown: whether to make a Markdown table under a line of facts. By default columns are
+            aligned.
     """
     head = ", ".join(f"{name} {_text(value)}" for name, value in about.items())
     rows = [_readable(row) for row in rows]
@@ -64,7 +65,7 @@ def table(about: dict[str, Any], rows: list[dict[str, Any]], *, markdown: bool =
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without its lists, bytes as GiB, and a failure as its remark."""
+    """A row without lists, with bytes as GiB, and with a failure as its remark."""
     row = {name: value for name, value in row.items() if not isinstance(value, (list, dict))}
     if row.get("failed"):
         row["remark"] = f"FAILED: {row['failed']}"

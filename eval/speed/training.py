@@ -1,6 +1,6 @@
-"""The time of our training step on random weights of a given shape and real pairs.
+"""Times our training step on random weights of a given shape and real pairs.
 
-Useful operations give no credit for padding, repeated prompts or rematerialisation; the rate of
+Useful operations give no credit for padding, repeated prompts or rematerialisation. The rate of
 large products is measured on the same device in the same run, between the steps.
 """
 
@@ -10,165 +10,57 @@ import dataclasses
 import functools
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tddpo_jax.adapters import lora
-from tddpo_jax.adapters.nf4 import quantize
+from eval.speed.case import (
+    WARM_UP,
+    Case,
+    load_pairs,
+    matmul_rate,
+    random_model,
+    shapes_of,
+    timed_pairs,
+    trained_model,
+)
 from tddpo_jax.batches.layout import Batch, Example, Shape, stream_length
-from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
+from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import (
-    Config,
-    DataConfig,
-    LoraConfig,
-    MeshConfig,
-    ModelConfig,
     TrainConfig,
     resolve,
 )
-from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.losses.objective import objective_of
-from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Decoder
-from tddpo_jax.models.flops import measured_matmul_rate, useful_flops
+from tddpo_jax.models.flops import useful_flops
 from tddpo_jax.models.linear import LoraParam
-from tddpo_jax.models.llama.model import LlamaConfig
-from tddpo_jax.placement.computation import attention_implementation, computation
-from tddpo_jax.placement.mesh import make_mesh, row_devices
+from tddpo_jax.placement.computation import computation
+from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.planning.abstract import bytes_of_device
 from tddpo_jax.planning.compiler import beside_arguments
-from tddpo_jax.planning.lengths import stated_pairs
 from tddpo_jax.scoring.data_sets import log_probs, place_batch
-from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import split_model
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
 from tddpo_jax.training.step import StepSetting, make_program
 
-STATED = "stated"  # in place of a data file: random tokens, as long as dpo-mix-7k's
-# See `Case.matmul_size`.
-MATMUL_SIZE = {"cpu": 2048}
-ACCELERATOR_MATMUL_SIZE = 8192
-WARM_UP = 2
-# By the responses of an example.
+# The settings of the loss, by the number of responses of an example.
 LOSSES_OF = {
     2: dict(resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss),
     1: dict(resolve({"loss": {"name": "sft"}}).loss),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is measured."""
-
-    model: LlamaConfig
-    data: str
-    tokenizer: Path
-    max_length: int
-    batch_pairs: int
-    mode: str
-    remat: str
-    layout: str
-    dtype: str
-    attention: str
-    steps: int
-    mesh: MeshConfig
-    row_length: int | None = None
-    # Side of the square product whose rate is the device's; by default one that fills it.
-    matmul_size: int | None = None
-
-    @property
-    def settings(self) -> ModelConfig:
-        """How the model is computed, as a run would say it."""
-        return ModelConfig.model_validate(
-            {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
-        )
-
-
-# ---- pairs and weights ---------------------------------------------------------------------------
-
-
-def load_pairs(case: Case) -> list[Example]:
-    """All pairs of the data, cut to the case's length."""
-    data = DataConfig(path=case.data, max_length=case.max_length, validation=0)
-    if case.data == STATED:
-        rng = np.random.default_rng(0)
-        pairs = stated_pairs(Config(data=data), case.model)
-
-        def random(ids: np.ndarray) -> np.ndarray:
-            return rng.integers(3, case.model.vocabulary, len(ids), np.int32)
-
-        return [
-            Example(pair.row, random(pair.prompt), tuple(map(random, pair.responses)))
-            for pair in pairs
-        ]
-    tokenizer = load_tokenizer(case.tokenizer)
-    dataset = load_dataset(
-        data,
-        tokenizer,
-        context=case.max_length,
-        cache=cache_folder(),
-        vocab_size=case.model.vocabulary,
-    )
-    return dataset.train
-
-
-def timed_pairs(case: Case, pairs: list[Example]) -> list[Example]:
-    """The pairs of all steps, warm-up first, in a random order that is always the same."""
-    order = np.random.default_rng(0).permutation(len(pairs))
-    needed = (case.steps + WARM_UP) * case.batch_pairs
-    return [pairs[number] for number in np.resize(order, needed)]
-
-
-def shapes_of(case: Case, pairs: list[Example]) -> tuple[Shape, ...]:
-    """The micro-batches that training on all these pairs would choose."""
-    return choose_shapes(
-        pairs,
-        case.batch_pairs,
-        rows=row_devices(make_mesh(case.mesh)),
-        row_length=case.row_length,
-        plain=case.layout == "plain",
-        causal_rows=attention_implementation(case.settings) in KERNELS,
-    )
-
-
-def random_model(case: Case, mesh: Any, dtype: str) -> Decoder:
-    """Random weights of the case's shape in this dtype, with adapters and NF4 as its mode asks."""
-
-    @jax.jit
-    def make(key: jax.Array) -> Decoder:
-        return jax.tree.map(lambda weight: weight.astype(dtype), Decoder(case.model, key))
-
-    model = make(jax.random.key(0))
-    if case.mode == "qlora":
-        quantize(model)
-    if case.mode != "full":
-        lora.add_adapters(model, LoraConfig(), 0, mesh)
-    return model
-
-
-def trained_model(case: Case, mesh: Any) -> Decoder:
-    """As above, in the dtype in which training stores it: master weights are float32."""
-    return random_model(case, mesh, "float32" if case.mode == "full" else case.dtype)
-
-
-# ---- the step ------------------------------------------------------------------------------------
-
-
 class Trainer:
-    """Our compiled step over given pairs, `case.batch_pairs` a step, timed one step at a time.
+    """Our compiled step over given pairs, timed one step at a time.
 
     Args:
-        case: what is measured.
-        pairs: of all steps, in order; or examples of one response, which are trained by `sft`.
-        shapes: of the micro-batches.
-        members: policies that the step trains at once.
+        case: what is measured; a step has `case.batch_pairs` pairs.
+        pairs: the pairs of all steps, in order; or examples of one response, which `sft` trains.
+        shapes: the shapes of the micro-batches.
+        members: policies that a step trains at once.
     """
 
     def __init__(
@@ -188,7 +80,7 @@ class Trainer:
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), shapes[0].responses), np.float32)
         self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
-        # Of one device, all that it holds while it computes gradients or updates.
+        # The most bytes that one device holds while it computes gradients or updates.
         self.peak_bytes = 0
         self.reference_seconds: list[float] = []
         self.seconds: list[float] = []
@@ -198,7 +90,7 @@ class Trainer:
         self.last_metrics: dict[str, float] = {}
 
     def score_reference(self) -> None:
-        """The reference's log-probs of all pairs, as a run makes them before its first step."""
+        """Computes the reference's log-probs of all pairs, as a run does before its first step."""
         batch, parts = self.case.batch_pairs, []
         for first in range(0, len(self.pairs), batch):
             start = time.perf_counter()
@@ -215,7 +107,7 @@ class Trainer:
     def step(self, number: int) -> float:
         """Runs step `number` and returns its seconds.
 
-        Packing is left out: in training it runs beside the device.
+        Packing does not count: in training it runs while the device computes.
         """
         rows = slice(number * self.case.batch_pairs, (number + 1) * self.case.batch_pairs)
         pairs = self.pairs[rows]
@@ -237,7 +129,7 @@ class Trainer:
         return self.seconds[-1]
 
     def _warm_up(self, placed: list[Batch], totals: Totals) -> None:
-        """Compiles and runs, on sums of their own, micro-batches of shapes that none had so far."""
+        """Compiles and runs micro-batches of new shapes. Their sums are thrown away."""
         new = {batch.tokens.shape: batch for batch in placed if self._is_new(batch)}
         if new:
             sums = self.program.zeros(self.state)
@@ -249,18 +141,18 @@ class Trainer:
         return ("add_gradients", batch.tokens.shape) not in self.compiled
 
     def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
-        """The sums with the gradients of one micro-batch added."""
+        """Adds the gradients of one micro-batch to the sums."""
         arguments = sums, self.state, self.frozen, self.knobs(), batch, totals, None
         return self._run("add_gradients", batch.tokens.shape, arguments)
 
     def update(self, sums: Sums, totals: Totals) -> dict[str, jax.Array]:
-        """The optimiser's update; the metrics of the step."""
+        """Updates the weights; returns the metrics of the step."""
         arguments = self.state, sums, self.knobs(), totals
         self.state, metrics = self._run("update", (), arguments)
         return metrics
 
     def _run(self, name: str, shape: tuple[int, ...], arguments: tuple) -> Any:
-        """Calls a function of the program, compiled once so that it can be asked for its memory."""
+        """Calls a function of the program. It is compiled here, so that its memory is known."""
         if (name, shape) not in self.compiled:
             lowered = getattr(self.program, name).lower(*arguments)
             self.compiled[name, shape] = lowered.compile()
@@ -278,7 +170,7 @@ class Trainer:
         )
 
     def rates(self) -> dict[str, Any]:
-        """Medians over the steps after the warm-up, each step by itself: their tokens differ."""
+        """Medians over the steps after the warm-up. Each step has its own rate: tokens differ."""
         seconds, counts = self.seconds[WARM_UP:], self.counts[WARM_UP:]
 
         def median(name: str) -> float:
@@ -288,7 +180,7 @@ class Trainer:
             each = zip(counts, seconds, strict=True)
             return statistics.median(count[name] / duration for count, duration in each)
 
-        # On a CPU the virtual devices share the cores that the one product uses too.
+        # On a CPU, the virtual devices share the cores that one product uses already.
         devices = 1 if jax.default_backend() == "cpu" else self.mesh.size
         useful = per_second("useful") * self.members
         rate = statistics.median(self.matmul[WARM_UP:]) * devices
@@ -301,19 +193,19 @@ class Trainer:
             "useful_tflops": useful / 1e12,
             "matmul_tflops": rate / 1e12,
             "useful_share": useful / rate,
-            # Of a step's pairs, once in a run of several epochs; not in the step's time.
+            # A run computes the reference of a step's pairs once. The step's time leaves it out.
             "reference_seconds": statistics.median(reference) if reference else None,
             "peak_bytes": self.peak_bytes,
             "micro_batches": [dataclasses.asdict(shape) for shape in self.shapes],
         }
 
     def base_model(self) -> Decoder:
-        """The random weights as they started, without adapters."""
+        """The random weights from the start, without adapters."""
         return random_model(dataclasses.replace(self.case, mode="full"), self.mesh, self.case.dtype)
 
 
 def measure_training(case: Case) -> dict[str, Any]:
-    """Median step time after the warm-up, and what it comes to."""
+    """The median step time after the warm-up, with rates and shares."""
     pairs = load_pairs(case)
     trainer = Trainer(case, timed_pairs(case, pairs), shapes_of(case, pairs))
     trainer.score_reference()
@@ -321,7 +213,7 @@ def measure_training(case: Case) -> dict[str, Any]:
 
 
 def step_figures(trainer: Trainer) -> dict[str, Any]:
-    """Runs all steps of a fresh trainer; its median step time, and what it comes to."""
+    """Runs all steps of a fresh trainer; returns its median step time, with rates and shares."""
     case = trainer.case
     median = statistics.median(
         [trainer.step(number) for number in range(case.steps + WARM_UP)][WARM_UP:]
@@ -333,12 +225,6 @@ def step_figures(trainer: Trainer) -> dict[str, Any]:
         "pairs_per_second": case.batch_pairs / median,
         **trainer.rates(),
     }
-
-
-def matmul_rate(case: Case) -> float:
-    """Operations per second of a large product on one device, measured now."""
-    usual = MATMUL_SIZE.get(jax.default_backend(), ACCELERATOR_MATMUL_SIZE)
-    return measured_matmul_rate(jnp.dtype(case.dtype), case.matmul_size or usual)
 
 
 def _counts(case: Case, pairs: list[Example], batches: list[Batch]) -> dict[str, float]:

@@ -1,14 +1,15 @@
-"""TRL's own DPOTrainer, one step at a time; runs in TRL's environment, imports nothing of ours.
+"""TRL's own DPOTrainer, one step at a time. It runs in TRL's environment, without our code.
 
     python trl_worker.py JOB.json
 
-Reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_chosen",
-"logp_rejected"}` once the step is done. The only parts of the trainer that are replaced are
-tokenising, for the token ids are given, and the order of the rows, which is kept. Collating the
-rows is not in the seconds.
+It reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_chosen",
+"logp_rejected"}` once the step is done. Two parts of the trainer are replaced: tokenising, because
+the token ids are given, and the order of the rows, which is kept. The seconds do not include
+collating the rows.
 
-Settings `default`: TRL's, but float32 for bfloat16, for the dtype is the same on both sides.
-`best`: the reference's log-probs computed before training, no gradient checkpointing.
+The settings `default` are TRL's, except float32 in place of bfloat16, because both sides have the
+same dtype. With `best`, the reference's log-probs are computed before training, and there is no
+gradient checkpointing.
 """
 
 import json
@@ -27,7 +28,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 class TokenIdsTrainer(DPOTrainer):
-    """DPOTrainer on rows that are token ids already, in their order."""
+    """DPOTrainer on rows of token ids, in their order."""
 
     def _prepare_dataset(self, dataset: Any, *rest: Any) -> Any:
         return dataset
@@ -41,7 +42,7 @@ class TokenIdsTrainer(DPOTrainer):
         return loss
 
     def means(self) -> dict[str, float]:
-        """Of the step that has just ended: its micro-batches have the same number of pairs."""
+        """Means over the last step. All its micro-batches have the same number of pairs."""
         metrics = self._metrics["train"]
         names = {
             "loss": "loss_of_micro_batch",
@@ -54,7 +55,7 @@ class TokenIdsTrainer(DPOTrainer):
 
 
 class OnCommand(TrainerCallback):
-    """Starts a step when told to, and tells how long it took."""
+    """Starts a step on command, and answers how long it took."""
 
     trainer: TokenIdsTrainer
 
@@ -110,7 +111,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # Libraries print what they like on stdout; the answers have a channel of their own.
+    # Libraries print on stdout, so the answers have a channel of their own.
     CHANNEL = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with open(sys.argv[1]) as file:

@@ -1,16 +1,16 @@
-"""Tunix' own DPOTrainer, one step at a time; runs in its environment, imports nothing of ours.
+"""Tunix' own DPOTrainer, one step at a time. It runs in its environment, without our code.
 
     python tunix_worker.py JOB.json
 
-Reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_chosen",
-"logp_rejected"}` once the step is done. Padding and compiling are not in the seconds; the
-reference's forward pass is, for Tunix makes it inside every step and cannot keep it.
+It reads `step` lines on stdin and answers each with `{"seconds", "loss", "logp_chosen",
+"logp_rejected"}` once the step is done. The seconds do not include padding and compiling. They
+include the reference's forward pass, because Tunix makes it inside every step and cannot keep it.
 
-Tunix has no default for lengths: rows are fixed, prompt and response padded each for itself.
-Settings `default`: to the longest prompt and the longest response of the data, so that nothing is
-cut and one shape compiles. `best`: each micro-batch to its own longest ones, rounded up to a
-multiple of 256, which compiles several shapes; the model's defaults, without rematerialisation,
-are already its fastest. The optimiser is the user's to choose: AdamW as ours.
+Tunix has no default for lengths. Its rows are fixed, and prompt and response are padded separately.
+The settings `default` pad to the longest prompt and the longest response of the data, so nothing is
+cut and one shape compiles. With `best`, each micro-batch is padded to its own longest ones, rounded
+up to a multiple of 256, which compiles several shapes. The model's defaults, without
+rematerialisation, are already its fastest. The user chooses the optimiser: it is AdamW, as ours.
 """
 
 import functools
@@ -37,14 +37,14 @@ LEARNING_RATE = 1e-5
 
 
 class WaitingTrainer(dpo_trainer.DPOTrainer):
-    """DPOTrainer that ends every micro-batch before the next, and keeps its metrics."""
+    """DPOTrainer that finishes every micro-batch before the next, and keeps its metrics."""
 
     def _post_process_train_step(self, aux: Any) -> None:
         super()._post_process_train_step(aux)
         self.seen.append(jax.block_until_ready(aux))
 
 
-@functools.wraps(dpo_trainer.dpo_loss_fn)  # its signature is read
+@functools.wraps(dpo_trainer.dpo_loss_fn)  # Tunix reads its signature
 def loss_beside_metrics(*arguments: Any, **more: Any) -> Any:
     loss, metrics = dpo_trainer.dpo_loss_fn(*arguments, **more)
     return loss, {**metrics, "loss": loss}
@@ -86,7 +86,7 @@ def padded_pairs(job: dict[str, Any], pairs: list[dict]) -> dpo_trainer.Training
 
 
 def one_of_each_shape(batches: list[Any], per_step: int) -> list[Any]:
-    """Micro-batches that make every shape compile, as many as whole steps have."""
+    """Micro-batches that make every shape compile; their number fills whole steps."""
     shapes = {(b.prompt_ids.shape, b.chosen_ids.shape): b for b in batches}
     found = list(shapes.values())
     return found + [found[0]] * (-len(found) % per_step)
@@ -95,7 +95,7 @@ def one_of_each_shape(batches: list[Any], per_step: int) -> list[Any]:
 def on_command(
     trainer: WaitingTrainer, first: list[Any], batches: list[Any], per_step: int
 ) -> Iterator:
-    """What training reads: `first`, then a step's micro-batches whenever one is asked for."""
+    """Yields `first`, and then a step's micro-batches on each command."""
     yield from first
     for start in range(0, len(batches), per_step):
         if not sys.stdin.readline():
@@ -158,7 +158,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # Libraries print what they like on stdout; the answers have a channel of their own.
+    # Libraries print on stdout, so the answers have a channel of their own.
     CHANNEL = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with open(sys.argv[1]) as file:

@@ -1,9 +1,11 @@
 """Job scripts and README pages: the commands in them have only options that exist."""
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from places import ROOT
@@ -80,3 +82,20 @@ def test_links_of_a_page_lead_to_files(page):
     for address in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
         if not address.startswith("https://"):
             assert (page.parent / address).exists(), address
+
+
+def test_the_readme_s_own_loss_is_a_loss_like_the_others(tmp_path):
+    """Its program runs, and its setting is an option."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = tmp_path / "my_loss.py"
+    program.write_text(code)
+    options = ["--loss", "dpo_with_target", "--loss.target", "-1", "--beta", "0.1"]
+    done = subprocess.run(
+        [sys.executable, program, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "loss.target" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from eval.speed import files
-from eval.speed.files import differing_tensor
+from eval.speed.synthetic_checkpoint import differing_tensor
 from tddpo_jax.commands.exit_status import run_command
 
 # 494 MB of bfloat16, with `LAYERS`, in tensors of at most 6.3 MB: files of 80 MB hold many.

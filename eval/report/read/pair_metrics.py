@@ -1,4 +1,4 @@
-"""Metrics of every validation pair from stored log-probs, and checkpoints chosen on half of them.
+"""Metrics of every validation pair from stored log-probs, and checkpoints that a half chooses.
 
 T validations of a run, P validation pairs.
 """
@@ -25,9 +25,8 @@ PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     """The training loop's metrics for each pair at each validation.
 
-    NaN where they need what is not stored: exact KLs, and lengths in runs of earlier versions.
-
-    Beside them `log_ratio_margin`, s_w - s_l in nats: a margin that no beta scales.
+    A metric is NaN if it needs numbers that are not stored: exact KLs, and lengths in runs of
+    earlier versions. `log_ratio_margin` is added: s_w - s_l in nats, a margin that no beta scales.
     """
     assert cell.config is not None
     loss = dict(cell.config.loss)
@@ -44,7 +43,7 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     return {name: value.astype(np.float64) for name, value in values.items()}
 
 
-# Compiled once per loss: the numbers of a loss are arguments.
+# This compiles once per loss, because the numbers of a loss are arguments.
 @functools.partial(jax.jit, static_argnums=0)
 def _metrics(
     objective: Objective, pairs: PairLogps, scalars: Scalars
@@ -53,7 +52,7 @@ def _metrics(
 
 
 def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
-    """Splits items in two at random, every stratum in two; True is the second half."""
+    """Splits the items of every stratum in two at random. True marks the second half."""
     generator = np.random.default_rng(seed)
     names = np.asarray(strata)
     second = np.zeros(len(names), bool)
@@ -66,10 +65,11 @@ def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
 def chosen_checkpoints(
     cell: Cell, values: PairValues, second: Bool[np.ndarray, " P"]
 ) -> tuple[int, int]:
-    """Which validations the first and the second half of the pairs choose, as places in `steps`.
+    """The validations that the first and the second half of the pairs choose, as places in `steps`.
 
-    By the run's own `train.best_metric`, as training chooses `best/`. A diverged run has no choice:
-    it counts with its last finite validation. Nor has a run of which no half can choose.
+    Each half chooses by the run's own `train.best_metric`, as training chooses `best/`. A diverged
+    run has no choice, nor has a run whose metric is not known pair by pair: the last finite
+    validation counts.
     """
     assert cell.config is not None
     last = len(cell.steps) - 1
@@ -82,7 +82,7 @@ def chosen_checkpoints(
 
 
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
-    """Whether the run's `train.best_metric` is known pair by pair, and not only as a mean."""
+    """Whether the run's `train.best_metric` is known pair by pair, not only as a mean."""
     assert cell.config is not None
     return bool(np.isfinite(values[_name(cell.best_metric)]).all())
 
