@@ -36,7 +36,7 @@ def reference_passes(monkeypatch):
     log_probs = prepare.log_probs
 
     def counting(*arguments):
-        passes.append(len(arguments[3]))
+        passes.append(len(arguments[1]))
         return log_probs(*arguments)
 
     monkeypatch.setattr(prepare, "log_probs", counting)
