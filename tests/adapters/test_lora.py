@@ -348,5 +348,5 @@ def test_a_quantised_model_keeps_its_places_and_its_numbers_on_a_mesh(quantized)
 
 
 def test_inputs_that_are_no_blocks_are_refused():
-    with pytest.raises(ValueError, match=r"qlora: q_proj has 24 inputs, no multiple of 64"):
+    with pytest.raises(ValueError, match=r"qlora: q_proj has 24 inputs, not a multiple of 64"):
         quantize(tiny_models.llama())
