@@ -1,10 +1,10 @@
-"""Every test run: eight virtual CPU devices, programs kept between runs, a cache of its own."""
+"""Sets up every test run: eight virtual CPU devices, kept compiled programs, and an own cache."""
 
 import os
 
 import jax
 import pytest
-import submitit  # noqa: F401  When first imported it closes all log handlers, here still none.
+import submitit  # noqa: F401  It closes all log handlers at its first import. Here none exist yet.
 import tiny_runs
 from hypothesis import settings
 from places import HELPERS
@@ -15,28 +15,28 @@ from tddpo_jax.system.cache import cache_folder
 XLA_CACHE = cache_folder() / "xla"
 WITHOUT_TORCH = HELPERS / "without_torch"
 
-# Compilation is most of the time of the tests, so its results outlive the run. The environment is
-# for the processes that tests start.
+# Tests spend most of their time compiling, so compiled programs are kept for later runs. The
+# environment variable is for the processes that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(XLA_CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-# A thread that takes part in a collective is blocked; with one for each device, eight devices on
-# two cores have been seen to wait for each other for ever.
+# A collective blocks a thread for each of its devices. With one thread per device, eight devices on
+# two cores have waited for each other for ever.
 os.environ.setdefault("NPROC", "32")
 
-# Before anything asks for a device: what is tested on several is never skipped.
+# This must come before anything asks for a device. Tests on several devices are never skipped.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# A first call compiles, so time says nothing; the same examples every time.
+# A first call compiles, so there is no deadline. Every run tests the same examples.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def empty_cache(tmp_path_factory):
-    """Tokenised data and reference log-probs of earlier runs must not answer for this one."""
+    """Gives every run an empty cache, so that it uses no data or log-probs of earlier runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TDDPO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -44,7 +44,7 @@ def empty_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def commands_without_torch():
-    """The commands need no PyTorch: what tests start as processes does not find it."""
+    """Hides PyTorch from the processes that tests start, because the commands do not need it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(WITHOUT_TORCH), prepend=os.pathsep)
         yield
@@ -52,21 +52,22 @@ def commands_without_torch():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny model and few pairs, as files."""
+    """A tiny model and a few pairs, as files."""
     return tiny_runs.make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """A run that does not say how it is sharded uses one device, not all eight."""
+    """Makes runs without mesh settings use one device and not all eight."""
     tiny_runs.use_devices(monkeypatch, 1)
 
 
 @pytest.fixture
 def kernels_anywhere(monkeypatch):
-    """The functions of both kernels of attention with plain implementations in the kernels' place.
+    """Replaces both attention kernels by plain implementations, which take any dtype.
 
-    They take any dtype. Gives the calls, by kernel and options.
+    Returns:
+        The list of calls, each with the kernel's name and options.
     """
     tokamax = pytest.importorskip("tokamax")
     calls = []

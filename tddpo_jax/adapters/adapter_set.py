@@ -1,8 +1,10 @@
-"""Several adapters over one base in one batch, each row with its own, none merged.
+"""Several adapters over one base in one batch: each row uses its own, and none is merged.
 
-The factors of all adapters stand side by side on the rank axis, so that they make one wide adapter,
-and every row of a batch has a gate over that axis: the scale of its own adapter on its own ranks,
-zero on the others. The base is read once for all rows, whatever they carry.
+The factors of all adapters are side by side on the rank axis, so they make one wide adapter. Every
+row of a batch has a gate over that axis. The gate holds the scale of the row's own adapter on that
+adapter's ranks, and zero on the others. The base is read once for all rows.
+
+Letters: N adapters, R ranks of all adapters together.
 """
 
 from __future__ import annotations
@@ -23,16 +25,20 @@ from tddpo_jax.placement.shardings import ROWS, place
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSet:
-    """A base with N adapters side by side, or a plain model, which counts as one."""
+    """A base with N adapters side by side, or a plain model, which counts as one adapter."""
 
     model: Decoder
-    count: int
-    # By the path of the linear layer `[N + 1, R]`, R ranks of all adapters together; the last row
-    # is zero: the base alone.
+    count: int  # number of adapters, N
+    # Gates `[N + 1, R]` by the path of the linear layer. The last row is zero, for the base alone.
     gates: dict[str, Float[np.ndarray, "N R"]]
 
     def for_rows(self, index: Sequence[int], mesh: Mesh) -> Decoder:
-        """The model for a batch whose row b carries adapter `index[b]`, none where that is -1."""
+        """The model for a batch whose row b uses adapter `index[b]`; -1 means the base alone.
+
+        Args:
+            index: number of each row's adapter, in [-1, N).
+            mesh: the devices over which the rows are spread.
+        """
         model = copied(self.model)
         linears = linear_layers(model)
         sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
@@ -45,7 +51,10 @@ class AdapterSet:
 
 
 def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
-    """Joins models that differ in their adapters alone, or have none; the base is the first's."""
+    """Joins models that differ only in their adapters. A model may have no adapter.
+
+    The base of the first model serves for all.
+    """
     model = copied(models[0])
     linears_of_each = [linear_layers(other) for other in models]
     gates = {}
@@ -58,7 +67,7 @@ def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
 
 
 def copied(model: Decoder) -> Decoder:
-    """Modules of their own over the same arrays."""
+    """A model with new modules over the same arrays."""
     return nnx.merge(*nnx.split(model))
 
 

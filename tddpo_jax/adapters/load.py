@@ -1,4 +1,4 @@
-"""A model with its adapters, from the files that a name stands for."""
+"""Loads a model together with its adapter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,25 @@ from tddpo_jax.weights.locate import ModelFiles
 
 
 def load_model(files: ModelFiles, mesh: Mesh, dtype: Any) -> Decoder:
-    """The model of a folder; an adapter that lies on top of it is merged in."""
+    """Loads a model and merges its adapter into the weights, if it has one.
+
+    Args:
+        files: the model's folders.
+        mesh: where to place the weights.
+        dtype: dtype of the weights.
+    """
     model = load_unmerged(files, mesh, dtype)
     return model if files.adapter is None else lora.merged(model, dtype)
 
 
 def load_unmerged(files: ModelFiles, mesh: Mesh, dtype: Any) -> Decoder:
+    """Loads a model and keeps its adapter, if it has one, beside the weights.
+
+    Args:
+        files: the model's folders.
+        mesh: where to place the weights.
+        dtype: dtype of the weights, unless the adapter needs them quantised (see `base_dtype`).
+    """
     model = hugging_face.load(files.base, mesh, base_dtype(files.base, [files.adapter], dtype))
     if files.adapter is not None:
         load_adapter(model, files.adapter, mesh)

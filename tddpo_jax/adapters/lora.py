@@ -1,11 +1,11 @@
-"""Adapters beside a frozen base, and the base in four bits.
+"""Low-rank adapters beside a frozen base.
 
-A model that comes with an adapter keeps it, frozen like the base, below the one that is trained:
-merged into the base it would be rounded with it, and in four bits lost.
+If a model comes with an adapter, that first adapter stays and is frozen like the base. The adapter
+that is trained is a second one beside it. Merging the first adapter into the base would round it
+with the base, and a base in four bits would lose it.
 
 References:
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021).
-    Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023); NF4 in appendix E.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tddpo_jax.placement.shardings import replicated
 
 
 class SecondAdapter(Adapter):
-    """An adapter that is trained on top of a first one, which is frozen and sees no dropout."""
+    """An adapter that is trained on top of a first one. The first is frozen and has no dropout."""
 
     def __init__(self, first: Adapter, own: Adapter) -> None:
         self.a, self.b = own.a, own.b
@@ -48,7 +48,7 @@ def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
     """The paths of the linear layers that get adapters.
 
     Raises:
-        UserError: the model has no linear layer of a name in `lora.targets`.
+        UserError: `lora.targets` has a name that is not a linear layer of the model.
     """
     weights = linear_parameters(model.parameters)
     names = list(dict.fromkeys(weight.name for weight in weights))
@@ -64,13 +64,16 @@ def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
 def add_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> None:
     """Gives every target layer of the model a fresh adapter, stacked like the layers.
 
-    A frozen adapter of such a layer stays below it.
+    If a target layer already has a frozen adapter, that one stays.
 
     Args:
         model: changed in place.
         config: rank, alpha, dropout, targets.
-        seed: of the random factor A.
-        mesh: adapters are whole on every device.
+        seed: seed of the random factor A.
+        mesh: the devices; each holds the adapters whole.
+
+    Raises:
+        UserError: `lora.targets` has a name that is not a linear layer of the model.
     """
     place = functools.partial(jax.jit, out_shardings=replicated(mesh))
     attach(model, config, jax.random.key(seed), place)
@@ -83,7 +86,14 @@ def attach(
     key: PRNGKeyArray,
     place: Callable[[Callable], Callable] = lambda make: make,
 ) -> None:
-    """Puts fresh adapters into the model, all made by one function that went through `place`."""
+    """Puts fresh adapters into the model.
+
+    Args:
+        model: changed in place.
+        config: rank, alpha, dropout, targets.
+        key: random key for the factors A.
+        place: wraps the function that makes all adapters, for example in a jit with shardings.
+    """
 
     def make(key: PRNGKeyArray) -> dict[str, Adapter]:
         adapters: dict[str, Adapter] = {}
@@ -112,7 +122,7 @@ def freeze_adapters(model: Decoder) -> None:
 
 
 def frozen_adapters(model: Decoder) -> dict[str, Adapter]:
-    """By the path of the linear layer, the adapters that belong to the frozen base."""
+    """The adapters that belong to the frozen base, by the path of their linear layer."""
     lowest = {
         path: adapter.first if isinstance(adapter, SecondAdapter) else adapter
         for path, adapter in _adapters(model).items()
@@ -121,10 +131,10 @@ def frozen_adapters(model: Decoder) -> dict[str, Adapter]:
 
 
 def whole_adapters(model: Decoder) -> dict[str, Adapter]:
-    """By the path of the linear layer, all that is added to it, as one adapter of one rank.
+    """For each adapted linear layer, by its path, one adapter that adds the same as all of its own.
 
-    A first and a second adapter stand side by side on the rank axis, their scales in B; zeros fill
-    up the ranks of layers that have only one of them.
+    A first and a second adapter become one, side by side on the rank axis, with their scales
+    multiplied into B. All layers get the same rank, so zeros pad those that have only one adapter.
     """
     adapters = _adapters(model)
     if not frozen_adapters(model):
@@ -154,10 +164,12 @@ def _adapters(model: Decoder) -> dict[str, Adapter]:
 
 
 def check_fresh(model: Decoder) -> None:
-    """Refuses adapters that do not start as nothing, or that could never learn.
+    """Refuses trainable adapters that add something at the start, or that could never learn.
+
+    An adapter adds nothing if one factor is zero. It can never learn if both are.
 
     Raises:
-        ValueError: not exactly one factor of an adapter is zero.
+        ValueError: the number of zero factors of an adapter is not one.
     """
     for path, adapter in _adapters(model).items():
         if not isinstance(adapter.a, LoraParam):
@@ -165,12 +177,17 @@ def check_fresh(model: Decoder) -> None:
         zero = [not bool(jnp.any(factor[...])) for factor in (adapter.a, adapter.b)]
         if sum(zero) != 1:
             raise ValueError(
-                f"lora: {path} must start with exactly one zero factor, has {sum(zero)}"
+                f"lora: {path} must start with exactly one zero factor, but has {sum(zero)}"
             )
 
 
 def merged(model: Decoder, dtype: Any) -> Decoder:
-    """The model with its adapters added into (dequantised) weights, all of it in this dtype."""
+    """A copy of the model whose adapters are added into its (dequantised) weights.
+
+    Args:
+        model: the model; it does not change.
+        dtype: dtype of all weights of the copy.
+    """
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, state)
     adapters = whole_adapters(copy)
@@ -186,6 +203,6 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
 
 
 def fresh_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:
-    """The parameters of new adapters for the model, as a run with this seed starts with them."""
+    """Adds new adapters to the model, as a run with this seed does; returns their parameters."""
     add_adapters(model, config, seed, mesh)
     return nnx.state(model, LoraParam)

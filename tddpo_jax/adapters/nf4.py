@@ -1,4 +1,8 @@
-"""Linear layers in four bits (NF4)."""
+"""Linear layers in four bits (NF4).
+
+References:
+    Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023); NF4 in appendix E.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,9 @@ NF4_BLOCK = 64
 def quantize(model: Decoder) -> None:
     """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
 
-    Layers that are stored so already stay as they are. The weights must be as the checkpoint has
-    them: rounded to another dtype first, they would get other codes (see `peft_files.base_dtype`).
+    Layers that are already in NF4 stay as they are. The weights must have the checkpoint's own
+    dtype. Weights that were rounded to another dtype would get other codes (see
+    `adapters.peft_files.base_dtype`).
 
     Raises:
         UserError: a layer's inputs are not a multiple of the block size.
@@ -38,9 +43,9 @@ def quantize(model: Decoder) -> None:
 
 
 def _nf4(weight: Array) -> qwix.QArray:
-    """The weight in four bits; values and scales lie where the weight lies.
+    """The weight in four bits; values and scales have the weight's sharding.
 
-    Left to itself the compiler would hold them whole on every device.
+    Without this, the compiler would hold them whole on every device.
     """
     quantized = functools.partial(
         qwix.quantize, qtype="nf4", channelwise_axes=(0, 1), tiled_axes={2: NF4_BLOCK}
@@ -48,7 +53,7 @@ def _nf4(weight: Array) -> qwix.QArray:
     place = getattr(weight, "sharding", None)
     if not isinstance(place, NamedSharding):
         return jax.jit(quantized)(weight)
-    # Blocks that do not divide among the devices that share the inputs are whole on each of them.
+    # If the devices that share the inputs cannot share the blocks evenly, each holds all blocks.
     sharing_inputs = weight.shape[2] // place.shard_shape(weight.shape)[2]
     whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:2]))
     places = jax.tree.map(

@@ -1,9 +1,10 @@
-"""Adapters as PEFT's files, `adapter_config.json` and `adapter_model.safetensors`, both directions.
+"""Reads and writes adapters as PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 
-PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, one pair a layer;
-ours are stacked on a leading axis. Whatever PEFT can say beyond plain LoRA on the linear layers of
-all blocks (rsLoRA, DoRA, biases, ranks by pattern, saved modules) is refused by name. An adapter
-trained on a base in NF4 belongs to that base, for which PEFT has no word: a file more says so.
+PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, with one pair for
+each layer. Our factors are stacked on a leading axis. We support plain LoRA on linear layers of all
+blocks. Everything else that PEFT supports (rsLoRA, DoRA, biases, ranks by pattern, saved modules)
+is refused by name. An adapter that was trained on a base in NF4 belongs to that base. PEFT cannot
+record this, so we write an additional file.
 
 References:
     Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
@@ -41,24 +42,24 @@ from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
 
-# Attributes that say nothing about the mathematics of a plain LoRA, or that the tensors say again.
+# These attributes do not change the mathematics of a plain LoRA, or the tensors repeat them.
 IGNORED_ATTRIBUTES = (
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode"),
     *("target_modules", "exclude_modules", "layers_pattern", "runtime_config", "megatron_core"),
     *("qalora_group_size", "loftq_config"),
 )
-# Attributes that would change it: only these values are understood, beside those that are empty.
+# These attributes would change the mathematics. Only these values and empty ones are accepted.
 UNDERSTOOD_VALUES: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM",),
     "bias": ("none",),
-    # Other starts (PiSSA, OLoRA, …) also change the base, which the folder does not hold.
+    # Other initialisations (PiSSA, OLoRA, …) change the base too, which the folder does not hold.
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
 }
 
 
 class PeftConfig(NamedTuple):
-    """The part of `adapter_config.json` that is read."""
+    """The values that we read from `adapter_config.json`."""
 
     rank: int
     alpha: float
@@ -66,10 +67,10 @@ class PeftConfig(NamedTuple):
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """What the adapter in a PEFT folder is.
+    """Reads the settings of the adapter in a PEFT folder.
 
     Raises:
-        UserError: the file is missing, or asks for something other than plain LoRA.
+        UserError: the file is missing, or describes something other than plain LoRA.
     """
     path = folder / ADAPTER_CONFIG
     attributes = read_object(path)
@@ -88,15 +89,15 @@ def read_peft_config(folder: Path) -> PeftConfig:
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
 
-    The weights become NF4 if those were that the adapter was trained on.
+    If the adapter was trained on a base in NF4, the weights become NF4 too.
 
     Args:
-        model: without an adapter.
-        folder: as PEFT's `save_pretrained` writes it.
-        mesh: the adapter lies whole on each of its devices.
+        model: a model without an adapter; changed in place.
+        folder: a folder as PEFT's `save_pretrained` writes it.
+        mesh: the devices; each holds the adapter whole.
 
     Raises:
-        UserError: anything about the folder that cannot be understood, naming file and tensor.
+        UserError: the folder's settings or tensors cannot be read; the message names the file.
     """
     config = read_peft_config(folder)
     path = folder / WEIGHTS_FILE
@@ -125,15 +126,20 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
 
 
 def has_quantized_base(adapter: Path | None) -> bool:
-    """Whether the adapter in a PEFT folder was trained on a base in four bits; without one, no."""
+    """Whether the adapter in a PEFT folder was trained on a base in four bits; False for None."""
     return adapter is not None and (adapter / QUANTIZED_FILE).is_file()
 
 
 def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
-    """The dtype in which to load the weights under these adapters, for a computation in `dtype`.
+    """The dtype in which to load a base under these adapters.
 
-    Weights that an adapter wants quantised: the checkpoint's own, whatever the computation, so that
-    everybody who loads them finds the four bits that the adapter was trained with.
+    If an adapter was trained on a quantised base, this is the checkpoint's own dtype. Then every
+    load gets the same four bits as the training. Otherwise it is `dtype`.
+
+    Args:
+        base: the Hugging Face folder of the base.
+        adapters: PEFT folders; None for the base alone.
+        dtype: dtype of the computation.
     """
     return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
 
@@ -144,11 +150,12 @@ def export_adapter(
     """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
 
     Args:
-        model: with adapters on some or all of its linear layers, of one rank and scale; a first and
-            a second adapter of a layer are written as one.
-        folder: replaced if it exists.
+        model: a model with adapters on some or all of its linear layers, all of one rank and scale;
+            a first and a second adapter of a layer are written as one.
+        folder: the folder to write; replaced if it exists.
         base_name: hub id or path of the base, for `base_model_name_or_path`.
-        base_fingerprint: by which `locate.resolve` knows the base's weights again, if at all.
+        base_fingerprint: the fingerprint by which `weights.locate.resolve` checks the base; None:
+            no check.
 
     Raises:
         ValueError: the model has no adapter.
@@ -187,7 +194,7 @@ def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": rank,
-        # scale = alpha / rank was rounded; so is its way back.
+        # Computing scale = alpha / rank has rounded it, so round alpha back to the user's number.
         "lora_alpha": float(f"{first.scale * rank:.12g}"),
         "lora_dropout": first.dropout,
         "target_modules": sorted({path.rpartition(".")[2] for path in adapters}),
@@ -200,7 +207,7 @@ def _attributes(adapters: dict[str, Adapter], base_name: str) -> dict[str, Any]:
 
 
 def _names(weight: Parameter, factor: str) -> list[str]:
-    """PEFT's tensor names of one factor beside a linear layer's weight, layer by layer."""
+    """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
     ending = f"lora_{factor.upper()}.weight"
     return [
         f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.hub_names()
@@ -210,7 +217,7 @@ def _names(weight: Parameter, factor: str) -> list[str]:
 def _targets(
     tensors: dict[str, np.ndarray], path: Path, weights: Sequence[Parameter]
 ) -> list[Parameter]:
-    """The weights of the linear layers that the tensors belong to."""
+    """The weights of the linear layers that have adapters among these tensors."""
     found, names = set(), {weight.name for weight in weights}
     for name in tensors:
         match = re.search(r"\.(\w+)\.lora_[AB]\.weight$", name)
@@ -223,7 +230,7 @@ def _targets(
 
 
 def _expected(weight: Parameter, rank: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor that an adapter beside a linear layer consists of, and its shape."""
+    """The shapes of all tensors of the adapter beside a weight, by PEFT's names."""
     outputs, inputs = weight.shape
     shapes = {"a": (rank, inputs), "b": (outputs, rank)}
     return {name: shape for factor, shape in shapes.items() for name in _names(weight, factor)}
@@ -237,7 +244,9 @@ def _check_tensors(
             raise UserError(f"{path}: tensor {name} is unknown")
         if tensor.shape != shapes[name]:
             found, wanted = list(tensor.shape), list(shapes[name])
-            raise UserError(f"{path}: {name} has shape {found}, the base and r say {wanted}")
+            raise UserError(
+                f"{path}: {name} has shape {found}, but the base and r require {wanted}"
+            )
     for name in shapes:
         if name not in tensors:
             raise UserError(f"{path}: tensor {name} is missing")

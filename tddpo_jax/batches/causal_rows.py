@@ -1,13 +1,13 @@
 """The branches of packed rows as ordinary causal rows, for kernels that know no other mask.
 
-A kernel for causal rows of a given length cannot read a packed row, where a prompt is shared and
-many branches stand in one stream. So each branch, its prompt first, gets a causal row of its own
-for attention alone: queries, keys and values are gathered into it and the outputs gathered back.
-Causal rows come in a few fixed widths, so that short branches cost little; `packing` sees to it
-that the branches of a packed row find enough of them.
+A kernel for causal rows cannot read a packed row, because a packed row holds many branches that
+share prompts. So attention gives each branch a causal row of its own, which starts with the prompt.
+It gathers queries, keys and values into the causal rows and gathers the outputs back. Causal rows
+come in a few fixed widths, so that short branches cost little. `packing` makes sure that there are
+enough of them for the branches of a packed row.
 
-Both directions, and both of their gradients, are gathers: no sum depends on an order of writing,
-so a step is repeated bit for bit.
+Both directions and both of their gradients are gathers. No sum depends on the order of writing, so
+a step can be repeated bit for bit.
 
 B rows, T stream positions, N causal rows of one width W.
 """
@@ -20,30 +20,32 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
-# The widths are the longest branch's and its halves, down to a shortest that is not worth halving.
+# The widest causal rows hold the longest branch. Each further width is half of the one before it.
+# Widths are multiples of WIDTH_MULTIPLE, which is also the shortest.
 WIDTHS = 4
 WIDTH_MULTIPLE = 64
 
-# How many causal rows of each width: `((2048, 4), (1024, 6))`, widest first.
+# Pairs of a width and the number of causal rows that have it, widest first:
+# `((2048, 4), (1024, 6))`.
 Widths = tuple[tuple[int, int], ...]
 
 
 class CausalRows(NamedTuple):
-    """Which token stands where in the causal rows of one width.
+    """The places of the tokens in the causal rows of one width.
 
-    A token that two branches share stands in two places: its output is read at the first, its
-    key's and value's gradients are the sum over both.
+    A token that two branches share has two places. Its output is read at the first place. The
+    gradients of its key and value are summed over both.
     """
 
-    position: Int[Array, "B N W"]  # the stream position of each place, T where nothing stands
-    own: Int[Array, "B N W"]  # the same, and T where a token stands for the second time
-    length: Int[Array, "B N"]  # tokens of each row, at least 1
-    place: Int[Array, "B T"]  # each token's first place of N * W, or N * W if it is not here
-    copy: Int[Array, "B T"]  # its second
+    position: Int[Array, "B N W"]  # stream position of the token at each place; T: empty place
+    own: Int[Array, "B N W"]  # the same as `position`, but T also at a token's second place
+    length: Int[Array, "B N"]  # number of tokens in each causal row, at least 1
+    place: Int[Array, "B T"]  # each token's first place, in [0, N * W); N * W: no place
+    copy: Int[Array, "B T"]  # each token's second place, in [0, N * W); N * W: no second place
 
 
 def halved_widths(longest: int) -> list[int]:
-    """The widths for branches of at most `longest` tokens, widest first."""
+    """Widths of causal rows for branches of at most `longest` tokens, widest first."""
     widths = [-(-longest // 2**n // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for n in range(WIDTHS)]
     return sorted({max(width, WIDTH_MULTIPLE) for width in widths}, reverse=True)
 
@@ -51,22 +53,29 @@ def halved_widths(longest: int) -> list[int]:
 def branch_counts(
     lengths: Int[np.ndarray, "examples responses"], widths: Sequence[int]
 ) -> Int[np.ndarray, "examples widths"]:
-    """How many branches of each example need a causal row wider than the next narrower one.
+    """For each width, how many branches of each example do not fit any narrower causal row.
 
-    Branches fit as soon as, for every width, there are at least that many causal rows of this
-    width and all wider ones together.
+    All branches fit if, for every width, at least that many causal rows have this width or a
+    wider one.
+
+    Args:
+        lengths: tokens of each branch, with its prompt.
+        widths: widths of causal rows, widest first.
     """
     narrower = np.array([*widths, 0])[1:]
     return (lengths[:, :, None] > narrower).sum(axis=1)
 
 
 def assign(branches: Sequence[np.ndarray], length: int, widths: Widths) -> tuple[CausalRows, ...]:
-    """Gives every branch of one packed row its causal row; arrays have no axis B.
+    """Gives every branch of one packed row its causal row.
 
     Args:
-        branches: the stream positions of each, in reading order.
-        length: of the packed row.
-        widths: of the causal rows, and how many there are.
+        branches: the stream positions of each branch, in reading order.
+        length: stream positions of the packed row.
+        widths: the widths of the causal rows and how many there are of each.
+
+    Returns:
+        One `CausalRows` for each width, whose arrays lack the axis B.
     """
     if not widths:
         return ()
@@ -74,7 +83,7 @@ def assign(branches: Sequence[np.ndarray], length: int, widths: Widths) -> tuple
     free = [(n, row) for n, (_, count) in enumerate(widths) for row in range(count)][::-1]
     placed = np.zeros(length, bool)
     for branch in sorted(branches, key=len):
-        # The narrowest free row that is wide enough; shorter branches have theirs already.
+        # Take the narrowest free row that is wide enough. Shorter branches already have rows.
         n, row = next(slot for slot in free if widths[slot[0]][0] >= len(branch))
         free.remove((n, row))
         here, width = rows[n], widths[n][0]

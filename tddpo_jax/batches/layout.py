@@ -1,28 +1,29 @@
-"""Examples packed into streams: which token stands where, what it sees, where it counts.
+"""Examples packed into streams: the position of each token, what it sees, and what it predicts.
 
-An example is a prompt with one or more responses; a pair has two, supervised data and sampled
-answers have one. All examples of a data set have the same number of responses.
+An example is a prompt with one or more responses. A preference pair has two responses. Supervised
+data and sampled answers have one. All examples of a data set have the same number of responses.
 
-A stream holds the responses in twos around one copy of their prompt,
+A stream holds two responses around one copy of their prompt:
 `[ reversed first | prompt | second ]`. In this order every token sees one contiguous range of
-stream positions: a token of the first response at i sees [i, end of prompt), a token of the prompt
-or of the second response at i sees [start of prompt, i + 1). A prompt has only two sides, so it is
-laid again for each further two responses. A single response, or the last of an odd number, follows
-its prompt: `[ prompt | response ]`. The last token of a response is predicted but predicts nothing,
-so it is a target and takes no place in the stream. Rotary positions are given explicitly, so the
-storage order is free.
+stream positions. A token of the first response at position i sees [i, end of prompt). A token of
+the prompt or of the second response at position i sees [start of prompt, i + 1). A prompt has only
+two sides, so it is copied for each further two responses. A single response, or the last of an odd
+number, follows its prompt: `[ prompt | response ]`. The last token of a response is predicted but
+predicts nothing, so it is a target and has no place in the stream. Rotary positions are explicit,
+so tokens may be stored in any order.
 
     chosen c1 c2 c3, prompt p1 p2, rejected r1 r2
     stream     c2 c1 p1 p2 r1
     position    3  2  0  1  2
     scored     p2 -> c1   c1 -> c2   c2 -> c3   p2 -> r1   r1 -> r2
 
-The plain layout, `[ prompt first padding | prompt second padding ]`, has one example in a row and
-an equal part of the row for each response. It is the same structure with other indices. Most
-trainers compute it; here it is kept for tests and comparison.
+The plain layout is `[ prompt first padding | prompt second padding ]`. It puts one example in a row
+and gives each response an equal part of the row. It has the same structure with other indices. Most
+trainers use this layout. We keep it for tests and comparison.
 
-Numpy only: no mesh, no model, no files. B rows, T stream positions, S scores, P examples of a row,
-N responses of an example.
+This module uses numpy only and knows no mesh, no model and no files.
+
+Letters: B rows, T stream positions, S scores, P examples of a row, N responses of an example.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ from tddpo_jax.batches.causal_rows import CausalRows, Widths
 
 
 class Example(NamedTuple):
-    """Token ids of a prompt and of its responses, which include their end-of-turn.
+    """Token ids of a prompt and of its responses.
 
-    The responses of a preference pair are (chosen, rejected).
+    Each response includes its end of turn. The responses of a preference pair are
+    (chosen, rejected).
     """
 
-    row: int  # number in its source
+    row: int  # number of the row in the source file
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
 
@@ -54,18 +56,18 @@ class Batch(NamedTuple):
     Branch N * p + n of a row is response n of example p.
     """
 
-    tokens: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-    key_start: Int[Array, "B T"]
-    key_end: Int[Array, "B T"]
-    score_position: Int[Array, "B S"]
-    score_target: Int[Array, "B S"]
-    score_branch: Int[Array, "B S"]  # N * P, a branch that does not exist, where nothing is scored
-    lengths: Float[Array, "B P N"]  # tokens of each response
+    tokens: Int[Array, "B T"]  # token ids; 0 at padding
+    positions: Int[Array, "B T"]  # rotary position of each token in its own branch
+    key_start: Int[Array, "B T"]  # first stream position that a token sees, in [0, T)
+    key_end: Int[Array, "B T"]  # one past the last stream position that a token sees, in [0, T]
+    score_position: Int[Array, "B S"]  # stream position that predicts a target, in [0, T)
+    score_target: Int[Array, "B S"]  # token id to predict
+    score_branch: Int[Array, "B S"]  # branch of each score, in [0, N * P]; N * P: an unused score
+    lengths: Float[Array, "B P N"]  # number of tokens in each response
     weight: Float[Array, "B P"]  # 1 for an example, 0 for an empty place
-    ref_logps: Float[Array, "B P N"]
-    example: Int[Array, "B P"]  # number of the example in the list that was packed, -1 for none
-    causal_rows: tuple[CausalRows, ...]  # the same branches for attention, where it needs them
+    ref_logps: Float[Array, "B P N"]  # reference log-prob of each response, in nats
+    example: Int[Array, "B P"]  # index into the packed list of examples; -1: an empty place
+    causal_rows: tuple[CausalRows, ...]  # the branches as causal rows; () if attention needs none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +79,30 @@ class Shape:
     scores: int
     examples: int
     plain: bool = False
-    causal_rows: Widths = ()  # widths and counts, for attention that needs them
-    responses: int = 2  # of each example
+    causal_rows: Widths = ()  # widths and counts of the causal rows; () if attention needs none
+    responses: int = 2  # number of responses of each example
 
 
 def stream_length(example: Example) -> int:
-    """Stream positions that an example takes when packed."""
-    prompts = -(-len(example.responses) // 2)  # a copy for every two responses
+    """Number of stream positions that an example takes when it is packed."""
+    prompts = -(-len(example.responses) // 2)  # copies of the prompt, one for every two responses
     return prompts * len(example.prompt) + score_count(example) - len(example.responses)
 
 
 def score_count(example: Example) -> int:
+    """Number of tokens of an example that are predicted: all tokens of its responses."""
     return sum(map(len, example.responses))
 
 
 class Row:
-    """The index arrays of one row, filled example by example."""
+    """The index arrays of one packed row, which `add` fills example by example."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         nothing = np.arange(shape.length, dtype=np.int32)
         self.tokens = np.zeros(shape.length, np.int32)
         self.positions = np.zeros(shape.length, np.int32)
-        # Padding sees the empty range [i, i): it costs no attention and disturbs no block's reach.
+        # Padding sees the empty range [i, i). It costs no attention and widens no block's range.
         self.key_start, self.key_end = nothing.copy(), nothing.copy()
         self.score_position = np.zeros(shape.scores, np.int32)
         self.score_target = np.zeros(shape.scores, np.int32)
@@ -107,11 +110,17 @@ class Row:
         self.lengths = np.ones((shape.examples, shape.responses), np.float32)
         self.weight = np.zeros(shape.examples, np.float32)
         self.example = np.full(shape.examples, -1, np.int32)
-        # Stream positions of every branch in reading order.
+        # The stream positions of every branch, in reading order.
         self.branches: list[np.ndarray] = []
         self.used = self.scored = self.count = 0
 
     def add(self, number: int, example: Example) -> None:
+        """Appends an example behind those that the row already holds. It must fit.
+
+        Args:
+            number: index of the example in the list that is packed.
+            example: its tokens.
+        """
         branch, responses = self.shape.responses * self.count, example.responses
         if self.shape.plain:
             part = self.shape.length // self.shape.responses
@@ -127,7 +136,7 @@ class Row:
         self.count += 1
 
     def _around(self, prompt: np.ndarray, responses: Sequence[np.ndarray], branch: int) -> None:
-        """Writes two responses around their prompt, or a single one behind it."""
+        """Writes two responses around their prompt, or a single response behind it."""
         start = self.used
         if len(responses) == 2:
             start = self._reversed(prompt, responses[0], branch)
@@ -135,7 +144,7 @@ class Row:
         self.used = self._branch(prompt, responses[-1], branch, start)
 
     def _reversed(self, prompt: np.ndarray, response: np.ndarray, branch: int) -> int:
-        """Writes a response backwards before its prompt; returns where the prompt starts."""
+        """Writes a response backwards in front of its prompt, and returns the prompt's start."""
         prompt_start = self.used + len(response) - 1
         prompt_end = prompt_start + len(prompt)
         at = np.arange(prompt_start - 1, self.used - 1, -1)
@@ -147,7 +156,7 @@ class Row:
         return prompt_start
 
     def _branch(self, prompt: np.ndarray, response: np.ndarray, branch: int, start: int) -> int:
-        """Writes `prompt response` in reading order; returns the position after it."""
+        """Writes a prompt and its response in reading order, and returns the next free position."""
         end = start + len(prompt) + len(response) - 1
         at = np.arange(start, end)
         self.tokens[at] = np.concatenate([prompt, response[:-1]])

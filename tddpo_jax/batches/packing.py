@@ -1,8 +1,9 @@
-"""Which examples share a row, and how long the rows are: a step in as few tokens as possible.
+"""Packing decides which examples share a row and how long the rows are.
 
-A step takes exactly its examples and packs them into micro-batches of a few fixed shapes, so that a
-run compiles a few times whatever its order of data. Each further shape is half as long, for the
-rest of a step, where rounding up to a whole long micro-batch would cost most.
+It aims at as few tokens per step as possible. A step packs exactly its own examples into
+micro-batches of a few fixed shapes, so a run compiles only a few times whatever the order of its
+data. Each further shape is half as long as the one before it. The short shapes hold the rest of a
+step, where a whole long micro-batch would be mostly padding.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from tddpo_jax.errors import UserError
 ROW_MULTIPLE = 64
 LONGEST_DEFAULT_ROW = 8192
 SAMPLE_EXAMPLES = 1024
-# What starting a micro-batch costs, as much as so many positions: of two lengths that pad alike,
-# the longer wins.
+# Starting a micro-batch costs about as much as computing this many positions. Therefore the longer
+# of two row lengths wins if both need equal padding.
 MICRO_BATCH_POSITIONS = 32
 
 
 class _Sizes(NamedTuple):
-    """What examples need of a row."""
+    """The room that each example needs in a row."""
 
     lengths: Int[np.ndarray, " examples"]  # stream positions
-    scores: Int[np.ndarray, " examples"]
-    branches: Int[np.ndarray, "examples responses"]  # tokens of each with its prompt
+    scores: Int[np.ndarray, " examples"]  # predicted tokens
+    branches: Int[np.ndarray, "examples responses"]  # tokens of each response with its prompt
 
     def of(self, numbers: Any) -> _Sizes:
         return _Sizes(*(size[numbers] for size in self))
 
     def needs(self, widths: Sequence[int]) -> Int[np.ndarray, "examples capacities"]:
-        """What each example takes of each of `_capacities`."""
+        """The amount of each of `_capacities` that an example takes, in the same order."""
         columns = np.stack([self.lengths, self.scores, np.ones_like(self.lengths)], axis=1)
         return np.hstack([columns, branch_counts(self.branches, widths)])
 
@@ -61,16 +62,23 @@ def _widths(shapes: Sequence[Shape]) -> list[int]:
 
 
 def _capacities(shape: Shape, widths: Sequence[int]) -> Int[np.ndarray, " capacities"]:
-    """Positions, scores and examples of a row, and its causal rows of each width and all wider."""
+    """The room in one row: positions, scores, examples, and causal rows.
+
+    There is one count of causal rows for each width, and it includes all wider ones.
+    """
     counts = [sum(n for wide, n in shape.causal_rows if wide >= width) for width in widths]
     return np.array([shape.length, shape.scores, shape.examples, *counts])
 
 
 def _micro_batches(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[Shape, list[list[int]]]]:
-    """The least micro-batches that hold these examples, and the numbers of those of each row."""
+    """The smallest set of micro-batches that holds these examples.
+
+    Returns:
+        For each micro-batch its shape, and for each of its rows the numbers of its examples.
+    """
     widths = _widths(shapes)
     needs, capacities = sizes.needs(widths), [_capacities(shape, widths) for shape in shapes]
-    # Counted in the shortest shape, of which each longer one is worth twice the one behind it.
+    # A unit is one micro-batch of the shortest shape. Each longer shape is worth two of the next.
     units = -(-int(needs[:, 0].sum()) // (shapes[-1].rows * shapes[-1].length))
     while True:
         numbers, rest = [], units
@@ -92,7 +100,7 @@ def _micro_batches(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[Shape, 
 def _filled(
     needs: Int[np.ndarray, "examples capacities"], capacities: list[np.ndarray]
 ) -> list[list[int]] | None:
-    """Best-fit decreasing into rows of these capacities; none if they are too few."""
+    """Fills rows of these capacities by best-fit decreasing; None if the rows are too few."""
     left = np.array(capacities)
     filled: list[list[int]] = [[] for _ in capacities]
     for number in np.lexsort((np.arange(len(needs)), -needs[:, 0])):
@@ -115,11 +123,14 @@ def pack(
     """Packs examples into as many micro-batches as they need, deterministically.
 
     Args:
-        examples: those of one step.
-        shapes: the shapes a micro-batch may have, the longest first.
-        ref_logps: reference log-probs of all responses, in nats; default zeros.
-        here: which rows of a micro-batch of so many this host places. The other rows get only the
-            numbers of their examples, which is what `unpack` needs.
+        examples: the examples of one step.
+        shapes: the shapes that a micro-batch may have, longest first.
+        ref_logps: reference log-probs of all responses, in nats; default: zeros.
+        here: takes the number of rows of a micro-batch and gives the rows that this host places.
+            The other rows get only the numbers of their examples, because `unpack` needs those.
+
+    Returns:
+        The micro-batches, on the host.
 
     Raises:
         ValueError: an example does not fit a row of the first shape.
@@ -129,11 +140,11 @@ def pack(
         if length > shapes[0].length:
             raise ValueError(
                 f"row {example.row} of the data needs {length} positions, "
-                f"a row has {shapes[0].length}"
+                f"but a packed row has {shapes[0].length}"
             )
     widths = _widths(shapes)
     assert (sizes.needs(widths) <= _capacities(shapes[0], widths)).all(), (
-        "no row holds this example"
+        "an example needs more scores or causal rows than a row of the first shape has"
     )
     return [
         _batch(examples, rows, shape, ref_logps, here(shape.rows))
@@ -178,7 +189,16 @@ def empty_batch(shape: Shape) -> Batch:
 def unpack(
     batches: Sequence[Batch], values: Sequence[Float[np.ndarray, "*members B P N"]], count: int
 ) -> Float[np.ndarray, "*members examples N"]:
-    """One value of each response of packed batches, in the order of the `count` packed examples."""
+    """Brings values of packed responses back into the order of the examples that were packed.
+
+    Args:
+        batches: the micro-batches from `pack`.
+        values: one value for each response of each micro-batch.
+        count: number of examples that were packed.
+
+    Returns:
+        The values by example, float32; nan for an example that no micro-batch holds.
+    """
     *members, _, _, responses = values[0].shape
     out = np.full((*members, count, responses), np.nan, np.float32)
     for batch, value in zip(batches, values, strict=True):
@@ -188,7 +208,7 @@ def unpack(
 
 
 def needed_length(example: Example, plain: bool) -> int:
-    """Stream positions of the row that an example needs for itself."""
+    """Length of the shortest row that holds this one example, in stream positions."""
     if plain:
         longest = max(map(len, example.responses))
         return len(example.responses) * (len(example.prompt) + longest - 1)
@@ -204,15 +224,18 @@ def choose_shapes(
     plain: bool = False,
     causal_rows: bool = False,
 ) -> tuple[Shape, ...]:
-    """The shapes of micro-batches with the least padding over a sample of the data.
+    """Chooses the shapes of micro-batches that need the least padding over a sample of the data.
 
     Args:
-        examples: all that will be packed; the longest decides the shortest possible row.
-        batch_examples: examples of one step.
-        rows: rows of a micro-batch, a multiple of the data-parallel devices.
-        row_length: stream positions of a row; default: chosen.
-        plain: the unshared, unpacked layout.
+        examples: all examples that will be packed; the longest decides the shortest possible row.
+        batch_examples: number of examples in one step.
+        rows: number of rows of a micro-batch, a multiple of the data-parallel devices.
+        row_length: stream positions of a row; default: the best of several lengths.
+        plain: whether to use the plain layout, with one example in a row and nothing shared.
         causal_rows: whether the attention back-end needs every branch in a causal row.
+
+    Returns:
+        The shapes, longest first.
 
     Raises:
         UserError: `row_length` is too short for the longest example.
@@ -234,7 +257,7 @@ def choose_shapes(
     order = np.random.default_rng(0).permutation(len(examples))[:sampled]
     firsts = range(0, len(order), batch_examples)
     steps = [order[first : first + batch_examples] for first in firsts]
-    # A step smaller than the row would only pad it.
+    # A row that is longer than the largest step would hold only more padding.
     largest_step = _rounded(max(int(sizes.lengths[step].sum()) for step in steps))
     limit = max(shortest, min(LONGEST_DEFAULT_ROW, -(-largest_step // rows)))
     lengths_tried = [row_length] if row_length else _ladder(shortest, limit)
@@ -253,7 +276,7 @@ def _ladder(shortest: int, limit: int) -> list[int]:
 def _trial(
     sizes: _Sizes, steps: list[np.ndarray], rows: int, length: int, widths: list[int]
 ) -> tuple[int, tuple[Shape, ...]]:
-    """What the sample costs with this row length, in stream positions, and the shapes to do it."""
+    """The cost of the sample with rows of this length, in stream positions, and its shapes."""
     count, responses = sizes.branches.shape
     unlimited = Shape(rows, length, int(sizes.scores.sum()) + 1, count, responses=responses)
     filled = [
@@ -264,17 +287,18 @@ def _trial(
     ]
     most_scores = max(sizes.scores[numbers].sum() for numbers in filled)
     most_examples = max(map(len, filled))
-    # Room for rows of other orders of the data; the longest single example must fit in any case.
+    # Other orders of the data may put more examples into a row, so leave room for a quarter more.
     places = most_examples + most_examples // 4
     shape = Shape(
         rows,
         length,
+        # Any single example must fit.
         _rounded(max(int(most_scores), int(sizes.scores.max()))),
         places,
         causal_rows=_causal_rows(sizes, length, places, widths),
         responses=responses,
     )
-    # The shortest row has no half.
+    # `_half` returns the shortest possible row itself, and the dict removes such repetitions.
     half = _half(shape, sizes, widths)
     shapes = tuple(dict.fromkeys((shape, half, _half(half, sizes, widths))))
     used = sum(
@@ -297,13 +321,13 @@ def _half(shape: Shape, sizes: _Sizes, widths: list[int]) -> Shape:
 def _causal_rows(sizes: _Sizes, length: int, places: int, widths: list[int]) -> Widths:
     """Twice as many causal rows of each width as a packed row of average examples needs.
 
-    A row of only long or only short examples needs more, and is not packed: the best fit then mixes
-    lengths, which costs about a hundredth more padding. More rows would cost more than that.
+    A row of only long or only short examples would need more. Packing then mixes lengths instead,
+    which costs about one percent more padding. More causal rows would cost more than that.
     """
     if not widths:
         return ()
     needed = branch_counts(sizes.branches, widths).sum(axis=0) * length / sizes.lengths.sum()
-    # Any example fits that has a place: all its branches may be among the longest.
+    # One example must always fit, and all its branches may be as long as the longest.
     responses = sizes.branches.shape[1]
     at_least = np.clip(np.ceil(2 * needed).astype(int), responses, responses * places)
     counts = np.diff(at_least, prepend=0)
@@ -311,6 +335,6 @@ def _causal_rows(sizes: _Sizes, length: int, places: int, widths: list[int]) -> 
 
 
 def padding_share(batches: Sequence[Batch]) -> float:
-    """Share of stream positions that hold no token."""
+    """The share of stream positions that hold no token, in [0, 1]."""
     live = sum(int(np.sum(batch.key_end > batch.key_start)) for batch in batches)
     return 1.0 - live / sum(batch.tokens.size for batch in batches)

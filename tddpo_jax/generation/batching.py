@@ -1,4 +1,4 @@
-"""Many prompts through one compiled program: in as few batches as the memory allows."""
+"""Runs many prompts through one compiled program, in as few batches as the memory allows."""
 
 from __future__ import annotations
 
@@ -20,22 +20,18 @@ from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding
 
-SHORTEST_BUCKET = 32
-
-
-CPU_CACHE_BYTES = 2_000_000_000
-
-
-# Of an accelerator's free memory; the rest is for the activations of the prompts.
+SHORTEST_BUCKET = 32  # tokens
+CPU_CACHE_BYTES = 2_000_000_000  # size of the cache on a CPU, where JAX reports no memory
+# The cache's share of an accelerator's free memory. The prompts' activations need the rest.
 CACHE_SHARE = 0.6
 
 
 class Continuation(NamedTuple):
-    """The new tokens of one prompt, with the end of turn if it came."""
+    """The new tokens of one prompt, including the end of turn if the model produced it."""
 
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
-    prompt_cut: bool  # the prompt did not fit and lost its beginning
+    prompt_cut: bool  # True if the prompt did not fit and lost its beginning
 
 
 def continue_prompts(
@@ -52,24 +48,27 @@ def continue_prompts(
 ) -> list[Continuation]:
     """Continues every prompt, in as few batches as the memory allows.
 
-    A prompt that leaves no room for its new tokens in the context loses its beginning, but not its
-    `bos`, and is flagged.
+    If a prompt leaves too little room for its new tokens in the context, it loses its beginning but
+    keeps its `bos`. The result flags it.
 
     Args:
         models: `adapter_set([model])`, or several adapters; the parameters lie on `mesh`.
-        prompts: token ids.
+        prompts: token ids of each prompt.
         sampling: settings of each prompt.
         keys: numbers that make the random key of each prompt, for example (seed, question, turn).
         adapters: number of each prompt's adapter, -1 for the base alone; default: the first.
         stop_ids: token ids that end an answer.
-        bos: the beginning of sequence, kept at the front of a prompt that is cut.
-        mesh: over whose data and fsdp axes rows are spread.
-        dtype: of the computation.
+        bos: token id of the beginning of sequence; a prompt that is cut keeps it at its front.
+        mesh: the devices; rows are spread over the axes data and fsdp.
+        dtype: dtype of the computation.
+
+    Returns:
+        One continuation for each prompt, in the order of the prompts.
 
     Raises:
         UserError: a prompt is empty or holds an id that the model does not have; a setting is out
             of range; `max_new_tokens` leaves no room for a prompt in the context.
-        ValueError: there is no such adapter.
+        ValueError: an adapter does not exist, or the keys are invalid.
     """
     requests = [
         _request(models, number, *one)
@@ -126,7 +125,7 @@ def _request(
 
 
 def _cut(request: _Request, context: int, bos: int | None) -> _Request:
-    """The request with as much of its prompt's end as the context has room for."""
+    """The request with its prompt cut at the front until it fits the context."""
     prompt, room = request.prompt, context - request.sampling.max_new_tokens
     if len(prompt) <= room:
         return request
@@ -138,9 +137,9 @@ def _cut(request: _Request, context: int, bos: int | None) -> _Request:
 def _continue(
     models: AdapterSet, batch: list[_Request], stop_ids: Sequence[int], mesh: Mesh, dtype: Any
 ) -> list[Continuation]:
-    """One batch through the compiled program."""
+    """Runs one batch through the compiled program."""
     length, new = _shape(batch)
-    # Rows that fill up the batch copy the first one and have no new tokens.
+    # Rows that pad the batch copy the first one and get no new tokens.
     blank = batch[0]._replace(sampling=batch[0].sampling._replace(max_new_tokens=0))
     rows = batch + [blank] * (_row_bucket(len(batch), mesh) - len(batch))
 
@@ -158,7 +157,7 @@ def _continue(
             key=row_keys(put([row.key for row in rows], np.uint32)),
         ),
         put([row.sampling.max_new_tokens for row in rows], np.int32),
-        # Padded with what is no token, so that few counts of stops are ever compiled for.
+        # Pad with -1, which is not a token, so that the program compiles for few numbers of stops.
         np.pad(np.asarray(stop_ids, np.int32), (0, -len(stop_ids) % 8), constant_values=-1),
         new=new,
         dtype=dtype,
@@ -172,13 +171,16 @@ def _continue(
 
 
 def _shape(batch: Sequence[_Request]) -> tuple[int, int]:
-    """Places for the prompts and for new tokens."""
+    """The number of places for prompt tokens and for new tokens."""
     longest = max(len(row.prompt) for row in batch)
     return _bucket(longest), _bucket(max(row.sampling.max_new_tokens for row in batch))
 
 
 def _bucket(length: int) -> int:
-    """The next of 32, 48, 64, 96, 128, …: at most a half more, and few lengths to compile for."""
+    """The smallest of 32, 48, 64, 96, 128, … that is not below the length.
+
+    So a program compiles for few lengths, and padding adds at most a half to a length above 32.
+    """
     size = SHORTEST_BUCKET
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -186,14 +188,18 @@ def _bucket(length: int) -> int:
 
 
 def _row_bucket(rows: int, mesh: Mesh) -> int:
-    """The next power of two, or multiple of 8, that the mesh's row devices share evenly."""
+    """The number of rows to compile for, at least `rows`.
+
+    It is a power of two up to 4 and a multiple of 8 above, rounded up until the mesh's row devices
+    share it evenly.
+    """
     size = 8 * math.ceil(rows / 8) if rows > 4 else 2 ** (rows - 1).bit_length()
     devices = row_devices(mesh)
     return devices * math.ceil(size / devices)
 
 
 def cached_numbers(config: DecoderConfig) -> int:
-    """Numbers that the caches hold of one token: a key and a value in every layer."""
+    """How many numbers the caches hold for one token: a key and a value in every layer."""
     return sum(
         count * shape.key_value_heads * (shape.size + shape.value_size)
         for count, layer in kinds_of_layers(config)
@@ -202,7 +208,7 @@ def cached_numbers(config: DecoderConfig) -> int:
 
 
 def _rows_that_fit(config: DecoderConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
-    """Rows, a bucket of them, whose cache the devices have room for; at least the smallest."""
+    """The largest number of rows whose cache fits the devices, rounded as by `_row_bucket`."""
     row_bytes = cached_numbers(config) * slots * jnp.dtype(dtype).itemsize
     stats = mesh.devices.flat[0].memory_stats()
     free = CPU_CACHE_BYTES // mesh.size

@@ -1,13 +1,12 @@
 """One program that continues a batch of prompts token by token with a key-value cache.
 
-Prompts end at the same slot of the cache, padded on the left, so that step n writes one slot for
-all rows and the last prompt position predicts for all of them. Rotary positions are each row's own.
-The prompts go through in one pass; then a loop runs until every row has ended. What a user sets is
-an argument and the shapes are few, so that few programs are ever compiled.
+Prompts are padded on the left, so they all end at the same slot of the cache. So step n writes the
+same slot for all rows, and the last prompt position predicts for all of them. Every row has its own
+rotary positions. The prompts are computed in one pass. Then a loop runs until every row has
+finished. User settings are array arguments and there are few shapes, so few programs are compiled.
 
-A row's result does not depend on the rows beside it, on their order or on the number of devices
-(beyond the rounding of sums): its random key is made of its own numbers and of the number of the
-token.
+A row's result does not depend on the other rows, on their order or on the number of devices (beyond
+the rounding of sums). Its random key depends only on its own numbers and on the token's number.
 
 Letters: L layers, B rows, T prompt slots, S slots of the cache, N new tokens, E stop ids, D width,
 H heads, K key/value heads, G queries per key/value head, V vocabulary, s features of a head.
@@ -34,49 +33,55 @@ from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
 
-SMALLEST_BLOCK = 128
+SMALLEST_BLOCK = 128  # slots
 AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
 
 
 class Cache(NamedTuple):
-    """Rotated keys, and values, of every slot: of all layers of a stack, or of one layer."""
+    """Rotated keys, and values, of every slot, for all layers of a stack or for one layer."""
 
     keys: Float[Array, "*L B K S size"]
     values: Float[Array, "*L B K S value_size"]
 
 
-Caches = tuple[Cache, ...]  # one a stack of layers
+Caches = tuple[Cache, ...]  # one cache for each stack of layers
 
 
 class State(NamedTuple):
-    """What the loop carries."""
+    """The state of the loop."""
 
-    number: Int[Array, ""]  # of new tokens so far
-    logits: Float[Array, "B V"]  # of the next
-    tokens: Int[Array, "B N"]
-    counts: Int[Array, " B"]  # of each row's own new tokens, its end of turn included
-    done: Bool[Array, " B"]
+    number: Int[Array, ""]  # number of steps so far
+    logits: Float[Array, "B V"]  # logits of the next token
+    tokens: Int[Array, "B N"]  # new tokens; those behind a row's count mean nothing
+    counts: Int[Array, " B"]  # number of each row's new tokens, including its end of turn
+    done: Bool[Array, " B"]  # whether a row has finished
     caches: Caches
 
 
 class Prompts(NamedTuple):
-    """Token ids on the right of their slots, and how many they are."""
+    """Prompts that are padded on the left."""
 
     tokens: Int[Array, "B T"]
-    lengths: Int[Array, " B"]
+    lengths: Int[Array, " B"]  # number of tokens of each prompt
 
 
 def cache_slots(length: int, new: int) -> int:
-    """Slots of a cache for prompts and new tokens, whole blocks if they take more than one."""
+    """Number of slots of a cache, in whole blocks if it needs more than one.
+
+    Args:
+        length: places for prompt tokens.
+        new: places for new tokens.
+    """
     needed = length + new
     unit = _block() if needed > _block() else SMALLEST_BLOCK
     return unit * math.ceil(needed / unit)
 
 
 def _block() -> int:
-    """Most slots that attention reads at once.
+    """The largest number of slots that attention reads at once.
 
-    More where every turn of a loop costs a launch; not measured on accelerators.
+    It is larger on accelerators, where every turn of a loop costs a launch. The value there has not
+    been tuned by measurement.
     """
     return SMALLEST_BLOCK if jax.default_backend() == "cpu" else 512
 
@@ -93,17 +98,20 @@ def generate_rows(
     dtype: Any,
     mesh: Mesh,
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-    """The new tokens of every row, and how many are its own.
+    """Continues every row until its end of turn or its limit.
 
     Args:
         model: any model; adapters are applied beside the weights, never merged.
-        prompts: every row with at least one token.
+        prompts: the prompts; every row has at least one token.
         sampler: the rows' settings and keys.
-        limits: most new tokens of each row, at most `new`; 0 for a row that is padding.
+        limits: largest number of new tokens of each row, at most `new`; 0 for a padding row.
         stops: token ids that end a row.
-        new: places for new tokens.
-        dtype: of the computation; logits and the softmax are float32.
-        mesh: rows are spread over data and fsdp, key/value heads over tensor.
+        new: number of places for new tokens.
+        dtype: dtype of the computation; logits and the softmax are float32.
+        mesh: the devices; rows are spread over data and fsdp, key/value heads over tensor.
+
+    Returns:
+        The new tokens of every row, and their number. Tokens behind a row's number mean nothing.
     """
     model = _in_dtype(model, dtype)
     rows, length = prompts.tokens.shape
@@ -141,9 +149,9 @@ def generate_rows(
 
 
 def _in_dtype(model: Decoder, dtype: Any) -> Decoder:
-    """The weights as the products want them, cast once and not at every step.
+    """The model with weights in the computation's dtype, so that no step has to cast them.
 
-    Quantised ones stay as they are.
+    Quantised weights stay as they are.
     """
 
     def cast(weight: Array | QArray) -> Array | QArray:
@@ -161,7 +169,7 @@ def _prefill(
     dtype: Any,
     constrain: Callable[[Array], Array],
 ) -> tuple[Caches, Float[Array, "B V"]]:
-    """The caches after the prompts, with room up to `slots`, and the logits of what follows."""
+    """The caches after the prompts, padded to `slots`, and the logits of the first new token."""
     length = prompts.tokens.shape[1]
     slot = jnp.arange(length)
     start = (length - prompts.lengths)[:, None]
@@ -186,7 +194,7 @@ def _decode(
     dtype: Any,
     constrain: Callable[[Array], Array],
 ) -> tuple[Float[Array, "B V"], Caches]:
-    """The logits after a new token, which goes into `slot` of the caches."""
+    """Adds a new token to `slot` of the caches, and gives the logits of the token after it."""
 
     def attend(where: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
         own = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
@@ -196,7 +204,7 @@ def _decode(
     new, logits = _through_layers(
         model, token[:, None], (slot - start)[:, None], attend, dtype, constrain
     )
-    # One write behind all reads, so that the loop needs one cache and copies nothing.
+    # All layers read before this one write, so the loop needs a single cache and copies nothing.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
     return logits, jax.tree.map(write, caches, new)
 
@@ -209,7 +217,7 @@ def _through_layers(
     dtype: Any,
     constrain: Callable[[Array], Array],
 ) -> tuple[Caches, Float[Array, "B V"]]:
-    """What `attend` keeps of every layer, and the logits at the last position."""
+    """The caches that `attend` returns for every layer, and the logits at the last position."""
     x, kept = model.through_layers(tokens, positions, attend, dtype=dtype, constrain=constrain)
     last = model.norm(x[:, -1:])[:, 0]
     with jax.named_scope("head"):
@@ -230,18 +238,18 @@ def _attend_cached(
 ) -> Float[Array, "B 1 H value_size"]:
     """Attention of one new token over itself and over slots `[start, end)` of a layer's cache.
 
-    Only the blocks that some row sees are read, with the running softmax of FlashAttention (see
-    `attention/ranges.py`), which begins with the token itself.
+    It reads only the blocks that some row sees, with the running softmax of FlashAttention (see
+    `models/attention/ranges.py`). The running softmax begins with the token itself.
 
     Args:
-        q: its queries.
-        own: its key and its value, one slot.
-        cache: of the layers of its stack.
+        q: the new token's queries.
+        own: the new token's key and value, as one slot.
+        cache: the cache of all layers of the stack.
         layer: place of the layer in the stack.
         start: first slot of each row.
-        end: one past the last slot, which would be the token's own.
-        window: newest slots that it sees, its own among them; None: all.
-        scale: of the scores; None: 1/sqrt(size).
+        end: one past the last slot, which will be the new token's own slot.
+        window: number of newest slots that the token sees, including its own; None: all.
+        scale: factor of the scores; None: 1/sqrt(size).
     """
     rows, key_value_heads, _, size = own.keys.shape
     slots = cache.keys.shape[3]
@@ -255,7 +263,7 @@ def _attend_cached(
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, total, largest = carry
         where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block)
-        # As it lies: for GPUs, XLA would else transpose the whole cache for every token.
+        # Fix the layout. Otherwise XLA for GPUs transposes the whole cache for every token.
         keys, values = (
             with_layout_constraint(
                 jax.lax.dynamic_slice(x, where, (*shape, x.shape[-1])), AS_WRITTEN

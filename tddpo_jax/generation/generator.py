@@ -1,10 +1,10 @@
-"""Answers to prompts: from an HF folder, a run directory or adapters, in batches of any size.
+"""Answers prompts with the model of a folder, a run directory or adapters, in batches of any size.
 
     generator = Generator.from_path("runs/x", template="llama-2")
     prompt = encode_prompt(generator.tokenizer, [{"role": "user", "content": "Why?"}], "llama-2")
     [completion] = generator.generate([prompt], [Sampling(temperature=0.7)], [(seed, 0)])
 
-A prompt's result depends on the prompt, its settings and its key, not on what else is asked.
+A prompt's result depends on the prompt, its settings and its key, and not on other prompts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import ModelFiles, resolve
 
-# Weights whole on every device, rows shared: the fastest where the model fits one device.
+# Every device holds all weights and takes its share of the rows. This is the fastest mesh if the
+# model fits one device.
 COPIES = MeshConfig(data=-1, fsdp=1, tensor=1)
 
 
 class Completion(NamedTuple):
-    """A continuation and its text, which has no special tokens."""
+    """A continuation and its text, without special tokens."""
 
     text: str
     token_ids: list[int]
@@ -47,7 +48,7 @@ class Completion(NamedTuple):
 
 
 class Generator:
-    """A model, or several adapters over one base, with the tokenizer and where answers end."""
+    """A model, or several adapters over one base, with its tokenizer and its stop tokens."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Generator:
 
     @property
     def context(self) -> int:
-        """Most tokens of a prompt and its continuation together."""
+        """The largest number of tokens of a prompt and its continuation together."""
         return self.adapters.model.config.context
 
     @classmethod
@@ -78,20 +79,22 @@ class Generator:
         template: str | None = None,
         mesh: MeshConfig = COPIES,
     ) -> Generator:
-        """Loads a model, or several adapters of one base, which are not merged.
+        """Loads a model, or several adapters of one base. Adapters are not merged.
 
-        Of a checkpoint's generation_config.json the ends of an answer are read, not its sampling.
+        A checkpoint's generation_config.json gives the stop tokens. Its sampling settings are not
+        used.
 
         Args:
-            path: what `model_files.resolve` understands; or several of them with the same base,
-                each one then a number for `generate`.
-            dtype: of weights and computation; `auto`: bfloat16 on accelerators, float32 on CPU.
-            template: of the prompts to come; its end of turn ends an answer.
-            mesh: by default every device holds the weights.
+            path: a path that `weights.locate.resolve` accepts, or several of them with the same
+                base; then `generate` takes the number of a path as the adapter.
+            dtype: dtype of weights and computation; `auto`: bfloat16 on accelerators, float32 on
+                CPU.
+            template: chat template of the prompts to come; its end of turn ends an answer.
+            mesh: the device mesh; by default every device holds all weights.
 
         Raises:
-            UserError: a path, a file behind it, the template or the mesh is wrong; several paths
-                that do not have one base.
+            UserError: a path, one of its files, the template or the mesh is wrong, or several paths
+                have different bases.
         """
         paths = [path] if isinstance(path, str) else list(path)
         files = [resolve(one) for one in paths]
@@ -117,7 +120,7 @@ class Generator:
         keys: Sequence[tuple[int, ...]],
         adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continues every prompt; see `continue_prompts`, which says what is raised, too."""
+        """Continues every prompt. `continue_prompts` documents the arguments and the errors."""
         continuations = continue_prompts(
             self.adapters,
             prompts,
@@ -135,13 +138,14 @@ class Generator:
         ]
 
     def _text(self, prompt: Int[np.ndarray, " T"], continuation: Continuation) -> str:
-        """The text that the new tokens add to the prompt's.
+        """The text that the new tokens add to the prompt's text.
 
-        Decoded behind the prompt, for many tokenizers take the space off the front of a text.
+        The new tokens are decoded together with the prompt, because many tokenizers strip the space
+        at the front of a text.
         """
         new = [token for token in continuation.token_ids if token not in self.stop_ids]
         before, whole = self._decoded(prompt.tolist()), self._decoded([*prompt.tolist(), *new])
-        # Or else the prompt ends in the middle of a character.
+        # If the prompt ends in the middle of a character, its text is not a prefix of the whole.
         return whole[len(before) :] if whole.startswith(before) else self._decoded(new)
 
     def _decoded(self, ids: list[int]) -> str:
@@ -165,16 +169,24 @@ def generate_text(
     seed: int = 0,
     dtype: str = "auto",
 ) -> Completion:
-    """Answers one prompt; the settings are those of `Sampling`.
+    """Answers one prompt.
 
     Args:
-        model: what `model_files.resolve` understands.
-        prompt: what the user says; or with `raw` the beginning of a text, without a template.
+        model: a path that `weights.locate.resolve` accepts.
+        prompt: the user's message, or the beginning of a text if `raw`.
+        raw: whether to continue the prompt without a chat template.
         template: a named chat template; default: the tokenizer's own.
         system: a system message before the prompt.
-        max_new_tokens: default 256, or half the model's context if that is less.
+        temperature: as in `Sampling`.
+        top_k: as in `Sampling`.
+        top_p: as in `Sampling`.
+        max_new_tokens: largest number of new tokens; default: 256, or half the model's context if
+            that is less.
         seed: makes the random key.
         dtype: as for `Generator.from_path`.
+
+    Returns:
+        The answer.
 
     Raises:
         UserError: the user's input is wrong.
@@ -197,7 +209,7 @@ def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
 
 
 def _configured_stops(files: ModelFiles) -> list[int]:
-    """The ends that the checkpoint itself names, as transformers reads them."""
+    """The stop tokens that the checkpoint itself names, read as transformers does."""
     for name in ("generation_config.json", "config.json"):
         file = files.base / name
         if file.is_file():

@@ -1,7 +1,9 @@
-"""Choosing the next token: greedy, or by temperature, top-k and top-p, each row in its own way.
+"""Chooses the next token of every row: greedily, or by temperature, top-k and top-p.
 
-Every setting is a traced array with one value per row, so that rows of one batch may differ and no
-setting compiles anything anew. B rows, V vocabulary.
+Every setting is a traced array with one value per row. So the rows of a batch may differ, and no
+setting causes a new compilation.
+
+Letters: B rows, V vocabulary.
 
 References:
     Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), for top-p.
@@ -24,10 +26,11 @@ from tddpo_jax.errors import UserError
 class Sampling(NamedTuple):
     """How to continue one prompt.
 
-    temperature: 0 takes the most likely token; the rest of the settings then change nothing.
-    top_k: sample from the k most likely tokens; 0: from all.
-    top_p: sample from the fewest most likely tokens that hold this probability together.
-    max_new_tokens: where to stop if no end of turn comes first.
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token and ignores top_k and top_p.
+        top_k: sample from the k most likely tokens; 0: from all.
+        top_p: sample from the fewest most likely tokens that together have this probability.
+        max_new_tokens: largest number of new tokens, if no end of turn comes first.
     """
 
     temperature: float = 0.0
@@ -46,10 +49,10 @@ class Sampler(NamedTuple):
 
 
 def check(sampling: Sampling) -> None:
-    """Refuses settings that mean nothing.
+    """Refuses settings that are out of range.
 
     Raises:
-        UserError: naming the setting and its value.
+        UserError: a setting is out of range; the message names it and its value.
     """
     problems = {
         "temperature": not 0 <= sampling.temperature < float("inf"),
@@ -63,10 +66,10 @@ def check(sampling: Sampling) -> None:
 
 
 def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
-    """Refuses numbers that `row_keys` cannot make keys of.
+    """Refuses numbers from which `row_keys` cannot make keys.
 
     Raises:
-        ValueError: rows with different counts of numbers, or one that does not fit 32 bits.
+        ValueError: rows have different counts of numbers, or a number does not fit 32 bits.
     """
     if len({len(numbers) for numbers in keys}) > 1:
         raise ValueError("keys: every row must have the same count of numbers")
@@ -77,7 +80,7 @@ def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
 @jax.jit
 @jax.vmap
 def row_keys(numbers: UInt32[Array, " N"]) -> PRNGKeyArray:
-    """A random key per row of numbers `[B, N]`, a function of that row alone."""
+    """Makes a random key from each row of numbers `[B, N]`. It depends on that row alone."""
     key = jax.random.key(0)
     for number in numbers:
         key = jax.random.fold_in(key, number)
@@ -87,12 +90,12 @@ def row_keys(numbers: UInt32[Array, " N"]) -> PRNGKeyArray:
 def next_token(
     logits: Float[Array, "B V"], sampler: Sampler, number: Int[Array, ""] | int
 ) -> Int[Array, " B"]:
-    """The token that follows in every row.
+    """Chooses the next token of every row.
 
     Args:
-        logits: float32.
-        sampler: the rows' settings.
-        number: how many new tokens the rows have already; folded into their keys.
+        logits: logits of the next token, float32.
+        sampler: the rows' settings and keys.
+        number: number of new tokens that the rows already have; it is folded into their keys.
     """
     greedy = jnp.argmax(logits, axis=-1)
 
@@ -101,16 +104,16 @@ def next_token(
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         return jnp.argmax(kept_logits(logits, sampler) + noise, axis=-1)
 
-    # A batch of greedy rows pays for neither noise nor sorting.
+    # A batch of greedy rows computes neither noise nor sorting.
     drawn = jax.lax.cond(jnp.any(sampler.temperature > 0), sampled, lambda: greedy)
     return jnp.where(sampler.temperature > 0, drawn, greedy)
 
 
 def kept_logits(logits: Float[Array, "B V"], sampler: Sampler) -> Float[Array, "B V"]:
-    """The logits to sample from: divided by the temperature, -inf where top-k or top-p exclude.
+    """The logits to sample from: divided by the temperature, and -inf for excluded tokens.
 
-    Tokens exactly as likely as the last one kept are kept too; transformers does so for top-k, and
-    for top-p drops some of them by their order.
+    Top-k and top-p exclude tokens. A token that is exactly as likely as the last one kept is kept
+    too. transformers does the same for top-k; for top-p it drops some of them by their order.
     """
     warm = sampler.temperature > 0
     scaled = logits / jnp.where(warm, sampler.temperature, 1.0)[:, None]
@@ -124,15 +127,15 @@ def kept_logits(logits: Float[Array, "B V"], sampler: Sampler) -> Float[Array, "
 
 
 def _least_kept(logits: Float[Array, "B V"], sampler: Sampler) -> Float[Array, " B"]:
-    """The smallest logit of every row that stays after top-k, then top-p."""
+    """The smallest logit of every row that is kept by top-k and then by top-p."""
     descending = -jnp.sort(-logits, axis=-1)
     vocabulary = logits.shape[-1]
     k = jnp.where(sampler.top_k > 0, jnp.minimum(sampler.top_k, vocabulary), vocabulary)
     least = jnp.take_along_axis(descending, k[:, None] - 1, axis=-1)
     probability = jax.nn.softmax(jnp.where(descending < least, -jnp.inf, descending), axis=-1)
-    # A token stays while those before it hold less than top_p; the first always does.
+    # A token stays if the tokens before it together have less than top_p. The first always stays.
     before = jnp.cumsum(probability, axis=-1) - probability
-    # Rounding may bring the sum to 1 early, which must not exclude anything.
+    # Rounding may bring the sum to 1 early. With top_p = 1 that must not exclude anything.
     top_p = jnp.where(sampler.top_p < 1, sampler.top_p, jnp.inf)
     stays = (before < top_p[:, None]) & (descending >= least)
     return jnp.min(jnp.where(stays, descending, jnp.inf), axis=-1)

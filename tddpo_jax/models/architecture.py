@@ -1,8 +1,8 @@
-"""What a family gives the decoder, and what everybody else may ask about a model.
+"""The description of a model that a family gives to the decoder and to the rest of the package.
 
-The layers of a model come in segments. A segment repeats a period of layers, each place of the
-period with its own kind of layer: a model whose layers are all alike is one segment with a period
-of one; five layers with a window and one without, eight times over, are a period of six.
+The layers of a model come in segments. A segment repeats a period of layers. Each place of the
+period has its own kind of layer. A model whose layers are all alike is one segment with a period of
+one. A model that alternates five layers with a window and one without has a period of six.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Layer:
     """A kind of layer, at one place of a period.
 
     Attributes:
-        block: makes the module. Called with the stream `[B, T, D]`, the config's angles, `attend`
-            and a key for dropout (or None), the module gives the new stream and what `attend`
-            keeps.
-        attention: its sizes and settings.
-        tensors: the rows of its parameters.
-        sizes: of the rows' axes, by name.
+        block: makes the module from a random key. The module takes the hidden states `[B, T, D]`,
+            the config's angles, `attend` and a key for dropout (or None). It returns the new
+            hidden states and what `attend` keeps.
+        attention: sizes and settings of its attention.
+        tensors: the rows of the family's table that describe its parameters.
+        sizes: sizes of the axes of those tensors, by the axes' names.
     """
 
     block: Callable[[PRNGKeyArray], nnx.Module]
@@ -38,18 +38,18 @@ class Layer:
     sizes: Mapping[str, int]
 
     def size(self, tensor: Tensor) -> int:
-        """Number of weights of a row."""
+        """Number of weights of one of this layer's tensors."""
         return math.prod(self.sizes[axis] for axis in tensor.axes)
 
 
 class Segment(NamedTuple):
-    """The layers of a period, one after another, `repeats` times."""
+    """A period of layers that is repeated `repeats` times."""
 
     repeats: int
     period: tuple[Layer, ...]
 
 
-@runtime_checkable  # for the tests, which check every annotation
+@runtime_checkable  # the tests check every annotation at run time
 class DecoderConfig(Protocol):
     """The shape of a model of any family."""
 
@@ -67,38 +67,38 @@ class DecoderConfig(Protocol):
 
     @property
     def tied(self) -> bool:
-        """Whether the embedding is the head too."""
+        """Whether the embedding is also the head."""
 
     @property
     def segments(self) -> tuple[Segment, ...]: ...
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """All of them, in the order in which a checkpoint is written."""
+        """All parameters, in the order in which a checkpoint is written."""
 
     @property
     def derived(self) -> tuple[str, ...]:
-        """Endings of the names of tensors that a checkpoint may hold and that follow from this."""
+        """Name endings of tensors that a checkpoint may hold and that we compute instead."""
 
     def last_norm(self) -> nnx.Module:
-        """The norm behind the last layer."""
+        """The norm after the last layer."""
 
     def angles(self, positions: Int[Array, "B T"]) -> Any:
-        """The rotations by position that the blocks read, made once for all layers."""
+        """The rotations by position that the blocks read; they are computed once for all layers."""
 
 
 class Stack(NamedTuple):
-    """The layers that stand at one place of a segment's period, stacked on a leading axis."""
+    """The layers at one place of a segment's period, stacked on a leading axis."""
 
-    name: str  # of the decoder's attribute
+    name: str  # name of the decoder's attribute
     layer: Layer
-    numbers: tuple[int, ...]  # of the layers in the checkpoint
+    numbers: tuple[int, ...]  # the layers' numbers in the checkpoint
 
 
 def stacks(segments: tuple[Segment, ...]) -> list[list[Stack]]:
-    """For every segment the stacks of its period.
+    """The stacks of every segment, one for each place of its period.
 
-    The stack of a model that has only one is called `layers`.
+    If a model has only one stack, its name is `layers`.
     """
     only_one = len(segments) == 1 and len(segments[0].period) == 1
     found, first = [], 0
@@ -129,7 +129,7 @@ def layer_parameters(segments: tuple[Segment, ...]) -> list[Parameter]:
 
 
 def kinds_of_layers(config: DecoderConfig) -> Iterator[tuple[int, Layer]]:
-    """Every kind of layer, and how many layers are of it."""
+    """Yields every kind of layer with the number of layers that have it."""
     for segment in config.segments:
         for layer in segment.period:
             yield segment.repeats, layer

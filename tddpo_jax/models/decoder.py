@@ -1,7 +1,7 @@
 """The decoder: embedding, layers, last norm, head. It knows no family.
 
-Training and decoding share the one pass over the layers: what a layer keeps for later, such as the
-entries of a cache, is what its `attend` gives beside attention's output; training keeps nothing.
+Training and decoding share one pass over the layers. A layer may keep something for later, such as
+the entries of a cache: its `attend` returns that beside attention's output. Training keeps nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Remat = Literal["none", "full", "dots"]
 
 
 class Where(NamedTuple):
-    """A layer: its stack, counted through all segments, and its place on the stacked axis."""
+    """Identifies a layer."""
 
-    stack: int
-    place: Int[Array, ""]
+    stack: int  # number of its stack, counted over all segments
+    place: Int[Array, ""]  # its place on the stacked axis
 
 
 def _rematerialised(function: Callable, remat: Remat) -> Callable:
@@ -39,12 +39,15 @@ def _rematerialised(function: Callable, remat: Remat) -> Callable:
         "full": policies.nothing_saveable,
         "dots": policies.save_only_these_names("product", "attention"),
     }[remat]
-    # Within a scan nothing can be merged across the two passes, so nothing need prevent it.
+    # A scan already keeps XLA from merging the two passes, so nothing else needs to prevent it.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
 class Decoder(nnx.Module):
-    """A decoder that returns hidden states; `logprobs.py` applies the head where it is needed."""
+    """A decoder that returns hidden states.
+
+    `losses/logprobs.py` applies the head at the positions that need it.
+    """
 
     def __init__(self, config: DecoderConfig, key: PRNGKeyArray) -> None:
         embed_key, head_key, layers_key = jax.random.split(key, 3)
@@ -62,6 +65,7 @@ class Decoder(nnx.Module):
 
     @property
     def head_weight(self) -> Float[Array, "V D"]:
+        """The head's weight, which is the embedding in a tied model."""
         return self.embed[...] if self.config.tied else self.head[...]
 
     def __call__(
@@ -78,13 +82,17 @@ class Decoder(nnx.Module):
         """The hidden state of every stream position, after the last norm.
 
         Args:
-            tokens: token ids.
-            view: what each token sees, and its rotary position; the storage order is free.
-            dtype: of the computation; weights are cast at use.
+            tokens: token ids, stored in any order.
+            view: the keys that each token sees, and its rotary position.
+            dtype: dtype of the computation; weights are cast when they are used.
             attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
-            remat: what the backward pass recomputes.
-            constrain: applied to the stream between layers, to pin its sharding.
-            dropout_key: of the adapters' dropout; none: no dropout.
+            remat: what the backward pass recomputes: "none", "full" (everything) or "dots"
+                (everything but large products and attention's output).
+            constrain: applied to the hidden states between layers, to pin their sharding.
+            dropout_key: random key for the adapters' dropout; None: no dropout.
+
+        Returns:
+            The hidden states, in `dtype`.
         """
 
         def attend_and_forget(
@@ -114,17 +122,21 @@ class Decoder(nnx.Module):
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
-        """The stream behind the last layer, and what `attend` kept: a tree a stack of layers.
+        """Runs all layers, without the last norm.
 
         Args:
             tokens: token ids.
             positions: rotary position of each token.
-            attend: takes `Where` the layer is, queries, keys, values and the layer's settings, and
+            attend: takes the layer's `Where`, queries, keys, values and the layer's settings, and
                 gives attention's output and what to keep.
-            dtype: as for the call, and so are the others.
-            remat: see there.
-            constrain: see there.
-            dropout_key: see there.
+            dtype: as for `__call__`.
+            remat: as for `__call__`.
+            constrain: as for `__call__`.
+            dropout_key: as for `__call__`.
+
+        Returns:
+            The hidden states after the last layer, and what `attend` kept: one tree for each stack,
+            with its layers on the leading axis.
         """
         angles = self.config.angles(positions)
 
@@ -173,5 +185,5 @@ def linear_layers(model: Decoder) -> dict[str, Linear]:
 
 
 def count_parameters(model: Decoder) -> int:
-    """Number of weights, of a real model or of one from `jax.eval_shape`."""
+    """Number of weights of a model, which may also come from `jax.eval_shape`."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,4 +1,4 @@
-"""The model families by their `model_type`: the only place where a family is named."""
+"""The model families by their `model_type`. No other module names a family."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 
 
 class Family(NamedTuple):
-    """Models that are built alike; the config that it reads tells everything else."""
+    """A family of models with the same architecture. Everything else follows from its config."""
 
-    # From the attributes of a `config.json`, and its path for errors.
+    # Takes the attributes of a `config.json`, and the path of that file for error messages.
     read_config: Callable[[Mapping[str, Any], str], DecoderConfig]
-    linear_names: tuple[str, ...]  # of all linear layers of its blocks
+    linear_names: tuple[str, ...]  # names of all linear layers of its blocks
 
 
 FAMILIES = {"llama": Family(llama.read_config, LINEAR_NAMES)}
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
-    """The shape of a model whose `config.json`, at a path that errors name, has these attributes.
+    """The shape of a model of any family.
+
+    Args:
+        attributes: the content of its `config.json`.
+        path: the path of that file, for error messages.
+
+    Returns:
+        The shape.
 
     Raises:
-        UserError: the family is unknown; an attribute is missing, or is not understood.
+        UserError: the family is unknown, or an attribute is missing, unsupported or unknown.
     """
     model_type = attributes.get("model_type")
     if model_type is None:
@@ -38,5 +45,5 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
 
 
 def are_all_linear_layers(names: Collection[str]) -> bool:
-    """Whether these are the names of all linear layers of some family's blocks."""
+    """Whether these names are exactly those of all linear layers in the blocks of some family."""
     return any(set(names) == set(family.linear_names) for family in FAMILIES.values())

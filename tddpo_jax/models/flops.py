@@ -1,8 +1,8 @@
-"""Useful floating-point operations: no credit for padding, repeated prompts or rematerialisation.
+"""Useful floating-point operations, without padding, repeated prompts and rematerialisation.
 
-A product of a weight with one token costs two operations per parameter, backward twice as much,
-or once as much where the weight is frozen and needs no gradient. The head counts at scored
-positions only, attention over the true key ranges.
+A weight costs two operations per parameter and token in the forward pass. The backward pass costs
+twice as much, or as much as the forward pass if the weight is frozen and needs no gradient. The
+head counts at scored positions only. Attention counts over the true key ranges.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ from tddpo_jax.system.devices import data_sheet_rate
 
 
 def layer_matmul_parameters(layer: Layer) -> int:
-    """Parameters of one layer's products."""
+    """Number of parameters in the linear layers of one layer."""
     return sum(layer.size(tensor) for tensor in layer.tensors if tensor.kind == "linear")
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Parameters of the products of all layers."""
+    """Number of parameters in the linear layers of all layers."""
     return sum(count * layer_matmul_parameters(layer) for count, layer in kinds_of_layers(config))
 
 
 def distinct_tokens(example: Example) -> int:
-    """Tokens that predict another one, the prompt counted once."""
+    """Number of tokens that predict another token; the prompt counts once."""
     return len(example.prompt) + score_count(example) - len(example.responses)
 
 
 def attended_keys(example: Example, window: int | None = None) -> int:
-    """Sum over these tokens of the keys each one sees."""
+    """Number of pairs of a token of `distinct_tokens` and a key that it sees.
+
+    Args:
+        example: the tokens.
+        window: newest positions that a token sees; None: all.
+    """
     prompt = len(example.prompt)
 
     def seen_by_first(tokens: int) -> int:
-        """Keys that the first tokens of a branch see: one more each, up to the window."""
+        """Keys that the first tokens of a branch see; each sees one more, up to the window."""
         growing = tokens if window is None else min(tokens, window)
         return growing * (growing + 1) // 2 + (tokens - growing) * growing
 
@@ -49,14 +54,14 @@ def attended_keys(example: Example, window: int | None = None) -> int:
 
 
 def useful_flops(config: DecoderConfig, example: Example, *, frozen_base: bool) -> int:
-    """Operations of one training step that this example needs, forward and backward."""
+    """Operations that one training step needs for this example, forward and backward."""
     passes = 2 if frozen_base else 3
-    # Attention needs twice as much backward with a frozen base too.
+    # Attention has no weights, so its backward pass costs the same with a frozen base.
     return passes * _products(config, example) + 3 * _attention(config, example)
 
 
 def forward_flops(config: DecoderConfig, example: Example) -> int:
-    """Operations that the log-probs of this example need."""
+    """Operations of the forward pass that computes the log-probs of this example."""
     return _products(config, example) + _attention(config, example)
 
 
@@ -66,7 +71,7 @@ def _products(config: DecoderConfig, example: Example) -> int:
 
 
 def _attention(config: DecoderConfig, example: Example) -> int:
-    """Scores and mixing."""
+    """Operations of attention's two products: the scores, and the weighted sum of values."""
     shapes = [(count, layer.attention) for count, layer in kinds_of_layers(config)]
     return sum(
         2 * count * heads * (size + value_size) * attended_keys(example, window)
@@ -75,13 +80,23 @@ def _attention(config: DecoderConfig, example: Example) -> int:
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:
-    """Operations per second of one device: the data sheet's, or measured where there is none."""
+    """Operations per second of one device, from its data sheet or else measured.
+
+    Args:
+        dtype: dtype of the products that are measured if the device has no data sheet here.
+    """
     known = data_sheet_rate(jax.devices()[0].device_kind)
     return measured_matmul_rate(dtype) if known is None else known
 
 
 def measured_matmul_rate(dtype: jnp.dtype | type, size: int = 1024, repeats: int = 5) -> float:
-    """Operations per second of the best of a few square products on one device."""
+    """Operations per second of the fastest of a few square products on one device.
+
+    Args:
+        dtype: dtype of the matrices.
+        size: rows and columns of the matrices.
+        repeats: number of products that are timed.
+    """
     x = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), dtype)
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()

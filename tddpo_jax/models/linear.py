@@ -1,4 +1,7 @@
-"""Linear layers, quantised or not, and the low-rank adapters beside them."""
+"""Linear layers, quantised or not, and the low-rank adapters beside them.
+
+Letters: B rows, T stream positions, I inputs, O outputs, R ranks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from qwix import dequantize as qwix_dequantize
 
 
 def dense(weight: Array | QArray) -> Array:
-    """A weight as an ordinary array, whether it is stored quantised or not."""
+    """A weight as an ordinary array, dequantised if necessary."""
     return qwix_dequantize(weight) if isinstance(weight, QArray) else weight
 
 
@@ -20,7 +23,7 @@ def dense(weight: Array | QArray) -> Array:
 def linear(x: Float[Array, "B T I"], weight: Array | QArray) -> Float[Array, "B T O"]:
     """`x W^T` in the dtype of x, for a weight `[O, I]` of any dtype, quantised or not.
 
-    Backward makes the weight whole again, so nothing holds it but as it is stored.
+    The backward pass dequantises and casts the weight again. So only the stored weight is kept.
     """
     return jnp.einsum("BTI,OI->BTO", x, dense(weight).astype(x.dtype))
 
@@ -34,7 +37,8 @@ def _linear_backward(saved: tuple, d_out: Array) -> tuple[Array, Array | None]:
     d_x = jnp.einsum("BTO,OI->BTI", d_out, dense(weight).astype(x.dtype))
     if isinstance(weight, QArray):  # frozen
         return d_x, None
-    # XLA copies its left operand to sum over tokens on a CPU; JAX alone would put d_out there.
+    # On CPU, XLA copies the left operand when it contracts over tokens. Put the narrower one there;
+    # JAX's own gradient would always put d_out there.
     if x.shape[-1] <= d_out.shape[-1]:
         d_weight = jnp.einsum("BTI,BTO->IO", x, d_out).T
     else:
@@ -46,25 +50,26 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 class LoraParam(nnx.Param):
-    """A trainable factor of an adapter, told from the frozen base by its type."""
+    """A trainable factor of an adapter. Its type separates it from the frozen base."""
 
 
 class Adapter(nnx.Module):
     """A low-rank addition to a linear layer, `scale * x A^T B^T` (Hu et al., "LoRA", 2021).
 
-    A starts random and B zero, so that a fresh adapter adds nothing.
+    A starts random and B starts as zeros, so a fresh adapter adds nothing.
     """
 
     def __init__(
         self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, key: PRNGKeyArray
     ) -> None:
-        # Uniform in +-1/sqrt(inputs), as PEFT starts it (Kaiming with a = sqrt(5)).
+        # A is uniform in +-1/sqrt(inputs), as in PEFT (Kaiming with a = sqrt(5)).
         bound = inputs**-0.5
         self.a = LoraParam(jax.random.uniform(key, (rank, inputs), minval=-bound, maxval=bound))
         self.b = LoraParam(jnp.zeros((outputs, rank)))
         self.scale = scale
         self.dropout = dropout
-        # What each row of a batch makes of each rank, `[B, R]`, where rows have different adapters.
+        # If the rows of a batch have different adapters: the factor of each rank in each row,
+        # `[B, R]`.
         self.gate: nnx.Variable | None = nnx.data(None)
 
     def __call__(
@@ -80,9 +85,9 @@ class Adapter(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x W^T`, computed in the dtype of x, plus what its adapter adds.
+    """`x W^T`, computed in the dtype of x, plus the output of its adapter.
 
-    A quantised weight is made whole here, layer by layer, and never kept.
+    A quantised weight is dequantised here, layer by layer, and the result is never kept.
     """
 
     def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray) -> None:
@@ -97,5 +102,5 @@ class Linear(nnx.Module):
 
 
 def mark_product(x: Array) -> Array:
-    """Marks a large product, which the remat policy `dots` keeps."""
+    """Marks the result of a large product, so that the remat policy `dots` keeps it."""
     return checkpoint_name(x, "product")

@@ -9,6 +9,18 @@ from jaxtyping import Array, Float
 
 
 class RMSNorm(nnx.Module):
+    """Divides by the root mean square of the last axis and multiplies by a learned weight.
+
+    The statistics are float32, and the result has the dtype of the input.
+
+    Args:
+        width: size of the last axis.
+        epsilon: added to the mean square before the root; it comes from the checkpoint's config.
+
+    References:
+        Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+    """
+
     def __init__(self, width: int, epsilon: float) -> None:
         self.weight = nnx.Param(jnp.ones(width))
         self.epsilon = epsilon

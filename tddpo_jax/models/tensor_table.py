@@ -1,9 +1,13 @@
-"""The table of a model's tensors: one row a tensor, read by everything that handles weights.
+"""The table of a model's tensors, with one row for each tensor.
 
 A family writes its rows as `Tensor`s. With the sizes of a model they become `Parameter`s, one for
-each array of our tree. Conversion reads their names and transforms, placement their axes, adapters
-and quantisation which of them are linear layers, weight decay which are norms, the operations count
-and the plan their shapes.
+each array of our tree. Everything that handles weights reads this table:
+
+    conversion                   names and transforms
+    placement                    axes
+    adapters and quantisation    which tensors are linear layers
+    weight decay                 which tensors are norms
+    operations count and plan    shapes
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-# A linear layer can get an adapter and be quantised; norms are not pulled to zero by weight decay.
+# A linear layer can get an adapter and can be quantised. A norm has no weight decay.
 Kind = Literal["embedding", "linear", "norm"]
 
 
 class Transform(NamedTuple):
-    """How a tensor of the checkpoint becomes ours, and the inverse of that."""
+    """A function from the checkpoint's tensor to ours, and its inverse."""
 
     load: Callable[[np.ndarray], np.ndarray]
     export: Callable[[np.ndarray], np.ndarray]
@@ -28,45 +32,49 @@ class Transform(NamedTuple):
 class Tensor(NamedTuple):
     """A row of a family's table."""
 
-    hub_name: str  # in a Hugging Face checkpoint; `{}` stands for the number of the layer
-    path: str  # in our tree; that of a layer's tensor begins at its layer
-    axes: tuple[str, ...]  # what each dimension of ours is, outputs first
+    hub_name: str  # name in a Hugging Face checkpoint; `{}` is replaced by the layer's number
+    path: str  # path in our tree; for a layer's tensor, the path within the layer
+    axes: tuple[str, ...]  # name of each dimension of our array, outputs first
     kind: Kind
-    transform: Transform | None = None  # None: the checkpoint's tensor is ours
-    repeated_as: str | None = None  # a second name under which a checkpoint may hold it again
+    transform: Transform | None = None  # None: our array equals the checkpoint's tensor
+    repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
 
 
 class Parameter(NamedTuple):
-    """An array of our tree: a tensor outside the layers, or one of several layers, stacked."""
+    """An array of our tree: one tensor of several layers, stacked, or a tensor outside them."""
 
     tensor: Tensor
     path: str
-    shape: tuple[int, ...]  # of one layer
-    layers: tuple[int, ...] | None  # checkpoint's numbers of the stacked layers; None: outside them
+    shape: tuple[int, ...]  # shape of one layer's tensor
+    layers: tuple[int, ...] | None  # the layers' numbers in the checkpoint; None: outside layers
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
+        """The shape of the array in our tree."""
         return self.shape if self.layers is None else (len(self.layers), *self.shape)
 
     @property
     def hub_shape(self) -> tuple[int, ...]:
-        """The shape of one of its tensors in the checkpoint."""
+        """The shape of each of its tensors in the checkpoint."""
         if self.tensor.transform is None:
             return self.shape
         return self.tensor.transform.export(np.broadcast_to(np.int8(0), self.shape)).shape
 
     @property
     def module(self) -> str:
-        """The path of the module that holds it: `layers.q_proj` for `layers.q_proj.weight`."""
+        """The path of the module that holds it, for example `layers.q_proj`."""
         return self.path.rpartition(".")[0]
 
     @property
     def name(self) -> str:
-        """The name of that module within its layer, `q_proj`: the name of a linear layer."""
+        """The name of that module within its layer, for example `q_proj`."""
         return self.module.rpartition(".")[2]
 
     def hub_names(self) -> dict[str, int | None]:
-        """Its tensors in the checkpoint -> their places on the stacked axis, None without one."""
+        """Maps the names of its tensors in the checkpoint to their places on the stacked axis.
+
+        The place is None for a tensor outside the layers.
+        """
         if self.layers is None:
             return {self.tensor.hub_name: None}
         return {
@@ -80,13 +88,13 @@ def parameter(
     stack: str | None = None,
     layers: Iterable[int] | None = None,
 ) -> Parameter:
-    """The parameter of a row.
+    """Makes the parameter of one row of the table.
 
     Args:
         tensor: the row.
-        sizes: of its axes, by name.
-        stack: where in our tree the layers are that it belongs to, if it belongs to any.
-        layers: their numbers in the checkpoint.
+        sizes: sizes of the axes, by name.
+        stack: name of the stack of layers that the tensor belongs to; None: outside the layers.
+        layers: the layers' numbers in the checkpoint.
     """
     return Parameter(
         tensor,
@@ -97,19 +105,20 @@ def parameter(
 
 
 def hub_tensors(parameters: Iterable[Parameter]) -> dict[str, tuple[Parameter, int | None]]:
-    """Every tensor of the checkpoint -> its parameter, and its place on the stacked axis."""
+    """Maps every tensor of the checkpoint to its parameter and its place on the stacked axis."""
     return {name: (each, place) for each in parameters for name, place in each.hub_names().items()}
 
 
 def linear_parameters(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """The weights of the layers' linear layers, which may get adapters and four bits."""
+    """The weights of all linear layers. They may get adapters or be quantised."""
     return [each for each in parameters if each.tensor.kind == "linear"]
 
 
 def adapter_paths(weight: Parameter) -> tuple[str, str]:
-    """Where the two factors of an adapter beside this weight are."""
+    """The paths of the two factors of an adapter beside this weight."""
     return f"{weight.module}.adapter.a", f"{weight.module}.adapter.b"
 
 
 def parameter_count(parameters: Iterable[Parameter]) -> int:
+    """Number of weights in all these parameters together."""
     return sum(math.prod(each.stacked_shape) for each in parameters)

@@ -1,4 +1,4 @@
-"""How a model is computed: dtype, back-end of attention, rematerialisation, sharding of rows."""
+"""How a model is computed: dtype, attention back-end, rematerialisation, sharding of rows."""
 
 from __future__ import annotations
 
@@ -17,32 +17,44 @@ from tddpo_jax.placement.shardings import row_sharding
 
 
 def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
-    """`auto` is bfloat16 on accelerators and float32 on CPU, by default the devices at hand."""
+    """The dtype of the computation.
+
+    Args:
+        name: a dtype's name, or `auto`: bfloat16 on accelerators and float32 on CPU.
+        on_cpu: whether the devices are CPUs; default: as on this machine.
+    """
     if name == "auto":
         on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
         return jnp.dtype("float32" if on_cpu else "bfloat16")
     return jnp.dtype(name)
 
 
-# As their kinds begin: H100, H200 and their like, and GH200.
+# The device kinds of Hopper GPUs begin like this: H100, H200 and similar ones, and GH200.
 HOPPER = ("NVIDIA H", "NVIDIA GH")
 
 
 def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:
-    """The back-end of attention that the settings mean on a kind of device, by default that here.
+    """The attention back-end for a kind of device.
 
-    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. What is asked for by
-    name must be possible there; nothing else ever takes its place.
+    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. A back-end that the
+    user names is used or refused, never replaced.
+
+    Args:
+        config: the settings.
+        kind: the kind of device, as JAX names it; default: the kind on this machine.
+
+    Returns:
+        `xla`, `cudnn` or `tokamax`.
 
     Raises:
-        UserError: it is not.
+        UserError: the named back-end does not run on this kind of device, or is not installed.
     """
     kind = kind or jax.devices()[0].device_kind
     dtype = compute_dtype(config.dtype, on_cpu=kind == "cpu")
     has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
     if config.attention == "auto":
         return "cudnn" if has_cudnn else "xla"
-    here = f"and bfloat16, here are {kind} and {dtype}"
+    here = f"and bfloat16, but this run uses {kind} and {dtype}"
     if config.attention == "cudnn" and not has_cudnn:
         raise UserError(f"model.attention: cudnn needs an NVIDIA GPU {here}")
     if config.attention == "tokamax" and not (has_cudnn and kind.startswith(HOPPER)):
@@ -53,15 +65,15 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
 
 
 def computation(config: ModelConfig, mesh: Mesh) -> Computation:
-    """How the settings say that the model is computed on this mesh."""
+    """How to compute the model on this mesh, according to the settings."""
     attention = attention_implementation(config)
     return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
 
 
 class Computation(NamedTuple):
-    """How a model is computed; none of it changes the results beyond rounding."""
+    """How a model is computed. No field changes the results beyond rounding."""
 
     dtype: Any
-    attention: str
+    attention: str  # name of the back-end
     remat: Remat
-    rows: NamedSharding  # sharding of the stream between layers
+    rows: NamedSharding  # sharding of the hidden states between layers

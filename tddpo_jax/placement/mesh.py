@@ -1,4 +1,4 @@
-"""The device mesh, `data x fsdp x tensor`, and which models it can share evenly."""
+"""The device mesh `data x fsdp x tensor`, and the check that it can share a model evenly."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from tddpo_jax.placement.shardings import axis_devices
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The device mesh with axes `data`, `fsdp`, `tensor`.
 
+    Args:
+        config: sizes of the axes; one of them may be -1, which means all remaining devices.
+        devices: the devices to use; default: all.
+
     Raises:
         UserError: the sizes do not multiply to the number of devices.
     """
@@ -28,7 +32,11 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if math.prod(sizes.values()) != len(devices):
         product = " x ".join(f"{name} {size}" for name, size in sizes.items())
         count = f"{len(devices)} devices"
-        problem = f"does not divide {count}" if open_axes else f"makes {fixed}, there are {count}"
+        problem = (
+            f"does not divide {count}"
+            if open_axes
+            else f"needs {fixed} devices; available: {len(devices)}"
+        )
         raise UserError(f"mesh: {product} {problem}")
     return jax.make_mesh(
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices
@@ -42,7 +50,7 @@ def check_mesh(mesh: Mesh | AbstractMesh, config: DecoderConfig) -> None:
         UserError: an axis of the mesh does not divide a dimension of the model.
     """
     for _, layer in kinds_of_layers(config):
-        # The heads themselves are shared too, in the midst of attention.
+        # Attention shares whole heads, so the number of heads must be divisible too.
         _check_divides(mesh, ("tensor",), "heads", layer.attention.heads)
         _check_divides(mesh, ("tensor",), "key/value heads", layer.attention.key_value_heads)
     for parameter in config.parameters:
@@ -61,5 +69,5 @@ def _check_divides(
 
 
 def row_devices(mesh: Mesh) -> int:
-    """Devices over which the rows of a batch are spread."""
+    """Number of devices over which the rows of a batch are spread."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh `data x fsdp x tensor`, and one table from axes to devices.
+"""Where arrays live on the mesh `data x fsdp x tensor`, by one table from axes to devices.
 
-`data` devices hold copies of the weights, `fsdp` devices share every matrix, `tensor` devices share
-each layer's heads and features. Rows of a batch are spread over `data` and `fsdp` together.
+`data` devices hold copies of the weights. `fsdp` devices share every matrix. `tensor` devices share
+each layer's heads and features. The rows of a batch are spread over `data` and `fsdp` together.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tddpo_jax.models.tensor_table import Parameter, adapter_paths, linear_param
 
 ROWS = ("data", "fsdp")
 
-# The devices that share an axis of a matrix. An axis takes those that none before it has taken, and
-# outputs come first: where fsdp shares the inputs, XLA copies the weights of all layers into the
-# order in which it gathers them, for every micro-batch.
+# The mesh axes that share each axis of a matrix. An axis of a matrix takes only those that no
+# earlier axis of the same matrix has taken. Outputs come first, so fsdp shares outputs. If fsdp
+# shared inputs, XLA would copy the weights of all layers into the order in which it gathers them,
+# for every micro-batch.
 RULES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("tensor",),
     "width": ("fsdp",),
@@ -29,14 +30,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "attended": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
 }
-# The containers of training's state in which parameters are mirrored, and the parts of it that are
-# no parameters and lie whole on every device.
+# MIRRORS: the parts of the training state whose leaves mirror parameters. COUNTS: the parts that
+# every device holds whole.
 MIRRORS = ("trainable", "optimizer", "gradients", "mu", "nu")
 COUNTS = ("count", "alive", "metrics")
 
 
 def axis_devices(parameter: Parameter) -> list[tuple[str, ...]]:
-    """For every axis of one layer's tensor, the mesh axes that share it. Vectors are not shared."""
+    """For each axis of one layer's tensor, the mesh axes that share it. Vectors are not shared."""
     taken: list[tuple[str, ...]] = []
     for axis in parameter.tensor.axes:
         before = {name for names in taken for name in names}
@@ -55,10 +56,10 @@ def parameter_spec(parameter: Parameter) -> PartitionSpec:
 
 
 def parameter_specs(config: DecoderConfig) -> dict[str, PartitionSpec]:
-    """The placement of every parameter of a model, and of adapters on its linear layers."""
+    """The placements of all parameters of a model and of adapters on its linear layers, by path."""
     return {
         **{each.path: parameter_spec(each) for each in config.parameters},
-        # Adapters are small: every device holds them whole.
+        # Adapters are small, so every device holds them whole.
         **{
             path: PartitionSpec()
             for weight in linear_parameters(config.parameters)
@@ -68,10 +69,18 @@ def parameter_specs(config: DecoderConfig) -> dict[str, PartitionSpec]:
 
 
 def parameter_shardings(params: Any, config: DecoderConfig, mesh: Mesh) -> Any:
-    """The sharding of every parameter, as a tree like `params` (nnx.State or pure mapping).
+    """The sharding of every parameter.
+
+    Args:
+        params: a tree of parameters, an nnx.State or a plain mapping.
+        config: the model's shape.
+        mesh: the devices.
+
+    Returns:
+        A tree like `params`.
 
     Raises:
-        KeyError: a parameter that the model's table does not know.
+        KeyError: the model's table does not know a parameter.
     """
     specs = parameter_specs(config)
     return jax.tree_util.tree_map_with_path(
@@ -80,10 +89,20 @@ def parameter_shardings(params: Any, config: DecoderConfig, mesh: Mesh) -> Any:
 
 
 def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings for training's state: what mirrors a parameter is placed like it, counts whole.
+    """The sharding of every leaf of a training state.
+
+    A leaf that mirrors a parameter is placed like it. Every device holds the counts whole.
+
+    Args:
+        tree: the training state, or a part of it.
+        config: the model's shape.
+        mesh: the devices.
+
+    Returns:
+        A tree like `tree`.
 
     Raises:
-        KeyError: a leaf that is neither.
+        KeyError: a leaf is neither a mirror of a parameter nor a count.
     """
     specs = parameter_specs(config)
 
@@ -98,36 +117,45 @@ def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) 
 
 
 def path_name(path: Any) -> str:
-    """`layers.mlp_norm.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
+    """The dotted name of a key path of jax.tree_util, for example `layers.norm.weight`.
+
+    The name is the same for every kind of tree.
+    """
     keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     return ".".join(key for key in keys if key != "value")
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over all data-parallel devices, everything behind them whole."""
+    """Spreads rows over all data-parallel devices and keeps the other axes whole."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def rows_here(mesh: Mesh, rows: int) -> set[int]:
-    """The rows of a batch of so many that lie on devices of this host."""
+    """The rows on the devices of this host.
+
+    Args:
+        mesh: the devices.
+        rows: number of rows of the batch.
+    """
     parts = row_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return {row for part in parts if part is not None for row in range(rows)[part[0]]}
 
 
 def head_sharding(mesh: Mesh) -> NamedSharding:
-    """The head where it is used: its vocabulary over tensor, its width whole."""
+    """The sharding in which the head is used: vocabulary over tensor, width whole."""
     return NamedSharding(mesh, PartitionSpec("tensor"))
 
 
 def head_parallel(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Queries, keys and values `[B, T, heads, size]`: rows over ROWS, heads over tensor."""
+    """The sharding of queries, keys and values `[B, T, heads, size]`: heads over tensor."""
     return NamedSharding(mesh, PartitionSpec(ROWS, None, "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the array whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts a host array, the same on every host, onto its sharding; each device takes its part."""
+    """Puts a host array onto devices; each device takes its part. All hosts pass the same array."""
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -1,4 +1,4 @@
-"""The weights and the step of a run as shapes on their shardings, before any device is there."""
+"""The weights and the step of a run as shapes with shardings, which needs no real devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tddpo_jax.training.step import Program, StepSetting, make_program
 
 
 class Step(NamedTuple):
-    """A program and all that its step is called with, as shapes on their shardings."""
+    """A program and all arguments of its step, as shapes with shardings."""
 
     program: Program
     sums: Sums
@@ -42,7 +42,16 @@ class Step(NamedTuple):
 def abstract_weights(
     config: Config, model_config: DecoderConfig, dtype: Any
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """The model as (structure, trainable parameters, frozen parameters), all shapes."""
+    """The model of a run as shapes.
+
+    Args:
+        config: settings of the run.
+        model_config: the model's shape.
+        dtype: dtype of frozen weights.
+
+    Returns:
+        The structure, the trainable parameters and the frozen parameters.
+    """
 
     def build() -> Decoder:
         model = Decoder(model_config, jax.random.key(0))
@@ -61,13 +70,13 @@ def abstract_weights(
 
 
 def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | AbstractMesh) -> nnx.State:
-    """Parameters, quantised ones too, on the shardings of the model's table."""
+    """Gives parameters, including quantised ones, the shardings of the model's table."""
     specs = parameter_specs(model_config)
 
     def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
         spec = specs[name]
-        # Scales of blocks may be too few to share; `nf4.quantize` keeps those whole as well.
+        # Too few scales of blocks cannot be shared evenly. `nf4.quantize` keeps them whole too.
         if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
             spec = PartitionSpec(*spec[:-1])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
@@ -76,6 +85,7 @@ def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | Abstrac
 
 
 def on(tree: Any, shardings: Any) -> Any:
+    """Gives every shape of a tree the sharding at the same place of the other tree."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         tree,
@@ -84,7 +94,10 @@ def on(tree: Any, shardings: Any) -> Any:
 
 
 def bytes_of_device(tree: Any) -> int:
-    """Bytes that each device holds of a tree of placed shapes; four bits count as four bits."""
+    """Bytes of a tree of arrays, or shapes with shardings, on each device.
+
+    A number in four bits counts as half a byte.
+    """
 
     def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
         assert leaf.sharding is not None
@@ -106,13 +119,16 @@ def abstract_step(
     """The step of a run, ready to be lowered.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         model_config: the model's shape.
-        mesh: of devices that need not be there.
-        shape: of a micro-batch.
-        attention: the back-end, by name.
-        dtype: of the computation.
-        members: policies that the step trains at once.
+        mesh: the devices, which need not exist.
+        shape: shape of a micro-batch.
+        attention: name of the attention back-end.
+        dtype: dtype of the computation.
+        members: number of policies that the step trains at once.
+
+    Raises:
+        UserError: the mesh cannot share the model evenly.
     """
     check_mesh(mesh, model_config)
     graphdef, *weights = abstract_weights(config, model_config, dtype)

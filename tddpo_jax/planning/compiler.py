@@ -1,12 +1,12 @@
-"""The real training step, compiled for devices that are not here, on weights that are only shapes.
+"""Compiles the real training step for devices that this machine lacks, with shapes for weights.
 
-XLA's own account of such a program says what a run will need: how much memory on every device, and
-which collectives and kernels it will call. Virtual CPU devices stand in for any accelerator; for
-NVIDIA GPUs the CUDA plug-in compiles the program itself, with no GPU in the machine. It models no
-autotuning and no workspace of cuDNN.
+XLA reports how much memory the compiled program needs on every device. The program also shows which
+collectives and kernels a run will call. Virtual CPU devices can replace any accelerator. For NVIDIA
+GPUs the CUDA plug-in compiles the real program, and it needs no GPU in the machine. Its report
+includes neither autotuning nor cuDNN's workspaces.
 
-Run as a program, because JAX settles on its devices once in a process: a JSON job as the argument,
-a JSON report as the last line of stdout.
+JAX fixes its devices once in a process, so this module runs as a program. It takes a JSON job as
+its argument and prints a JSON report as the last line of stdout.
 """
 
 from __future__ import annotations
@@ -39,40 +39,37 @@ DEVICES_OF_A_HOST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the compiler says of one step, in bytes of each device."""
+    """The compiler's report on one step, in bytes of each device."""
 
-    resident: int  # weights, optimiser, sums of gradients, a micro-batch: there all the time
-    gradients: int  # beside them while a micro-batch is computed
-    update: int  # beside them while the optimiser updates
-    seconds: float  # of lowering and compiling both
+    resident: int  # memory in use all the time: weights, optimiser, gradient sums, a micro-batch
+    gradients: int  # additional memory while a micro-batch is computed
+    update: int  # additional memory while the optimiser updates
+    seconds: float  # time to lower and compile both programs
 
     @property
     def peak(self) -> int:
         return self.resident + max(self.gradients, self.update)
 
 
-# ---- shapes on shardings -------------------------------------------------------------------------
-
-
 # ---- the step ------------------------------------------------------------------------------------
 
 
 def lower_gradients(step: Step) -> jax.stages.Lowered:
-    """The gradients of one micro-batch, added to the sums: where the time and the memory go."""
+    """Lowers the gradients of one micro-batch, which take most of a step's time and memory."""
     return step.program.add_gradients.lower(  # type: ignore[attr-defined]
         step.sums, step.state, step.frozen, step.knobs, step.batch, step.totals, None
     )
 
 
 def lower_update(step: Step) -> jax.stages.Lowered:
-    """The optimiser's update."""
+    """Lowers the optimiser's update."""
     return step.program.update.lower(  # type: ignore[attr-defined]
         step.state, step.sums, step.knobs, step.totals
     )
 
 
 class CompiledStep(NamedTuple):
-    """Both halves of a step, and what they need."""
+    """The two programs of a step, and the report on them."""
 
     gradients: jax.stages.Compiled
     update: jax.stages.Compiled
@@ -80,11 +77,11 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(step: Step) -> CompiledStep:
-    """Compiles the gradients of a micro-batch, and the update, with the flags of a run."""
+    """Compiles the gradients of a micro-batch and the update, with the XLA flags of a run."""
     start = time.perf_counter()
     options: Any = flags_left_to_us()
     rows: Any = step.batch.tokens.sharding
-    # tokamax looks there for the kind of GPU that it lowers for.
+    # tokamax reads the kind of GPU for which it lowers from the default device.
     with jax.default_device(rows.mesh.devices.flat[0]):
         lowered = lower_gradients(step), lower_update(step)
     gradients, update = (one.compile(compiler_options=options) for one in lowered)
@@ -95,7 +92,7 @@ def compile_step(step: Step) -> CompiledStep:
 
 
 def beside_arguments(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program needs beside what it is given; outputs that replace inputs are free."""
+    """Bytes that a program needs beside its arguments. Outputs that replace inputs cost nothing."""
     memory = compiled.memory_analysis()
     assert memory is not None
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -106,26 +103,26 @@ def beside_arguments(compiled: jax.stages.Compiled) -> int:
 
 
 def hosts_of(count: int) -> int:
-    """Hosts that so many devices are spread over, as many on each.
+    """The number of hosts that hold this number of devices, with equally many on each.
 
     Raises:
-        UserError: they cannot be.
+        UserError: the devices cannot be spread evenly.
     """
     hosts = -(-count // DEVICES_OF_A_HOST)
     if count % hosts:
         raise UserError(
-            f"mesh: {count} devices are no whole number for each of {hosts} hosts, "
-            f"which have at most {DEVICES_OF_A_HOST}"
+            f"mesh: {count} devices cannot be spread evenly over {hosts} hosts, "
+            f"which have at most {DEVICES_OF_A_HOST} devices each"
         )
     return hosts
 
 
 def gpus(device: Device, count: int) -> list[jax.Device]:
-    """GPUs to compile for, none of them in this machine.
+    """Descriptions of GPUs to compile for. This machine need not have any.
 
     Raises:
         ImportError: the CUDA plug-in is not installed.
-        UserError: hosts cannot share so many evenly.
+        UserError: the GPUs cannot be spread evenly over hosts.
     """
     from jax.experimental import topologies
 
@@ -139,7 +136,7 @@ def gpus(device: Device, count: int) -> list[jax.Device]:
 
 
 def cuda_installed() -> bool:
-    """Whether JAX's CUDA plug-in is here, with or without a GPU."""
+    """Whether JAX's CUDA plug-in is installed, with or without a GPU."""
     import importlib.util
 
     return any(
@@ -151,14 +148,14 @@ def cuda_installed() -> bool:
 
 
 def start(job: dict[str, Any]) -> subprocess.Popen[str]:
-    """Compiles in a process of its own; see `result`.
+    """Starts to compile in a new process. `result` waits for the report.
 
     Args:
         job: `config`, `model` (a folder), `device` (a name, or None for virtual CPU devices),
-            `devices` (their number), `shape`, `attention` (on the device), `members`.
+            `devices` (their number), `shape`, `attention` (the back-end on the device), `members`.
     """
     command = [sys.executable, "-m", "tddpo_jax.planning.compiler", json.dumps(job)]
-    # Else JAX's last line is not the error's.
+    # With filtering, the last line that JAX prints is not the error.
     environment = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -166,23 +163,24 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def result(process: subprocess.Popen[str]) -> Report:
-    """The report of a started job.
+    """Waits for a job of `start` and returns its report.
 
     Raises:
-        RuntimeError: it failed; the message is the last line of its errors, or the signal.
+        RuntimeError: the job failed; the message has the last line of its stderr, or the signal.
     """
     out, errors = process.communicate()
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        raise RuntimeError(f"compiling was ended by {name}; memory of this machine may not suffice")
+        raise RuntimeError(f"{name} ended the compiler; this machine may have too little memory")
     if process.returncode:
         raise RuntimeError(f"compiling failed: {errors.strip().rpartition(chr(10))[2]}")
     return Report(**json.loads(out.strip().rpartition("\n")[2]))
 
 
 def main() -> None:
+    """Compiles the job of the command line and prints its report."""
     job = json.loads(sys.argv[1])
-    # GPUs are compiled for, never used; and a program out of a cache gives no account of itself.
+    # GPUs are never used here, only compiled for. A program from the cache has no memory report.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     if job["device"] is None:

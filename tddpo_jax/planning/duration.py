@@ -1,4 +1,4 @@
-"""The time of a run by arithmetic: operations, memory traffic, and what devices send each other."""
+"""Estimates the time of a run from operations, memory traffic, and traffic between devices."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from tddpo_jax.planning.memory import Memory, planned_dtype
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.step_order import Order, make_order
 
-# Of the data sheet's matmul rate: the best published JAX training of Llama-2-7B on H100s reaches
-# 0.49 (487 TFLOP/s a GPU, JAX-Toolbox MaxText).
+# The share of the data sheet's matmul rate that we expect to reach. The best published JAX training
+# of Llama-2-7B on H100s reaches 0.49 (487 TFLOP/s per GPU, JAX-Toolbox MaxText).
 EXPECTED_SHARE = 0.45
 # XLA computes products of float32 as TF32 on these devices, at half that rate.
 FLOAT32_SHARE = 0.5
-# Bytes per second of each device to those of other hosts: a card of 400 Gb/s for each.
+# Bytes per second from each device to devices of other hosts, with a 400 Gb/s card per device.
 NETWORK = 50e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is to be done, on whatever devices."""
+    """The work of a run, which does not depend on the devices."""
 
     order: Order
-    micro_batches: float  # of a step
-    padding: float
-    forward: float  # operations of an example without gradients
-    flops: float  # useful ones of an example in training, of one policy
-    members: int
+    micro_batches: float  # mean number of micro-batches in a step
+    padding: float  # share of stream positions that hold no token
+    forward: float  # mean operations of a forward pass over an example
+    flops: float  # mean useful operations of training one policy on an example
+    members: int  # number of policies in one program
 
 
 @dataclasses.dataclass(frozen=True)
 class Time:
     """Seconds of a run, or of the runs of a population together."""
 
-    floor: float  # useful operations at the data sheet's rate
-    expected: float  # with recomputation and padding, at `EXPECTED_SHARE` of that, and `memory`
-    memory: float  # reading and writing weights, sums and moments
-    moving: float  # weights and gradients between devices, were nothing hidden
+    floor: float  # time of the useful operations at the data sheet's rate
+    expected: float  # `memory`, plus all operations and padding at `EXPECTED_SHARE` of that rate
+    memory: float  # time to read and write weights, sums and moments
+    moving: float  # time to move weights and gradients between devices, if nothing hides it
 
 
 def work_of(
@@ -56,7 +56,18 @@ def work_of(
     shapes: Sequence[Shape],
     members: int,
 ) -> Work:
-    """The steps, their micro-batches and operations, padding from the first few steps."""
+    """Counts the work of a run.
+
+    Args:
+        config: settings of the run.
+        model: the model's shape.
+        examples: the training examples.
+        shapes: shapes of micro-batches, longest first.
+        members: number of policies that train in one program.
+
+    Returns:
+        The work. Its micro-batches and padding are means over the first few steps.
+    """
     order = make_order(config, len(examples))
     first_steps = range(min(4, order.total_steps))
     steps = [pack(order.examples_of(examples, step), shapes) for step in first_steps]
@@ -68,7 +79,7 @@ def work_of(
         micro_batches=float(np.mean([len(batches) for batches in steps])),
         padding=padding_share([batch for batches in steps for batch in batches]),
         forward=forward,
-        # The exact KL has the reference's logits computed in the step.
+        # For the exact KL, each step also computes the reference's logits.
         flops=flops + (forward if config.loss.exact_kl else 0.0),
         members=members,
     )
@@ -77,7 +88,17 @@ def work_of(
 def expected_time(
     config: Config, model: DecoderConfig, device: Device, work: Work, memory: Memory
 ) -> Time:
-    """Seconds of the reference pass and the training steps, without loading and validation."""
+    """Estimates the time of the reference pass and the training steps.
+
+    Loading and validation are left out.
+
+    Args:
+        config: settings of the run.
+        model: the model's shape.
+        device: data sheet of each device; the mesh gives their number.
+        work: the work of the run.
+        memory: the memory of the run, which gives the memory traffic.
+    """
     sizes, full, order = config.mesh.model_dump(), config.train.mode == "full", work.order
     devices, itemsize = math.prod(sizes.values()), planned_dtype(config).itemsize
     rate = devices * device.rate * (FLOAT32_SHARE if itemsize == 4 else 1)
@@ -86,7 +107,8 @@ def expected_time(
     reference = work.forward * order.examples
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)
     through_memory = _traffic(config, model, memory, work) * order.total_steps / device.bandwidth
-    # A layer is brought together forward and backward, and its gradients are shared out.
+    # A layer is gathered in the forward and in the backward pass. With full training, its gradients
+    # are scattered too.
     weights = itemsize * matmul_parameters(model) / sizes["tensor"]
     trips = (3 if full else 2) if sizes["fsdp"] > 1 else 0
     moved = trips * weights * (sizes["fsdp"] - 1) / sizes["fsdp"]
@@ -100,12 +122,12 @@ def expected_time(
 
 
 def _traffic(config: Config, model: DecoderConfig, memory: Memory, work: Work) -> float:
-    """Bytes that a step reads and writes of a device's memory beside activations.
+    """Bytes that a step reads from and writes to a device's memory, without activations.
 
-    An update reads weights, two moments and, for the norm and for itself, the sums; it writes all
-    but the sums, which the next step fills with zeros. A micro-batch reads and writes the sums, and
-    in every pass over the layers reads them as they are stored, writes them as they are used unless
-    that is the same, and reads them so.
+    An update reads the weights, two moments, and the sums twice (for the norm and for itself). It
+    writes the weights and the moments. The next step fills the sums with zeros. A micro-batch reads
+    and writes the sums. Every pass over the layers reads the stored weights, writes them in the
+    dtype of the computation unless they are stored so, and reads those.
     """
     trained = memory.trained + memory.adapters
     used = planned_dtype(config).itemsize * matmul_parameters(model)

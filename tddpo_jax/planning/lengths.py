@@ -1,4 +1,4 @@
-"""The lengths that are planned for: those of the data, or those stated here."""
+"""The lengths of the examples to plan for: those of the data, or else those stated here."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from tddpo_jax.system import hub
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.weights.locate import is_local, resolve
 
-# argilla/dpo-mix-7k in Llama-2 tokens: means of prompt, chosen and rejected, from a sample of the
-# same families; gamma distributions of these shapes have its spread.
+# The stated lengths are those of argilla/dpo-mix-7k in Llama-2 tokens. STATED_MEANS are the means
+# of prompt, chosen and rejected, from a sample of the same families of data. Gamma distributions
+# with STATED_SHAPES have the same spread.
 STATED_PAIRS, STATED_MEANS, STATED_SHAPES = 6750, (431, 313, 339), (0.8, 2.0, 2.0)
-
-
 STATED_VALIDATION_PAIRS = 750
 
 
 def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, str]:
-    """The run's examples, or pairs of the stated lengths, and a line that says which.
+    """The run's examples, or pairs of the stated lengths if the hub cannot be reached.
+
+    Returns:
+        The data set, and a line for the user that describes it.
 
     Raises:
-        UserError: data or model are wrong; only what an unreachable hub withholds has a stand-in.
+        UserError: the data or the model is wrong; the stated lengths replace only files on a hub
+            that cannot be reached.
     """
     path = config.model.path
     try:
@@ -46,16 +49,16 @@ def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, st
             check_sources(config.data)
         missing = str(error).partition(":")[0]
         stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
-        because = f"for the hub cannot be reached: no {missing}"
+        because = f"because the hub cannot be reached: no {missing}"
         return stated_dataset(config, model), f"{stated}, {because}"
     return dataset, f"{config.data.path}, template {dataset.template}"
 
 
 def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:
-    """As many pairs as argilla/dpo-mix-7k has, with its lengths; every token is 0.
+    """A data set with as many pairs as argilla/dpo-mix-7k, and of its lengths; every token is 0.
 
     Raises:
-        UserError: a setting of the data is wrong, whatever the data.
+        UserError: a setting of the data would be wrong for any data.
     """
     if config.data.template is not None:
         check_name(config.data.template)
@@ -84,7 +87,7 @@ def stated_pairs(
         STATED_MEANS, STATED_SHAPES, (limits.max_prompt_length, response, response), strict=True
     ):
         drawn = rng.gamma(shape, mean / shape, count)
-        # Cut as truncation cuts, and back to the stated mean.
+        # Truncation lowers the mean, so scale the lengths back to the stated mean first.
         drawn *= mean / np.minimum(drawn, limit).mean()
         lengths.append(np.clip(drawn.astype(int), min(2, limit), limit))
     tokens = np.zeros(limits.max_length, np.int32)

@@ -1,4 +1,4 @@
-"""The memory of a run by arithmetic: what every device holds, and how long its rows may be."""
+"""Computes the memory of a run by arithmetic: the bytes on each device, and the longest rows."""
 
 from __future__ import annotations
 
@@ -19,47 +19,59 @@ from tddpo_jax.planning.abstract import abstract_weights, bytes_of_device, on, p
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.optimizer import make_optimizer
 
-# Left to the CUDA context, NCCL, cuDNN's workspaces and fragmentation.
+# The share of memory for the CUDA context, NCCL, cuDNN's workspaces and fragmentation.
 SPARE_SHARE = 0.09
 ROW_STEP = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device; what a policy trains, for all policies of a population."""
+    """Bytes on one device, for all policies of a population together."""
 
-    trained: int
-    adapters: int  # trained as well
-    frozen: int
-    reference: int  # a copy of what is trained as it began, for a loss with an exact KL
-    optimizer: int
-    sums: int
-    gathered: int  # layers brought together for their use and copies for that, the head, logits
-    activations: int
+    trained: int  # trained weights, if there are no adapters
+    adapters: int  # trained adapters
+    frozen: int  # frozen weights
+    reference: int  # the initial trained parameters, which a loss with an exact KL needs
+    optimizer: int  # the optimiser's moments
+    sums: int  # sums of gradients
+    gathered: int  # layers in use, gathered or copied, the head, and logits
+    activations: int  # activations of a micro-batch
 
     @property
     def resident(self) -> int:
+        """Bytes in use all the time."""
         trained = self.trained + self.adapters + self.optimizer + self.sums
         return trained + self.frozen + self.reference
 
     @property
     def peak(self) -> int:
+        """Bytes in use while gradients are computed."""
         return self.resident + self.gathered + self.activations
 
 
 def usable(device: Device) -> int:
-    """Bytes that a run may take of a device."""
+    """Bytes of a device's memory that a run may use."""
     return int(device.memory * (1 - SPARE_SHARE))
 
 
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh without devices."""
+    """The mesh of these sizes, without devices."""
     sizes = config.model_dump()
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
 def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int = 1) -> Memory:
-    """Bytes of one device while it works on a micro-batch of this shape, for so many policies."""
+    """Estimates the memory of one device while it computes a micro-batch.
+
+    Args:
+        config: settings of the run, whose mesh has no open axis.
+        model: the model's shape.
+        shape: shape of the micro-batch.
+        members: number of policies that train in one program.
+
+    Returns:
+        The bytes by purpose.
+    """
     sizes, mesh = config.mesh.model_dump(), abstract_mesh(config.mesh)
     _, *weights = abstract_weights(config, model, planned_dtype(config))
     trained, frozen = (placed(part, model, mesh) for part in weights)
@@ -67,7 +79,7 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
     trained_bytes = bytes_of_device(trained)
     tokens = shape.rows * shape.length // (sizes["data"] * sizes["fsdp"])
     full = config.train.mode == "full"
-    # The gradients of a population are not added to the sums where they lie.
+    # A population's gradients are not added to the sums in place, so they need memory of their own.
     gradients = members * trained_bytes if members > 1 else 0
     return Memory(
         trained=members * trained_bytes * full,
@@ -82,18 +94,19 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
 
 
 def planned_dtype(config: Config) -> Any:
-    """Of the computation: every device that can be planned for is an accelerator."""
+    """The dtype of the computation. All devices in `DEVICES` are accelerators."""
     return compute_dtype(config.model.dtype, on_cpu=False)
 
 
 def activations_of_token(config: Config, model: DecoderConfig) -> int:
-    """Bytes kept of a token over all layers, and of the one layer that backward is at.
+    """Bytes of activations for one token: all layers' kept ones, and those of the layer at work.
 
-    Counted: a layer's input; with `dots` also queries, keys, values, attention's output, the sum
-    behind it, gate and up. With `none` everything, the causal rows of attention included, about
-    four and a quarter times that: so XLA's accounts say, of all modes on 1 and 8 GPUs. The layer at
-    work holds about twenty arrays of the width, norms, causal rows and cotangents among them, and
-    four of the feed-forward.
+    The remat mode decides what each layer keeps. Every mode keeps the layer's input. `dots` also
+    keeps queries, keys, values, attention's output, the sum after it, gate and up. `none` keeps
+    everything, including the causal rows of attention, which is about 17/4 of what `dots` keeps.
+    The layer whose gradients are being computed holds about twenty arrays of the width, including
+    norms, causal rows and cotangents, and four arrays of the feed-forward. These numbers are fitted
+    to XLA's reports for all modes on 1 and 8 GPUs.
     """
     shared, kinds = config.mesh.tensor, list(kinds_of_layers(model))
 
@@ -107,8 +120,11 @@ def activations_of_token(config: Config, model: DecoderConfig) -> int:
 
 
 def _products_of_token(layer: Layer) -> int:
-    """Numbers that a layer computes of a token between its norms and its sums, before the mixing
-    of gate and up: the outputs of its linear layers but those into the stream, and attention's."""
+    """How many numbers of a token a layer computes and `dots` keeps, besides the hidden states.
+
+    These are attention's output and the outputs of all linear layers that do not add to the hidden
+    states.
+    """
     linear = [tensor for tensor in layer.tensors if tensor.kind == "linear"]
     outputs = sum(layer.sizes[t.axes[0]] for t in linear if t.axes[0] != "width")
     return outputs + layer.attention.heads * layer.attention.value_size
@@ -119,10 +135,10 @@ def _feed_forward(layer: Layer) -> int:
 
 
 def _gathered(config: Config, model: DecoderConfig, members: int) -> int:
-    """The head, a chunk of logits, and layers in use.
+    """Bytes of the head, a chunk of logits, and the layers in use.
 
-    Layers that are gathered are gone when the head comes. The reference of the exact KL has a head
-    and logits of its own.
+    Gathered layers are freed before the head is computed, so the larger of the two counts. The
+    reference of the exact KL needs a head and logits of its own.
     """
     mode, mesh, itemsize = config.train.mode, config.mesh, planned_dtype(config).itemsize
     largest = max(layer_matmul_parameters(layer) for _, layer in kinds_of_layers(model))
@@ -133,14 +149,22 @@ def _gathered(config: Config, model: DecoderConfig, members: int) -> int:
     if config.loss.exact_kl:
         size += head * (4 + itemsize if mode == "full" else itemsize) + 3 * chunk * members
     if mesh.fsdp == 1 and mode == "lora":
-        return size  # used where they lie
+        return size  # layers are used in place
     return size + layer if mesh.fsdp == 1 else max(size, 2 * layer)
 
 
 def longest_row(
     config: Config, model: DecoderConfig, shape: Shape, room: int, members: int = 1
 ) -> int:
-    """The longest row, in steps of 1,024 tokens, that fits the room by arithmetic; 0 if none."""
+    """The longest row that fits, in steps of 1,024 tokens; 0 if none fits.
+
+    Args:
+        config: settings of the run.
+        model: the model's shape.
+        shape: shape of a micro-batch, whose length does not matter.
+        room: bytes of one device that the run may use.
+        members: number of policies that train in one program.
+    """
     fixed = arithmetic(config, model, dataclasses.replace(shape, length=0), members).peak
     longer = dataclasses.replace(shape, length=ROW_STEP)
     step = arithmetic(config, model, longer, members).peak - fixed

@@ -1,7 +1,8 @@
-"""Will it fit, and how long will it take: a run on devices that nobody has rented yet.
+"""Plans a run on devices that nobody has rented yet: whether it fits, and how long it takes.
 
-Memory is told twice, side by side: by arithmetic, and by the compiler, see `ahead_of_time`. The
-lengths are those of the data if it can be had, else those stated below.
+Memory is estimated twice: by arithmetic (`planning/memory.py`) and by the compiler
+(`planning/compiler.py`). The lengths of examples are those of the data if it is available, and
+otherwise those stated in `planning/lengths.py`.
 """
 
 from __future__ import annotations
@@ -44,54 +45,58 @@ XLA_CPUS, XLA_CUDA = "XLA, CPUs", "XLA, CUDA"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that the verb `plan` says, in `plan_text`'s words."""
+    """All results of the verb `plan`. `planning/plan_text.py` prints them."""
 
     config: Config
-    device: str
-    open_axes: list[str]  # of the mesh, whose size was left to the devices: planned for one
+    device: str  # a name in `DEVICES`
+    open_axes: list[str]  # mesh axes without a given size; the plan takes size 1 for them
     model: DecoderConfig
-    parameters: int
-    trained: int
-    members: int  # policies that train in one program
-    attention: str
-    lengths: str  # where they come from
+    parameters: int  # number of weights without adapters
+    trained: int  # number of trained parameters
+    members: int  # number of policies that train in one program
+    attention: str  # name of the attention back-end
+    lengths: str  # source of the examples' lengths
     examples: list[Example]
     shapes: tuple[Shape, ...]
     work: Work
-    memory: Memory
+    memory: Memory  # estimate by arithmetic
     time: Time
-    compiled: dict[str, Report]
-    failed: dict[str, str]  # compilers that gave no report, and why
+    compiled: dict[str, Report]  # reports by the compiler's name
+    failed: dict[str, str]  # reasons of compilers that gave no report
 
     @property
     def peak(self) -> int:
-        """The compiler's word for the device itself if it could be asked, else arithmetic's."""
+        """Bytes at the peak, by the CUDA compiler if it gave a report, else by arithmetic."""
         if XLA_CUDA in self.compiled:
             return self.compiled[XLA_CUDA].peak
         return self.memory.peak
 
     @property
     def fits(self) -> bool:
+        """Whether the peak fits the device."""
         return self.peak <= usable(DEVICES[self.device])
 
     @property
     def room(self) -> int:
-        """Bytes that arithmetic may fill: what the compiler needs beyond it is kept free."""
+        """Bytes that an estimate by arithmetic may use.
+
+        If the compiler needs more than arithmetic estimates, the difference is kept free.
+        """
         return usable(DEVICES[self.device]) - max(0, self.peak - self.memory.peak)
 
     @property
     def longest_row(self) -> int:
-        """In tokens, the longest that fits."""
+        """The longest row that fits, in tokens."""
         return longest_row(self.config, self.model, self.shapes[0], self.room, self.members)
 
 
 def make_plan(config: Config, device: str, members: int = 1) -> Plan:
-    """Plans one cell of an experiment on devices of this name, as many as its mesh has.
+    """Plans one cell of an experiment. Its mesh gives the number of devices.
 
     Args:
-        config: of the cell, or of one of a population.
+        config: settings of the cell, or of one cell of a population.
         device: a name in `DEVICES`.
-        members: policies that train in one program, see `members_of`.
+        members: number of policies that train in one program, see `members_of`.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
@@ -111,7 +116,8 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
     memory = arithmetic(config, model, shapes[0], members)
-    # What cannot fit is not compiled: that may take more memory than this machine has.
+    # A run that cannot fit is not compiled, because compiling may take more memory than this
+    # machine has.
     fits = memory.resident <= usable(DEVICES[device])
     compilers = _start_compilers(config, folder, device, job) if fits else {}
     parameters, trained = parameter_counts(config, model)
@@ -139,7 +145,10 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
 
 
 def members_of(cells: Sequence[Config]) -> int:
-    """Cells that train in one program: with `train.population` those of the first one's seed."""
+    """The number of cells that train in one program.
+
+    With `train.population`, these are the cells with the seed of the first one.
+    """
     first = cells[0]
     of_seed, population = sum(cell.seed == first.seed for cell in cells), first.train.population
     if not population:
@@ -151,7 +160,7 @@ def members_of(cells: Sequence[Config]) -> int:
 
 
 def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
-    """Weights of the model without adapters, and of what is trained."""
+    """The number of the model's weights without adapters, and of trained parameters."""
     trained = abstract_weights(config, model, planned_dtype(config))[1]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
     if config.train.mode == "full":
@@ -163,7 +172,7 @@ def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
 def _start_compilers(
     config: Config, folder: Path, device: str, job: dict[str, Any]
 ) -> dict[str, subprocess.Popen[str]]:
-    """Both at once: there is a core for each."""
+    """Starts all compilers at once. Each of them needs about one core."""
     job = {
         **job,
         "config": config.model_dump(mode="json"),
@@ -179,7 +188,10 @@ def _start_compilers(
 def _reports(
     compilers: dict[str, subprocess.Popen[str]],
 ) -> tuple[dict[str, Report], dict[str, str]]:
-    """What the compilers say, and what kept others from it: arithmetic stands without them."""
+    """The reports of the compilers, and the reasons of those that failed.
+
+    A plan needs none of them, because it also has arithmetic.
+    """
     compiled, failed = {}, {}
     for name, process in compilers.items():
         try:

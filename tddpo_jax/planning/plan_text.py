@@ -1,4 +1,4 @@
-"""A plan in words, and what to change where it does not fit."""
+"""Prints a plan, and suggests settings that make a run fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from tddpo_jax.system.devices import DEVICES, GIB
 
 
 def as_json(plan: Plan, cells: int) -> dict[str, Any]:
-    """The plan as a program reads it; sizes in bytes, times in seconds."""
+    """The plan for programs, with sizes in bytes and times in seconds.
+
+    Args:
+        plan: the plan of one cell.
+        cells: number of cells of the experiment.
+    """
     return {
         "device": plan.device,
         "mesh": plan.config.mesh.model_dump(),
@@ -53,7 +58,12 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
 
 
 def lines(plan: Plan, cells: int) -> Iterator[str]:
-    """The plan as a person reads it."""
+    """Yields the lines of the plan for people.
+
+    Args:
+        plan: the plan of one cell.
+        cells: number of cells of the experiment.
+    """
     config, work = plan.config, plan.work
     sizes = config.mesh.model_dump()
     count = math.prod(sizes.values())
@@ -81,8 +91,8 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
         f"attention {plan.attention}"
     )
     for axis in plan.open_axes:
-        left = f"mesh.{axis} takes all devices left: planned for 1"
-        yield f"           ({left}; --mesh.{axis} N for N)"
+        left = f"mesh.{axis} takes all remaining devices, and this plan assumes 1"
+        yield f"           ({left}; use --mesh.{axis} N to plan for N)"
     yield ""
     yield from _table(plan)
     yield ""
@@ -147,7 +157,7 @@ def _table(plan: Plan) -> Iterator[str]:
         seconds = "".join(f"{report.seconds:>13.1f}" for report in reports.values())
         yield f"{'seconds to compile':<57}{seconds}"
     for name, reason in plan.failed.items():
-        yield f"{name}: no word of it, {reason}"
+        yield f"{name}: unavailable ({reason})"
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
@@ -163,7 +173,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
 
 
 def _changes(plan: Plan) -> Iterator[str]:
-    """Up to three settings that make it fit by arithmetic, the gentlest first."""
+    """Yields up to three changes of settings with which the run fits, the gentlest first."""
     config, shape = plan.config, plan.shapes[0]
     longest = max(needed_length(example, shape.plain) for example in plan.examples)
     found = 0

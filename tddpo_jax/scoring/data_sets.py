@@ -26,10 +26,9 @@ from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding, rows_here
 from tddpo_jax.scoring.forward import hidden_states
 
-# Examples packed together, and micro-batches the host may be ahead of the device.
-GROUP_EXAMPLES = 1024
-IN_FLIGHT = 2
-# Examples whose lengths decide the shapes of micro-batches together, where no step does.
+GROUP_EXAMPLES = 1024  # number of examples that are packed together
+IN_FLIGHT = 2  # number of micro-batches that the host may be ahead of the device
+# Shapes of micro-batches are chosen as for training steps with this number of examples.
 EXAMPLES_PACKED_TOGETHER = 128
 
 Progress = Callable[[int, int], None]
@@ -41,9 +40,17 @@ Result = TypeVar("Result")
 def ahead(
     compute: Callable[[Item], Result], items: Iterable[Item], count: int
 ) -> Iterator[Iterator[Result]]:
-    """`compute` of every item, in order, by a thread that keeps `count` results ready.
+    """Computes every item in a thread that runs ahead of its reader.
 
-    What `compute` raises is raised where its result is asked for.
+    An exception of `compute` is raised when its result is read.
+
+    Args:
+        compute: called with each item, in order.
+        items: the items.
+        count: number of results that the thread may be ahead.
+
+    Yields:
+        An iterator over the results, in the order of the items.
     """
 
     def results() -> Iterator[Result]:
@@ -63,7 +70,7 @@ def ahead(
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Spreads the rows of a micro-batch over the mesh; each host places those of its devices."""
+    """Spreads the rows of a micro-batch over the mesh. Each host places its own devices' rows."""
     return jax.tree.map(lambda x: place(x, row_sharding(mesh)), batch)
 
 
@@ -74,17 +81,17 @@ def log_probs(
     mesh: Mesh,
     progress: Progress | None = None,
 ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
-    """log pi(y | x) and the exact KL to the reference (or zeros) of every response, in nats.
+    """log pi(y | x) of every response and its exact KL to the reference (or zeros), in nats.
 
     Args:
         run: gives the log-probs and the KLs of a placed micro-batch, `[M, B, P, N]` each.
-        examples: of the whole data set.
-        shapes: that a micro-batch may have, the longest first.
-        mesh: over which the rows of a micro-batch are spread.
-        progress: told (examples done, all examples).
+        examples: all examples of the data set.
+        shapes: the shapes that a micro-batch may have, longest first.
+        mesh: the devices over which the rows of a micro-batch are spread.
+        progress: called with (number of finished examples, number of all examples).
 
     Returns:
-        log-probs and KLs, float32, each `[M, examples, N]`: members, examples, responses.
+        The log-probs and the KLs, float32, each `[M, examples, N]`: members, examples, responses.
     """
     if not examples:
         nothing = np.zeros((1, 0, shapes[0].responses), np.float32)
@@ -114,7 +121,14 @@ def log_probs(
 def example_log_probs(
     policy: Decoder, examples: Sequence[Example], how: Computation, mesh: Mesh
 ) -> Float[np.ndarray, "examples N"]:
-    """log pi(y | x) of every response of every example, in nats."""
+    """log pi(y | x) of every response of every example, in nats, float32.
+
+    Args:
+        policy: the model, whose parameters lie on `mesh`.
+        examples: prompts with equally many responses.
+        how: how the model is computed.
+        mesh: the devices over which rows are spread.
+    """
     if not examples:
         return np.zeros((0, 0), np.float32)
     graphdef, weights = nnx.split(policy)

@@ -1,4 +1,4 @@
-"""From a packed batch to hidden states, sharded over a mesh."""
+"""Computes hidden states from a packed batch, sharded over a mesh."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from tddpo_jax.placement.shardings import head_parallel
 
 
 def view_of(batch: Batch) -> View:
-    """What the tokens of a batch see."""
+    """The keys that the tokens of a batch see."""
     return View(batch.key_start, batch.key_end, batch.positions, batch.causal_rows)
 
 
 def attention_over(how: Computation) -> Callable[..., Array]:
-    """Attention as `how` says, on each device over its own rows and heads.
+    """An `attend` for the decoder that runs on each device over its own rows and heads.
 
-    Left to the compiler, the loops of `xla` would run in step on all devices, as far as the
-    farthest row reaches, and tokamax's kernel cannot be divided.
+    The compiler could not do this by itself. It would run the loops of `xla` in step on all
+    devices, each as long as the longest on any device. It cannot divide tokamax's kernel at all.
+
+    Args:
+        how: the back-end, and the sharding of rows.
     """
     heads, rows = head_parallel(how.rows.mesh).spec, how.rows.spec
 
@@ -36,7 +39,7 @@ def attention_over(how: Computation) -> Callable[..., Array]:
             mesh=how.rows.mesh,
             in_specs=(heads, heads, heads, rows),
             out_specs=heads,
-            # JAX does not know over which devices the outputs of kernels vary.
+            # JAX cannot tell over which mesh axes the outputs of third-party kernels vary.
             check_vma=how.attention == "xla",
         )
         return on_each(q, k, v, view)
@@ -47,7 +50,17 @@ def attention_over(how: Computation) -> Callable[..., Array]:
 def hidden_states(
     model: Decoder, batch: Batch, how: Computation, dropout_key: PRNGKeyArray | None = None
 ) -> Float[Array, "B T D"]:
-    """The model's hidden states over the packed rows of a batch."""
+    """The model's hidden states over the packed rows of a batch, after the last norm.
+
+    Args:
+        model: the model.
+        batch: a micro-batch on the devices of `how`.
+        how: how the model is computed.
+        dropout_key: random key for the adapters' dropout; None: no dropout.
+
+    Returns:
+        The hidden states, in the dtype of `how`.
+    """
     return model(
         batch.tokens,
         view_of(batch),

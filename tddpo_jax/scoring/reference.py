@@ -1,8 +1,8 @@
-"""The reference's log-probabilities, computed once and kept.
+"""The reference's log-probabilities, computed once and kept in the cache.
 
-The reference is the policy before its first step, run through the same compiled program. What it
-says depends on no loss, beta, tau or seed, so a whole grid shares one pass, and no second model
-stays in memory.
+The reference is the policy before its first step, run through the same compiled program. Its
+log-probs do not depend on loss, beta, tau or seed. So a whole grid shares one pass, and memory
+holds no second model.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jaxtyping import Float
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import write_file
 
-# Part of every entry's name: raise it when the same settings, model and pairs give other values.
+# Part of every entry's name. Raise it when the same settings, model and examples give new values.
 VERSION = 1
 
 
 def reference_log_probs(
     compute: Callable[[], Float[np.ndarray, "examples N"]], cache: Path, **depends_on: Any
 ) -> Float[np.ndarray, "examples N"]:
-    """The reference's log-probs from the cache, or computed and put there.
+    """The reference's log-probs, in nats. They are read from the cache or computed and stored.
 
     Args:
         compute: runs the reference pass.
         cache: folder of the cache.
-        depends_on: everything the values depend on, as plain data; its hash is their name.
+        depends_on: everything that the values depend on, as plain data; its hash names the file.
     """
     named = json.dumps({"version": VERSION, **depends_on}, sort_keys=True)
     key = hashlib.sha256(named.encode()).hexdigest()

@@ -210,11 +210,18 @@ def start(setting: StepSetting, trained: nnx.State) -> TrainState:
 
 
 def update(
-    setting: StepSetting, state: TrainState, sums: Sums, knobs: Knobs, totals: Totals
+    setting: StepSetting,
+    state: TrainState,
+    sums: Sums,
+    knobs: Knobs,
+    totals: Totals,
+    *,
+    lone: bool,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of AdamW, and the step's metrics.
 
-    A step whose loss or gradient is not finite changes nothing, and no later step does.
+    A step whose loss or gradient is not finite changes nothing, and no later step does. The metrics
+    of a lone policy, which is not mapped over members, get their axis of members here.
     """
     with jax.named_scope("optimizer"):
         grad_norm = optax.tree.norm(sums.gradients)
@@ -231,15 +238,8 @@ def update(
         name: value if name == "loss" else value / totals.examples
         for name, value in sums.metrics.items()
     }
-    return kept, {**means, "grad_norm": grad_norm, "alive": alive}
-
-
-def update_of_one(
-    setting: StepSetting, state: TrainState, sums: Sums, knobs: Knobs, totals: Totals
-) -> tuple[TrainState, dict[str, Array]]:
-    """`update` with an axis of one member for the metrics."""
-    state, metrics = update(setting, state, sums, knobs, totals)
-    return state, jax.tree.map(lambda x: x[None], metrics)
+    metrics = {**means, "grad_norm": grad_norm, "alive": alive}
+    return kept, jax.tree.map(lambda x: x[None], metrics) if lone else metrics
 
 
 #### Programs
@@ -320,7 +320,7 @@ def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> 
             out_shardings=sums_place,
         ),
         update=jax.jit(
-            each(bound(update if members > 1 else update_of_one), (0, 0, 0, None)),
+            each(bound(update, lone=members == 1), (0, 0, 0, None)),
             donate_argnums=0,
             out_shardings=(state_place, whole),
         ),

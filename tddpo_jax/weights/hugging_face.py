@@ -1,8 +1,9 @@
-"""Hugging Face folder to our tree and back: one table, both directions, bit for bit.
+"""Converts a Hugging Face folder to our tree and back, bit for bit, by one table of tensors.
 
-Tensors are read one by one from safetensors and placed straight onto their shardings, so that host
-memory holds one tensor and never one model; of several hosts each reads the part that lies on its
-own devices. Unknown, missing and duplicate names and unknown config attributes are errors.
+Tensors are read one by one from safetensors and placed straight onto their shardings. So host
+memory holds one tensor and never a whole model. Each of several hosts reads only the part that lies
+on its own devices. Unknown, missing and duplicate names are errors, and so are unknown config
+attributes.
 """
 
 from __future__ import annotations
@@ -42,36 +43,40 @@ from tddpo_jax.weights.tensor_files import (
 )
 
 SHARD_BYTES = 5_000_000_000
-# Of one file: the checkpoint's tensors by name, each a parameter and its place on the stacked axis.
+# The tensors of one file by name, each with its parameter and its place on the stacked axis.
 Shard = dict[str, tuple[Parameter, int | None]]
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The shape of the checkpoint in a Hugging Face folder.
+    """The shape of the model in a Hugging Face folder.
 
     Raises:
-        UserError: `config.json` is missing, lacks an attribute, or has one that is not known.
+        UserError: `config.json` is missing, lacks an attribute, or has one that is unsupported or
+            unknown.
     """
     path = folder / "config.json"
     return families.read_config(read_object(path), str(path))
 
 
 def checkpoint_dtype(folder: Path) -> np.dtype:
-    """The dtype of the stored embedding."""
+    """The dtype in which a checkpoint stores its embedding."""
     embedding = next(each for each in read_config(folder).parameters if each.path == "embed")
     return stored_dtype(folder, embedding.tensor.hub_name)
 
 
 def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Decoder:
-    """A model with the folder's weights, sharded over the mesh.
+    """Loads a model, sharded over the mesh.
 
     Args:
         folder: Hugging Face folder with `config.json` and safetensors.
         mesh: where to place the weights.
-        dtype: of the stored weights; default: the checkpoint's own.
+        dtype: dtype of the loaded weights; default: the checkpoint's own.
+
+    Returns:
+        The model with the folder's weights.
 
     Raises:
-        UserError: anything about the folder that cannot be understood, naming file and tensor.
+        UserError: the folder's config or tensors cannot be read; the message names the file.
     """
     config = read_config(folder)
     check_mesh(mesh, config)
@@ -85,7 +90,9 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
         parameter, place = expected[name]
         found, wanted = stored.get_shape(), list(parameter.hub_shape)
         if found != wanted:
-            raise UserError(f"{files[name]}: {name} has shape {found}, config.json says {wanted}")
+            raise UserError(
+                f"{files[name]}: {name} has shape {found}, but config.json requires {wanted}"
+            )
         path, spec = parameter.path, parameter_spec(parameter)
         if place is None:
             arrays[path] = _placed(stored, parameter, NamedSharding(mesh, spec), dtype)
@@ -97,7 +104,8 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
             arrays[path] = _zeros(parameter.stacked_shape, tensor.dtype, stacked)
         if tensor.dtype != arrays[path].dtype:
             raise UserError(
-                f"{files[name]}: {name} is {tensor.dtype}, other layers are {arrays[path].dtype}"
+                f"{files[name]}: {name} is {tensor.dtype}, "
+                f"but other layers are {arrays[path].dtype}"
             )
         arrays[path] = _with_layer(arrays[path], tensor, place)
     repeated = [each.tensor for each in config.parameters if each.tensor.repeated_as in files]
@@ -109,9 +117,10 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
 
 
 def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: Any) -> jax.Array:
-    """The tensor of a file on its devices; each host reads once what all of its own need.
+    """Reads a tensor from its file onto its devices.
 
-    A tensor that is stored otherwise than here is read whole.
+    Each host reads once the smallest block that covers the parts of all its devices. A tensor that
+    needs a transform is read whole.
     """
     shape, transform = parameter.shape, parameter.tensor.transform
     parts = sharding.addressable_devices_indices_map(shape).values()
@@ -130,7 +139,7 @@ def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: A
 
 
 def _spans(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(start, stop) of every slice of an index, along the axes of the shape."""
+    """The (start, stop) of an index along each axis of the shape."""
     return [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
 
 
@@ -155,30 +164,31 @@ def _check_names(folder: Path, files: dict[str, Path], config: DecoderConfig) ->
 
 
 def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Tensor]) -> None:
-    """A checkpoint may hold a tensor a second time, as tied heads are, but not a different one."""
+    """Refuses a checkpoint whose second copy of a tensor, such as a tied head, is different."""
     for tensor in repeated:
         pair = []
         for name in (str(tensor.repeated_as), tensor.hub_name):
             with safe_open(files[name], "np") as tensors:
                 pair.append(tensors.get_tensor(name))
         if not np.array_equal(*pair):
-            problem = f"tie_word_embeddings, but {tensor.repeated_as} differs from the embedding"
-            raise UserError(f"{folder}: {problem}")
+            problem = f"but {tensor.repeated_as} differs from the embedding"
+            raise UserError(f"{folder}: tie_word_embeddings is true, {problem}")
 
 
 def export(
     model: Decoder, source: Path, output: Path, dtype: jnp.dtype | type | None = None
 ) -> None:
-    """Writes a Hugging Face folder: our weights, and every other file of `source` bit for bit.
+    """Writes a Hugging Face folder with our weights and copies of the other files of `source`.
 
-    Every host must call it, and the first one writes. The folder appears whole or not at all. Files
-    hold at most `SHARD_BYTES` of tensors each, with transformers' names and index.
+    Every host must call this function, and the first one writes. The folder appears whole or not at
+    all. Each file holds at most `SHARD_BYTES` of tensors. Names and index are those of
+    transformers.
 
     Args:
         model: the weights.
-        source: the Hugging Face folder the model came from.
+        source: the Hugging Face folder from which the model was loaded.
         output: the folder to write; replaced if it exists.
-        dtype: of the stored tensors; default: the model's own.
+        dtype: dtype of the stored tensors; default: the model's own.
     """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
@@ -191,14 +201,14 @@ def export(
             file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
             file = file if len(shards) > 1 else WEIGHT_FILES[0]
             path = Path(os.devnull) if folder is None else folder / file
-            # All hosts put each tensor together, in the same order.
+            # All hosts take part in gathering each tensor, in the same order.
             _write_shard(path, shard, arrays, dtype)
         if folder is not None and len(shards) > 1:
             _write_index(folder / WEIGHT_FILES[1], shards, arrays, dtype)
 
 
 def companion_files(source: Path) -> list[Path]:
-    """The files of a Hugging Face folder that are not weights: config, tokenizer, template."""
+    """The files of a Hugging Face folder that hold no weights: config, tokenizer, template."""
     kept = (".json", ".model", ".jinja", ".txt")
     weights = (".safetensors.index.json", ".bin.index.json")
     return [
@@ -220,14 +230,14 @@ def _write_shard(file: Path, shard: Shard, arrays: dict[str, jax.Array], dtype: 
 
 
 def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
-    """A tensor of the checkpoint on the host, as it is here."""
+    """A tensor of the checkpoint on the host, before its transform."""
     part = array if place is None else array[place]
     if not part.is_fully_addressable:
         return whole(part).astype(dtype, copy=False)
     host = np.empty(part.shape, dtype)
     for shard in part.addressable_shards:
         if shard.replica_id == 0:
-            # An array keeps what the host fetched of it: of the model's own, fetch copies.
+            # A JAX array keeps its host copy once fetched. So fetch from copies of the model's own.
             host[shard.index] = shard.data.copy() if place is None else shard.data
     return host
 
@@ -235,7 +245,7 @@ def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
 def _spec(
     arrays: dict[str, jax.Array], parameter: Parameter, place: int | None, dtype: Any
 ) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a tensor of the checkpoint."""
+    """Shape and dtype of a tensor as the checkpoint stores it."""
     stored = arrays[parameter.path].dtype if dtype is None else dtype
     return jax.ShapeDtypeStruct(parameter.hub_shape, stored)
 

@@ -1,7 +1,7 @@
-"""What `--model` means: which files a name stands for.
+"""Finds the files of the model that `--model` names.
 
-A name is `embedded`, a Hugging Face folder, a PEFT folder, the directory of a finished run (meaning
-its `best/`), or a hub id `owner/name`.
+A name is `embedded`, a Hugging Face folder, a PEFT folder, the directory of a finished run (which
+means its `best/`), or a hub id `owner/name`.
 """
 
 from __future__ import annotations
@@ -20,50 +20,57 @@ from tddpo_jax.system.paths import EMBEDDED, SHAPES
 from tddpo_jax.weights.tensor_files import fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
-# Beside an adapter of ours: by what its base is known again.
+# A file that we write beside an adapter. It holds the fingerprint of the adapter's base.
 BASE_FILE = "base.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 
 class ModelFiles(NamedTuple):
-    """The folders of a model: its weights, and the adapter beside them, if there is one."""
+    """The folders of a model."""
 
-    base: Path
-    adapter: Path | None
+    base: Path  # Hugging Face folder with the weights
+    adapter: Path | None  # PEFT folder of an adapter on top of the base, if there is one
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer: the adapter's own, if it brought one."""
+        """The folder with the tokenizer: the adapter's folder if it has one, else the base."""
         if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
             return self.adapter
         return self.base
 
 
 def resolve(path: str) -> ModelFiles:
-    """The files that a user's `model.path` stands for, fetched from the hub if they must be.
+    """Finds the files of a model, and fetches them from the hub if necessary.
+
+    Args:
+        path: a user's `model.path`.
+
+    Returns:
+        The model's folders.
 
     Raises:
-        UserError: it stands for nothing, for a run or a grid that holds no model yet, or for an
-            adapter whose base holds other weights now.
+        UserError: the path names nothing, a run or a grid without a model, or an adapter whose
+            base now has different weights.
     """
     folder = _best(_folder(path))
     if not (folder / ADAPTER_CONFIG).is_file():
         return ModelFiles(_with_config(folder, path), None)
     base = _base_folder(folder)
     if (base / ADAPTER_CONFIG).is_file():
-        raise UserError(
-            f"model.path: the base of the adapter {folder} is an adapter itself, {base}"
-        )
+        raise UserError(f"model.path: the base of the adapter {folder} is an adapter too: {base}")
     _check_base(folder, _with_config(base, path))
     return ModelFiles(base, folder)
 
 
 def base_name(path: str, files: ModelFiles) -> str:
-    """What an adapter calls its base, so that it finds it again: a hub id, or the whole path.
+    """The name under which a new adapter of this model finds its base again.
 
     Args:
         path: a user's `model.path`.
-        files: what it stands for.
+        files: the files that `resolve` found for it.
+
+    Returns:
+        A hub id or an absolute path.
     """
     name = path if files.adapter is None else _named_base(files.adapter)
     folders = [Path(name).expanduser(), *([files.adapter / name] if files.adapter else [])]
@@ -78,9 +85,9 @@ def _folder(path: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"model.path: {path} is a file, a folder is wanted")
+        raise UserError(f"model.path: {path} is a file; expected a folder")
     if not MODEL_ID.fullmatch(path):
-        raise UserError(f"model.path: {path!r} is no folder and no hub id (owner/name)")
+        raise UserError(f"model.path: {path!r} is neither a folder nor a hub id (owner/name)")
     return _fetched(path)
 
 
@@ -90,12 +97,13 @@ def _fetched(hub_id: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model.path: {hub_id} is no local folder, and the hub did not give it: {reason}"
+            f"model.path: {hub_id} is not a local folder, and fetching it from the hub failed: "
+            f"{reason}"
         ) from error
 
 
 def _best(folder: Path) -> Path:
-    """The folder itself, or the best model of the run whose directory it is."""
+    """The `best/` of a run's directory; any other folder is returned as it is."""
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return folder
     if (folder / "grid.json").is_file():
@@ -110,7 +118,10 @@ def _best(folder: Path) -> Path:
 
 
 def _base_folder(adapter: Path) -> Path:
-    """The base that an adapter names; a relative path may start at the adapter or be a user's."""
+    """The folder of the base that an adapter names.
+
+    A relative path starts at the adapter's folder or at the working directory.
+    """
     name = _named_base(adapter)
     if name != "embedded" and (adapter / name).is_dir():
         return _best(adapter / name)
@@ -130,7 +141,10 @@ def _named_base(adapter: Path) -> str:
 
 
 def _check_base(adapter: Path, base: Path) -> None:
-    """Adapters of ours know the weights that they were trained on; others know a name alone."""
+    """Refuses a base whose weights have changed since our adapter was trained on it.
+
+    Adapters of other tools name their base only, so they pass.
+    """
     file = adapter / BASE_FILE
     if file.is_file() and read_object(file).get("fingerprint") != fingerprint(base):
         raise UserError(f"model.path: {adapter} was trained on other weights than {base} now holds")
@@ -142,17 +156,19 @@ def _with_config(folder: Path, path: str) -> Path:
     return folder
 
 
-# Shapes that ship with the project, for their hub ids need no network then.
+# The project ships these shapes, so planning for these hub ids needs no network.
 KNOWN_SHAPES = {
     f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
 }
 
 
 def model_folder(path: str) -> Path:
-    """A folder with the model's `config.json`: shipped, local, or that one file from the hub.
+    """A folder with the model's `config.json`, which is all that a plan needs.
+
+    The file ships with the project, is local, or is fetched from the hub without the weights.
 
     Raises:
-        UserError: there is none.
+        UserError: the path names no model, or the hub does not provide the file.
     """
     if path in KNOWN_SHAPES:
         return KNOWN_SHAPES[path]
@@ -163,9 +179,10 @@ def model_folder(path: str) -> Path:
         huggingface_hub.hf_hub_download(path, "config.json", local_dir=folder)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model.path: {path}: no config.json to plan for: {reason}") from None
+        raise UserError(f"model.path: {path}: fetching config.json failed: {reason}") from None
     return folder
 
 
 def is_local(path: str) -> bool:
+    """Whether a `model.path` names something on this machine, and not a hub id."""
     return path == "embedded" or Path(path).expanduser().exists()

@@ -1,8 +1,8 @@
-"""The safetensors of a Hugging Face folder: found, read and written one tensor at a time.
+"""Finds, reads and writes the safetensors of a Hugging Face folder, one tensor at a time.
 
-Host memory holds one tensor, never one file. The bytes written are those of
-`safetensors.numpy.save_file`, when it is given all tensors at once. The hashes say what a folder's
-weights are.
+Host memory holds one tensor, never a whole file. The written bytes equal those of
+`safetensors.numpy.save_file`, which needs all tensors at once. The hashes identify the weights of a
+folder.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_files import read_object
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-# Our names of what is stored -> safetensors' names.
+# Our names of the dtypes that may be stored -> safetensors' names.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-ALIGNMENT = 8  # bytes; the header is filled up with spaces to a multiple of it
+ALIGNMENT = 8  # bytes; spaces pad the header to a multiple of it
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file of a Hugging Face folder that holds it.
+    """Maps the name of every tensor of a Hugging Face folder to the file that holds it.
 
     Raises:
-        UserError: there is none, a file is not whole, or the index does not tell the truth.
+        UserError: the folder has no safetensors, a file is not whole, or the index does not match
+            the files.
     """
     single, index = (folder / name for name in WEIGHT_FILES)
-    # Where both are there, transformers reads the single file.
+    # If a folder has both, transformers reads the single file.
     if single.exists():
         files = dict.fromkeys(_names_in(single), single)
     elif index.exists():
@@ -46,7 +47,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
             raise UserError(f"{index}: weight_map is missing")
         for name, file in weight_map.items():
             if not isinstance(file, str):
-                raise UserError(f"{index}: weight_map: {name} is in no file: {file!r}")
+                raise UserError(f"{index}: weight_map: {name} must name a file, got {file!r}")
         files = {name: folder / file for name, file in weight_map.items()}
     else:
         raise UserError(f"{folder}: holds neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]}")
@@ -54,7 +55,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     for file in sorted(set(files.values())):
         for name in _names_in(file):
             if name in held:
-                raise UserError(f"{folder}: tensor {name} stands in more than one file")
+                raise UserError(f"{folder}: tensor {name} is in more than one file")
             if name not in files:
                 raise UserError(f"{index}: tensor {name} is not in weight_map")
             held[name] = file
@@ -73,10 +74,10 @@ def _names_in(file: Path) -> list[str]:
 
 
 def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
-    """Every name of `weight_files` and its `PySafeSlice`: nothing is read before it is indexed.
+    """Yields every name of `weight_files` with its `PySafeSlice`, which reads only when indexed.
 
     Raises:
-        UserError: a tensor is stored in a dtype that is none of `DTYPES`.
+        UserError: a tensor is stored in a dtype that is not in `DTYPES`.
     """
     for file in sorted(set(files.values())):
         for name in _names_in(file):
@@ -84,12 +85,15 @@ def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _stored(file: Path, name: str) -> Any:
-    # Opened anew for each tensor: all that was read of an open file stays mapped into memory.
+    # Open the file anew for each tensor, because everything read from an open file stays mapped
+    # into memory.
     with safe_open(file, "np") as tensors:
         stored = tensors.get_slice(name)
     dtype = stored.get_dtype()
     if dtype not in DTYPES.values():
-        raise UserError(f"{file}: {name} is stored as {dtype}, not as {', '.join(DTYPES)}")
+        raise UserError(
+            f"{file}: {name} is stored as {dtype}, but must be one of {', '.join(DTYPES)}"
+        )
     return stored
 
 
@@ -97,14 +101,15 @@ def _stored(file: Path, name: str) -> Any:
 
 
 def content_hash(folder: Path) -> str:
-    """sha256 (hex) of the config and the weights: all that the model's outputs depend on."""
+    """sha256 (hex) of the config and the weights, on which all outputs of the model depend."""
     return files_hash([folder / "config.json", *sorted(set(weight_files(folder).values()))])
 
 
 def fingerprint(folder: Path) -> str:
     """sha256 (hex) of every tensor's name, shape, dtype and first row.
 
-    It reads next to nothing of a large checkpoint, and is another for weights trained otherwise.
+    It reads very little of a large checkpoint. Weights that were trained differently have a
+    different fingerprint.
     """
     rows = [
         f"{name} {stored.get_shape()} {stored.get_dtype()} {_first_row(stored).hex()}"
@@ -119,7 +124,7 @@ def _first_row(stored: Any) -> bytes:
 
 
 def files_hash(files: Iterable[Path]) -> str:
-    """sha256 (hex) of the files' contents, one after another."""
+    """sha256 (hex) over the sha256 of each file's content, in this order."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -144,22 +149,24 @@ def write_tensors(
     """Writes a safetensors file.
 
     Args:
-        file: to write; replaced if it exists.
+        file: the file to write; replaced if it exists.
         specs: shape and dtype of every tensor, by name.
-        tensor: gives the tensor of a name; each is asked for once, when its place has come.
+        tensor: gives the tensor of a name; it is called once for each tensor, just before the
+            tensor is written.
 
     Raises:
-        KeyError: a dtype that is none of `DTYPES`.
+        KeyError: a dtype is not in `DTYPES`.
 
     References:
         The format: https://github.com/huggingface/safetensors#format
     """
-    # safetensors' own order: the widest elements first, so that all stay aligned; then by name.
+    # This is safetensors' own order: first by element size, widest first, so that all tensors stay
+    # aligned, then by name.
     names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     with file.open("wb") as stream:
         stream.write(_header(specs, names))
         for name in names:
-            # Kept under no name here, so that it is gone before the next one is made.
+            # No variable holds the tensor, so its memory is free before the next one is made.
             stream.write(_raw(tensor(name), specs[name]))
 
 
@@ -169,7 +176,7 @@ def _raw(tensor: np.ndarray, spec: jax.ShapeDtypeStruct) -> memoryview:
 
 
 def _header(specs: Mapping[str, jax.ShapeDtypeStruct], names: list[str]) -> bytes:
-    # transformers refuses files that do not name the framework of their layout.
+    # transformers refuses files whose metadata does not name a framework.
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

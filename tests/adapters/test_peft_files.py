@@ -156,7 +156,10 @@ SPOILED = {
     ),
     "unknown kind": ({A.replace("lora_A", "magnitude"): np.zeros(3)}, "magnitude.* is unknown"),
     "unknown target": ({A.replace("q_proj", "lm_head"): np.zeros(3)}, "lm_head.* is unknown"),
-    "wrong rank": ({A: np.zeros((2, 24), np.float32)}, r"has shape \[2, 24\], .* say \[3, 24\]"),
+    "wrong rank": (
+        {A: np.zeros((2, 24), np.float32)},
+        r"shape \[2, 24\], .* require \[3, 24\]",
+    ),
 }
 
 

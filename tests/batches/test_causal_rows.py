@@ -270,9 +270,9 @@ def test_the_rule(kind, settings_given, expected, monkeypatch):
         (
             "NVIDIA H100",
             {"attention": "cudnn", "dtype": "float32"},
-            "and bfloat16, here are NVIDIA",
+            "and bfloat16, but this run uses NVIDIA",
         ),
-        ("NVIDIA A100", {"attention": "tokamax"}, "tokamax needs a Hopper GPU and bfloat16, here"),
+        ("NVIDIA A100", {"attention": "tokamax"}, "tokamax needs a Hopper GPU and bfloat16, but"),
         ("NVIDIA H100", {"attention": "tokamax", "dtype": "float32"}, "tokamax needs a Hopper GPU"),
     ],
 )
@@ -305,7 +305,8 @@ def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatc
     model = tiny_models.save(tmp_path / "model", tiny_models.hugging_face())
     monkeypatch.setattr(computation, "attention_implementation", lambda _: "cudnn")
     config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
-    with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 10;"):
+    problem = r"cudnn needs a head size that is a multiple of 8 and at most 128, .* 10;"
+    with pytest.raises(ValueError, match=problem):
         prepare.prepare([config], Screen(quiet=True))
 
 

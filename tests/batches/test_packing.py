@@ -74,7 +74,8 @@ def test_unpack_is_the_inverse(lengths, members):
 def test_a_pair_that_does_not_fit_is_refused_by_its_row():
     nine = np.zeros(9, np.int32)
     pairs = [Example(4711, nine, (nine, nine))]
-    with pytest.raises(ValueError, match=r"row 4711 of the data needs 25 positions, a row has 20"):
+    problem = r"row 4711 of the data needs 25 positions, but a packed row has 20"
+    with pytest.raises(ValueError, match=problem):
         pack(pairs, [Shape(1, 20, 99, 1)])
 
 

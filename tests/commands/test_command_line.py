@@ -164,15 +164,15 @@ MISTAKES = {
     # the mesh
     "devices that are not there": (
         "--mesh.fsdp 3",
-        r"mesh: .*fsdp 3.* makes 3, there are 1 devices",
+        r"mesh: .*fsdp 3.* needs 3 devices; available: 1",
     ),
     "two open axes": ("--mesh.data -1", r"mesh\.fsdp: only one axis may be -1"),
     # the model
-    "no such folder": ("--model {folder}/none", r"model\.path: '\S+none' is no folder"),
+    "no such folder": ("--model {folder}/none", r"model\.path: '\S+none' is neither a"),
     "a file": ("--model {train}", r"model\.path: \S+ is a file"),
     "an empty folder": ("--model {nothing}", r"model\.path: .*nothing holds no config\.json"),
     "another architecture": ("--model {mistral}", r"config\.json: model_type = 'mistral'"),
-    "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], config.json says"),
+    "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], but config\.json"),
     "half of the weights": ("--model {truncated}", r"not a whole safetensors file"),
     "no tokenizer for texts": ("--model {mute} --data {chat}", r"holds texts, .* no tokenizer"),
     "layers that NF4 cannot block": (

@@ -42,7 +42,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "placement": (lambda: make_mesh(MeshConfig(data=7)), "mesh: "),
     "runs": (lambda: check_output(Path(__file__) / "run"), "output: "),
     "system": (lambda: read_object(MISSING), "no/such/file.jsonl: No such file"),
-    "weights": (lambda: locate.resolve("no folder"), "model.path: 'no folder' is no folder"),
+    "weights": (lambda: locate.resolve("no folder"), "model.path: 'no folder' is neither a folder"),
     "eval": (lambda: json_lines.read_rows(MISSING, json_lines.Row), "no/such/file.jsonl: No such"),
     "elsewhere": (_from_here, "loss.mine: a function of the user's own package"),
 }

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from XLA's text of it."""
+"""Reads the instructions of a compiled program from XLA's text of it."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]+)\]")
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 _SOURCE = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
-# Triton's and cuBLAS' products, and cuDNN's attention.
+# Parts of the names of Triton's and cuBLAS' products and of cuDNN's attention.
 _WORK = ("gemm", "cublas", "__cudnn$")
 
 
@@ -18,13 +18,13 @@ class Instruction(NamedTuple):
 
     computation: str
     name: str
-    result: str  # its shape, as text
+    result: str  # shape of its result, as text
     operation: str
     rest: str  # operands and attributes
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The dimensions of every array it makes."""
+        """The dimensions of every array that it makes."""
         return [tuple(map(int, sizes.split(","))) for _, sizes in _ARRAY.findall(self.result)]
 
     @property
@@ -34,7 +34,7 @@ class Instruction(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The operation of the traced program that it comes from."""
+        """The operation of the traced program from which it comes."""
         found = _SOURCE.search(self.rest)
         return found[1] if found else ""
 
@@ -44,7 +44,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """Every instruction that has a buffer; what happens inside a fusion has none."""
+    """Yields every instruction with a buffer. Instructions inside a fusion have none."""
     computation = ""
     for line in text.splitlines():
         if found := _COMPUTATION.match(line):
@@ -54,7 +54,7 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def work_between(program: list[Instruction], operation: str) -> Iterator[tuple[Instruction, int]]:
-    """Every finished `operation-done`, and how many products ran since its start."""
+    """Yields every `operation-done` with the number of products that ran since its start."""
     started: dict[tuple[str, str], int] = {}
     for number, instruction in enumerate(program):
         if instruction.operation == f"{operation}-start":

@@ -1,4 +1,4 @@
-"""One host of a job that loads a checkpoint: says how much of each tensor it read, as JSON."""
+"""One host of a job that loads a checkpoint. It prints how much of each tensor it read, as JSON."""
 
 import json
 import math
@@ -14,7 +14,7 @@ READ: dict[str, int] = {}
 
 
 class Recorded:
-    """A slice of a file that counts the values read of it."""
+    """A stored tensor that counts the values read from it."""
 
     def __init__(self, name, stored):
         self.name, self.stored = name, stored

@@ -1,6 +1,6 @@
-"""A judge for tests: the Chat Completions protocol on a loopback port, in every mood there is.
+"""A judge for tests: it serves the Chat Completions protocol on a loopback port.
 
-A behaviour is a function of one `Call` to one `Response`. The server knows nothing of MT-Bench.
+A behaviour is a function from one `Call` to one `Response`. The server knows nothing of MT-Bench.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """One request; `repeat` counts the earlier ones with the same messages."""
+    """One request. `repeat` is the number of earlier requests with the same messages."""
 
     number: int
     repeat: int
@@ -43,7 +43,7 @@ Behaviour = Callable[[Call], Response]
 
 @dataclass
 class JudgeServer:
-    """A running server, what it was asked, and how many requests it had at once at most."""
+    """A running server, its requests, and the largest number of requests at once."""
 
     url: str
     behaviour: Behaviour
@@ -58,7 +58,7 @@ def judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one packet for head and body: two would wait for each other's receipt
+        wbufsize = -1  # head and body in one packet; the second of two would wait for the first
 
         def do_POST(self) -> None:
             nonlocal at_once
@@ -74,7 +74,7 @@ def judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
             time.sleep(response.seconds)
             with lock:
                 at_once -= 1
-            # A client that was killed, or gave up waiting, is not there to be answered.
+            # A client that was killed or stopped waiting cannot be answered.
             with contextlib.suppress(ConnectionError):
                 self._send(response)
 
@@ -105,7 +105,7 @@ def judge_server(behaviour: Behaviour) -> Iterator[JudgeServer]:
         http.server_close()
 
 
-# ---- moods --------------------------------------------------------------------------------------
+# ---- behaviours ----------------------------------------------------------------------------------
 
 
 def says(text: str, finish_reason: str = "stop", seconds: float = 0.0) -> Response:
@@ -143,13 +143,13 @@ def rate(call: Call) -> Response:
 
 
 def first_then(first: Response, *more: Response) -> Behaviour:
-    """Answers the first requests of all with these, then rates."""
+    """Answers the very first requests with these responses, and then rates."""
     responses = (first, *more)
     return lambda call: responses[call.number] if call.number < len(responses) else rate(call)
 
 
 def refuse(*names: str) -> Behaviour:
-    """Refuses parameters, one per answer, as OpenAI's newer models do."""
+    """Refuses parameters, one in each answer, as OpenAI's newer models do."""
 
     def behaviour(call: Call) -> Response:
         for name in names:

@@ -1,4 +1,4 @@
-"""What tests of losses share: pairs, settings, and values with gradients of all losses at once."""
+"""Pairs and settings for the tests of losses, and values with gradients of all losses at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tddpo_jax.losses.pair_logps import PairLogps
 
 
 class Numbers(NamedTuple):
-    """Every number that some loss reads."""
+    """All numeric settings of all losses."""
 
     beta: float = 0.7
     tau: float = 1.3
@@ -44,7 +44,7 @@ def make_pairs(chosen, rejected, ref_chosen, ref_rejected, lengths=None, kl=(0.0
 
 
 def margin_pairs(s):
-    """Pairs whose chosen log-ratio is s, with everything else zero and one token a response."""
+    """Pairs whose chosen log-ratio is s. All else is zero, and each response has one token."""
     s = np.asarray(s, np.float64)
     return make_pairs(s, np.zeros_like(s), np.zeros_like(s), np.zeros_like(s))
 
@@ -79,9 +79,10 @@ def value_and_gradient(losses, pairs, scalars):
 
 
 def evaluate(loss, pairs, scalars=SCALARS, dtype=np.float64, among=SINGLES):
-    """Values [P] and the gradient of their sum: pairs do not meet, so it is each pair's own.
+    """Values [P] and the gradient of their sum.
 
-    The losses are compiled together: one by one, that would take most of this file's time.
+    Pairs do not affect each other, so the gradient is that of each pair's own value. The losses are
+    compiled together, because compiling them one by one would take most of the tests' time.
     """
     with jax.enable_x64(dtype == np.float64):
         inputs = jax.tree.map(lambda value: np.asarray(value, dtype), (pairs, scalars))
@@ -99,19 +100,21 @@ def softplus(x):
 
 
 def assert_slopes(loss, chosen, rejected):
-    """Slopes with respect to logp_chosen and logp_rejected; those of the reference are opposite
-    where the loss knows log-ratios only."""
+    """Checks the slopes of a loss with respect to logp_chosen and logp_rejected.
+
+    If a loss depends on log-ratios only, its slopes with respect to the reference are opposite.
+    """
     _, gradients = evaluate(loss, PAIRS)
     np.testing.assert_allclose(gradients.logp_chosen, chosen, rtol=1e-11, atol=1e-14)
     np.testing.assert_allclose(gradients.logp_rejected, rejected, rtol=1e-11, atol=1e-14)
 
 
 def flip(pairs):
-    """The pairs with the two responses exchanged."""
+    """The pairs with chosen and rejected exchanged."""
     return make_pairs(*(pairs[field] for field in (1, 0, 3, 2)))
 
 
-# The last is a slot that a batch does not fill: zeros only, lengths too.
+# The last pair is an empty place of a batch, with zeros only, also as lengths.
 CORNERS = np.array(list(itertools.product([0.0, -1e4], repeat=4))).T
 EXTREME_PAIRS = PairLogps(
     *(

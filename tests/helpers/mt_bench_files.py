@@ -1,4 +1,4 @@
-"""A small benchmark of FastChat's form, its answers and judgments, for tests."""
+"""A small benchmark in FastChat's format, with answers and judgments, for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 CATEGORIES = ("writing", "math", "coding", "stem")
 QUESTION_IDS = (81, 111, 121, 141)
 
-# The four prompts in FastChat's shapes: same names, same fields, same order of parts, other words.
+# The four prompts have the names, fields and order of parts of FastChat's, with other words.
 PROMPTS = (
     {
         "name": "single-v1",
@@ -49,7 +49,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_data(folder: Path, *, per_category: int = 1) -> Path:
-    """A `data` folder of four categories with `per_category` questions each."""
+    """Writes a `data` folder of four categories with `per_category` questions each."""
     questions = [
         {
             "question_id": first + number,
@@ -80,7 +80,7 @@ def write_data(folder: Path, *, per_category: int = 1) -> Path:
 def write_answers(
     folder: Path, data: Path, model_id: str = "tiny", seed: int | None = 0, text: str = "answer"
 ) -> Path:
-    """Answers to every question: as ours, or without our keys if `seed` is None."""
+    """Writes answers to every question, in our format, or without our keys if `seed` is None."""
     stem = model_id if seed is None else f"{model_id}-seed{seed}"
     ours = {} if seed is None else {"seed": seed}
     rows = [
@@ -100,7 +100,7 @@ def write_answers(
 def judgment(
     model: str, question_id: int, turn: int, score: float, judge: str = "j", **ours: Any
 ) -> dict[str, Any]:
-    """A judgment with FastChat's keys alone, plus those given."""
+    """A judgment with FastChat's keys and those in `ours`."""
     return {
         "question_id": question_id,
         "model": model,

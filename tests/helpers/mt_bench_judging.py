@@ -1,4 +1,4 @@
-"""The `judge` command on a small benchmark, against a server of one's own."""
+"""Runs the `judge` command on a small benchmark, against a local server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Outcome:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status; a wrong command line ends in argparse's own exit."""
+    """Runs a command and returns its exit status. argparse exits by itself on a wrong command."""
     try:
         return main(arguments)
     except SystemExit as stopped:
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
 
 @dataclass
 class Bench:
-    """A benchmark with answers, and the `judge` command on it."""
+    """A benchmark with answers, on which the `judge` command can run."""
 
     folder: Path
     capsys: pytest.CaptureFixture[str]
@@ -57,7 +57,7 @@ class Bench:
 def make_bench(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Bench:
-    """Four questions answered by one model under one seed, and a key in the environment."""
+    """Makes four questions, one model's answers under one seed, and a key in the environment."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""Run directories made by numpy, whose true accuracies are known."""
+"""Makes run directories with numpy, so that their true accuracies are known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def probit(share: float) -> float:
 
 
 def experiment_cells(**axes: object) -> list[Config]:
-    """The grid of the experiment, 60 cells, or with other values on some axes."""
+    """The 60 cells of the experiment's grid, or a grid with other values on some axes."""
     values = {
         "loss": ["td_dpo", "dpo", "discopop"],
         "beta": [0.01, 0.05, 0.5, 2.5],
@@ -41,7 +41,7 @@ def experiment_cells(**axes: object) -> list[Config]:
 
 
 def steady(config: Config) -> float:
-    """Td_dpo does not depend on beta; the others are best at 0.05 and worse on either side."""
+    """An accuracy that depends on tau alone for td_dpo; other losses are best at beta 0.05."""
     if config.loss.name == "td_dpo":
         return {0.5: 0.74, 1.0: 0.78, 2.0: 0.76}[config.loss.tau]
     lost = 0.08 * abs(math.log10(config.loss.beta / 0.05))
@@ -61,14 +61,18 @@ def write_grid(
     missing: Iterable[str] = (),
     numbers: int = 0,
 ) -> Path:
-    """A grid directory.
+    """Writes a grid directory.
 
     Args:
-        accuracy: the true share of pairs that a cell's policy orders rightly in the end.
-        spread: standard deviation, in probits, of the seeds around it.
-        shared: share of the variance of a pair's margin that it has in every cell alike.
-        diverged: names of cells to the step they diverged at, of 20.
-        unfinished, missing: names of cells.
+        folder: the directory to write.
+        cells: settings of the cells.
+        accuracy: gives the true share of pairs that a cell's last policy orders correctly.
+        pairs: number of validation pairs.
+        spread: standard deviation of the seeds around that accuracy, in probits.
+        shared: share of the variance of a pair's margin that is common to all cells.
+        diverged: the step, out of 20, at which a cell diverged, by the cell's name.
+        unfinished: names of cells without a summary.
+        missing: names of cells without a directory.
         numbers: seed of all random numbers.
     """
     cells = list(cells)
@@ -97,7 +101,7 @@ def write_grid(
 
 
 def _margins(hard: np.ndarray, shared: float, generator: np.random.Generator) -> np.ndarray:
-    """Standard normal margins of pairs, correlated with how hard each is."""
+    """Standard normal margins of pairs, which correlate with the pairs' difficulty `hard`."""
     own = generator.normal(size=len(hard))
     return math.sqrt(shared) * hard + math.sqrt(1 - shared) * own
 
@@ -150,7 +154,7 @@ def _train(
 
 
 def facts(pairs: int) -> dict[str, object]:
-    """What `run.json` holds."""
+    """The content of `run.json`."""
     return {
         "versions": {"jax": "0.10.2", "tddpo_jax": "0.1.0", "python": "3.11.7"},
         "git_commit": "0" * 40,
@@ -169,7 +173,7 @@ def facts(pairs: int) -> dict[str, object]:
 
 
 def write_quality(folder: Path, quality: Callable[[str], float], prompts: int = 40) -> None:
-    """`quality.json` in the directory of every run that is over, as `eval.quality` writes it."""
+    """Writes `quality.json` for every finished run, as `eval.quality` does."""
     for cell in read_experiment(folder).cells:
         standing = standing_of(cell)
         if standing is None:

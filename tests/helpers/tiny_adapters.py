@@ -1,4 +1,4 @@
-"""Adapters with random factors on tiny models, as if they had been trained."""
+"""Puts random adapters on tiny models, as if they had been trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def adapted(
     dropout: float = 0.0,
     targets: tuple[str, ...] | None = None,
 ) -> Decoder:
-    """The base with an adapter of which no factor is zero."""
+    """The base with an adapter whose factors are both random."""
     model = copied(base)
     rng = np.random.default_rng(seed)
     place = model.norm.weight[...].sharding

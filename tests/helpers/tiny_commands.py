@@ -1,4 +1,4 @@
-"""Commands on a tiny model, as a user types them, in this process."""
+"""Runs commands on a tiny model in this process, with the options that a user would type."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tddpo_jax.commands.exit_status import run_command
 
 
 def run(verb, *arguments):
-    """The exit status of a command, run in this process."""
+    """Runs a command in this process and returns its exit status."""
     try:
         return run_command(COMMANDS[verb], [str(argument) for argument in arguments])
-    except SystemExit as exit:  # argparse's way to end
+    except SystemExit as exit:  # argparse exits like this
         return exit.code
 
 
@@ -22,13 +22,13 @@ def training_options(inputs, output, steps=1):
         *("--model", inputs.model, "--data", inputs.train, "--data.row-length", 64),
         *("--data.validation", inputs.validation, "--train.batch-pairs", 5),
         *("--train.learning-rate", 1e-3, "--train.max-steps", steps, "--output", output),
-        # Not the defaults, for programs that other tests have compiled.
+        # With these settings, programs that other tests have compiled can be reused.
         *("--model.remat", "none", "--train.adam-eps", 1e-2),
     )
 
 
 def trained_run(inputs, output, *more):
-    """The directory of a run of two steps."""
+    """Trains for two steps and returns the run's directory."""
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, 1)
         assert run("train", *training_options(inputs, output, steps=2), *more) == 0

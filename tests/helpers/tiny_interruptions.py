@@ -1,4 +1,4 @@
-"""Runs that end before their time, and what a run is compared by, to the last bit."""
+"""Interrupts runs before their end, and compares runs to the last bit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tddpo_jax.training.checkpoints import Checkpoints
 
 
 class Killed(Exception):
-    """What stands for the end of the process."""
+    """Simulates the death of the process."""
 
 
 def killed_run(inputs, directory, monkeypatch, where: Callable, changes=None) -> None:
-    """A run that ends where `where`, a patch of the trainer, raises `Killed`."""
+    """Starts a run that is killed where `where`, a patch of the trainer, raises `Killed`."""
     with monkeypatch.context() as patch:
         where(patch)
         with pytest.raises(Killed):
@@ -28,7 +28,11 @@ def killed_run(inputs, directory, monkeypatch, where: Callable, changes=None) ->
 
 
 def on_line(matches: Callable[[Path, dict], bool]) -> Callable:
-    """Ends a run when it has written a line of metrics, given with its run's directory."""
+    """Kills a run after it has written a line of metrics for which `matches` is true.
+
+    Args:
+        matches: takes the run's directory and the line.
+    """
 
     def where(patch):
         log = Writer.log
@@ -44,7 +48,7 @@ def on_line(matches: Callable[[Path, dict], bool]) -> Callable:
 
 
 def before_save(step: int, name: str = "") -> Callable:
-    """Ends a run before it saves the state after `step` steps, of the cell with `name` in it."""
+    """Kills a run before it saves the state after `step` steps, in a folder with `name` in it."""
 
     def where(patch):
         save = Checkpoints.save
@@ -60,7 +64,7 @@ def before_save(step: int, name: str = "") -> Callable:
 
 
 def assert_same_run(directory: Path, expected: Path) -> None:
-    """The same metrics, validations, summary, export and last state, to the last bit."""
+    """Checks for equal metrics, validations, summary, export and last state, to the last bit."""
     found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (directory, expected))
     assert found == wanted
     assert tiny_runs.untimed_board(directory) == tiny_runs.untimed_board(expected)

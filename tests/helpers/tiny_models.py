@@ -1,7 +1,7 @@
-"""Tiny random Llamas, Hugging Face folders and preference pairs, made on the spot.
+"""Makes tiny random Llamas, Hugging Face folders and examples.
 
-Sizes are odd or have few divisors, weights are large and norms are not ones, so that swapped axes,
-a forgotten weight or a default in place of a setting cannot pass.
+Sizes are odd or have few divisors, weights are large, and norms are not ones. So a test fails if
+axes are swapped, a weight is forgotten, or a default replaces a setting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tddpo_jax.scoring.forward import view_of
 from tddpo_jax.weights.hugging_face import load as load_checkpoint
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 
-if TYPE_CHECKING:  # imported where it is used, for not every test needs PyTorch
+if TYPE_CHECKING:  # functions import it themselves, because not every test needs PyTorch
     import torch
     from transformers import LlamaForCausalLM
 
@@ -62,18 +62,18 @@ HUGGING_FACE = {
     "tie_word_embeddings": CONFIG.tied,
 }
 
-# For what compiles for seconds and runs for milliseconds.
+# For functions that compile for seconds and run for milliseconds.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
-    """Normal weights under which a stream neither dies nor explodes; norms around one."""
+    """Normal weights that keep hidden states from vanishing or exploding; norms around one."""
     noise = rng.normal(size=shape).astype(np.float32)
     return 1 + 0.2 * noise if is_norm else 1.5 * noise / np.sqrt(shape[-1])
 
 
 def llama(seed: int = 0, **changes) -> Decoder:
-    """A model of `CONFIG`, changed, with random weights."""
+    """A model with random weights and the shape of `CONFIG`, with these changes."""
     config = dataclasses.replace(CONFIG, **changes)
     rng = np.random.default_rng(seed)
 
@@ -85,7 +85,7 @@ def llama(seed: int = 0, **changes) -> Decoder:
 
 
 def hugging_face(seed: int = 0, dtype: torch.dtype | None = None, **changes) -> LlamaForCausalLM:
-    """transformers' model of the same shape, changed in transformers' words."""
+    """transformers' model of the same shape; changes have transformers' names."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -106,12 +106,12 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> P
 
 
 def load(folder: Path, dtype=None) -> Decoder:
-    """The folder's model on one device."""
+    """Loads the folder's model onto one device."""
     return load_checkpoint(folder, one_device(), dtype)
 
 
 def load_from(model: LlamaForCausalLM) -> Decoder:
-    """The weights of a transformers model as ours, by way of a folder."""
+    """Converts a transformers model to ours, by way of a folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load(save(Path(folder), model))
 
@@ -122,14 +122,14 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def change_config(folder: Path, **changes) -> None:
-    """Sets attributes of config.json, or removes those that are None."""
+    """Sets attributes of config.json; None removes one."""
     path = folder / "config.json"
     attributes = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
 
 
 def change_tensors(folder: Path, **changes) -> None:
-    """Sets tensors of the single file, dots written as double underscores; None removes one."""
+    """Sets tensors of the single file; None removes one. Double underscores mean dots."""
     changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
     tensors = {**tensors_of(folder), **changes}
     save_file({k: v for k, v in tensors.items() if v is not None}, folder / WEIGHT_FILES[0])
@@ -145,7 +145,7 @@ def mesh_of(data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def reading_order(rows: int, length: int) -> View:
-    """What the tokens of plain sequences see, one sequence a row."""
+    """The view of plain causal sequences, with one sequence in each row."""
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     return View(jnp.zeros_like(positions), positions + 1, positions)
 
@@ -164,7 +164,7 @@ def run(model: Decoder, batch: Batch, **settings) -> jax.Array:
 
 
 def dense_attention(q, k, v, view: View, *, window=None, scale=None) -> jax.Array:
-    """Attention with a mask of every query and key, written out; zeros where no key is seen."""
+    """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) * (scale or q.shape[-1] ** -0.5)
     key = jnp.arange(k.shape[1])
@@ -182,9 +182,9 @@ def random_examples(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary)
     """Examples of random token ids.
 
     Args:
-        lengths: of the prompt and of each response of each example.
-        seed: of the ids.
-        vocabulary: ids are below it.
+        lengths: for each example, the lengths of its prompt and of its responses.
+        seed: seed of the ids.
+        vocabulary: all ids are below this number.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Preference rows of a few words, files of them, and the data sets made of those."""
+"""Preference rows of a few words, and functions that write and load them."""
 
 from __future__ import annotations
 

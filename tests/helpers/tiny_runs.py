@@ -1,4 +1,4 @@
-"""Whole runs of a tiny Llama over a few pairs: what they start from, and how to read them."""
+"""Runs a tiny Llama over a few pairs: makes the inputs and reads the results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import shared
 
-# Every dimension is shared evenly by two tensor-parallel and by eight data-parallel devices, and
-# the inputs of every linear layer are blocks of 64, which QLoRA needs.
+# Two tensor-parallel or eight data-parallel devices can share every dimension evenly. The inputs of
+# every linear layer are a multiple of 64, which QLoRA needs.
 SHAPE = {
     "vocab_size": 448,
     "hidden_size": 64,
@@ -50,7 +50,10 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(folder: Path) -> Inputs:
-    """18 training pairs, so that steps of 5 leave 3 for the last of an epoch, and 7 others."""
+    """Writes a model, 18 training pairs and 7 validation pairs.
+
+    With steps of 5 pairs, the last step of an epoch has 3.
+    """
     model = tiny_models.save(folder / "model", tiny_models.hugging_face(**SHAPE), sentencepiece())
     inputs = Inputs(model, folder / "train.jsonl", folder / "validation.jsonl")
     write_rows(inputs.train, random_rows(18, seed=1))
@@ -74,10 +77,15 @@ def write_rows(file: Path, rows: list[dict]) -> Path:
 
 
 def settings(inputs: Inputs, output: Path, changes: dict | None = None) -> dict:
-    """Eight steps in two epochs, validated after 3, 4, 6 and 8 of them; `changes` by dotted name.
+    """Settings of a run of eight steps in two epochs, with validations after 3, 4, 6 and 8 steps.
 
-    Micro-batches have one shape, since every shape compiles. Adam's epsilon is large, so that
-    rounding in a gradient near zero stays rounding in the weight.
+    Micro-batches have one shape, because every shape needs a compilation. Adam's epsilon is large,
+    so that rounding in a gradient near zero stays rounding in the weight.
+
+    Args:
+        inputs: the model and the data.
+        output: directory of the run.
+        changes: other values of settings, by dotted name.
     """
     mapping = {
         "model": {"path": str(inputs.model), "remat": "none"},
@@ -106,10 +114,10 @@ def run(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]
 
 
 def use_devices(patch, count: int) -> None:
-    """Runs see the first `count` of the eight devices.
+    """Lets runs see only the first `count` of the eight devices.
 
-    Commands set no flags for XLA: it has started, and they are part of the key of every program
-    that is kept on disk.
+    It also stops commands from setting XLA's flags. XLA has already started, and the flags are part
+    of the key of every program that is kept on disk.
     """
     for module in (shared, logps):
         patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:count]))
@@ -118,7 +126,10 @@ def use_devices(patch, count: int) -> None:
 
 @contextlib.contextmanager
 def compilations() -> Iterator[collections.Counter]:
-    """How often each function is compiled meanwhile, by name; `clear` to start anew."""
+    """Counts how often each function is compiled inside the context, by name.
+
+    Calling `clear` on the counter starts anew.
+    """
     counts: collections.Counter = collections.Counter()
 
     class Counting(logging.Handler):
@@ -148,7 +159,7 @@ def validation_lines(directory: Path) -> list[dict]:
 
 
 def untimed(records: list[dict]) -> list[dict]:
-    """Records without what depends on the clock."""
+    """The records without the values that depend on the clock."""
     return [{k: v for k, v in record.items() if k not in TIMING_METRICS} for record in records]
 
 
@@ -159,7 +170,7 @@ def weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 def last_state(directory: Path) -> dict[str, np.ndarray]:
-    """The newest training state by name: parameters, both moments, count; whoever saved it."""
+    """The newest training state by name: parameters, both moments, count."""
     folder = (directory / "checkpoints").absolute()
     with ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler()) as manager:
         step = manager.latest_step()
@@ -173,10 +184,10 @@ def last_state(directory: Path) -> dict[str, np.ndarray]:
 
 
 def board(directory: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every number that TensorBoard shows, in the order of writing.
+    """The (step, name, value) of every number that TensorBoard shows, in the order of writing.
 
-    An event file is a sequence of records, each a length, its checksum, an event and its checksum.
-    A session that starts at a step hides what was written of it and of later steps before.
+    An event file is a sequence of records. Each record holds a length, its checksum, an event and
+    its checksum. A session that starts at a step hides earlier values of this and later steps.
     """
     shown: list[tuple[int, str, float]] = []
     for file in sorted((directory / "tensorboard").iterdir()):
@@ -192,11 +203,11 @@ def board(directory: Path) -> list[tuple[int, str, float]]:
 
 
 def untimed_board(directory: Path) -> list[tuple[int, str, float]]:
-    """What TensorBoard shows at each step, without what depends on the clock."""
+    """The values that TensorBoard shows, without those that depend on the clock."""
     return sorted(value for value in board(directory) if value[1] not in TIMING_METRICS)
 
 
 def times(directory: Path) -> dict[str, int]:
-    """When each file was last written, in nanoseconds."""
+    """The time of the last change of each file, in nanoseconds."""
     files = (path for path in directory.rglob("*") if path.is_file())
     return {str(file.relative_to(directory)): file.stat().st_mtime_ns for file in files}

@@ -1,4 +1,4 @@
-"""Tokenizers of a few hundred pieces, made on the spot: the kinds that Llama's family uses."""
+"""Makes tokenizers of a few hundred pieces, of the kinds that the Llama models use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LLAMA_3_SPECIALS = [
 
 
 def byte_level(specials: list[str] = LLAMA_3_SPECIALS, **settings) -> PreTrainedTokenizerFast:
-    """As Llama 3's: bytes, no dummy prefix, a beginning of sequence added by itself."""
+    """A tokenizer like Llama 3's: of bytes, without a dummy prefix; it adds its own BOS token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,14 +55,16 @@ def byte_level(specials: list[str] = LLAMA_3_SPECIALS, **settings) -> PreTrained
 def sentencepiece(
     prefix: str = "every", drops_spaces: bool = False, adds_bos: bool = True, **settings
 ) -> PreTrainedTokenizerFast:
-    """As Llama-2's: `▁` for a space, one more in front, bytes for what is not in the vocabulary.
+    """A tokenizer like Llama-2's.
+
+    It writes `▁` for a space, adds one in front of a text, and encodes unknown characters as bytes.
 
     Args:
-        prefix: where the dummy prefix goes, in front of "every" piece of text between special
-            tokens, or of the "first" alone.
-        drops_spaces: spaces at the ends go, and runs of spaces shrink to one.
-        adds_bos: the tokenizer adds `<s>` by itself.
-        settings: for `PreTrainedTokenizerFast`.
+        prefix: where the dummy prefix is added: in front of "every" piece of text between special
+            tokens, or of the "first" piece alone.
+        drops_spaces: whether spaces at the ends are removed and runs of spaces shrink to one.
+        adds_bos: whether the tokenizer adds `<s>` by itself.
+        settings: settings for `PreTrainedTokenizerFast`.
     """
     vocabulary, merges = _pieces()
     tokenizer = Tokenizer(
@@ -95,7 +97,10 @@ def sentencepiece(
 
 
 def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Pieces and merges, none across a space, behind `<unk>`, `<s>`, `</s>` and the bytes."""
+    """Learned pieces and merges, none across a space.
+
+    `<unk>`, `<s>`, `</s>` and the bytes come before the learned pieces.
+    """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=180, show_progress=False))

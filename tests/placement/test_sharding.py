@@ -66,8 +66,11 @@ def test_an_open_axis_takes_the_remaining_devices(config, expected):
     ("config", "problem"),
     [
         (MeshConfig(data=3), "mesh: data 3 x fsdp -1 x tensor 1 does not divide 8 devices"),
-        (MeshConfig(fsdp=4), "mesh: data 1 x fsdp 4 x tensor 1 makes 4, there are 8 devices"),
-        (MeshConfig(data=16, fsdp=1), "mesh: data 16 x fsdp 1 x tensor 1 makes 16, there are 8"),
+        (MeshConfig(fsdp=4), "mesh: data 1 x fsdp 4 x tensor 1 needs 4 devices; available: 8"),
+        (
+            MeshConfig(data=16, fsdp=1),
+            "mesh: data 16 x fsdp 1 x tensor 1 needs 16 devices; ",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, problem):

@@ -108,8 +108,11 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
         ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
-        ({"hidden_size": "24"}, "hidden_size = '24' is no number"),
-        ({"num_key_value_heads": 5}, "6 heads of size .* do not go with 5 key/value heads"),
+        ({"hidden_size": "24"}, "hidden_size = '24' is not a number"),
+        (
+            {"num_key_value_heads": 5},
+            r"num_attention_heads \(6\) must be a multiple of num_key_value_heads \(5\)",
+        ),
         ({"quantization_config": {"bits": 4}}, r"quantization_config = \{'bits': 4\}"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
@@ -298,15 +301,15 @@ Q_PROJ = "model__layers__1__self_attn__q_proj__weight"
         ),
         (
             {Q_PROJ: np.zeros((24, 60), np.float32)},
-            r"layers\.1\.self_attn\.q_proj\.weight has shape \[24, 60\].* says \[60, 24\]",
+            r"layers\.1\.self_attn\.q_proj\.weight has shape \[24, 60\].* requires \[60, 24\]",
         ),
         (
             {"model__norm__weight": np.zeros(23, np.float32)},
-            r"model\.norm\.weight has shape \[23\], config\.json says \[24\]",
+            r"model\.norm\.weight has shape \[23\], but config\.json requires \[24\]",
         ),
         (
             {Q_PROJ: np.zeros((60, 24), np.float16)},
-            r"layers\.1\.self_attn\.q_proj\.weight is float16, other layers are float32",
+            r"layers\.1\.self_attn\.q_proj\.weight is float16, but other layers are float32",
         ),
     ],
 )
@@ -331,7 +334,8 @@ def test_a_tied_checkpoint_may_repeat_its_head(tied_folder, tmp_path):
         np.testing.assert_array_equal, tiny_models.load(copy), tiny_models.load(tied_folder)
     )
     tiny_models.change_tensors(copy, lm_head__weight=embedding + 1)
-    with pytest.raises(ValueError, match=r"copy: tie_word_embeddings, but lm_head\.weight differs"):
+    problem = r"copy: tie_word_embeddings is true, but lm_head\.weight differs"
+    with pytest.raises(ValueError, match=problem):
         tiny_models.load(copy)
 
 

@@ -1,4 +1,4 @@
-"""What a user's model path stands for."""
+"""The files that a user's model path names."""
 
 from __future__ import annotations
 
@@ -132,16 +132,18 @@ def test_what_stands_for_nothing_is_named(hub, tmp_path):
     baseless = adapter(tmp_path / "baseless", "no such folder")
     twice = adapter(tmp_path / "twice", str(adapter(tmp_path / "once", "owner/name")))
     problems = {
-        "no/such/folder": r"model\.path: 'no/such/folder' is no folder and no hub id",
-        "name": r"model\.path: 'name' is no folder and no hub id",
-        "owner/other": r"model\.path: owner/other is no local folder, .*: cannot be reached$",
+        "no/such/folder": r"model\.path: 'no/such/folder' is neither a folder nor a hub id",
+        "name": r"model\.path: 'name' is neither a folder nor a hub id",
+        "owner/other": r"model\.path: owner/other is not a local folder, .*: cannot be reached$",
         str(tmp_path / "file"): r"model\.path: .*file is a file",
         str(tmp_path / "empty"): r"model\.path: .*empty holds no config\.json",
         str(grid): r"model\.path: .*grid is a grid",
         str(unfinished): r"model\.path: the run .*unfinished has no best/ yet",
         str(nameless): r"adapter_config\.json: base_model_name_or_path is missing",
-        str(baseless): r"adapter_config\.json: base_model_name_or_path: 'no such folder' is no",
-        str(twice): r"model\.path: the base of the adapter .*twice is an adapter itself",
+        str(
+            baseless
+        ): r"adapter_config\.json: base_model_name_or_path: 'no such folder' is neither",
+        str(twice): r"model\.path: the base of the adapter .*twice is an adapter too: ",
     }
     for path, message in problems.items():
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Rows of a packed batch to causal rows and back, by gathers alone."""
+"""Moves entries from packed rows to causal rows and back. Both directions are gathers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tddpo_jax.batches.causal_rows import CausalRows
 
 
 def _taken(x: Float[Array, "B P *rest"], index: Int[Array, "B Q"]) -> Float[Array, "B Q *rest"]:
-    """Entries along the second axis, zero where the index is beyond its end."""
+    """Entries along the second axis; an index beyond its end gives zero."""
     index = index.reshape(*index.shape, *(1,) * (x.ndim - 2))
     return jnp.take_along_axis(x, index, axis=1, mode="fill", fill_value=0)
 
@@ -26,7 +26,7 @@ def _gathered(x: Array, position: Int[Array, "B N W"]) -> Float[Array, "B N W *r
 
 @jax.custom_vjp
 def spread(x: Float[Array, "B T *rest"], rows: CausalRows) -> Float[Array, "B N W *rest"]:
-    """The stream's entries in causal rows, zeros where nothing stands."""
+    """Copies the stream's entries into causal rows; empty places get zeros."""
     return _gathered(x, rows.position)
 
 
@@ -43,7 +43,7 @@ spread.defvjp(_spread_forward, _spread_backward)
 
 @jax.custom_vjp
 def collected(y: Float[Array, "B N W *rest"], rows: CausalRows) -> Float[Array, "B T *rest"]:
-    """The entries at each token's first place, zeros for tokens of other widths."""
+    """Reads each token's entry at its first place; tokens without a place here get zeros."""
     return _taken(_flat(y), rows.place)
 
 

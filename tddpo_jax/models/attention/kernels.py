@@ -1,10 +1,11 @@
 """Attention by third-party kernels, over the branches of packed rows as causal rows.
 
-The kernels are cuDNN's, by JAX's public function, and tokamax's for Hopper GPUs (Mosaic GPU), by
-its own. They know causal rows, and so every branch becomes one, see `causal_rows`. In a causal row
-a window is an ordinary one, which cuDNN knows. tokamax takes ranges of keys and lengths of rows
-too, but its backward pass then computes all queries against all keys: it leaves out what lies above
-the diagonal only where rows are plainly causal. So tokamax is given neither lengths nor windows.
+There are two kernels. cuDNN's is called through JAX's public function. tokamax's, for Hopper GPUs
+(Mosaic GPU), is called through its own. Both compute causal rows, so every branch becomes one (see
+`batches.causal_rows`). In a causal row a window is a plain sliding window, which cuDNN supports.
+tokamax also takes ranges of keys and lengths of rows, but its backward pass then computes all
+queries against all keys. It skips the part above the diagonal only if rows are plainly causal. So
+we pass neither lengths nor windows to tokamax.
 
 References:
     Dao, "FlashAttention-2" (2023); Shah et al., "FlashAttention-3" (2024).
@@ -26,13 +27,13 @@ from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.view import AttentionShape
 
 Kernel = Literal["cudnn", "tokamax"]
-# The names of the back-ends that read causal rows.
+# The back-ends that read causal rows.
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-# What cuDNN takes on every GPU since Ampere, and tokamax on Hopper.
+# Limits on the head size, for cuDNN on every GPU since Ampere and for tokamax on Hopper.
 LARGEST_HEAD, HEAD_MULTIPLE = 128, 8
-# Given to tokamax before it reads this process's command line, which is not its own. Its table of
-# tuned block sizes is left aside, where its version can: it has none for our shapes, and warns of
-# each.
+# We set tokamax's flags, because it would otherwise parse this process's command line. The flag
+# switches off its table of tuned block sizes, in versions that allow it. The table lacks our
+# shapes, and tokamax warns about each of them.
 TOKAMAX_FLAGS = ["", "--tokamax_ignore_autotuning_cache"]
 
 
@@ -52,14 +53,18 @@ def causal_rows_attention(
         q: queries; head h reads key/value head `h // (H // K)`.
         k: keys.
         v: values.
-        rows: the causal rows of each width; a token that stands in none gets zeros.
-        window: newest tokens of the branch that a token sees, itself among them; None: all.
-        scale: of the scores; None: 1/sqrt(size).
-        kernel: by name; `xla` is JAX's own, for tests.
+        rows: the causal rows of each width; a token that is in none of them gets zeros.
+        window: number of newest tokens of the branch that a token sees, including itself; None:
+            all.
+        scale: factor of the scores; None: 1/sqrt(size).
+        kernel: the kernel's name; `xla` is JAX's own implementation, for tests.
+
+    Returns:
+        The attended values of every token.
 
     Raises:
-        UserError: there is no kernel for these heads or this window.
-        ValueError: there is none for this dtype, or there are no causal rows.
+        UserError: the kernel does not support this head size or window.
+        ValueError: the kernel does not support this dtype, or there are no causal rows.
     """
     if not rows:
         raise ValueError(f"{kernel} needs the causal rows of a packed batch")
@@ -73,22 +78,27 @@ def causal_rows_attention(
 
 
 def check_shape(attention: str, shape: AttentionShape) -> None:
-    """Refuses a layer's attention if the back-end of this name has no kernel for it.
+    """Refuses a layer's attention that the back-end cannot compute.
+
+    Args:
+        attention: the back-end's name; one that is not in `KERNELS` computes everything.
+        shape: sizes and settings of the layer's attention.
 
     Raises:
-        UserError: it has none.
+        UserError: the back-end does not support the head size or the window.
     """
     if attention not in KERNELS:
         return
     for size in (shape.size, shape.value_size):
         if size > LARGEST_HEAD or size % HEAD_MULTIPLE:
             raise UserError(
-                f"model.attention: {attention} takes heads of a multiple of {HEAD_MULTIPLE} up to "
-                f"{LARGEST_HEAD} features, the model's have {size}; choose xla"
+                f"model.attention: {attention} needs a head size that is a multiple of "
+                f"{HEAD_MULTIPLE} and at most {LARGEST_HEAD}, but this model's is {size}; "
+                f"choose xla"
             )
     if attention == "tokamax" and shape.window is not None:
         raise UserError(
-            f"model.attention: tokamax computes no layers with a window, the model's have one of "
+            f"model.attention: tokamax does not support windows, but this model has a window of "
             f"{shape.window} tokens; choose cudnn or xla"
         )
 
@@ -101,9 +111,9 @@ def _check_dtype(kernel: Kernel, dtype: Any) -> None:
 def _of_one_size(
     q: Array, k: Array, v: Array, shape: AttentionShape
 ) -> tuple[Array, Array, Array, AttentionShape]:
-    """Zeros fill up the smaller of keys and values: the kernels take heads of one size.
+    """Pads the smaller of keys and values with zeros, because the kernels take heads of one size.
 
-    Zeros add nothing to a score, and `_attended` leaves out the features that they make.
+    The zeros add nothing to a score. `_attended` drops the extra features of its output.
     """
     size = max(shape.size, shape.value_size)
     q, k, v = (jnp.pad(x, (*[(0, 0)] * 3, (0, size - x.shape[-1]))) for x in (q, k, v))
@@ -127,9 +137,10 @@ def _attended(
     if kernel == "tokamax":
         return _tokamax(*flat, **options).reshape(queries.shape)[..., : shape.value_size]
     if shape.window is not None:
-        # Tokens to the left of a token and to its right.
+        # The numbers of tokens that a token sees to its left and to its right.
         options["local_window_size"] = (shape.window - 1, 0)
-    # An empty sum over the queries: under vmap over members, cuDNN wants lengths for each.
+    # Under vmap over members, cuDNN needs lengths for every member. Adding an empty sum over the
+    # queries gives the lengths the members' axis and changes no value.
     length = rows.length.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
     out = jax.nn.dot_product_attention(
         *flat,
@@ -148,7 +159,7 @@ def _tokamax(q: Array, k: Array, v: Array, **options: Any) -> Array:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(TOKAMAX_FLAGS, known_only=True)
-    # Without lengths: no query of a row sees what stands behind the row's end, and nobody reads
-    # what comes out there.
+    # Lengths are not needed. In a causal row no token sees what follows it, and nobody reads the
+    # output behind a row's end.
     options |= {"is_causal": True, "implementation": "mosaic"}
     return tokamax.dot_product_attention(q, k, v, **options)

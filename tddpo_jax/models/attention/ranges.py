@@ -1,17 +1,18 @@
 """Attention in which every query sees one contiguous range of keys, or the newest part of it.
 
 `attention(q, k, v, view)` is the only mask definition of the project. The `xla` implementation
-costs what the ranges cost: queries go in blocks, and each block visits only the key blocks that its
-own ranges reach, with the running softmax of FlashAttention, so no `[T, T]` array exists on any
-device. On NVIDIA GPUs `kernels.py` does the same for the branches one by one.
+costs only as much as the ranges. It computes queries in blocks. Each block visits only the key
+blocks that its own ranges reach, with the running softmax of FlashAttention. So no `[T, T]` array
+exists on any device. On NVIDIA GPUs `attention/kernels.py` computes the same result branch by
+branch.
 
-With a window, a response that is stored reversed before its prompt sees two ranges of the stream:
-its own newest tokens and the end of the prompt. So a block of queries has a list of the key blocks
-that it visits.
+A response that is stored reversed before its prompt sees two ranges of the stream if there is a
+window: its own newest tokens and the end of the prompt. So each block of queries then has a list of
+the key blocks that it visits.
 
-Letters: B rows, T stream positions, H heads, K key/value heads, S features of a key, V of a value,
-N blocks, C the keys of a block, Q its queries: those of all heads that share a key/value head, one
-head after the other.
+Letters: B rows, T stream positions, H heads, K key/value heads, S features of a key, V features of
+a value, N blocks, C keys of a block, Q queries of a block. The queries of a block are those of all
+heads that share a key/value head, one head after the other.
 
 References:
     Dao et al., "FlashAttention" (2022), algorithm 1 and its backward pass in appendix B.
@@ -34,8 +35,8 @@ from tddpo_jax.models.attention.view import View
 Carry = TypeVar("Carry")
 
 BLOCK = 64
-# Finite, so that no difference is nan; the largest score of a query starts above every masked one,
-# so that these have weight 0 also where the query has seen no key yet.
+# Masked scores are finite, so that no difference is nan. The running largest score starts at
+# SMALLEST, which is above MASKED. So masked scores have weight 0 even if a query sees no key.
 MASKED, SMALLEST = -1e30, -5e29
 
 
@@ -51,21 +52,25 @@ def attention(
 ) -> Float[Array, "B T H value_size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
-    With a window, it sees only those of them with `position[i] - position[j] < window`. A query
-    that sees no key gets zeros. Statistics and sums are float32.
+    With a window, query i sees only those of these keys that have
+    `position[i] - position[j] < window`. A query that sees no key gets zeros. Statistics and sums
+    are float32.
 
     Args:
         q: queries; head h reads key/value head `h // (H // K)`.
         k: keys.
         v: values.
-        view: what each query sees; `cudnn` and `tokamax` read its causal rows.
-        window: newest positions that a query sees, its own among them; None: all.
-        scale: of the scores; None: 1/sqrt(size).
-        implementation: `xla`, `cudnn` or `tokamax`; others are refused, never replaced.
+        view: the keys that each query sees; `cudnn` and `tokamax` read its causal rows.
+        window: number of newest positions that a query sees, including its own; None: all.
+        scale: factor of the scores; None: 1/sqrt(size).
+        implementation: `xla`, `cudnn` or `tokamax`; none of them ever replaces another.
+
+    Returns:
+        The attended values of every query, in the dtype of `q`.
 
     Raises:
-        UserError: the implementation has no kernel for these heads.
-        ValueError: the implementation is unknown, or cannot compute this.
+        UserError: the implementation does not support this head size or window.
+        ValueError: the implementation is unknown, or it does not support this dtype or view.
     """
     if implementation in KERNELS:
         return causal_rows_attention(
@@ -83,7 +88,7 @@ def attention(
 
 
 def _in_blocks(x: Float[Array, "B T H S"], key_value_heads: int) -> Float[Array, "N B K Q S"]:
-    """Filled up to whole blocks; heads that share a key/value head stand one after the other."""
+    """Pads to whole blocks and puts heads that share a key/value head one after the other."""
     rows, length, heads, size = x.shape
     shared = heads // key_value_heads
     x = jnp.pad(x, ((0, 0), (0, -length % BLOCK), (0, 0), (0, 0)))
@@ -92,23 +97,23 @@ def _in_blocks(x: Float[Array, "B T H S"], key_value_heads: int) -> Float[Array,
 
 
 class Window(NamedTuple):
-    """What a window leaves of the ranges of every block of queries."""
+    """The limits that a window adds to the ranges of every block of queries."""
 
-    above: Int[Array, "N B Q"]  # a query sees keys of later positions than this
-    blocks: Int[Array, "N N"]  # the key blocks: first those in which some query may see a key
-    visits: Int[Array, " N"]  # how many those are
+    above: Int[Array, "N B Q"]  # a query sees only keys with a position greater than this
+    blocks: Int[Array, "N N"]  # all key blocks; those in which a query may see a key come first
+    visits: Int[Array, " N"]  # number of key blocks in which a query may see a key
 
 
 class Seen(NamedTuple):
-    """What the queries of every block see."""
+    """The keys that the queries of every block see."""
 
-    start: Int[Array, "N B Q"]
-    end: Int[Array, "N B Q"]
+    start: Int[Array, "N B Q"]  # first stream position that a query sees
+    end: Int[Array, "N B Q"]  # one past the last stream position that a query sees
     window: Window | None
 
 
 def _seen(view: View, window: int | None, shared: int) -> tuple[Seen, Int[Array, "N B C"] | None]:
-    """What queries see, and the positions of the keys if they matter."""
+    """The keys that queries see, and the keys' own positions if there is a window."""
     rows, length = view.key_start.shape
 
     def blocks(x: Int[Array, "B T"], beyond: int) -> Int[Array, "N B C"]:
@@ -135,10 +140,10 @@ def _may_see(
     above: Int[Array, "N B C"],
     position: Int[Array, "N B C"],
 ) -> Bool[Array, "N N"]:
-    """Whether a block of queries may see a key of a block of keys, in any row.
+    """Whether a block of queries (first axis) may see a key of a block of keys, in any row.
 
-    It may where the reach of its ranges meets the block and the block holds a position that is late
-    enough for the earliest of its windows.
+    It may if its ranges together reach into the block of keys, and if that block holds a position
+    that is late enough for the earliest of its windows.
     """
     live, far = end > start, jnp.iinfo(start.dtype).max
     first, earliest = (jnp.min(jnp.where(live, x, far), axis=2)[:, None] for x in (start, above))
@@ -148,7 +153,7 @@ def _may_see(
     return jnp.any((first < key + BLOCK) & (key < last) & (earliest < latest), axis=2)
 
 
-# Rows times columns, the form that a matrix product takes without a transpose.
+# Rows times columns: a matrix product in this form needs no transpose.
 _product = functools.partial(jnp.einsum, "BKxy,BKyz->BKxz", preferred_element_type=jnp.float32)
 
 
@@ -196,7 +201,7 @@ def _scores(
 
 
 def _weights(scores: Array, shift: Array) -> Array:
-    # Behind a barrier, or each of its readers computes the exponentials again.
+    # Without the barrier each reader of the weights would compute the exponentials again.
     return jax.lax.optimization_barrier(jnp.exp(scores - shift[..., None]))
 
 
@@ -218,7 +223,7 @@ def _forward(
             out = out * shrink[..., None] + _product(weights.astype(v.dtype), _at(v, j))
             return out, total * shrink + jnp.sum(weights, axis=-1), new_largest
 
-        # Derived from q, so that a scan inside shard_map or vmap sees one consistent type.
+        # Deriving the zeros from q gives a scan inside shard_map or vmap one consistent type.
         total = jnp.zeros_like(q[..., 0], dtype=jnp.float32)
         out = jnp.broadcast_to(total[..., None], (*total.shape, v.shape[-1]))
         out, total, largest = _visit(seen, key_block, (out, total, total + SMALLEST))
@@ -244,15 +249,15 @@ def _ranged_forward(
     q: Array, k: Array, v: Array, seen: Seen, position: Array | None
 ) -> tuple[Array, tuple]:
     out, log_total = _forward(q, k, v, seen, position)
-    # Named, so that the remat policy `dots` keeps them and backward need not run forward again.
+    # The names make the remat policy `dots` keep both, so backward does not run forward again.
     out, log_total = checkpoint_name(out, "attention"), checkpoint_name(log_total, "attention")
     return out, (q, k, v, seen, position, out, log_total)
 
 
 def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None]:
-    """Sums the gradients of keys and values transposed: so no product transposes any weights."""
+    """Sums the gradients of keys and values transposed, so that no product transposes weights."""
     q, k, v, seen, position, out, log_total = saved
-    # Row sums of d_scores * weights, FlashAttention appendix B.
+    # Row sums of d_weights * weights, see FlashAttention, appendix B.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     k_t, v_t = _transposed(k), _transposed(v)
 
@@ -264,7 +269,7 @@ def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, N
             weights = _weights(_scores(q, k_t, seen, position, j), log_total)
             d_weights = _product(d_out, _at(v_t, j))
             d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
-            d_scores = jax.lax.optimization_barrier(d_scores)  # it has two readers as well
+            d_scores = jax.lax.optimization_barrier(d_scores)  # d_scores has two readers too
             return (
                 d_q + _product(d_scores, _at(k, j)),
                 _add_at(d_k, _product(q_t, d_scores), j),

@@ -1,4 +1,4 @@
-"""What attention is told beside queries, keys and values: what each token sees, and how wide."""
+"""The inputs of attention besides queries, keys and values: what tokens see, and its settings."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from tddpo_jax.batches.causal_rows import CausalRows
 
 
 class View(NamedTuple):
-    """Which keys every token of a stream sees, for all layers alike.
+    """The keys that every token of a stream sees. All layers share it.
 
-    A token sees a contiguous range of the stream. Within its range, positions are reading order, so
-    a layer with a window needs nothing but the positions to cut the range further.
+    A token sees a contiguous range of the stream. Within that range, positions give the reading
+    order. So a layer with a window can cut the range further by the positions alone.
     """
 
-    key_start: Int[Array, "B T"]  # first stream position that a token sees
-    key_end: Int[Array, "B T"]  # one past the last
-    position: Int[Array, "B T"]  # of a token in its own branch; rope rotates by it
-    causal_rows: tuple[CausalRows, ...] = ()  # the same branches for kernels that know causal rows
+    key_start: Int[Array, "B T"]  # first stream position that a token sees, in [0, T)
+    key_end: Int[Array, "B T"]  # one past the last stream position that a token sees, in [0, T]
+    position: Int[Array, "B T"]  # position of a token in its own branch; rope rotates by it
+    causal_rows: tuple[CausalRows, ...] = ()  # the branches for kernels that need causal rows
 
 
 class AttentionShape(NamedTuple):
-    """The sizes of a layer's attention, and the settings that it is computed with."""
+    """The sizes and settings of a layer's attention."""
 
     heads: int
     key_value_heads: int
     size: int  # features of a query and of a key
-    value_size: int  # features of a value and of what attention gives out
-    window: int | None = None  # newest positions that a token sees, itself among them
-    scale: float | None = None  # of the scores; None: 1/sqrt(size)
+    value_size: int  # features of a value and of attention's output
+    window: int | None = None  # number of newest positions that a token sees, including its own
+    scale: float | None = None  # factor of the scores; None: 1/sqrt(size)

@@ -1,4 +1,4 @@
-"""What the attributes of a Llama's `config.json` mean."""
+"""Reads the attributes of a Llama's `config.json`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
 
-# Attributes of a config.json that change nothing here: names, token ids, training-time settings.
+# These attributes change no result here: names, token ids, settings of pre-training.
 IGNORED_ATTRIBUTES = (
     *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
@@ -19,7 +19,7 @@ IGNORED_ATTRIBUTES = (
 )
 
 
-# Attributes that would change the mathematics: only the value that means "absent" is understood.
+# These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
@@ -32,10 +32,17 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a model whose `config.json`, at a path that errors name, has these attributes.
+    """The shape of a Llama.
+
+    Args:
+        attributes: the content of its `config.json`.
+        path: the path of that file, for error messages.
+
+    Returns:
+        The shape.
 
     Raises:
-        UserError: an attribute is missing, or is one this project does not know.
+        UserError: an attribute is missing, has an unsupported value, or is unknown.
     """
     for name, understood in REQUIRED_VALUES.items():
         if name in attributes and attributes[name] not in understood:
@@ -51,7 +58,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         if value is None and default:
             return default[0]
         if not isinstance(value, (int, float)):
-            raise UserError(f"{path}: {name} = {value!r} is no number")
+            raise UserError(f"{path}: {name} = {value!r} is not a number")
         return value
 
     heads, width = take("num_attention_heads"), take("hidden_size")
@@ -61,7 +68,8 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         width=width,
         layers=take("num_hidden_layers"),
         heads=heads,
-        # Both defaults are transformers' own: no grouping, and the width shared by the heads.
+        # Both defaults are those of transformers: one key/value head for each head, and heads that
+        # divide the width evenly.
         key_value_heads=take("num_key_value_heads", heads),
         head_size=take("head_dim", width // heads),
         feed_forward=take("intermediate_size"),
@@ -75,17 +83,22 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
     if config.heads % config.key_value_heads or config.head_size % 2:
         raise UserError(
-            f"{path}: {config.heads} heads of size {config.head_size} do not go with "
-            f"{config.key_value_heads} key/value heads and pairs of rotated features"
+            f"{path}: num_attention_heads ({config.heads}) must be a multiple of "
+            f"num_key_value_heads ({config.key_value_heads}), and head_dim ({config.head_size}) "
+            f"must be even"
         )
     return config
 
 
 def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling, from `rope_parameters` (transformers 5) or the older two fields."""
+    """The rotary base and its scaling.
+
+    transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
+    `rope_scaling`.
+    """
     scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
     known.pop("rope_scaling", None)
-    # Llama-1 and Llama-2 configs leave rope_theta out; their code fixed it at 10,000.
+    # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
     theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
     scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
@@ -94,6 +107,8 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         return float(theta), None
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or set(scaling) != set(fields):
-        raise UserError(f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} unsupported")
+        raise UserError(
+            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
+        )
     factor, low, high, original_context = (scaling[field] for field in fields)
     return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)

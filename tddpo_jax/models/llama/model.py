@@ -1,10 +1,12 @@
-"""Llama as flax.nnx modules: shapes and mathematics, no mesh, no files, no loss.
+"""Llama as flax.nnx modules.
 
-Einsum letters: B rows, T stream positions, D width, H heads, K key/value heads, I and O the inputs
-and outputs of a linear layer.
+This module holds shapes and mathematics. It knows no mesh, no files and no loss.
 
-Weights keep the orientation of the Hugging Face checkpoint, `[outputs, inputs]`, and the layers are
-stacked on a leading axis, so that conversion is renaming and stacking and nothing else.
+Letters: B rows, T stream positions, D width, H heads, K key/value heads, I and O the inputs and
+outputs of a linear layer.
+
+Weights keep the orientation of the Hugging Face checkpoint, `[outputs, inputs]`. Layers are stacked
+on a leading axis. So conversion only renames and stacks.
 
 References:
     Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models" (2023).
@@ -35,9 +37,9 @@ from tddpo_jax.models.tensor_table import Parameter, parameter
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a Llama; nothing here has a default, for a wrong default would be silent.
+    """The shape of a Llama. It implements `DecoderConfig`.
 
-    What the decoder and others ask of any family, see `DecoderConfig`, follows from it.
+    No field has a default, because a wrong default would go unnoticed.
     """
 
     vocabulary: int
@@ -55,7 +57,7 @@ class LlamaConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the axes of its tensors, by name."""
+        """The sizes of the axes of its tensors, by the axes' names."""
         queries, keys = (n * self.head_size for n in (self.heads, self.key_value_heads))
         return {
             "vocabulary": self.vocabulary,
@@ -69,6 +71,7 @@ class LlamaConfig:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
+        """All layers of a Llama are alike, so they make one segment with a period of one."""
         size = self.head_size
         layer = Layer(
             functools.partial(Block, self),
@@ -106,7 +109,10 @@ NO_DROPOUT: DropoutKeys = (None,) * len(LINEAR_NAMES)
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated feed-forward, each behind a norm and beside the stream."""
+    """One layer: attention, then a gated feed-forward.
+
+    Each has a norm in front of it and adds its output to the hidden states.
+    """
 
     def __init__(self, config: LlamaConfig, key: PRNGKeyArray) -> None:
         keys = jax.random.split(key, len(LINEAR_NAMES))
@@ -128,7 +134,7 @@ class Block(nnx.Module):
         angle: Float[Array, "B T half"],
         keys: DropoutKeys = NO_DROPOUT,
     ) -> tuple[Float[Array, "B T H size"], Float[Array, "B T K size"], Float[Array, "B T K size"]]:
-        """The rotated queries and keys, and the values, of normed input."""
+        """Queries, keys and values of normed input; queries and keys are rotated."""
         heads = (*x.shape[:2], -1, self.config.head_size)
         q = rotate(mark_product(self.q_proj(x, keys[0])).reshape(heads), angle)
         k = rotate(mark_product(self.k_proj(x, keys[1])).reshape(heads), angle)
@@ -137,9 +143,10 @@ class Block(nnx.Module):
     def feed_forward(
         self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT
     ) -> Float[Array, "B T D"]:
-        # Behind a barrier, and so are their gradients: each is the operand of several products, and
-        # fused into the transpose that one of them wants, the activation would be computed down
-        # columns (on CPU; on a GPU products read and write memory in any case).
+        # Several products read these arrays and their gradients. On CPU, without the barrier, XLA
+        # would fuse the activation into the transpose that one of the products needs, and compute
+        # it column by column. On GPU the barrier costs nothing, because products write to memory
+        # anyway.
         gate, up = jax.lax.optimization_barrier(
             (mark_product(self.gate_proj(x, keys[4])), mark_product(self.up_proj(x, keys[5])))
         )
@@ -152,13 +159,16 @@ class Block(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """The stream behind this layer, and what `attend` keeps of it.
+        """Applies the layer.
 
         Args:
-            x: the stream.
-            angle: rotations by position, `config.angles`.
+            x: hidden states before this layer.
+            angle: rotation angles by position, from `config.angles`.
             attend: takes queries, keys and values; gives attention's output and what to keep.
-            key: of the adapters' dropout; None: no dropout.
+            key: random key for the adapters' dropout; None: no dropout.
+
+        Returns:
+            The hidden states after this layer, and what `attend` kept.
         """
         keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
         with jax.named_scope("attention"):

@@ -1,10 +1,10 @@
-"""The tensors of a Llama: their names in a Hugging Face checkpoint, and what they are here."""
+"""The tensors of a Llama: their names in a Hugging Face checkpoint and their form here."""
 
 from __future__ import annotations
 
 from tddpo_jax.models.tensor_table import Tensor
 
-# In a tied checkpoint there is no head, or the embedding once more under the head's name.
+# A tied checkpoint either has no head or repeats the embedding under the head's name.
 HEAD = Tensor("lm_head.weight", "head", ("vocabulary", "width"), "embedding")
 EMBED = Tensor("model.embed_tokens.weight", "embed", ("vocabulary", "width"), "embedding")
 TIED_EMBED = EMBED._replace(repeated_as=HEAD.hub_name)
@@ -20,7 +20,7 @@ def _linear(hub_part: str, name: str, outputs: str, inputs: str) -> Tensor:
     return Tensor(hub_name, f"{name}.weight", (outputs, inputs), "linear")
 
 
-# Of every layer.
+# The tensors of every layer.
 LAYER = (
     _norm("input_layernorm", "attention_norm"),
     _linear("self_attn", "q_proj", "queries", "width"),
@@ -33,5 +33,5 @@ LAYER = (
     _linear("mlp", "down_proj", "width", "feed_forward"),
 )
 LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
-# A buffer of older checkpoints; the frequencies follow from the config.
+# Older checkpoints hold this buffer. We compute the frequencies from the config instead.
 DERIVED = ("self_attn.rotary_emb.inv_freq",)

@@ -1,6 +1,6 @@
-"""Python reads this before it starts, in every process that tests start: there is no PyTorch.
+"""Hides PyTorch. Python runs this file at the start of every process that tests start.
 
-So it is for most who use JAX; and transformers takes two seconds to import it.
+Most users of JAX have no PyTorch. Hiding it also saves the two seconds that importing it takes.
 """
 
 import sys
