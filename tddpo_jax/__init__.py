@@ -1,3 +1,3 @@
-"""TD-DPO, DPO, DiscoPOP and their relatives for Llama-family models, in JAX, over a device mesh."""
+"""TD-DPO, DPO, DiscoPOP and related losses for Llama-family models, in JAX, on a device mesh."""
 
 __version__ = "0.1.0"

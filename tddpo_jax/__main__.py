@@ -1,4 +1,4 @@
-"""`python -m tddpo_jax VERB`, also as `tddpo VERB`: train, logps, export, generate, plan."""
+"""`python -m tddpo_jax VERB` or `tddpo VERB`: train, logps, export, generate, plan."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from tddpo_jax.system.hub import offline_unless_it_answers
 
 
 def train_command(arguments: Sequence[str]) -> int:
-    """Trains one run or every cell of a grid, or submits it; status 1 if a lone run diverged."""
+    """Trains one run or every cell of a grid, or submits them as jobs.
+
+    Args:
+        arguments: the command line after the verb.
+
+    Returns:
+        The exit status: 1 if a lone run diverged.
+    """
     parser = Parser(
         prog="run.py",
-        description="Train on preference pairs or on single responses; several values: a grid.",
+        description="Train on preference pairs or single responses. Several values of "
+        "--loss, --beta, --tau or --seed make a grid.",
     )
     add_settings(parser)
     add_submission(parser)
@@ -35,7 +43,7 @@ def train_command(arguments: Sequence[str]) -> int:
     tell_parent = watch.parent()
     if hosts.is_host(host) and tell_parent is None:
         return watch.run_watched(arguments)
-    # Imported late, so that a mistake in the options is told without starting JAX.
+    # These modules import JAX. A mistake in the options is reported before that.
     from tddpo_jax.experiments.grid import run_experiment
     from tddpo_jax.system.agreement import check_same, is_first
     from tddpo_jax.system.console import Screen
@@ -54,16 +62,16 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
     for job in started:
         print(f"{jobs.cluster} job {job.job_id}: log {job.paths.stdout}")
     print(
-        "the same command without --submit shows the cells, and trains with the jobs"
+        "to watch the cells and train beside the jobs, run the same command without --submit"
         if started
-        else "every cell is over; nothing to submit"
+        else "every cell is finished; nothing to submit"
     )
     return 0
 
 
 def logps_command(arguments: Sequence[str]) -> int:
-    """Writes one JSON line per row: index, log-probs of its responses, token counts."""
-    parser = Parser(prog="logps", description="Log-probs of the responses of every row.")
+    """Writes one JSON line per row: index, log-probs of the responses, token counts."""
+    parser = Parser(prog="logps", description="Write the log-probs of every row's responses.")
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
     parser.add_argument("--data", required=True, help="JSON, JSONL or Parquet file")
     parser.add_argument("--output", required=True, help="file to write")
@@ -77,11 +85,13 @@ def logps_command(arguments: Sequence[str]) -> int:
 
 
 def export_command(arguments: Sequence[str]) -> int:
-    """Writes the best policy of a run as a Hugging Face folder, or as a PEFT folder."""
+    """Writes the best policy of a run as a Hugging Face folder or as a PEFT folder."""
     parser = Parser(prog="export", description="Write a run's best policy as a folder.")
     parser.add_argument("--run", required=True, help="run directory")
-    parser.add_argument("--output", required=True, help="folder to write; must not exist")
-    parser.add_argument("--adapter", action="store_true", help="PEFT folder, adapters not merged")
+    parser.add_argument("--output", required=True, help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--adapter", action="store_true", help="write a PEFT folder; do not merge the adapters"
+    )
     given = parser.parse_args(arguments)
     from tddpo_jax.commands.export import export_run
 
@@ -91,18 +101,31 @@ def export_command(arguments: Sequence[str]) -> int:
 
 
 def generate_command(arguments: Sequence[str]) -> int:
-    """Prints what the model answers, and nothing else."""
-    parser = Parser(prog="generate", description="Answer a prompt; only the new text on stdout.")
+    """Prints the model's answer and nothing else."""
+    parser = Parser(prog="generate", description="Answer a prompt; print only the new text.")
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
-    parser.add_argument("--prompt", required=True, help="what the user says")
-    parser.add_argument("--raw", action="store_true", help="BOS and the text, no template")
+    parser.add_argument("--prompt", required=True, help="text of the user's message")
+    parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
     parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
-    parser.add_argument("--system", help="a system message before the prompt")
-    parser.add_argument("--max-new-tokens", type=int, help="default: 256, within half the context")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="0: all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", help="system message before the prompt")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help="most tokens of the answer (default: 256, or half the context if that is less)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="temperature of sampling (default 0: greedy)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="sample from the K likeliest tokens (default 0: all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of this total probability (default 1: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
     from tddpo_jax.generation.generator import generate_text
@@ -114,16 +137,29 @@ def generate_command(arguments: Sequence[str]) -> int:
     }
     completion = generate_text(given.model, given.prompt, **settings)
     if completion.prompt_cut:
-        warnings.warn("the prompt does not fit the context and lost its beginning", stacklevel=2)
+        warnings.warn(
+            "the prompt is longer than the context; its beginning was cut off", stacklevel=2
+        )
     print(completion.text.strip() if not given.raw else completion.text)
     return 0
 
 
 def plan_command(arguments: Sequence[str]) -> int:
-    """Says whether a run will fit on devices of a kind and how long it will take; 1 if it won't."""
-    parser = Parser(prog="plan", description="Will it fit, and how long will it take.")
-    parser.add_argument("--device", default="h100-80", choices=DEVICES, help="default h100-80")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    """Predicts whether a run fits on devices of a kind and how long it takes.
+
+    Args:
+        arguments: the command line after the verb.
+
+    Returns:
+        The exit status: 1 if the run does not fit.
+    """
+    parser = Parser(
+        prog="plan", description="Predict whether a run fits in memory and how long it takes."
+    )
+    parser.add_argument(
+        "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_settings(parser)
     given = parser.parse_args(arguments)
     cells = expand(settings_of(given))
@@ -133,7 +169,7 @@ def plan_command(arguments: Sequence[str]) -> int:
     offline_unless_it_answers()
     import jax
 
-    # Devices are planned for, never used.
+    # A plan is computed on the CPU. It uses none of the devices that it is for.
     jax.config.update("jax_platforms", "cpu")
     from tddpo_jax.planning.plan import make_plan, members_of
     from tddpo_jax.planning.plan_text import as_json, lines
@@ -156,7 +192,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main() -> int:
-    """The console script."""
+    """Runs the verb that the command line names; returns its exit status."""
     parser = Parser(prog="tddpo", description=__doc__)
     parser.add_argument("verb", choices=COMMANDS)
     given = parser.parse_args(sys.argv[1:2])

@@ -1,11 +1,11 @@
-"""What the user did wrong."""
+"""The exception for a user's mistakes."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """The user's input is wrong: a setting, a file or a row of it.
+    """The user's input is wrong: a setting, a file, or a row of a file.
 
-    Its message is one line that names it. Commands print that line and end with status 2; every
-    other exception is a fault of ours and keeps its traceback.
+    The message is one line that names the setting, file or row. A command prints that line and
+    ends with status 2. Every other exception is our own fault and keeps its traceback.
     """

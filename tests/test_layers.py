@@ -7,6 +7,7 @@ package.
 import ast
 import collections
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,11 @@ def test_eval_is_never_a_name():
                 bound = alias.asname or alias.name
                 bound = bound.split(".")[0] if isinstance(node, ast.Import) else bound
                 assert bound != "eval", f"{file}: line {node.lineno}"
+
+
+def test_a_family_is_named_in_two_folders():
+    """What knows a family's tensors or its config lies with the models or the adapters."""
+    for file in files_of(PACKAGE):
+        if file.relative_to(PACKAGE).parts[0] not in ("models", "adapters"):
+            found = re.search("q_proj|self_attn|LlamaConfig", file.read_text())
+            assert found is None, f"{file}: {found[0]}"

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Llama-2-7B, all weights, on the eight GPUs of one node: one process that sees all of them.
+# Trains all weights of Llama-2-7B on the eight GPUs of one node. One process sees all of them.
 #
 #   sbatch configs/slurm/one_node.sh --beta 0.05 --tau 1.0 --output runs/x
 #
-# The same line again resumes; SLURM itself does so after the loss of the node (--requeue).
+# The same line again resumes the run. After the loss of the node SLURM itself does so (--requeue).
 #
-# Expected  the "devices" line says mesh data 1 x fsdp 8 x tensor 1; one log, slurm-JOB.out.
+# Expected  One log, slurm-JOB.out. Its "devices" line shows mesh data 1 x fsdp 8 x tensor 1.
 #SBATCH --job-name=tddpo
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,6 +16,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-# Since SLURM 22.05 srun does not read what sbatch was told of --cpus-per-task.
+# Since SLURM 22.05, srun does not read sbatch's --cpus-per-task.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun python run.py --config configs/llama2_7b.yaml "$@"

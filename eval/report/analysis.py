@@ -105,7 +105,9 @@ def analyse(
     """
     experiment = read_experiment(folder)
     if any(cell.logps.shape[-1] == 1 for cell in experiment.cells):
-        raise UserError(f"{folder}: was validated on one response for each prompt, not on pairs")
+        raise UserError(
+            f"{folder}: the report compares pairs, but a run was validated on single responses"
+        )
     found = find_scores(experiment, files, judge_model, split_seed)
     drawn: dict[tuple[str, ...], Resampling] = {}
     studies, tested = {}, []

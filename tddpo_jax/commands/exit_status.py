@@ -1,4 +1,4 @@
-"""Runs a command: what a mistake, an interruption or a full disk looks like."""
+"""Runs a command, and turns a mistake, an interruption or a full disk into an exit status."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from tddpo_jax.system import hosts
 from tddpo_jax.system.agreement import several
 from tddpo_jax.system.xla_flags import set_flags
 
-# What the kernel says, whoever passes it on: `OSError`, Orbax, safetensors.
+# The kernel's words for a full disk. `OSError`, Orbax and safetensors all repeat them.
 DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 def run_command(
     command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool = True
 ) -> int:
-    """Runs a command and returns its exit status; a `UserError` is one line and status 2.
+    """Runs a command and returns its exit status; a `UserError` becomes one line and status 2.
 
-    `resumes`: whether the same command goes on where it was interrupted.
+    Args:
+        command: takes the arguments and returns an exit status.
+        arguments: the arguments of the command line.
+        resumes: whether the same command resumes its work after an interruption.
     """
     warnings.showwarning = _one_line_warning
     # When transformers is imported, it warns where PyTorch is not installed. No command needs
@@ -41,7 +44,7 @@ def run_command(
 
 
 def _told(error: BaseException, resumes: bool) -> int | None:
-    """The exit status of a mistake, an interruption or a full disk, once told; else None."""
+    """Reports a mistake, an interruption or a full disk; returns the exit status, else None."""
     if isinstance(error, KeyboardInterrupt):
         told = "interrupted; the same command resumes" if resumes else "interrupted"
         print(told, file=sys.stderr)

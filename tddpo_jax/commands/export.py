@@ -1,4 +1,4 @@
-"""The verb `export`: the best policy of a run, as a folder."""
+"""The verb `export`, which writes the best policy of a run as a folder."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from tddpo_jax.weights.locate import resolve
 
 
 def export_run(run: Path, output: Path, *, adapter: bool) -> None:
-    """Writes a run's best policy as a Hugging Face folder, adapters merged, or as a PEFT folder.
+    """Writes a run's best policy as a Hugging Face folder or as a PEFT folder.
+
+    Args:
+        run: the run's directory.
+        output: the folder to write.
+        adapter: True for a PEFT folder; False for a Hugging Face folder with merged adapters.
 
     Raises:
-        UserError: the run has no policy yet, has no adapters, or the output exists.
+        UserError: the run has no policy yet or no adapters, or the output exists.
     """
     check_output(output.parent)
     if output.exists():
         raise UserError(f"output: {output} exists")
     if not run.is_dir():
-        raise UserError(f"run: {run}: no such directory")
+        raise UserError(f"run: {run}: there is no such directory")
     files = resolve(str(run))
     if adapter and files.adapter is None:
-        raise UserError(f"adapter: {run} trained no adapters")
+        raise UserError(f"adapter: {run} has no adapters")
     if adapter and has_quantized_base(files.adapter):
         warnings.warn(
-            "the adapter belongs to the base in four bits, of which PEFT knows nothing: put on the "
-            "base as it is stored it is another policy; without --adapter the export is merged",
+            "the adapter was trained beside a four-bit base, which a PEFT folder cannot describe; "
+            "on the base as stored it is another policy; export without --adapter to merge it",
             stacklevel=2,
         )
     if adapter or files.adapter is None:

@@ -1,4 +1,4 @@
-"""The log-probs that a policy gives to the responses of a data set."""
+"""The verb `logps`, which writes a policy's log-probs of the responses of a data set."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ def write_log_probs(
     template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
 ) -> None:
-    """Writes a JSON line per row of the data: index, log-probs in nats, token counts.
+    """Writes one JSON line per row of the data: index, log-probs in nats, token counts.
 
-    Nothing is cut. A row that makes no example gets a line with its `index` and `unusable`, the
-    reason.
+    No prompt or response is cut. A row that cannot be used gets a line with its `index` and the
+    reason, `unusable`.
+
+    Args:
+        model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
+        data: a JSON, JSONL or Parquet file.
+        output: the file to write.
+        template: name of a chat template; None for the tokenizer's own.
+        dtype: dtype of the computation.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
     """
     check_output(output.parent)
     if output.is_dir():
-        raise UserError(f"output: {output} is a directory, a file is wanted")
+        raise UserError(f"output: {output} is a directory; expected a file")
     use_compilation_cache()
     mesh = make_mesh(MeshConfig())
     files = resolve(model)

@@ -1,8 +1,8 @@
-"""Every setting of the schema as an option, and what a user's mistake looks like.
+"""The command line's options, one for every setting of the schema.
 
-Options are made from the schema: `train.learning_rate` is `--train.learning-rate`. A command
-line changes what a YAML file says, and both change the schema's defaults; the result is validated
-once. A mistake is one line on stderr and exit status 2.
+The options are made from the schema: `train.learning_rate` becomes `--train.learning-rate`. An
+option overrides the YAML file, and the file overrides the schema's defaults. The result is
+validated once. A mistake becomes one line on stderr and exit status 2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHORT_NAMES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage."""
+    """An argument parser that reports an error in one line, without the usage."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -54,9 +54,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The mapping that a YAML file and the command line give, not yet validated.
+    """The settings from the YAML file and the command line, not yet validated.
 
-    With none of `--config`, `--model` and `--data`: the embedded default.
+    Without `--config`, `--model` and `--data`, the file is that of the embedded default.
+
+    Raises:
+        UserError: the YAML file cannot be read, or a setting is in the place of a group.
     """
     given = {name: value for name, value in vars(arguments).items() if name in _names()}
     config = arguments.config

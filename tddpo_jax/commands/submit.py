@@ -1,8 +1,9 @@
-"""The cells of an experiment on a cluster: an array of jobs that share one grid directory.
+"""Trains the cells of an experiment on a cluster, by an array of jobs that share one directory.
 
-Every job runs the same experiment and takes the cells that no other has claimed, see `claims.py`:
-it does not matter how many jobs there are, when they start, or which of them die. A job that comes
-to its time limit or is preempted is queued again and resumes. By submitit, an extra; starts no JAX.
+Every job runs the same experiment and takes the cells that no other job has claimed, see
+`runs/locks.py`. So the number of jobs, their start and their end may be anything. A job that
+reaches its time limit or is preempted is queued again and resumes. This needs the package submitit
+(extra `slurm`). This module does not start JAX.
 """
 
 from __future__ import annotations
@@ -24,44 +25,45 @@ from tddpo_jax.system.paths import CHECKOUT
 from tddpo_jax.system.xla_flags import set_flags
 
 CLUSTERS = ("slurm", "local")
-# How often a job may come to its time limit.
+# How often a job may reach its time limit and be queued again.
 TIME_LIMITS = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Jobs:
-    """What the jobs ask the cluster for; None leaves it to the cluster."""
+    """What the jobs request from the cluster; None leaves the choice to the cluster."""
 
-    cluster: str
-    workers: int = 1
-    hours: float = 24.0
-    gpus: int | None = None
-    cpus: int | None = None
-    memory: float | None = None  # GiB
-    sbatch: Sequence[str] = ()  # NAME=VALUE
+    cluster: str  # one of `CLUSTERS`
+    workers: int = 1  # number of jobs
+    hours: float = 24.0  # time limit of a job
+    gpus: int | None = None  # GPUs per job
+    cpus: int | None = None  # CPUs per job
+    memory: float | None = None  # GiB per job
+    sbatch: Sequence[str] = ()  # other options of sbatch, each NAME=VALUE
 
 
 def add_submission(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `Jobs`; they are no part of the run and may change when it is resumed."""
+    """Adds the options of `Jobs`; they are not part of the run and may change when it resumes."""
     group = parser.add_argument_group(
-        "on a cluster", "by submitit; the jobs share the cells, and train nothing twice"
+        "jobs on a cluster", "submitit starts the jobs; they share the cells and train each once"
     )
     group.add_argument(
-        "--submit", choices=CLUSTERS, help="do not train here: submit jobs, and return at once"
+        "--submit", choices=CLUSTERS, help="submit jobs and return at once, instead of training"
     )
-    # What is not given is not there: `jobs_of` refuses what is given for nothing.
+    # An option that is not given leaves no attribute, so `jobs_of` can refuse those given without
+    # `--submit`.
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
-    add("--submit-workers", type=int, metavar="N", help="jobs of the array (default 1)")
+    add("--submit-workers", type=int, metavar="N", help="number of jobs (default 1)")
     add("--submit-hours", type=float, metavar="H", help="time limit of a job (default 24)")
-    add("--submit-gpus", type=int, metavar="N", help="of a job (default: as the cluster says)")
-    add("--submit-cpus", type=int, metavar="N", help="of a job (default: as the cluster says)")
-    add("--submit-memory", type=float, metavar="GIB", help="of a job (default: likewise)")
+    add("--submit-gpus", type=int, metavar="N", help="GPUs per job (default: the cluster's)")
+    add("--submit-cpus", type=int, metavar="N", help="CPUs per job (default: the cluster's)")
+    add("--submit-memory", type=float, metavar="GIB", help="GiB per job (default: the cluster's)")
     sbatch = "other options of sbatch, such as partition=gpu account=me constraint=h100"
     add("--submit-sbatch", nargs="+", metavar="NAME=VALUE", help=sbatch)
 
 
 def jobs_of(arguments: argparse.Namespace) -> Jobs | None:
-    """What the options say; None: train here.
+    """The jobs that the options ask for; None without `--submit`.
 
     Raises:
         UserError: an option of jobs is given without `--submit`, or is out of bounds.
@@ -85,9 +87,13 @@ def jobs_of(arguments: argparse.Namespace) -> Jobs | None:
 
 
 def submit(settings: dict[str, Any], jobs: Jobs) -> list[Any]:
-    """Starts the jobs and returns them, submitit's; none if every cell is over.
+    """Starts the jobs and returns submitit's objects for them; none if every cell is finished.
 
-    The settings are fixed by this call: later changes of their YAML file do not reach the jobs.
+    The jobs get the settings as they are now. Later changes of the YAML file do not reach them.
+
+    Args:
+        settings: the settings of the experiment, not yet validated.
+        jobs: what the jobs request from the cluster.
 
     Raises:
         UserError: a setting is wrong, a directory holds a run of another configuration, submitit
@@ -97,33 +103,33 @@ def submit(settings: dict[str, Any], jobs: Jobs) -> list[Any]:
     executor = _executor(output_of(directories) / JOBS_FOLDER, jobs)
     if all(directory.summary for directory in directories):
         return []
-    # Before the jobs do, so that they cannot get into each other's way.
+    # The jobs would all write this file at their start. It is written before they exist.
     record_grid(directories)
     try:
         with executor.batch():
             started = [executor.submit(Worker(settings)) for _ in range(jobs.workers)]
     except _submitit().core.utils.FailedJobError as error:
-        raise UserError(f"submit: sbatch refused: {error}") from None
+        raise UserError(f"submit: sbatch refused the jobs: {error}") from None
     return started
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One job, as submitit pickles it."""
+    """One job; submitit pickles it."""
 
     settings: dict[str, Any]
 
     def __call__(self) -> None:
-        """Trains until every cell is over."""
+        """Trains until every cell is finished."""
         set_flags()
-        # Imported late, for JAX reads the flags when it starts.
+        # These modules import JAX, which reads the flags when it starts.
         from tddpo_jax.experiments.grid import run_experiment
         from tddpo_jax.system.console import Screen
 
         run_experiment(self.settings, Screen())
 
     def checkpoint(self) -> Any:
-        """What submitit queues when the job comes to its time limit or is preempted: the same."""
+        """Gives submitit the same job to queue again, after a time limit or a preemption."""
         return _submitit().helpers.DelayedSubmission(self)
 
 
@@ -140,11 +146,11 @@ def _submitit() -> Any:
 def _executor(folder: Path, jobs: Jobs) -> Any:
     submitit = _submitit()
     if jobs.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
-        raise UserError("submit: no SLURM here, sbatch or srun is not on the path")
+        raise UserError("submit: SLURM is not available: sbatch or srun is not on the path")
     executor = submitit.AutoExecutor(
         folder, cluster=jobs.cluster, slurm_max_num_timeout=TIME_LIMITS
     )
-    # The package need not be installed where the jobs run: it is found where it is now.
+    # The package need not be installed where the jobs run. They find it where it is now.
     path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     sbatch = dict(setting.split("=", 1) for setting in jobs.sbatch)
     executor.update_parameters(

@@ -1,4 +1,4 @@
-"""The cells of a grid: their axes, names, and which settings each one reads."""
+"""The cells of a grid: their axes, their names, and the settings that each cell reads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,32 @@ GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
 
 
 def cell_name(config: Config) -> str:
-    """The directory name of a cell, `td_dpo-beta0.05-tau1.0-seed0`; tau if its loss has one."""
+    """The directory name of a cell, such as `td_dpo-beta0.05-tau1.0-seed0`.
+
+    A loss without tau has no tau in its name.
+    """
     loss = config.loss
     tau = f"-tau{loss.tau}" if "tau" in LOSSES[loss.name].settings else ""
     return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
 
 
 def ignored_in(cells: Sequence[Config]) -> list[str]:
-    """A line for every setting that a cell was given and never reads."""
-    names = sorted({name for cell in cells for name in ignored_settings(cell)})
-    return [f"{name} is set, and nothing reads it here" for name in names]
+    """One line for every given setting that has no effect, with the setting that is the cause."""
+    lines = {
+        f"{name} has no effect with {_cause(name, cell)}"
+        for cell in cells
+        for name in ignored_settings(cell)
+    }
+    return sorted(lines)
+
+
+def _cause(ignored: str, config: Config) -> str:
+    loss = config.loss.name
+    return f"loss.name={loss}" if ignored.startswith("loss.") else f"train.mode={config.train.mode}"
 
 
 def ignored_settings(config: Config) -> list[str]:
-    """Dotted names of the settings that were given and that this configuration never reads."""
+    """Dotted names of the given settings that this configuration never reads."""
     given = config.loss.model_fields_set - {"name", *LOSSES[config.loss.name].settings}
     names = [f"loss.{name}" for name in sorted(given)]
     if config.train.mode == "full":
@@ -38,9 +50,13 @@ def ignored_settings(config: Config) -> list[str]:
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per cell, in the order of the lists; a loss has no axis that it does not read.
+    """Makes one mapping per cell, in the order of the lists.
 
-    `train.learning_rate` may be a mapping from losses to rates, of which each cell takes its own.
+    A cell keeps only the axes that its loss reads. `train.learning_rate` may be a mapping from
+    losses to rates; each cell then takes the rate of its loss.
+
+    Args:
+        mapping: settings, with a list for every axis of the grid.
 
     Raises:
         UserError: an axis is empty, or a loss has no learning rate.
@@ -64,7 +80,7 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         rates = get(cell, "train.learning_rate")
         if isinstance(rates, Mapping):
             if loss not in rates:
-                raise UserError(f"train.learning_rate: names no rate for {loss}")
+                raise UserError(f"train.learning_rate: gives no rate for {loss}")
             cell = with_value(cell, "train.learning_rate", rates[loss])
         if cell not in cells:
             cells.append(cell)

@@ -1,4 +1,4 @@
-"""Values of nested mappings by their dotted names, `train.learning_rate`."""
+"""Values of nested mappings by their dotted names, such as `train.learning_rate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tddpo_jax.errors import UserError
 
 
 def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """The value at a dotted name of nested mappings, or `default`."""
+    """The value at a dotted name of nested mappings; `default` if there is none."""
     for key in name.split("."):
         if not isinstance(mapping, Mapping) or key not in mapping:
             return default
@@ -18,10 +18,10 @@ def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
 
 
 def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """A copy of nested mappings with the value at a dotted name replaced.
+    """A copy of nested mappings in which a dotted name has this value.
 
     Raises:
-        UserError: a part of the name stands for something that is no mapping.
+        UserError: a value on the way to the name is not a mapping.
     """
     head, _, rest = name.partition(".")
     if not rest:
@@ -33,7 +33,7 @@ def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, A
 
 
 def without_value(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy of nested mappings that lacks the value at a dotted name."""
+    """A copy of nested mappings without the value at a dotted name."""
     head, _, rest = name.partition(".")
     if head not in mapping or (rest and not isinstance(mapping[head], Mapping)):
         return dict(mapping)

@@ -1,10 +1,10 @@
 """The schema of a run: every setting with its type, default and bounds.
 
-A `Config` is one cell of a grid, fully resolved: scalars only. A YAML file or a command line may
-give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`): `expand`
-makes one mapping per cell of such a mapping, and `resolve` makes a `Config` of a mapping or raises
-a one-line `UserError` that names the field. The settings of losses are those of the rows of
-`losses.catalogue.LOSSES`.
+A `Config` is one cell of a grid, fully resolved: it holds scalars only. A YAML file or a command
+line may give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`).
+`cells.expand` makes one mapping per cell. `resolve` turns a mapping into a `Config`, or raises a
+one-line `UserError` that names the field. The rows of `losses.catalogue.LOSSES` declare the
+settings of the losses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import Loss, Setting
 
-# Names of types that stand in the place of an error, behind the field.
+# pydantic adds these names of types to the place of an error, after the field's name.
 VALUE_TYPES = ("float", "str", "bool", "constrained-int")
 
 
@@ -34,7 +34,7 @@ def _at_least_one(value: int) -> int:
 
 
 def _number_if_possible(value: Any) -> Any:
-    """A command line gives `0.1` as text; a file or a split may be any other text."""
+    """The number in a text such as `0.1`; any other value as it is, such as a split's name."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -42,7 +42,7 @@ def _number_if_possible(value: Any) -> Any:
 
 
 def _whole_number_if_possible(value: Any) -> Any:
-    """A command line gives `1` as text, which might also be meant as `yes`."""
+    """The whole number in a text such as `1`, which pydantic would read as true."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
@@ -53,62 +53,75 @@ AxisSize = Annotated[int, AfterValidator(_at_least_one)]
 
 
 class Section(pydantic.BaseModel):
-    """A group of settings: frozen, unknown keys refused."""
+    """A group of settings; it is frozen and refuses unknown keys."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelConfig(Section):
+    """The model, and how it is computed."""
+
     path: str = Field(
         "embedded", description="Hugging Face folder, hub id, run directory, or `embedded`"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the computation; auto: bfloat16 on accelerators, float32 on CPU"
+        "auto",
+        description="dtype of the computation; auto: bfloat16 on accelerators, float32 on CPU",
     )
     attention: Literal["auto", "xla", "cudnn", "tokamax"] = Field(
         "auto",
         description="back-end of attention; auto: cudnn for bfloat16 on NVIDIA GPUs, else xla; "
-        "tokamax: on Hopper GPUs, where it is installed",
+        "tokamax: for Hopper GPUs, if installed",
     )
     remat: Literal["none", "full", "dots"] = Field(
         "full",
-        description="what backward recomputes: nothing, each layer, or all but the large products",
+        description="what the backward pass recomputes; none: nothing; full: each whole layer; "
+        "dots: all but the large products",
     )
 
 
 class DataConfig(Section):
+    """The data, and how examples become batches."""
+
     path: str = Field("embedded", description="JSON, JSONL or Parquet file, hub id, or `embedded`")
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
-        description="file, split's name, fraction or 0; default: the dataset's own, else 0.1",
+        description="validation data: a file, a split's name, a fraction of the rows, or 0 for "
+        "none; default: the dataset's own, else 0.1",
     )
-    split_seed: int = Field(0, description="of the split by fraction; never moved by --seed")
+    split_seed: int = Field(
+        0, description="seed of the split by fraction; --seed does not change it"
+    )
     template: str | None = Field(
-        None, description="a named chat template; default: the tokenizer's own, else `plain`"
+        None, description="name of a chat template; default: the tokenizer's own, else `plain`"
     )
     max_length: Count | None = Field(
         None,
-        description="tokens of one branch, prompt + response; default min(2048, model's context)",
+        description="most tokens of one branch, prompt + response; default: 2048, or the model's "
+        "context if that is less",
     )
     max_prompt_length: Count | None = Field(
         None,
-        description="what the prompt of a too long branch is cut down to; default max_length / 2",
+        description="tokens to which the prompt of a too long branch is cut; "
+        "default: max_length / 2",
     )
     layout: Literal["packed", "plain"] = Field(
-        "packed", description="plain: one padded branch per row, for comparison"
+        "packed",
+        description="packed: many branches per row; plain: one padded branch per row, "
+        "for comparison",
     )
     row_length: Count | None = Field(
-        None, description="tokens of one row; default: chosen from the data's lengths"
+        None, description="tokens of one row; default: chosen from the lengths of the data"
     )
     rows: Count | None = Field(
-        None, description="rows of a micro-batch; default: one per data-parallel device"
+        None, description="rows of one micro-batch; default: one per data-parallel device"
     )
 
 
 class LossConfig(Section):
-    """The loss by name; beside it, `loss_section` puts every setting of the losses."""
+    """The name of the loss; `loss_section` adds the settings of all losses."""
 
-    name: str = Field(DEFAULT_LOSS, description="the loss (short: --loss)")
+    name: str = Field(DEFAULT_LOSS, description="name of the loss (short: --loss)")
 
     if TYPE_CHECKING:
 
@@ -129,11 +142,11 @@ class LossConfig(Section):
 
 
 def loss_section() -> type[LossConfig]:
-    """The section `loss` of a configuration: a field for every setting of the losses there are."""
+    """The section `loss` of a configuration, with a field for every setting in `LOSSES` now."""
     return _loss_section(tuple(LOSSES.items()))
 
 
-# Cached: sections are equal only if they are of one class.
+# The cache gives equal losses one class. Sections of two classes would never be equal.
 @functools.cache
 def _loss_section(losses: tuple[tuple[str, Loss], ...]) -> type[LossConfig]:
     names: Any = Literal[tuple(name for name, _ in losses)]
@@ -156,48 +169,70 @@ def _loss_of(value: Any) -> LossConfig:
 
 
 class LoraConfig(Section):
-    rank: Count = 16
-    alpha: Positive = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The adapters of `train.mode` lora and qlora."""
+
+    rank: Count = Field(16, description="rank of the adapters")
+    alpha: Positive = Field(
+        32.0, description="alpha of the adapters; their output is scaled by alpha / rank"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the adapters' inputs that training sets to zero"
+    )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="names of the linear layers that get adapters; default: all of a block"
     )
 
 
 class TrainConfig(Section):
+    """What is trained, the optimiser, and how often the run validates and logs."""
+
     mode: Literal["full", "lora", "qlora"] = Field(
-        "full", description="what is trained: all weights, or adapters"
+        "full",
+        description="what is trained; full: all weights; lora: adapters; qlora: adapters beside a "
+        "four-bit base",
     )
     learning_rate: NonNegative = Field(
-        1e-5, description="after the warm-up; in a file also a mapping from losses to rates"
+        1e-5,
+        description="learning rate after the warm-up; a file may map each loss to its own rate",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="after the warm-up"
+        "cosine", description="course of the learning rate after the warm-up"
     )
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of all steps")
-    weight_decay: NonNegative = 0.01
-    max_grad_norm: Positive = 1.0
-    adam_b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_b2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    adam_eps: Positive = 1e-8
-    epochs: Count = 3
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="length of the warm-up as a share of all steps"
+    )
+    weight_decay: NonNegative = Field(0.01, description="weight decay of AdamW")
+    max_grad_norm: Positive = Field(
+        1.0, description="largest global norm of the gradients; greater ones are scaled down to it"
+    )
+    adam_b1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="decay rate of Adam's mean of the gradients"
+    )
+    adam_b2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="decay rate of Adam's mean of the squared gradients"
+    )
+    adam_eps: Positive = Field(1e-8, description="term that Adam adds to its denominator")
+    epochs: Count = Field(3, description="passes over the training data")
     max_steps: Count | None = Field(
-        None, description="stop after this many steps, whatever the epochs"
+        None, description="optimiser steps of the run, in place of train.epochs"
     )
-    batch_pairs: Count = Field(128, description="pairs, or single responses, of one optimiser step")
+    batch_pairs: Count = Field(128, description="pairs, or single responses, per optimiser step")
     eval_every: Count | None = Field(
-        None, description="steps; epoch ends and the end are always evaluated"
+        None,
+        description="steps between validations; the run also validates at the end of every epoch "
+        "and at its own end",
     )
     log_every: Count = Field(1, description="steps between the lines of metrics.jsonl")
     best_metric: str | None = Field(
         None,
-        description="chooses best/, a loss or a kl by its least value; default: "
-        "eval_rewards/accuracies, or eval_loss where a prompt has one response",
+        description="validation metric that chooses best/; a lower loss, KL or metric of rejected "
+        "responses is better, and a higher value of the others; default: eval_rewards/accuracies, "
+        "or eval_loss where a prompt has one response",
     )
     population: Annotated[bool | Count, BeforeValidator(_whole_number_if_possible)] = Field(
         False,
-        description="train the LoRA cells of one seed of a grid in one program; a number: at most "
-        "so many together",
+        description="train a grid's LoRA cells of one seed together, in one program; a number: at "
+        "most this many together",
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
 
@@ -209,44 +244,52 @@ class TrainConfig(Section):
 
 
 class MeshConfig(Section):
+    """The axes of the device mesh; the product of their sizes is the number of devices."""
+
     data: AxisSize = Field(
-        1, description="devices that hold copies of the weights; -1: all remaining"
+        1, description="number of copies of the weights; -1: all remaining devices"
     )
     fsdp: AxisSize = Field(
-        -1, description="devices that share the weights and the rows; -1: all remaining"
+        -1, description="devices that share the weights and the rows; -1: all remaining devices"
     )
     tensor: AxisSize = Field(
-        1, description="devices that share each layer's heads and features; -1: all remaining"
+        1,
+        description="devices that share each layer's heads and features; -1: all remaining devices",
     )
 
     @pydantic.model_validator(mode="after")
     def _one_open_axis(self) -> MeshConfig:
         first, *others = [name for name, size in self if size == -1] or [""]
         if others:
-            raise ValueError(f"mesh.{others[0]}: only one axis may be -1, mesh.{first} is")
+            raise ValueError(f"mesh.{others[0]}: only one axis may be -1, and mesh.{first} is -1")
         return self
 
 
 class HostsConfig(Section):
-    """Several processes as one job. No part of what a run is: it may resume on other hosts."""
+    """How several processes find each other and work as one job.
+
+    These settings are not part of a run's identity: a run may resume on other hosts.
+    """
 
     launcher: Literal["auto", "none", "slurm", "ompi", "k8s", "mpi4py"] = Field(
         "auto",
-        description="who started the processes of a job; auto: SLURM or Open MPI, where they "
-        "started several; none: every process is a job of its own",
+        description="launcher that started the processes of the job; auto: SLURM or Open MPI, if "
+        "it started several; none: this process is a job of its own",
     )
     coordinator: str | None = Field(
         None, description="address:port of the first process, for processes started by hand"
     )
-    count: Count | None = Field(None, description="processes, with hosts.coordinator")
+    count: Count | None = Field(
+        None, description="number of processes; used with hosts.coordinator"
+    )
     index: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="of this process, from 0, with hosts.coordinator"
+        None, description="number of this process, from 0; used with hosts.coordinator"
     )
     meet_within: Count = Field(
-        300, description="seconds that processes wait for each other at the start"
+        300, description="seconds that the processes wait for each other at the start"
     )
     lost_after: Count = Field(
-        30, description="seconds without a sign of life after which a process counts as lost"
+        30, description="seconds of silence after which a process counts as lost"
     )
 
     @pydantic.field_validator("coordinator")
@@ -262,16 +305,21 @@ class HostsConfig(Section):
         by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
         for name, value in by_hand.items():
             if value is None and any(other is not None for other in by_hand.values()):
-                raise ValueError(f"hosts.{name}: needed, for another of {', '.join(by_hand)} is")
+                names = ", ".join(by_hand)
+                raise ValueError(f"hosts.{name}: required when any of {names} is given")
         if self.index is not None and self.count is not None and self.index >= self.count:
-            raise ValueError(f"hosts.index: {self.index} is none of 0 to {self.count - 1}")
+            raise ValueError(
+                f"hosts.index: must be between 0 and {self.count - 1}, got {self.index}"
+            )
         return self
 
 
 class Config(Section):
+    """All settings of one run, which is one cell of a grid."""
+
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    # Validated and written by the section of the losses that there are then.
+    # A test may add a loss. So this section is validated and written with the losses of that time.
     loss: pydantic.SerializeAsAny[Annotated[LossConfig, PlainValidator(_loss_of)]] = Field(
         default_factory=lambda: loss_section()()
     )
@@ -279,16 +327,24 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     mesh: MeshConfig = MeshConfig()
     hosts: HostsConfig = HostsConfig()
-    seed: int = Field(0, ge=0, description="order of the data and start of the adapters")
+    seed: int = Field(
+        0, ge=0, description="seed of the data's order and of the adapters' initial values"
+    )
     output: str | None = Field(
-        None, description="directory of the run or grid; default runs/<name of the cell>"
+        None,
+        description="directory of the run or grid; default: runs/<name of the cell>, or runs/grid",
     )
 
 
 def setting_fields(
     section: type[Section] = Config, prefix: str = ""
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting of the schema by its dotted name, with those of the losses that there are."""
+    """Every setting of the schema by its dotted name, with the settings of all losses.
+
+    Args:
+        section: the group whose settings are listed.
+        prefix: the dotted name of that group, with a dot at its end; empty for the whole schema.
+    """
     for name, field in section.model_fields.items():
         kind = loss_section() if field.annotation is LossConfig else field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -298,7 +354,10 @@ def setting_fields(
 
 
 def resolve(mapping: Mapping[str, Any]) -> Config:
-    """Validates one cell.
+    """Validates the settings of one cell.
+
+    Args:
+        mapping: nested settings, with a scalar for every axis.
 
     Raises:
         UserError: one line per problem, each naming the dotted field and the value.
@@ -324,7 +383,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds no mapping.
+        UserError: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
         value = yaml.safe_load(Path(path).read_text())

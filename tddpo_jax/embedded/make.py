@@ -1,12 +1,13 @@
 """Makes the embedded default from nothing: `python -m tddpo_jax.embedded.make --output DIR`.
 
-A tokenizer of the little world of `embedded_task`, a tiny Llama that the project's own SFT taught
-to speak it with neutral moods, and on-policy preference pairs: answers sampled from that Llama,
-better and worse by the exact rule. Everything follows from `SEED`; only the rounding of the weights
-is the machine's, and what few samples it tips over.
+It makes three things. The tokenizer knows the little world of `embedded.task`. The model is a tiny
+Llama that the project's own SFT taught this world's language, with neutral moods. The preference
+pairs are on-policy: answers that this Llama sampled, ranked by the exact rule. Everything follows
+from `SEED`. Only the rounding of the weights depends on the machine, and it changes a few samples.
 
-With `--unequal` only pairs are made, for trials, from the Llama that the package ships: their two
-answers were asked for as three, four or five sentences, whatever the prompt beside them asks for.
+With `--unequal` it makes only pairs, for trials, from the Llama that the package ships. The two
+answers of such a pair were asked for in three, four or five sentences, whatever number the prompt
+of the pair asks for.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights import hugging_face
 
-PAIRS = {"train": 900, "validation": 200}  # of more prompts: a few make no pair
-# For how many sentences each answer is asked, of which two become a pair; None: for the prompt's.
+PAIRS = {"train": 900, "validation": 200}  # there are more prompts, because a few make no pair
+# The number of sentences that each answer to a prompt is asked for; None: the prompt's own number.
+# Two of these answers become a pair.
 EQUAL: tuple[int | None, ...] = (None,) * 4
 UNEQUAL: tuple[int | None, ...] = (*COUNTS, *COUNTS)
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=96)
-CLOSE_EVERY = 5  # of so many pairs, one differs as little as possible, the others clearly
+CLOSE_EVERY = 5  # one pair in five differs as little as possible, the others clearly
 LESSONS_PER_PROMPT = 3
 
 CONTEXT = 256
@@ -97,7 +99,7 @@ SFT = {
 
 
 def make(output: Path) -> None:
-    """Writes every file of the embedded default into a new directory, which appears whole.
+    """Writes every file of the embedded default into a new directory.
 
     Raises:
         UserError: the directory exists.
@@ -123,13 +125,13 @@ def make(output: Path) -> None:
 
 
 def make_lessons(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
-    """Prompts and answers by the grammar, from which the base learns the language."""
+    """Prompts and answers that follow the grammar; the base learns the language from them."""
     rng = random.Random(SEED)
     return [(p.text, write_answer(p, rng)) for p in prompts for _ in range(LESSONS_PER_PROMPT)]
 
 
 def make_tokenizer(lessons: Sequence[tuple[str, str]]) -> Tokenizer:
-    """A byte-level BPE: a piece for every word of the lessons, and bytes for everything else."""
+    """A byte-level BPE with a piece for every word of the lessons, and bytes for other text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -147,7 +149,7 @@ def make_tokenizer(lessons: Sequence[tuple[str, str]]) -> Tokenizer:
 
 
 def make_unequal(output: Path) -> None:
-    """Writes pairs of the shipped base whose answers differ in length into a new directory.
+    """Writes pairs whose answers differ in length, from the shipped base, into a new directory.
 
     Raises:
         UserError: the directory exists.
@@ -162,7 +164,7 @@ def make_unequal(output: Path) -> None:
 
 
 def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
-    """Adds the weights to a folder that has all else: random ones, trained by the project's SFT."""
+    """Trains random weights by the project's SFT and adds them to a folder that lacks only them."""
     with tempfile.TemporaryDirectory() as name:
         start, run, file = (Path(name) / part for part in ("start", "run", "lessons.jsonl"))
         model = Decoder(hugging_face.read_config(folder), jax.random.key(SEED))
@@ -174,12 +176,18 @@ def teach(folder: Path, lessons: Sequence[tuple[str, str]]) -> None:
 
 
 def lesson_row(prompt: str, answer: str) -> dict[str, Any]:
-    """A row for `--loss sft`."""
+    """A data row for `--loss sft`."""
     return {"messages": [message("user", prompt), message("assistant", answer)]}
 
 
 def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> list[str | None]:
-    """One answer of the base to each prompt, by a key of its own; None if it came to no end."""
+    """Samples one answer of the base to each prompt; None if the answer did not end.
+
+    Args:
+        base: the model.
+        prompts: the prompts.
+        draw: number of the draw; every prompt and draw has its own random key.
+    """
     asked = [encode_prompt(base.tokenizer, [message("user", p.text)], None) for p in prompts]
     keys = [(SEED, draw, number) for number in range(len(prompts))]
     answers = base.generate(asked, [SAMPLING] * len(prompts), keys)
@@ -189,7 +197,13 @@ def sample_responses(base: Generator, prompts: Sequence[Prompt], draw: int) -> l
 def make_pairs(
     base: Generator, prompts: Sequence[Prompt], counts: Sequence[int | None] = EQUAL
 ) -> list[dict[str, Any]]:
-    """Rows in the columns of argilla/dpo-mix-7k, at most one per prompt; counts: see `EQUAL`."""
+    """Makes rows with the columns of argilla/dpo-mix-7k, at most one per prompt.
+
+    Args:
+        base: the model that answers.
+        prompts: the prompts.
+        counts: the number of sentences that each answer is asked for, see `EQUAL`.
+    """
     draws = [
         sample_responses(base, [p if n is None else asking_for(p, n) for p in prompts], draw)
         for draw, n in enumerate(counts)
@@ -204,9 +218,11 @@ def make_pairs(
 
 
 def choose(answers: Sequence[str], *, close: bool) -> tuple[str, str] | None:
-    """The better and the worse of two answers: the best and the worst, or two as close as can be.
+    """Two answers with different scores, the better first; None if all have the same score.
 
-    None if all have the same score.
+    Args:
+        answers: the answers to one prompt.
+        close: True for the two whose scores differ least, False for the best and the worst.
     """
     pairs = [
         (better, worse) for better in answers for worse in answers if score(better) > score(worse)
@@ -216,7 +232,7 @@ def choose(answers: Sequence[str], *, close: bool) -> tuple[str, str] | None:
 
 
 def preference_row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    """A row whose ratings are the scores."""
+    """A data row whose ratings are the scores of the answers."""
     user = message("user", prompt)
     return {
         "dataset": "embedded",
@@ -228,21 +244,29 @@ def preference_row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def message(role: str, content: str) -> dict[str, str]:
+    """One message of a conversation."""
     return {"role": role, "content": content}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes one JSON object."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes one JSON line per row."""
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
 
 
 def command(arguments: Sequence[str]) -> int:
+    """Runs this module's command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True, type=Path, help="directory to write, a new one")
-    parser.add_argument("--unequal", action="store_true", help="only pairs of unequal length")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="directory to write; must not exist yet"
+    )
+    parser.add_argument(
+        "--unequal", action="store_true", help="make only pairs, with answers of unequal length"
+    )
     options = parser.parse_args(arguments)
     (make_unequal if options.unequal else make)(options.output)
     return 0

@@ -1,9 +1,9 @@
 """The little world of the embedded default: stories about animals, and an exact rule.
 
 A prompt asks for a few sentences about an animal, a place and a time. An answer is that many
-sentences of the grammar below, each with one mood word. The rule pays for glad moods, and only
-inside the language: a policy that leaves the language, or repeats itself, on its way to gladness
-loses what it gained.
+sentences of the grammar below, each with one mood word. The rule rewards glad moods, but only in
+sentences of the language. A policy that leaves the language or repeats itself to sound glad loses
+its reward.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-MOODS = {  # what a sentence earns: the mood words that earn it
+MOODS = {  # the reward of a sentence, and the mood words that earn it
     1.0: ("happy", "merry", "cheerful", "jolly", "bright", "lucky"),
     0.5: ("calm", "quiet", "busy", "sleepy", "slow", "common"),
     0.0: ("sad", "lonely", "gloomy", "weary", "bitter", "dreary"),
@@ -42,29 +42,29 @@ SENTENCES = (  # without the capital and the full stop
     "{time} there came a {mood} {thing}",
     "what a {mood} {span} {who} had",
 )
-COUNTS = {3: "three", 4: "four", 5: "five"}  # sentences a prompt may ask for
+COUNTS = {3: "three", 4: "four", 5: "five"}  # numbers of sentences that a prompt may ask for
 PROMPTS = (
     "Write {count} sentences about {who} {place} {time}.",
     "Tell of {who} {time} {place} in {count} sentences.",
 )
-FULL_LENGTH = min(COUNTS)  # an answer with fewer sentences is scored as if it had this many
+FULL_LENGTH = min(COUNTS)  # a shorter answer is scored as if it had this many sentences
 
 SEED = 0
-# Prompts for the pairs, and for `eval.quality`; all others are for lessons that teach the base.
+# Numbers of prompts for the pairs and for `eval.quality`. All other prompts are for the lessons.
 SIDES = {"train": 990, "validation": 220, "questions": 400}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a user asks for, in words and in parts."""
+    """A user's request, as a text and in its parts."""
 
     text: str
     sentences: int
-    scene: Mapping[str, str]  # words of the slots `who`, `place` and `time`
+    scene: Mapping[str, str]  # the words for the slots `who`, `place` and `time`
 
 
 def asking_for(prompt: Prompt, count: int) -> Prompt:
-    """The same prompt, for another number of sentences."""
+    """The same prompt with another number of sentences."""
     text = prompt.text.replace(COUNTS[prompt.sentences], COUNTS[count])
     return replace(prompt, text=text, sentences=count)
 
@@ -82,7 +82,7 @@ def all_prompts() -> list[Prompt]:
 
 
 def divided_prompts() -> dict[str, list[Prompt]]:
-    """The prompts of each of `SIDES`, and of the `lessons`: no prompt is in two of them."""
+    """The prompts of each of `SIDES` and of the `lessons`; every prompt is in only one of them."""
     prompts = all_prompts()
     random.Random(SEED).shuffle(prompts)
     sides = {side: [prompts.pop() for _ in range(count)] for side, count in SIDES.items()}
@@ -90,7 +90,10 @@ def divided_prompts() -> dict[str, list[Prompt]]:
 
 
 def write_answer(prompt: Prompt, rng: random.Random) -> str:
-    """An answer by the grammar, neutral on average: no form of sentence and no mood word twice."""
+    """A random answer that follows the grammar and is neutral on average.
+
+    It uses no form of sentence and no mood word twice.
+    """
     forms = rng.sample(SENTENCES, prompt.sentences)
     moods = rng.sample(SLOTS["mood"], prompt.sentences)
     sentences = []
@@ -112,7 +115,7 @@ _GRAMMAR = _grammar()
 
 
 def mood_of(sentence: str) -> str | None:
-    """The mood word of a sentence of the language, None for any other text."""
+    """The mood word of a sentence of the language; None for any other text."""
     match = _GRAMMAR.fullmatch(sentence[:1].lower() + sentence[1:])
     if match is None or match.lastindex is None or not sentence[0].isupper():
         return None
@@ -120,16 +123,16 @@ def mood_of(sentence: str) -> str | None:
 
 
 def sentences_of(response: str) -> list[str]:
-    """The text cut after every full stop that white space follows."""
+    """Cuts a text after every full stop that white space follows."""
     return re.split(r"(?<=\.)\s+", response.strip())
 
 
 def score(response: str) -> float:
-    """How good an answer is, in [0, 1]: a function of its text alone.
+    """The quality of an answer in [0, 1]; it depends only on the text.
 
     A sentence of the language earns 1 for a glad mood word, 1/2 for a plain one and 0 for a gloomy
-    one, unless the answer has used that word before; any other sentence earns 0. The score is what
-    the sentences earn over their number, or over `FULL_LENGTH` if they are fewer.
+    one. It earns 0 if the answer has used that word before. Any other sentence earns 0. The score
+    is the sum of these, divided by the number of sentences or by `FULL_LENGTH` if that is greater.
     """
     sentences = sentences_of(response)
     moods = {mood for sentence in sentences if (mood := mood_of(sentence))}

@@ -1,6 +1,6 @@
 """The cells of a grid as a table: state, step, loss, accuracies, time left.
 
-All of it is read from the files of the runs, so that a cell looks the same whoever trains it.
+The table is read from the files of the runs. So a cell looks the same, whichever process trains it.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from tddpo_jax.runs.records import best_record, parse_records
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
 
-# Between two looks at the files, which may lie on a slow file system.
+# Time between two looks at the files, which may be on a slow file system.
 LOOK_SECONDS = 1.0
-# A cell of another process that wrote nothing for so long may be without a process.
+# If a cell of another process writes nothing for this time, that process may have ended.
 QUIET_SECONDS = 120.0
-# Lines of a terminal for the table's head, the lines below it, and the bars below them.
+# Lines of a terminal for the table's head, the lines below the table, and the progress bars.
 OTHER_LINES = 7
 
-# The order in which cells get the lines of a terminal that is too low for all.
+# If a terminal has too few lines for all cells, cells get lines in the order of these states.
 STATES = ("training", "elsewhere", "diverged", "done", "waiting")
 STYLES = {"training": "bold", "diverged": "red", "done": "green", "waiting": "dim"}
 
 
 class CellTable:
-    """What is known of the cells of one experiment, and which of them this process trains."""
+    """The state of all cells of one experiment, and which of them this process trains."""
 
     def __init__(self, directories: Sequence[RunDirectory], steps: int) -> None:
         """
         Args:
-            directories: all cells, whoever trains them.
-            steps: of a whole run.
+            directories: the directories of all cells, whichever process trains them.
+            steps: the steps of a whole run.
         """
         self.cells = [_Cell(directory, steps) for directory in directories]
         self._lock = threading.Lock()
@@ -49,7 +49,14 @@ class CellTable:
 
     @contextlib.contextmanager
     def training(self, directories: Sequence[RunDirectory], screen: Screen) -> Iterator[None]:
-        """While this process trains some cells; of a grid, says when each begins and ends."""
+        """Marks cells as in training here, and prints a line when each begins and ends.
+
+        It prints no lines for a lone run.
+
+        Args:
+            directories: the cells that this process trains during the block.
+            screen: prints the lines.
+        """
         ours = [cell for cell in self.cells if cell.directory in directories]
         began = time.monotonic()
         for cell in ours:
@@ -63,12 +70,17 @@ class CellTable:
             self._say(f"{cell.name}: {ending}; {self._count_over()}", screen)
 
     def refuse(self, directories: Sequence[RunDirectory]) -> None:
-        """Another process holds these cells."""
+        """Marks cells that another process holds."""
         for cell in self.cells:
             cell.refused |= cell.directory in directories
 
     def draw(self, height: int | None = None) -> RenderableType:
-        """The table; on a terminal of so many lines, the cells in work and the last that ended."""
+        """Draws the table.
+
+        Args:
+            height: lines of the terminal. If they are too few, the table shows the cells in
+                training and those that ended last. None shows all cells.
+        """
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
         shown = self._choose(len(self.cells) if height is None else max(1, height - OTHER_LINES))
@@ -93,7 +105,7 @@ class CellTable:
         return [cell for cell in self.cells if cell in chosen]
 
     def _whole(self) -> str:
-        """One line for the grid: how many cells are over, and the time left at the pace so far."""
+        """One line for the grid: how many cells are finished, and the time left at this pace."""
         done = sum(cell.step for cell in self.cells) - self._steps_before
         left = sum(cell.steps - cell.step for cell in self.cells if not cell.over)
         if not left:
@@ -102,7 +114,7 @@ class CellTable:
         return f"{self._count_over()}, left {_clock(seconds)}"
 
     def _count_over(self) -> str:
-        return f"{sum(cell.over for cell in self.cells)} of {len(self.cells)} cells over"
+        return f"{sum(cell.over for cell in self.cells)} of {len(self.cells)} cells finished"
 
     def _look(self) -> None:
         with self._lock:
@@ -116,7 +128,7 @@ class CellTable:
 
 
 class _Cell:
-    """One cell, by its files."""
+    """One cell, as its files show it."""
 
     def __init__(self, directory: RunDirectory, steps: int) -> None:
         self.directory, self.steps = directory, steps
@@ -125,15 +137,15 @@ class _Cell:
         self.ended = 0.0  # when we saw it end
         self._forget()
         self.look()
-        # What was there before us says nothing of the pace.
+        # The steps that were made earlier do not count for the pace.
         self._seen.clear()
 
     def _forget(self) -> None:
-        self.step = 0  # steps made
-        self.newest: dict[str, Any] = {}  # the last line of training
+        self.step = 0  # number of finished steps
+        self.newest: dict[str, Any] = {}  # the last training line
         self.best: dict[str, Any] | None = None
         self._inode, self._offset = 0, 0
-        # When how many steps were made: the first time that we saw it write, and the last.
+        # Times and numbers of steps, at the first and at the last time that we saw the cell write.
         self._seen: list[tuple[float, int]] = []
 
     @property
@@ -148,7 +160,7 @@ class _Cell:
         return "elsewhere" if self.refused or writes else "waiting"
 
     def row(self) -> tuple[str, ...]:
-        """What the table shows: the accuracy on held-out pairs is that of the best policy."""
+        """The cell's row of the table; its held-out accuracy is that of the best policy."""
         loss, accuracy = (self.newest.get(name) for name in ("loss", "rewards/accuracies"))
         held_out = (self.best or {}).get("eval_rewards/accuracies")
         numbers = (_number(loss), _number(accuracy), _number(held_out))
@@ -156,14 +168,18 @@ class _Cell:
         return (self.name, self.state, f"{self.step}/{self.steps}", *numbers, left)
 
     def _seconds_left(self) -> float | None:
-        """At the pace since we first saw it write; None before there is one."""
+        """The time left at the pace since we first saw the cell write; None if unknown."""
         if len(self._seen) < 2 or self._seen[0][1] >= self._seen[1][1]:
             return None
         (began, before), (now, step) = self._seen
         return (now - began) / (step - before) * (self.steps - step)
 
     def ending(self, seconds: float) -> str:
-        """How a cell that is over ended."""
+        """How a finished cell ended.
+
+        Args:
+            seconds: the time that this process trained it.
+        """
         summary, took = self.directory.summary or {}, _clock(seconds)
         if summary["divergence"]:
             return f"diverged after {took}, at step {summary['divergence']['step']}"
@@ -173,10 +189,10 @@ class _Cell:
         return f"done in {took}, best {metric} {best[metric]:.4g} at step {best['step']}"
 
     def look(self) -> None:
-        """Reads what has been written since the last look."""
+        """Reads what the cell has written since the last look."""
         if self.over:
             return
-        # A file that another process is just replacing: the next look finds it.
+        # Another process may be replacing a file now. The next look finds the new file.
         with contextlib.suppress(OSError):
             self._read()
 
@@ -207,7 +223,7 @@ class _Cell:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
             if found.st_ino != self._inode or found.st_size < self._offset:
-                # A run that is resumed replaces the file by its beginning.
+                # A run that resumes replaces the file by a shorter one.
                 self._forget()
                 self._inode = found.st_ino
             file.seek(self._offset)

@@ -1,4 +1,4 @@
-"""What the user reads before a run and after it."""
+"""Prints what the user reads before a run and after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from tddpo_jax.training.step_order import make_order
 
 
 def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
-    """Model, rows used and dropped, steps, batch arithmetic, mesh, memory."""
+    """Prints the model, the rows used and dropped, the steps and batches, the mesh, the memory.
+
+    Args:
+        experiment: the loaded model and data.
+        cells: the number of cells to train.
+        screen: prints the lines.
+    """
     shared = experiment.shared
     config, data, model = shared.config, shared.dataset, shared.model_config
     parameters = parameter_count(model.parameters)
@@ -31,7 +37,7 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
     rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in shared.shapes)
     screen.say(
         f"steps    {order.total_steps} of {config.train.batch_pairs} {what}, "
-        f"{order.steps_per_epoch} an epoch; micro-batches of {rows} tokens"
+        f"{order.steps_per_epoch} per epoch; micro-batches of {rows} tokens"
     )
     mesh = " x ".join(f"{name} {size}" for name, size in shared.mesh.shape.items())
     screen.say(f"devices  mesh {mesh}; {_state_bytes(experiment) / 2**30:.2f} GiB of state on each")
@@ -40,13 +46,13 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
     every = config.train.eval_every
     if every is not None and every > order.total_steps:
         screen.say(
-            f"warning: train.eval_every is {every} and the run has {order.total_steps} steps: "
-            "it never fires; validation runs at epoch ends and at the end"
+            f"warning: train.eval_every is {every}, but the run ends at step {order.total_steps}; "
+            "validation runs only at the end of every epoch and of the run"
         )
 
 
 def _state_bytes(experiment: Experiment) -> float:
-    """Bytes per device of weights, two moments and the gradient sums."""
+    """Bytes per device of the weights, Adam's two moments and the gradient sums."""
     policy, mesh = experiment.policy, experiment.shared.mesh
     trainable = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.loaded))
     frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.frozen))
@@ -54,7 +60,7 @@ def _state_bytes(experiment: Experiment) -> float:
 
 
 def describe_result(directory: RunDirectory, screen: Screen) -> None:
-    """How the run ended, its best validation, where its policy lies, what to do next."""
+    """Prints how the run ended, its best validation, the policy's folder and the next command."""
     summary = directory.summary
     if summary is None:
         return

@@ -1,4 +1,4 @@
-"""The cells of an experiment, trained: one run, or every point of a grid."""
+"""Trains the cells of an experiment: one run, or every point of a grid."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from tddpo_jax.training.loop import train
 from tddpo_jax.training.prepare import Experiment, prepare
 from tddpo_jax.training.step_order import make_order
 
-# Between two looks at cells that other processes train.
+# Time between two looks at the cells that other processes train.
 WAIT_SECONDS = 5.0
 
 
 def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, Any]]:
-    """Trains every cell of the settings that is not finished, and returns all summaries.
+    """Trains every unfinished cell, and returns the summaries of all cells.
+
+    Args:
+        settings: the settings of the experiment, not yet validated.
+        screen: shows progress and warnings.
 
     Raises:
         UserError: a setting is wrong, or a directory holds a run of another configuration.
@@ -41,7 +45,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     left = _unfinished(directories)
     if len(left) < len(directories):
         over = len(directories) - len(left)
-        screen.say(f"{over} of {len(directories)} cells over before; left alone")
+        screen.say(f"{over} of {len(directories)} cells already finished; skipping them")
     if left:
         experiment = prepare([directory.config for directory in left], screen)
         describe_plan(experiment, len(left), screen)
@@ -66,18 +70,25 @@ def _say_ignored_axes(
         for axis, count in counts.items():
             if count > 1 and axis not in own:
                 per = " and ".join([*own, "seed"])
-                screen.say(f"{name} has no {axis}: one cell, not {count}, per {per}")
+                screen.say(f"{name} has no {axis}: it has one cell, not {count}, per {per}")
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:
     if directories[0].config.train.population and max(map(len, _populations(directories))) == 1:
-        screen.say("warning: train.population is set, and every cell trains alone")
+        screen.say("warning: train.population has no effect here: every cell trains alone")
 
 
 def train_cells(
     experiment: Experiment, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
 ) -> None:
-    """Trains what no other process has claimed, until every cell is over, whoever did it."""
+    """Trains cells that no other process has claimed, until all cells are finished.
+
+    Args:
+        experiment: the loaded model and data.
+        cells: the unfinished cells.
+        table: shows the state of all cells.
+        screen: shows progress.
+    """
     if len(table.cells) == 1:
         _train_cells(experiment, cells, table, screen)
         return
@@ -95,7 +106,7 @@ def _train_cells(
         left = []
         for population in populations:
             with claim([directory.path for directory in population]) as ours:
-                # Another process may have ended some of them since they were looked at.
+                # Another process may have finished some of these cells since the last look.
                 rest = _unfinished(population)
                 if not ours:
                     left.append(rest)
@@ -105,7 +116,8 @@ def _train_cells(
                         train(experiment, [cell.config for cell in group], group, screen)
         if len(left) == len(populations):
             if not waiting:
-                screen.say(f"waiting for other processes; cells they hold: {sum(map(len, left))}")
+                held = sum(map(len, left))
+                screen.say(f"waiting for other processes to finish their cells ({held})")
             waiting = True
             time.sleep(WAIT_SECONDS)
         populations = [rest for rest in left if rest]
@@ -117,7 +129,10 @@ def _unfinished(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 
 def _populations(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:
-    """What trains together: with `train.population` the adapters of one seed, else single cells."""
+    """The groups of cells that train together.
+
+    With `train.population` a group has cells of one seed. Otherwise it is a single cell.
+    """
     population = cells[0].config.train.population if cells else False
     if not population:
         return [[cell] for cell in cells]
@@ -137,9 +152,10 @@ def _by_seed(cells: Sequence[RunDirectory]) -> dict[int, list[RunDirectory]]:
 
 
 def _in_step(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:
-    """The cells in groups that can go on from one step: of saved states, or the start.
+    """Groups the cells so that every group can resume from one step.
 
-    A population that grew has cells without states, and must not begin anew for them.
+    A cell without saved states starts at step 0. Such cells appear when a population grows. The
+    other cells must not begin anew because of them.
     """
     saved = agree(lambda: [saved_steps(cell.path / "checkpoints") or {0} for cell in cells])
     groups: list[tuple[set[int], list[RunDirectory]]] = []

@@ -18,8 +18,10 @@ if TYPE_CHECKING or "jax" in sys.modules:
     # A traced scalar inside a compiled step; a Python number is welcome outside of one.
     Scalar = Float[Array, ""] | float
     PerPair = Float[Array, "P"]
+    # Of numpy or of JAX; N is 1, or 2 for (chosen, rejected).
+    PerResponse = Float[Any, "*axes N"]
 else:
-    Array = Numbers = Scalar = PerPair = Any
+    Array = Numbers = Scalar = PerPair = PerResponse = Any
 
 
 def exp(x: Numbers) -> Array:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-
-from tddpo_jax.losses.elementary import PerPair, Scalar, maximum
+from tddpo_jax.losses.elementary import PerPair, PerResponse, Scalar, maximum
 
 
 class PairLogps(NamedTuple):
@@ -35,10 +33,10 @@ Rewards = tuple[PerPair, PerPair | None]
 
 
 def pair_logps(
-    logps: Float[Any, "*axes N"],
-    ref_logps: Float[Any, "*axes N"],
-    lengths: Float[Any, "*axes N"],
-    kls: Float[Any, "*axes N"],
+    logps: PerResponse,
+    ref_logps: PerResponse,
+    lengths: PerResponse,
+    kls: PerResponse,
 ) -> PairLogps:
     """The fields from arrays whose last axis is the responses: one, or (chosen, rejected)."""
     responses = logps.shape[-1]

@@ -98,7 +98,7 @@ def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) 
 
 
 def path_name(path: Any) -> str:
-    """`layers.norm.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
+    """`layers.mlp_norm.weight` for a key path of jax.tree_util, whatever kind of tree it walks."""
     keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     return ".".join(key for key in keys if key != "value")
 

@@ -1,7 +1,8 @@
-"""The cells of an experiment and their directories; starts no device.
+"""The cells of an experiment and their directories; this module starts no device.
 
-One cell writes into the output itself, several into a directory each below it, beside `grid.json`:
-what the cells share, and their names.
+A lone cell writes into the output directory itself. Several cells write into one directory each,
+below the output directory. Beside them, `grid.json` holds the cells' names and the settings that
+they share.
 """
 
 from __future__ import annotations
@@ -63,27 +64,27 @@ class _Grid(Content):
 
 
 def read_grid(file: Path) -> dict[str, Any]:
-    """What a `grid.json` says: the `cells`' names and the `settings` that they share.
+    """Reads a `grid.json`: the names of the `cells`, and the `settings` that they share.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is missing or damaged.
     """
     return read_as(file, _Grid).model_dump()
 
 
 def _check_grid(root: Path, configs: Sequence[Config]) -> None:
-    """Refuses a directory that is no grid, or one whose cells differ from ours beside the axes."""
+    """Refuses a directory that is not a grid, or whose cells differ from ours outside the axes."""
     file = root / "grid.json"
     if not file.exists():
-        raise UserError(f"output: {root} exists and holds no grid")
+        raise UserError(f"output: {root} exists and does not hold a grid")
     found = identity(read_grid(file)["settings"])
     rates = get(found, "train.learning_rate")
     if not isinstance(rates, dict):
-        raise UserError(f"{file}: settings.train.learning_rate: must name a rate for each loss")
+        raise UserError(f"{file}: settings.train.learning_rate: must map each loss to its rate")
     wanted = _shared(configs, found)
-    # A loss that it has not held so far may come with any rate.
+    # A loss that is new in this grid may have any rate.
     found["train"]["learning_rate"] = wanted["train"]["learning_rate"] | rates
-    # A setting that no loss had when the grid began is read by none of its cells.
+    # The grid may be older than a setting of the losses. None of its cells reads such a setting.
     for name, value in wanted["loss"].items():
         found = with_value(found, f"loss.{name}", get(found, f"loss.{name}", value))
     if found != wanted:
@@ -94,7 +95,7 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
 
 
 def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """What the cells of a grid have in common, with the learning rates of all losses so far."""
+    """The settings that the cells of a grid share, with the learning rates of all its losses."""
     axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
     rates = {config.loss.name: config.train.learning_rate for config in configs}
     settings = identity(configs[0].model_dump(mode="json", exclude=axes))
@@ -103,10 +104,10 @@ def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, 
 
 
 def record_grid(directories: Sequence[RunDirectory]) -> None:
-    """Writes `grid.json` if there are several cells; those of earlier commands stay, first.
+    """Writes `grid.json` if there are several cells; the cells of earlier commands stay first.
 
     Raises:
-        UserError: since we looked, another command began a grid of another configuration there.
+        UserError: another command has begun a grid of another configuration there.
     """
     if len(directories) > 1:
         agree(lambda: _record([directory.config for directory in directories]))

@@ -1,9 +1,9 @@
-"""Who trains which cell, when several processes work on one grid directory.
+"""Locks that decide which process trains which cell of a shared grid directory.
 
-A claim is an advisory lock on a file (`flock`), which the system itself lets go when its holder
-dies, however it dies: a killed worker's cells are free at once. Works on one machine and on shared
-file systems with POSIX locks (NFS 4, Lustre mounted with `flock`). The file says who took the lock
-last, host and process, for whoever wonders; nothing depends on what it says.
+A claim is an advisory lock on a file (`flock`). The system releases the lock when its holder ends,
+for whatever reason, so a killed worker's cells are free at once. This works on one machine and on
+shared file systems with POSIX locks (NFS 4, Lustre mounted with `flock`). The file names the host
+and the process that took the lock last. People may read it; the program does not.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 @contextlib.contextmanager
 def claim(runs: Sequence[Path]) -> Iterator[bool]:
-    """Holds the locks of all run directories, or of none: yields whether it does.
+    """Takes the locks of all these run directories, and yields whether it got them all.
 
-    Every claim takes its locks in the same order and waits for none, so that two processes cannot
-    block each other. Of several hosts the first holds them for all.
+    Every claim takes its locks in the same order and never waits, so two processes cannot block
+    each other. In a job of several hosts, the first host holds the locks for all.
 
     Raises:
-        UserError: the file system gives no locks.
+        UserError: the file system does not support locks.
     """
     with contextlib.ExitStack() as stack:
         yield agree(lambda: all(_lock(run, stack, TRY) for run in sorted(runs)))
@@ -38,10 +38,10 @@ def claim(runs: Sequence[Path]) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same folder, which is made.
+    """Makes the folder, and waits until no other process is in this block with the same folder.
 
     Raises:
-        UserError: the file system gives no locks.
+        UserError: the file system does not support locks.
     """
     with contextlib.ExitStack() as stack:
         _lock(folder, stack, fcntl.LOCK_EX)
@@ -58,7 +58,8 @@ def _lock(folder: Path, stack: contextlib.ExitStack, how: int) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"output: {folder}: its file system gives no locks, which runs need ({error.strerror})"
+            f"output: {folder}: its file system does not support locks, which runs need "
+            f"({error.strerror})"
         ) from None
     os.ftruncate(lock, 0)
     os.write(lock, f"{socket.gethostname()} {os.getpid()}\n".encode())

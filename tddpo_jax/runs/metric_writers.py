@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl`, TensorBoard files and, if asked for, Weights & Biases."""
+"""Writes metrics to `metrics.jsonl`, TensorBoard files and, on request, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from tddpo_jax.system.agreement import first_only, is_first
 
 
 class Writer:
-    """Writes every record of one run to all its places; on the first host alone."""
+    """Writes every record of one run to all its places; only the first host writes."""
 
     def __init__(self, directory: RunDirectory, config: Config, first_step: int) -> None:
-        """
+        """Opens the event files, and fills them with the records that a resumed run keeps.
+
+        Args:
+            directory: the run's directory.
+            config: the run's settings.
+            first_step: the step at which training starts or resumes.
+
         Raises:
-            UserError: Weights & Biases is asked for and not installed.
+            UserError: `train.wandb` is set, and Weights & Biases is not installed.
         """
         self.directory = directory
         self._wandb = None
         if not is_first():
             return
-        # tensorboardX warns of every value that is not finite; our own records show them.
+        # tensorboardX warns at every value that is not finite. Our records show them already.
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._board = SummaryWriter(
             str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
         )
-        # TensorBoard hides what an interrupted run wrote of `purge_step`, its validation included.
+        # TensorBoard hides the old events from `purge_step` on. One of them may be the validation
+        # at the step that the run resumes from, so it is written again.
         for record in directory.records():
             if record["step"] >= first_step:
                 self._chart(record)
@@ -39,7 +46,7 @@ class Writer:
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
-        """Writes one line of metrics; `step` is its place on every chart."""
+        """Writes one line of metrics; its `step` is its place on every chart."""
         self.directory.log(record)
         self._chart(record)
         if self._wandb is not None:
@@ -51,6 +58,7 @@ class Writer:
 
     @first_only
     def close(self) -> None:
+        """Closes the event files and the run of Weights & Biases."""
         self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -61,7 +69,7 @@ def _values(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_wandb(config: Config) -> None:
-    """Raises UserError if Weights & Biases is asked for and not installed."""
+    """Raises UserError if `train.wandb` is set and Weights & Biases is not installed."""
     if config.train.wandb:
         _import_wandb()
 

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`, and which validation among them is the best."""
+"""The lines of `metrics.jsonl`, and the choice of the best validation among them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from tddpo_jax.losses.metric_names import example_metrics
 from tddpo_jax.system.json_files import whole_lines
 
 LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
-# The first of these that a run has chooses its best policy, unless another metric is asked for.
+# Without `train.best_metric`, the first of these metrics that a run has chooses its best policy.
 DEFAULTS = ("eval_rewards/accuracies", "eval_loss")
 
 
 def check_best_metric(asked: str | None, responses: int) -> None:
-    """Raises UserError if a metric is asked for that examples of so many responses do not have."""
+    """Raises UserError if the data does not have the metric of `train.best_metric`.
+
+    Args:
+        asked: the metric; None for the default.
+        responses: the number of responses per example of the data.
+    """
     known = [f"eval_{metric}" for metric in example_metrics(responses)]
     if asked is not None and asked not in known:
-        of_data = "" if responses == 2 else " of data with one response for each prompt"
+        of_data = "" if responses == 2 else " for data with one response per prompt"
         raise UserError(
-            f"train.best_metric: no metric {asked!r}{of_data}; there are {', '.join(known)}"
+            f"train.best_metric: there is no metric {asked!r}{of_data}; "
+            f"choose one of {', '.join(known)}"
         )
 
 
 def best_metric(asked: str | None, records: Iterable[dict]) -> str:
-    """The metric that chooses the best policy: the one asked for, or the default of such data."""
+    """The metric that chooses the best policy: the one asked for, or the records' default."""
     if asked is not None:
         return asked
     there = set().union(*records)
@@ -36,14 +42,14 @@ def best_metric(asked: str | None, records: Iterable[dict]) -> str:
 
 
 def best_record(records: list[dict], asked: str | None) -> dict | None:
-    """The validation record that is best by a metric: step 0 excluded, the earliest of equals.
+    """The best validation record by a metric; step 0 does not count, and ties go to the earliest.
 
     Args:
-        records: of a run.
-        asked: the metric; None for the default of such data.
+        records: the records of a run.
+        asked: the metric; None for the default of these records.
     """
     metric = best_metric(asked, records)
-    # A NaN would win every comparison that it comes first in.
+    # A NaN at the first place would win every comparison.
     candidates = [
         record
         for record in records
@@ -56,9 +62,9 @@ def best_record(records: list[dict], asked: str | None) -> dict | None:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, numbers by name; none if there is no such file.
+    """The lines of a `metrics.jsonl` as numbers by name; empty if there is no such file.
 
-    The file may still be growing, so that its last line may be cut: such a line is left out.
+    The file may still grow. A torn last line is left out.
 
     Raises:
         UserError: another line is damaged.
@@ -67,7 +73,15 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
-    """As `read_records`, of a part of the file that was read before."""
+    """The records in a part of a `metrics.jsonl`, as `read_records` gives them.
+
+    Args:
+        file: the file, for messages.
+        text: a part of its content, from the beginning of a line.
+
+    Raises:
+        UserError: a line is damaged, other than a torn last one.
+    """
     records = []
     lines, _ = whole_lines(text)
     for line in filter(bytes.strip, lines):
@@ -76,7 +90,7 @@ def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
         except ValueError:
             raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
         if not isinstance(value, dict) or not _is_record(value):
-            raise UserError(f"{file}: a line must hold a step and numbers by name: {line[:60]!r}")
+            raise UserError(f"{file}: a line must hold a step and named numbers: {line[:60]!r}")
         records.append(value)
     return records
 

@@ -1,13 +1,15 @@
-"""The files of a run, and what may be done with a directory that is already there.
+"""The files of a run, and the checks of a directory that exists already.
 
-config.yaml     the run, fully resolved
-run.json        versions, commit, device, hashes, row counts
-metrics.jsonl   a line per step and per validation
-evaluations/    log-probs of each validation response, per validation; the reference's; lengths
-tensorboard/    the same metrics as event files
-checkpoints/    the last training state (Orbax)
-best/           the best policy: a Hugging Face folder, or a PEFT folder after LoRA
-summary.json    written last: the run is over
+config.yaml      the settings of the run, fully resolved
+run.json         versions, commit, device, hashes, row counts
+metrics.jsonl    one line per logged step and per validation
+evaluations/     log-probs of the validation responses, one file per validation; the reference's
+                 log-probs; the responses' lengths
+tensorboard/     the same metrics as event files
+checkpoints/     the last training states (Orbax)
+best/            the best policy: a Hugging Face folder, or a PEFT folder after LoRA
+divergence.json  where and why the run diverged; only if it did
+summary.json     how the run ended; it is written last, so a run that has it is finished
 """
 
 from __future__ import annotations
@@ -29,29 +31,27 @@ from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import PARTIAL, recover, write_text
 from tddpo_jax.system.json_files import Content, read_as
 
-# See `locks.py` and `commands/submit.py`.
-LOCK_FILE = "claim.lock"
-JOBS_FOLDER = "jobs"
-# Sections that say where a run is computed, not what: it may resume on other devices. Nor does
-# `train.population` say what: a run may go on in other company.
+LOCK_FILE = "claim.lock"  # of `locks.py`
+JOBS_FOLDER = "jobs"  # of `commands/submit.py`
+# These sections do not change what a run computes, only where: a run may resume on other devices.
 PLACEMENT = ("mesh", "hosts")
 
 
 def is_free(path: Path) -> bool:
-    """Whether a directory lacks any file of a run or a grid, or of somebody else."""
+    """Whether a new run or grid may begin in a directory: it has no files, or is missing."""
     if not path.exists():
         return True
     names = (file.name for file in path.iterdir())
-    # Another process may be about to begin the run. A folder that a kill left renamed away is not
-    # free: it may be the only copy of a policy.
+    # A lock or a folder of jobs may be there because another process is about to begin the run. A
+    # folder with the suffix `REPLACED` does count as a file: it may be the only copy of a policy.
     return all(name in (LOCK_FILE, JOBS_FOLDER) or name.endswith(PARTIAL) for name in names)
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError unless the path is a directory to write to, or one can be made there."""
+    """Raises UserError unless the path is a writable directory or can be made into one."""
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"output: {path}: {nearest} is no directory that can be written to")
+        raise UserError(f"output: {path}: {nearest} is not a writable directory")
 
 
 class _Model(Content):
@@ -82,7 +82,7 @@ class _Summary(Content):
     steps: int
 
 
-# What is read again of the JSON files of a run.
+# The JSON files of a run that are read again, with the fields that they must have.
 PARTS: dict[str, type[Content]] = {
     "run.json": _Facts,
     "divergence.json": _Divergence,
@@ -91,7 +91,11 @@ PARTS: dict[str, type[Content]] = {
 
 
 def read_part(run: Path, name: str) -> dict[str, Any] | None:
-    """What one of the files of `PARTS` says, or None if there is no such file.
+    """The content of one of the files of `PARTS`; None if there is no such file.
+
+    Args:
+        run: the run's directory.
+        name: the file's name.
 
     Raises:
         UserError: the file is damaged.
@@ -101,13 +105,18 @@ def read_part(run: Path, name: str) -> dict[str, Any] | None:
 
 
 class RunDirectory:
-    """One run's files. Nothing is written before `create`, and by the first host alone."""
+    """The files of one run; `create` is the first to write, and only the first host writes."""
 
     def __init__(self, path: Path, config: Config) -> None:
-        """Looks at the directory.
+        """Checks the directory if it exists.
+
+        Args:
+            path: the directory.
+            config: the settings of the run.
 
         Raises:
-            UserError: it holds a run of another configuration, or something that is no run.
+            UserError: the directory holds a run of another configuration, or files of another
+                kind, or cannot be written to.
         """
         self.path = path
         self.config = config
@@ -117,7 +126,7 @@ class RunDirectory:
             return
         stored = path / "config.yaml"
         if not stored.exists():
-            raise UserError(f"output: {path} exists and holds no run")
+            raise UserError(f"output: {path} exists and does not hold a run")
         found = read_yaml(stored)
         there, here = identity(found), identity(self._resolved)
         if there != here:
@@ -128,19 +137,22 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What a finished run came to, or None."""
+        """The content of `summary.json`; None if the run is not finished."""
         return read_part(self.path, "summary.json")
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.
 
+        Args:
+            facts: the content of `run.json`, see `training.run_facts`.
+
         Raises:
-            UserError: the run began with other weights or data, under the same names; or this
-                host does not see what the first one wrote.
+            UserError: the weights or the data have changed since the run began, or this host does
+                not see the files that the first host wrote.
         """
         agree(lambda: self._create(facts))
         if not (self.path / "run.json").exists():
-            raise UserError(f"output: {self.path} is on no file system that all hosts share")
+            raise UserError(f"output: {self.path} is not on a file system that all hosts share")
 
     def _create(self, facts: dict[str, Any]) -> None:
         self._check_contents(facts)
@@ -154,7 +166,7 @@ class RunDirectory:
     def _check_contents(self, facts: dict[str, Any]) -> None:
         before = read_part(self.path, "run.json") or facts
         for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
-            # Runs of earlier versions do not name their adapter.
+            # Runs of earlier versions do not record the hash of their adapter.
             if what in before[part] and before[part][what] != facts[part][what]:
                 raise UserError(
                     f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
@@ -162,27 +174,30 @@ class RunDirectory:
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to `metrics.jsonl`, on disk when this returns."""
+        """Appends one line to `metrics.jsonl`; the line is in the file when this returns."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`."""
         return read_records(self.path / "metrics.jsonl")
 
     @property
     def divergence(self) -> dict[str, Any] | None:
-        """Where and why the run diverged, or None."""
+        """Where and why the run diverged; None if it did not."""
         return read_part(self.path, "divergence.json")
 
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:
+        """Writes `divergence.json`."""
         write_text(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
 
     @first_only
     def rewind(self, step: int) -> None:
-        """Forgets what came after `step` optimiser steps: training of it or later, later tests.
+        """Deletes the records of what came after `step` optimiser steps.
 
-        Nothing came before step 0: a run without a checkpoint begins anew.
+        These are the training lines from number `step` on, the later validations, and a later
+        divergence. At step 0 all records go: a run without a checkpoint begins anew.
         """
         kept = [
             record
@@ -198,50 +213,64 @@ class RunDirectory:
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
-        """Log-probs `[examples, N]` of the validation set, in its order, or what goes beside."""
+        """Saves one array of `evaluations/`, such as the log-probs of one validation.
+
+        Args:
+            step: the step of the validation, or a name: `reference` or `lengths`.
+            values: `[examples, N]`, in the order of the validation set.
+        """
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:
+        """Writes `summary.json`, which marks the run as finished."""
         write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that say what a run computes; with another of them it is another run."""
+    """The settings that decide what a run computes; two runs are the same if these are equal."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
-        # What a loss does not read is not part of its run: a later version may know more settings.
+        # A setting that the loss does not read does not count. Later versions may have more of
+        # them.
         read = {"name", *loss.settings}
         own = {name: value for name, value in computed["loss"].items() if name in read}
         computed = {**computed, "loss": own}
-    # The default metric may be asked for by its name; earlier versions stored that name.
+    # A user may name the default metric, and earlier versions stored its name. Both mean None.
     if get(computed, "train.best_metric") == DEFAULTS[0]:
         computed = with_value(computed, "train.best_metric", None)
+    # The company in which a run trains does not change what it computes.
     computed = without_value(computed, "train.population")
     targets = get(computed, "lora.targets")
     return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
 
 
 def _are_all(targets: Any) -> bool:
-    """Whether adapters get what is the default too: all linear layers, which old runs list."""
+    """Whether the targets are all linear layers: the default, which old runs list by name."""
     if not isinstance(targets, list):
         return False
-    # Here, for it imports JAX, and hardly any run needs it.
+    # This module imports JAX, and hardly any run needs it.
     from tddpo_jax.models.families import are_all_linear_layers
 
     return are_all_linear_layers(targets)
 
 
 def differences(found: Any, wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """`train.epochs is 3, asked for 1` for every setting that differs."""
+    """One text such as `train.epochs is 3, asked for 1` for every setting that differs.
+
+    Args:
+        found: the settings in a file.
+        wanted: the settings of this command.
+        prefix: the dotted name of the group that is compared, with a dot at its end.
+    """
     if not isinstance(found, dict):
-        return [f"{prefix or 'config'} is no mapping"]
+        return [f"{prefix.removesuffix('.') or 'config'} is not a mapping"]
     lines = []
     names = {*found, *wanted}
     if found.get("name") != wanted.get("name"):
-        names = {*found} & {*wanted}  # another loss, with other settings
+        names = {*found} & {*wanted}  # two losses have different settings
     for name in sorted(names):
         there, here = found.get(name), wanted.get(name)
         if isinstance(here, dict):

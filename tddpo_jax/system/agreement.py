@@ -1,4 +1,4 @@
-"""What several hosts agree on, and which one of them writes."""
+"""How several hosts agree on a value, and which one of them writes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,35 @@ T = TypeVar("T")
 
 
 def whose() -> str:
+    """The beginning of a message about this host: `host 1 of 4:`."""
     import jax
 
     return f"host {jax.process_index()} of {jax.process_count()}:"
 
 
 def check_same(settings: dict[str, Any]) -> None:
-    """Every host was given the same command; they meet for the first time here.
+    """Checks that every host was given the same settings; here the hosts meet for the first time.
 
-    To be called soon after `join`: gloo waits half a minute for hosts to meet, and then for ever.
+    Call it soon after `hosts.join`: gloo waits half a minute for hosts to meet, and if one comes
+    later, it waits for ever.
 
     Raises:
-        UserError: this host was given other settings than the first.
+        UserError: the settings of this host differ from those of the first.
     """
     mine = {name: value for name, value in settings.items() if name != "hosts"}
-    check_alike("hosts", "other settings than those of the first host", lambda: mine)
+    check_alike("hosts", "its settings differ from the first host's", lambda: mine)
 
 
 def check_alike(field: str, problem: str, compute: Callable[[], Any]) -> None:
-    """Every host has the same of what is not told by the first; every host must call it.
+    """Checks that every host computed the same value; every host must call it.
+
+    Args:
+        field: the setting that the message names.
+        problem: the message if this host's value differs.
+        compute: gives this host's value.
 
     Raises:
-        UserError: `compute` returns something else here than on the first host.
+        UserError: `compute` returns another value here than on the first host.
     """
     if not several():
         return
@@ -50,7 +57,7 @@ def check_alike(field: str, problem: str, compute: Callable[[], Any]) -> None:
 
 
 def several() -> bool:
-    """Whether other processes work on this job."""
+    """Whether other processes work on this job too."""
     if "jax" not in sys.modules:
         return False
     import jax
@@ -68,7 +75,7 @@ def is_first() -> bool:
 
 
 def first_only(function: Callable[P, None]) -> Callable[P, None]:
-    """The function on the first host; nothing on the others."""
+    """The function, which does nothing on all hosts but the first."""
 
     @functools.wraps(function)
     def on_first(*arguments: P.args, **named: P.kwargs) -> None:
@@ -79,10 +86,10 @@ def first_only(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def agree(compute: Callable[[], T]) -> T:
-    """What `compute` returns on the first host, on all; every host must call it.
+    """Gives every host what `compute` returns on the first; every host must call it.
 
     Raises:
-        UserError: `compute` raised it on the first host; then on all.
+        UserError: `compute` raised it on the first host; every host then raises it.
     """
     if not several():
         return compute()
@@ -100,25 +107,28 @@ def agree(compute: Callable[[], T]) -> T:
 
 
 def _broadcast(message: bytes) -> bytes:
-    """The first host's message. Its length goes ahead: all hosts must offer as many bytes."""
+    """The first host's message.
+
+    Its length is sent first, because all hosts must offer the same number of bytes.
+    """
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    # Powers of two, since every length is a program.
+    # XLA compiles a program for every length. Powers of two keep these programs few.
     room = np.zeros(max(1024, 1 << (size - 1).bit_length()), np.uint8)
     room[: min(size, len(message))] = np.frombuffer(message[:size], np.uint8)
     return multihost_utils.broadcast_one_to_all(room)[:size].tobytes()
 
 
 def first_before_others(load: Callable[[], T]) -> T:
-    """`load` on the first host, then on the others, who may find what the first has cached."""
+    """Runs `load` on the first host, then on the others, which may find what the first cached."""
     loaded: list[T] = []
     agree(lambda: loaded.append(load()))
     return loaded[0] if loaded else load()
 
 
 def whole(array: Any) -> np.ndarray:
-    """The values of an array that may lie on devices of several hosts; every host must call it."""
+    """The values of an array that may be spread over several hosts; every host must call it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils

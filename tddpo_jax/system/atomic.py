@@ -1,11 +1,12 @@
 """Files and folders that appear whole or not at all, however the process that writes them ends.
 
-What is written lies beside its place under another name and is renamed into it. A rename cannot put
-a folder in the place of one that holds files, so the old folder is renamed away first and deleted
-last. A process that is killed between the two renames leaves the old folder under its other name:
+A new file or folder is written under another name beside its place, and is then renamed. A rename
+cannot replace a folder that holds files. So the old folder is renamed first and deleted last. A
+process that is killed between the two renames leaves the old folder under its other name:
 `standing` finds it there, and `recover` puts it back.
 
-This holds for a process that ends, not for a machine that loses power: nothing waits for the disk.
+This protects against the end of a process. It does not protect against a loss of power, because
+nothing waits for the disk.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-# What has this suffix was never whole, and nobody misses it.
+# A file or folder with this suffix was never whole and can be deleted.
 PARTIAL = ".partial"
-# What has this one is whole, and may be the only copy.
+# A folder with this suffix is whole and may be the only copy.
 REPLACED = ".replaced"
 
 
 @contextlib.contextmanager
 def write_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a stream; the file at `path` is replaced when the block ends without an error.
+    """Yields a stream; when the block ends without an error, the file at `path` is replaced.
 
-    Several processes may write the same file at once: the last one wins.
+    Several processes may write the same file at once. The last one wins.
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -40,16 +41,16 @@ def write_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file at `path` by this text in UTF-8."""
+    """Replaces the content of the file at `path` by this text in UTF-8."""
     with write_file(path) as stream:
         stream.write(text.encode())
 
 
 @contextlib.contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder; it takes the place of `folder` when the block ends without an error.
+    """Yields an empty folder; when the block ends without an error, it replaces `folder`.
 
-    One process at a time may do this to the same folder.
+    Only one process at a time may replace the same folder.
     """
     recover(folder)
     partial, replaced = _beside(folder)
@@ -66,7 +67,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover(folder: Path) -> None:
-    """Undoes what a killed `replace_folder` of this folder left; nobody may be replacing it now."""
+    """Cleans up after a killed `replace_folder`; no process may be replacing the folder now."""
     partial, replaced = _beside(folder)
     if not folder.exists() and replaced.exists():
         replaced.rename(folder)
@@ -75,14 +76,14 @@ def recover(folder: Path) -> None:
 
 
 def standing(folder: Path) -> Path:
-    """Where the folder's files are: in its place, or under the other name that a kill left them.
+    """Where the folder's files are: in its place, or under the other name after a kill.
 
-    Changes nothing, since another process may be replacing the folder just now.
+    This changes nothing, because another process may be replacing the folder now.
     """
     _, replaced = _beside(folder)
     return replaced if not folder.exists() and replaced.exists() else folder
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """What the new folder is called until it is whole, and the old one until it is deleted."""
+    """The new folder's name until it is whole, and the old folder's name until it is deleted."""
     return folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + REPLACED)

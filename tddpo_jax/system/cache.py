@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept; imports no JAX."""
+"""The folder for things that can be made again; this module does not import JAX at its top."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Of tokenised data, reference log-probs, compiled programs and downloads: `TDDPO_CACHE`."""
+    """The folder of tokenised data, reference log-probs, compiled programs and downloads.
+
+    The environment variable `TDDPO_CACHE` sets it.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tddpo_jax"
     return Path(os.environ.get("TDDPO_CACHE") or default).expanduser()
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between processes, unless the user says where and which."""
+    """Keeps compiled programs between processes; JAX's own environment variables come first."""
     import jax
 
-    # JAX's own bound, a second, leaves out most programs of a small model.
+    # By default JAX keeps only programs that took a second to compile. Most programs of a small
+    # model take less.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -1,4 +1,4 @@
-"""What the user sees while a program works: on a terminal live drawings, elsewhere plain lines."""
+"""What the user sees while a program works: live drawings on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ Update = Callable[..., None]
 
 
 class Screen:
-    """Lines, and below them what is going on; silent if `quiet`."""
+    """Prints lines, and below them shows the work in progress; prints nothing if `quiet`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
 
     def say(self, text: str) -> None:
+        """Prints one line."""
         self.console.print(text)
 
     @contextlib.contextmanager
     def drawing(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
-        """Keeps what `draw` returns below all lines of a terminal; nothing elsewhere.
+        """Shows what `draw` returns below all lines of a terminal; elsewhere it shows nothing.
 
-        `draw` is called several times a second, by another thread. A drawing within another stands
+        Another thread calls `draw` several times a second. A drawing inside another one is shown
         below it.
         """
         if not self.console.is_terminal:
@@ -39,7 +40,7 @@ class Screen:
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Update]:
-        """A stage of the work; yields `update(done, total, text="")`."""
+        """Shows the progress of one stage of the work; yields `update(done, total, text="")`."""
         if not self.console.is_terminal:
             yield self._plain(label)
             return

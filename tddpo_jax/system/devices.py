@@ -1,7 +1,8 @@
-"""Accelerators that a plan can be made for: what their data sheets say.
+"""The accelerators that `plan` knows, with the numbers of their data sheets.
 
-The numbers are those of NVIDIA's data sheets and of the device descriptions in OpenXLA's source
-(`xla/backends/gpu/target_config/specs`), from which XLA compiles for a GPU that is not there.
+The numbers come from NVIDIA's data sheets and from the device descriptions in OpenXLA's source
+(`xla/backends/gpu/target_config/specs`). XLA reads such a description to compile for a GPU that
+the machine does not have.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ GIB = 2**30
 class Device:
     """One accelerator."""
 
-    kind: str  # as JAX's `device_kind` begins
-    rate: float  # of dense products in bfloat16, operations per second
+    kind: str  # beginning of JAX's `device_kind`
+    rate: float  # operations per second, dense products in bfloat16
     memory: int  # bytes
-    bandwidth: float  # of its memory, bytes per second
-    link: float  # to the others of its machine, bytes per second each way
+    bandwidth: float  # bytes per second of the memory
+    link: float  # bytes per second each way to the other devices of the machine
     capability: tuple[int, int]  # CUDA compute capability
-    cores: int  # streaming multiprocessors
-    lanes: int  # float32 units of a core
+    cores: int  # number of streaming multiprocessors
+    lanes: int  # number of float32 units per core
     clock: float  # GHz
-    shared_memory: int  # bytes of a core
-    cache: int  # bytes of level 2
+    shared_memory: int  # bytes per core
+    cache: int  # bytes of the level-2 cache
 
 
 _A100 = Device(
@@ -76,18 +77,18 @@ DEVICES = {
     ),
     "b200-180": _B200,
 }
-# The rates of accelerators that no plan is made for, by kind.
+# Rates of accelerators that `plan` does not know, by kind.
 OTHER_RATES = {"TPU v4": 275e12, "TPU v5p": 459e12}
 
 
 def data_sheet_rate(device_kind: str) -> float | None:
-    """Dense bfloat16 operations per second of a device that JAX calls so; None if not known."""
+    """Dense bfloat16 operations per second of a device by its JAX name; None if unknown."""
     rates = {device.kind: device.rate for device in DEVICES.values()} | OTHER_RATES
     return next((rate for kind, rate in rates.items() if device_kind.startswith(kind)), None)
 
 
 def target_config(device: Device) -> str:
-    """The description that XLA compiles for, as the text of a `GpuTargetConfigProto`."""
+    """The description of a device for XLA's compiler, as the text of a `GpuTargetConfigProto`."""
     major, minor = device.capability
     return f"""
     platform_name: "CUDA"

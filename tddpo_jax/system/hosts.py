@@ -1,13 +1,16 @@
-"""Several processes as one job: how they find each other, what they agree on, which one writes.
+"""Several processes as one job: how they find each other, and how the job ends if one is lost.
 
-A host is a process of JAX's multi-controller runtime: every host runs the same program over the
-devices of all, holds the part of every array that lies on its own, and has to start the same
-computations in the same order. So whatever decides what is computed next must be the same on all of
-them: what only a file tells is read by the first host, which tells the others (`agree`). The first
-host alone writes files and says lines. A host that is lost ends the job: the others say so in one
-line and leave with status 1, and the same command resumes.
+A host is a process of JAX's multi-controller runtime. Every host runs the same program over the
+devices of all hosts, and holds the parts of arrays that lie on its own devices. All hosts must
+start the same computations in the same order. So every value that decides what is computed next
+must be the same on all of them. If such a value comes from a file, the first host reads it and
+sends it to the others (`agreement.agree`). Only the first host writes files and prints lines.
 
-JAX is imported where it is used: what only reads run directories goes without it.
+If one host is lost, the job ends: every other host reports it in one line and exits with status 1.
+The same command then resumes the run.
+
+JAX is imported inside the functions, so that programs which only read run directories do without
+it.
 """
 
 from __future__ import annotations
@@ -25,33 +28,36 @@ from tddpo_jax.config.schema import HostsConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.agreement import whose
 
-# How each launcher tells a task how many there are. Kubernetes is joined on request alone: an
-# indexed job may as well mean runs of their own.
+# The environment variable in which each launcher gives the number of tasks. Kubernetes is missing
+# here and must be named: an indexed job of Kubernetes may also be several separate runs.
 TASKS = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
 CPU_THREADS = 64
-SILENT_SECONDS = 10  # of waiting for each other
-RESUMES = "the same command resumes, on as many hosts or on others"
-# What the runtime's errors about a connection that broke have in them.
+SILENT_SECONDS = 10  # time that hosts wait for each other before a line says so
+RESUMES = "the same command resumes the run, on the same number of hosts or another"
+# The runtime's errors about a broken connection contain one of these words.
 SAYS_LOST = re.compile(r"gloo|nccl|unavailable|heartbeat|connection|coordination", re.IGNORECASE)
 
 
 def is_host(config: HostsConfig) -> bool:
-    """Whether the settings, or the launcher that started this process, make it a host of a job."""
+    """Whether this process is a host of a job, by its settings or by its launcher."""
     return config.coordinator is not None or _launcher(config) is not None
 
 
 def join(config: HostsConfig, tell_parent: Callable[[str], None] | None = None) -> str | None:
-    """Makes this process one host of a job, if it is; to be called before JAX starts its devices.
+    """Joins this process to its job, if it is a host of one.
+
+    Call this before JAX starts its devices.
 
     Args:
         config: the settings.
         tell_parent: takes the line that explains an abort by JAX's runtime, see `watch.parent`.
 
     Returns:
-        a line that says which, or None in a job of one process.
+        A line about the job; None in a job of one process.
 
     Raises:
-        UserError: the settings name a launcher that JAX does not find here.
+        UserError: JAX cannot join the job through the launcher, or the coordinator's address is
+            unknown or in use.
     """
     if not is_host(config):
         return None
@@ -59,20 +65,21 @@ def join(config: HostsConfig, tell_parent: Callable[[str], None] | None = None) 
     tell_parent = tell_parent or (lambda _: None)
     import jax
 
-    # For CPUs; other back-ends read neither. XLA's own default knows no other process, and a thread
-    # that takes part in a collective is blocked: with one for each core, hosts have been seen to
-    # wait for ever, each for a collective that the other had no thread left to begin.
+    # Only CPUs read these two settings. By default XLA's collectives on CPUs reach no other
+    # process; gloo's do. A collective blocks the thread that takes part in it. With one thread per
+    # core, hosts have been seen to wait for ever: each waited for a collective for which the other
+    # had no free thread.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     os.environ.setdefault("NPROC", str(max(CPU_THREADS, os.cpu_count() or 1)))
-    # This service takes SIGTERM for a wish to save soon, and nobody here asks it: a job that was
-    # told to end would go on.
+    # This service would catch SIGTERM and only note that the job should save soon. Nothing here
+    # reads that note, so the job would not end.
     jax.config.update("jax_enable_preemption_service", False)
     explicit = config.coordinator is not None
     if config.coordinator is not None:
         _check_address(config.coordinator, is_mine=config.index == 0)
     tell_parent(
-        f"error: hosts: they did not meet within {config.meet_within} s: start all of them, each "
-        "with the same hosts.coordinator and hosts.count and an index of its own"
+        f"error: hosts: the processes did not meet within {config.meet_within} s; start all of "
+        "them, each with the same hosts.coordinator and hosts.count and with its own hosts.index"
     )
     waiting = threading.Timer(SILENT_SECONDS, _say_we_wait, [config])
     waiting.daemon = True
@@ -87,23 +94,23 @@ def join(config: HostsConfig, tell_parent: Callable[[str], None] | None = None) 
             heartbeat_timeout_seconds=config.lost_after,
         )
     except (ValueError, LookupError, AttributeError) as error:
-        # What JAX raises where the launcher's variables, or its package, are not there.
+        # JAX raises these if the launcher's variables or its package are missing.
         raise UserError(
-            f"hosts.launcher: JAX does not find this job by {launcher} ({error}); "
-            "give hosts.coordinator, hosts.count and hosts.index"
+            f"hosts.launcher: JAX cannot join this job through {launcher} ({error}); "
+            "set hosts.coordinator, hosts.count and hosts.index"
         ) from None
     finally:
         waiting.cancel()
     if not explicit:
         _see_all_devices_if_alone()
-    tell_parent(f"error: {whose()} another host was lost, its log says why; {RESUMES}")
+    tell_parent(f"error: {whose()} another host was lost, see its log; {RESUMES}")
     by = config.coordinator if explicit else launcher
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
-    return f"hosts    {jax.process_count()} by {by}; {devices} on this one, the first"
+    return f"hosts    {jax.process_count()}, joined by {by}; the first has {devices}"
 
 
 def _check_address(coordinator: str, *, is_mine: bool) -> None:
-    """It must have an address; and the first host, which listens there, its port to itself."""
+    """Raises UserError if the address is unknown, or if its port is in use on the first host."""
     host, _, port = coordinator.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), None)
@@ -114,10 +121,10 @@ def _check_address(coordinator: str, *, is_mine: bool) -> None:
 
 
 def _say_we_wait(config: HostsConfig) -> None:
-    where = f" for {config.count} at {config.coordinator}" if config.coordinator else ""
+    where = f" for {config.count} hosts at {config.coordinator}" if config.coordinator else ""
     mine = "" if config.index is None else f" as host {config.index}"
     print(
-        f"hosts    waiting{where}{mine}, until {config.meet_within} s have passed",
+        f"hosts    waiting{where}{mine}, for at most {config.meet_within} s",
         file=sys.stderr,
         flush=True,
     )
@@ -133,7 +140,7 @@ def _launcher(config: HostsConfig) -> str | None:
 
 
 def _see_all_devices_if_alone() -> None:
-    """JAX gives each task of a launcher one GPU; a task that has its machine to itself has all."""
+    """Lets a task that is alone on its machine use all GPUs; JAX would give it only one."""
     import jax
 
     slurm = [os.environ.get(f"SLURM_STEP_NUM_{what}") for what in ("TASKS", "NODES")]
@@ -145,18 +152,20 @@ def _see_all_devices_if_alone() -> None:
 
 
 def leave(error: BaseException, status: int | None) -> NoReturn:
-    """Ends this host at once: at an ordinary exit JAX waits for hosts that wait for this one.
+    """Ends this host at once.
+
+    At an ordinary exit JAX would wait for the other hosts, which wait for this one.
 
     Args:
-        error: why.
-        status: of the exit, if the error has been told.
+        error: the reason.
+        status: the exit status; None if the error has not been reported yet.
     """
     import jax
 
     if status is None:
         reason = " ".join(str(error).split())
         if isinstance(error, jax.errors.JaxRuntimeError) and SAYS_LOST.search(reason):
-            reason = f"another host was lost, its log says why ({reason})"
+            reason = f"another host was lost, see its log ({reason})"
         else:
             traceback.print_exception(error)
         print(f"error: {whose()} {reason}; {RESUMES}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Hugging Face's hub: what its ids look like, and whether it answers.
 
-Whether it answers is found out in seconds, and not in a minute of retries.
+One short connection finds out whether it answers. The hub's own client would retry for a minute.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import socket
 from tddpo_jax.errors import UserError
 
 HOST, PORT, SECONDS = "huggingface.co", 443, 3.0
-# Old data sets of the hub have no owner, such as `imdb`. For models an owner is required: a single
-# word is more likely a misspelt folder, and no Llama has such an id.
+# Some old data sets of the hub, such as `imdb`, have no owner in their id. A model's id must have
+# one here: a single word is more likely a misspelt folder, and every Llama on the hub has an owner.
 _NAME = r"[\w.-]+"
 MODEL_ID = re.compile(f"{_NAME}/{_NAME}")
 DATA_SET_ID = re.compile(f"({_NAME}/)?{_NAME}")
 
 
 class NotAtHand(UserError):
-    """What a hub id stands for is not in the cache, and the hub did not give it."""
+    """The files of a hub id are not in the cache, and the hub did not give them."""
 
 
 def answers() -> bool:
@@ -35,6 +35,6 @@ def answers() -> bool:
 
 
 def offline_unless_it_answers() -> None:
-    """Lets what is imported later use only the files at hand, if the hub does not answer."""
+    """If the hub does not answer, makes modules that are imported later use only cached files."""
     if not answers():
         os.environ["HF_HUB_OFFLINE"] = "1"

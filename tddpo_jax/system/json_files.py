@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged: errors are one line that names the file."""
+"""Reads JSON files that may be damaged; an error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tddpo_jax.errors import UserError
 
 
 class Content(pydantic.BaseModel):
-    """What a JSON file must hold; what more it holds is kept."""
+    """The fields that a JSON file must hold; other fields of the file are kept."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -21,7 +21,11 @@ ContentT = TypeVar("ContentT", bound=pydantic.BaseModel)
 
 
 def read_as(file: Path, kind: type[ContentT]) -> ContentT:
-    """The object in a JSON file, which must be a `kind`.
+    """The object in a JSON file, checked against a schema.
+
+    Args:
+        file: the file.
+        kind: the schema.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or a field of it is missing or wrong.
@@ -38,14 +42,14 @@ def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: the file cannot be read, is not JSON, holds no object, or names a thing twice.
+        UserError: the file cannot be read, is not JSON, is not an object, or has a key twice.
     """
     try:
         value = json.loads(file.read_bytes(), object_pairs_hook=_distinct)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except KeyError as error:
-        raise UserError(f"{file}: {error.args[0]} stands there twice") from None
+        raise UserError(f"{file}: duplicate key {error.args[0]}") from None
     except ValueError:
         raise UserError(f"{file}: not JSON") from None
     if not isinstance(value, dict):
@@ -54,10 +58,10 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def whole_lines(text: bytes) -> tuple[list[bytes], bytes]:
-    """The lines of a file of JSON lines that may still grow, and the torn last one, or nothing.
+    """The whole lines of a growing file of JSON lines, and its torn last line.
 
-    The last line is torn if it lacks its newline and is not JSON: its writer was killed, or is not
-    done with it.
+    The last line is torn if it has no newline and is not JSON: its writer was killed or is still
+    writing. If no line is torn, the second result is empty.
     """
     *lines, last = text.split(b"\n")
     return (lines, last) if last.strip() and not _is_json(last) else ([*lines, last], b"")

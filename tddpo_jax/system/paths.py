@@ -1,11 +1,11 @@
-"""Where the files of the package lie."""
+"""Paths of the package's files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-# The checkout, where there is one: it holds `configs/`, and `eval/` beside the package.
+# The folder that holds the package. In a checkout it also holds `configs/` and `eval/`.
 CHECKOUT = PACKAGE.parent
 EMBEDDED = PACKAGE / "embedded"
 SHAPES = PACKAGE / "shapes"

@@ -1,4 +1,4 @@
-"""The last training states on disk, by Orbax, for resuming bit for bit."""
+"""Saves the last training states with Orbax, so that a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tddpo_jax.system.agreement import agree, several
 
 
 class Checkpoints:
-    """The two newest states of a run, saved in the background; by several hosts in the foreground.
+    """The two newest states of a run.
 
-    Orbax's background saves of several hosts wait for each other by name, so those of the members
-    of a population would meet each other; and where one host could not write, the others wait for
-    it for twenty minutes.
+    A lone host saves them in the background. Several hosts save them in the foreground, for two
+    reasons. Orbax's background saves wait for each other by name, so the saves of a population's
+    members would be mixed up. And if one host could not write, the others would wait for it for
+    twenty minutes.
 
-    Two, because the members of a population save one after another: when they are interrupted in
-    between, the older state is the one that all of them have.
+    There are two states because the members of a population save one after another. If they are
+    interrupted in between, only the older state exists for all of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,57 +34,60 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def steps(self) -> set[int]:
-        """Numbers of optimiser steps of the whole checkpoints."""
+        """The steps after which whole checkpoints were saved."""
         return set(self._manager.all_steps())
 
     def forget_after(self, step: int) -> None:
-        """Deletes the states after `step`, which another member of the population lacks."""
+        """Deletes the states after `step`, because another member of the population lacks them."""
         for later in sorted(self.steps()):
             if later > step:
                 self._manager.delete(later)
 
     def save(self, step: int, state: Any) -> None:
-        """Saves a tree of arrays, the state after `step` steps, or starts to; they may be donated.
+        """Saves a state, or starts to; the arrays may be donated when this returns.
 
         Args:
             step: optimiser steps so far.
-            state: the arrays.
+            state: a tree of arrays.
         """
         self._manager.save(step, args=ocp.args.StandardSave(_by_name(state)))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The saved state, with the structure of `like`, its shapes, dtypes and shardings.
+        """Reads a saved state with the structure, shapes, dtypes and shardings of `like`.
 
         Args:
-            step: one of `steps`.
+            step: one of `steps()`.
             like: a tree of `jax.ShapeDtypeStruct`.
 
         Raises:
-            UserError: the checkpoint is damaged, or holds other arrays than `like`.
+            UserError: the checkpoint is damaged, or its arrays are not those of `like`.
         """
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
-        except Exception as error:  # whatever Orbax makes of it
+        except Exception as error:  # Orbax raises many kinds for a damaged file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"{self.folder / str(step)}: cannot be read ({reason}); without this folder the "
-                "same command goes on from the state before, or else begins anew"
+                f"{self.folder / str(step)}: cannot be read ({reason}); delete this folder, and "
+                "the same command resumes from the previous checkpoint or begins anew"
             ) from None
         return jax.tree_util.tree_map_with_path(lambda path, _: restored[path_name(path)], like)
 
     def close(self) -> None:
-        """Waits until the last save is whole."""
+        """Waits until the last save is complete, and closes Orbax's manager."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def saved_steps(folder: Path) -> set[int]:
-    """The steps whose whole states a folder of checkpoints holds; opens and makes nothing."""
+    """The steps of the whole states in a folder of checkpoints; only names are read."""
     return {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
 
 
 def common_step(checkpoints: Sequence[Checkpoints]) -> int:
-    """The newest step that every member of a population has saved; 0 if there is none."""
+    """The newest step that every member of a population has saved; 0 if there is none.
+
+    Later states of single members are deleted.
+    """
     step = agree(lambda: max(set.intersection(*(m.steps() for m in checkpoints)), default=0))
     for member in checkpoints:
         member.forget_after(step)
@@ -91,5 +95,5 @@ def common_step(checkpoints: Sequence[Checkpoints]) -> int:
 
 
 def _by_name(state: Any) -> dict[str, Any]:
-    """A flat mapping: the checkpoint then outlives changes of the classes that held the arrays."""
+    """The arrays in a flat mapping, which can be read even if the classes around them change."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

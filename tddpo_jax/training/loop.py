@@ -1,8 +1,8 @@
-"""The loop: steps, validation, the best policy, the last state.
+"""The training loop: steps, validation, the best policy, the last state.
 
-One loop trains one run, or a population of LoRA runs that share a seed and so their batches. It
-does not wait for the device on its way: batches are packed in the background, two steps are in
-flight, and metrics are read a step late.
+One loop trains one run, or a population of LoRA runs that share a seed and therefore their batches.
+Between validations the loop never makes the device wait: batches are packed in the background, two
+steps are in flight, and metrics are read one step late.
 """
 
 from __future__ import annotations
@@ -42,13 +42,24 @@ def train(
     directories: Sequence[RunDirectory],
     screen: Screen,
 ) -> list[dict[str, Any]]:
-    """Trains cells that share a seed, as one population, and returns the summary of each.
+    """Trains cells that share a seed as one population, and returns the summary of each.
 
-    Every directory ends with `best/` and `summary.json`. A cell whose loss or gradient stops being
-    finite is recorded as diverged and keeps its last good checkpoint; the others go on.
+    At the end every directory has `best/` and `summary.json`. If the loss or the gradient of a cell
+    is not finite, the cell is recorded as diverged and keeps its last good checkpoint. The other
+    cells go on.
+
+    Args:
+        experiment: the loaded model, data and programs.
+        configs: the settings of the cells.
+        directories: the directories of the cells, in the same order.
+        screen: shows progress.
+
+    Returns:
+        The content of every cell's `summary.json`.
 
     Raises:
-        UserError: policy and reference differ before the first step.
+        UserError: a checkpoint is damaged, or the weights or data have changed since a run began.
+        ValueError: policy and reference differ before the first step.
     """
     order = make_order(configs[0], len(experiment.shared.dataset.train))
 
@@ -96,7 +107,7 @@ def train(
                 key = population.dropout_key(step, number)
                 sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
             state, metrics = program.update(state, sums, knobs, totals)
-            del sums  # or those of the next step would lie beside them
+            del sums  # else the next step's sums would need memory beside these
             waiting.append((step, metrics))
             due = evaluation_due(configs[0], step + 1, order)
             while waiting and (due or len(waiting) >= STEPS_IN_FLIGHT):
@@ -115,9 +126,9 @@ def train(
 
 
 def _restored(population: Population, checkpoints: Sequence[Checkpoints], step: int) -> TrainState:
-    """The states that were saved after `step` steps, on the devices beside no other weights."""
+    """The states that were saved after `step` steps."""
     experiment = population.experiment
-    experiment.policy.take()
+    experiment.policy.take()  # frees the loaded weights, so that the saved ones have room
     like = population.program.member_state.lasting
     alive = place(np.ones((), bool), replicated(experiment.shared.mesh))
     return stacked(

@@ -1,4 +1,4 @@
-"""AdamW whose learning rate is an argument of the step, and the schedule that gives it.
+"""AdamW, whose learning rate is an argument of the step, and the learning rate's schedule.
 
 References:
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
@@ -20,10 +20,12 @@ from tddpo_jax.placement.shardings import path_name
 
 
 def _decayed(params: Any, model: DecoderConfig) -> Any:
-    """True for every parameter but the norms' weights, which decay would pull to zero.
+    """True for every parameter that gets weight decay.
+
+    The norms' weights get none, because it would pull them to zero.
 
     Raises:
-        KeyError: a parameter that is neither of the model's table nor an adapter's.
+        KeyError: a parameter is neither in the model's table nor part of an adapter.
     """
     decayed = {each.path: each.tensor.kind != "norm" for each in model.parameters}
     for weight in linear_parameters(model.parameters):
@@ -32,7 +34,10 @@ def _decayed(params: Any, model: DecoderConfig) -> Any:
 
 
 def make_optimizer(config: TrainConfig, model: DecoderConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, decoupled weight decay; to be scaled by -learning rate."""
+    """Clipping by global norm, Adam and decoupled weight decay.
+
+    The caller multiplies the updates by -learning rate.
+    """
     decayed = functools.partial(_decayed, model=model)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
@@ -42,10 +47,15 @@ def make_optimizer(config: TrainConfig, model: DecoderConfig) -> optax.GradientT
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step `step`, 0 <= step < total_steps; never 0 unless asked for.
+    """The learning rate of one step; it is 0 only if `config.learning_rate` is.
 
-    Warm-up rises linearly and reaches `config.learning_rate` on its last step; cosine and linear
-    decay would reach 0 on the step after the last.
+    The warm-up rises linearly and reaches `config.learning_rate` at its last step. Cosine and
+    linear decay would reach 0 one step after the last.
+
+    Args:
+        config: learning_rate, schedule, warmup_ratio.
+        step: number of the step, 0 <= step < total_steps.
+        total_steps: number of steps of the run.
     """
     warmup = round(config.warmup_ratio * total_steps)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""How a run ends: its best policy, its divergence, its summary."""
+"""Writes how a run ends: its best policy, its divergence, its summary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from tddpo_jax.weights.locate import base_name
 def export_best(population: Population, state: TrainState, step: int) -> None:
     """Writes `best/` of every member whose newest validation is its best so far.
 
-    Without any validation the policy after the last step is the best.
+    Without validation data, the policy after the last step counts as the best.
+
+    Args:
+        population: the runs.
+        state: the state of all members.
+        step: optimiser steps so far.
     """
     experiment, members = population.experiment, population.members
     files, last = experiment.shared.files, step == population.order.total_steps
@@ -50,10 +55,17 @@ def _newest_is_best(run: Member, step: int, last: bool) -> bool:
 def record_divergence(
     population: Population, state: TrainState, number: int, step: int, metrics: dict[str, float]
 ) -> str:
-    """Ends a member whose step had no finite loss or gradient; returns a line that names the rows.
+    """Ends a member whose loss or gradient was not finite; returns a line that names the rows.
 
-    Neither that step nor any later one changed the member's policy, so its log-probs still show
-    which rows are behind it.
+    That step and all later ones left the member's policy unchanged. So the policy's log-probs still
+    show which rows are the cause.
+
+    Args:
+        population: the runs.
+        state: the state of all members.
+        number: number of the member.
+        step: number of the step.
+        metrics: the member's metrics of that step.
     """
     examples = population.examples_of(step)
     logps, _ = population.log_probs(state, examples)
@@ -64,14 +76,22 @@ def record_divergence(
 
 
 def rows_behind(examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]) -> list[int]:
-    """The rows of the data whose log-probs are not finite; all, if none of them stands out."""
+    """The rows of the data whose log-probs are not finite; all rows if every log-prob is finite."""
     finite = np.isfinite(logps).all(axis=-1)
     rows = [example.row for example, good in zip(examples, finite, strict=True) if not good]
     return rows or [example.row for example in examples]
 
 
 def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
-    """Ends a run as diverged; returns the line that says why."""
+    """Ends a run as diverged; returns a line with the reason.
+
+    Args:
+        run: the member.
+        step: number of the step.
+        what: the reason.
+        rows: the rows of the data that are the cause.
+        order: the order of the run's steps.
+    """
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     reason = f"{what}: {shown}"
     last_good = agree(lambda: _last_training_line(run.directory))
@@ -82,12 +102,17 @@ def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Orde
 
 
 def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
-    """The line of the last logged step, whose loss and gradient were finite; {} without one."""
+    """The last training line of `metrics.jsonl`, whose loss and gradient were finite; or {}."""
     return next((line for line in reversed(directory.records()) if "loss" in line), {})
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:
-    """Writes and returns `summary.json`: how the run ended, its best validation, its export."""
+    """Writes and returns `summary.json`: how the run ended, its best validation, its export.
+
+    Args:
+        run: the member.
+        steps: the steps of a whole run.
+    """
     return agree(lambda: _summarise(run, steps))
 
 

@@ -1,4 +1,4 @@
-"""The model that is trained: its structure, what of it is trained, and how a run starts with it."""
+"""The model that is trained: its structure, its trained and frozen parameters, and its start."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from tddpo_jax.weights.locate import ModelFiles
 
 @dataclasses.dataclass
 class Policy:
-    """The model of an experiment, split into what is trained and what is not.
+    """The model of an experiment, split into trained and frozen parameters.
 
-    After full fine-tuning's reference pass its weights are handed to the first run, which
-    overwrites them: `take` gives them away once, and who comes later loads them again.
+    In full fine-tuning, the first run overwrites the loaded weights after the reference pass.
+    `take` gives them away once. Later runs load them again.
     """
 
     shared: Shared
     graphdef: nnx.GraphDef
-    trainable: nnx.State  # shapes of the trained parameters of one member
+    trainable: nnx.State  # shapes of one member's trained parameters
     frozen: Frozen
     _loaded: nnx.State | None
 
     @property
     def loaded(self) -> nnx.State:
-        """The trained parameters as the reference has them, until `take` has given them away."""
+        """The trained parameters as the reference has them; not available after `take`."""
         assert self._loaded is not None, "the loaded parameters have been taken"
         return self._loaded
 
     def take(self) -> nnx.State | None:
-        """Gives the loaded parameters away; None if they have been given away before."""
+        """Gives the loaded parameters away; None if an earlier call has done so."""
         loaded, self._loaded = self._loaded, None
         return loaded
 
     def fresh(self, seed: int) -> nnx.State:
-        """The trained parameters with which a run of this seed starts."""
+        """The trained parameters at the start of a run with this seed."""
         config, mesh = self.shared.config, self.shared.mesh
         if config.train.mode != "full":
             return lora.fresh_adapters(self.model(self.trainable), config.lora, seed, mesh)
@@ -67,9 +67,12 @@ def load_policy(shared: Shared, *, with_reference: bool) -> Policy:
     """Loads the model onto the mesh, with fresh adapters unless all of its weights are trained.
 
     Args:
-        shared: says which model, and how it is trained.
-        with_reference: whether a loss reads the exact KL, for which the reference runs inside the
-            step. Then the trained parameters are copied, for training overwrites them.
+        shared: names the model and how it is trained.
+        with_reference: whether a loss reads the exact KL. The reference then runs inside the step,
+            and needs a copy of the trained parameters because training overwrites them.
+
+    Raises:
+        UserError: the model's files are damaged, or the model does not fit the mesh.
     """
     graphdef, trainable, base = _load(shared.config, shared.files, shared.mesh, shared.how.dtype)
     reference = jax.tree.map(jnp.copy, trainable) if with_reference else None
@@ -81,7 +84,7 @@ def _load(
     config: Config, files: ModelFiles, mesh: Mesh, dtype: Any
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     if config.train.mode == "full":
-        # Master weights are float32, whatever the dtype of the computation.
+        # The master weights are float32 for every dtype of the computation.
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
     quantized = config.train.mode == "qlora"
     stored = checkpoint_dtype(files.base) if quantized else dtype

@@ -1,4 +1,4 @@
-"""The runs that train in one program, and what one step of theirs takes."""
+"""The runs that train in one program, and the inputs of each of their steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """Runs that share a seed, and so the order of their batches; a lone run is one of one."""
+    """Runs that share a seed and therefore the order of their batches; it may be a single run."""
 
     experiment: Experiment
     members: list[Member]
@@ -47,6 +47,7 @@ class Population:
 
     @property
     def program(self) -> Program:
+        """The compiled functions for this number of members."""
         return self.experiment.programs.of(len(self.members))
 
     @property
@@ -60,7 +61,7 @@ class Population:
         return self.members[0].config
 
     def state_of(self, tree: Any, number: int) -> Any:
-        """The part of one member in a tree of all."""
+        """The part of one member in a tree of all members."""
         return member(tree, number, len(self.members))
 
     def examples_of(self, step: int) -> list[Example]:
@@ -72,22 +73,23 @@ class Population:
         return self.experiment.reference.train[self.order.numbers(step)]
 
     def batches_of(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, packed and placed."""
+        """The micro-batches of a step, packed and placed on the devices."""
         shared = self.experiment.shared
         here = functools.partial(rows_here, shared.mesh)
         packed = pack(self.examples_of(step), shared.shapes, self.reference_of(step), here)
         return [place_batch(batch, shared.mesh) for batch in packed]
 
     def totals_of(self, step: int) -> Totals:
-        """What the sums of a step are divided by."""
+        """The numbers of examples and of chosen tokens, by which a step's sums are divided."""
         examples = self.examples_of(step)
         chosen_tokens = sum(len(example.responses[0]) for example in examples)
         return Totals(float(len(examples)), float(chosen_tokens))
 
     def knobs(self, step: int) -> Knobs:
-        """Every number that the compiled step takes, `[M]` each."""
+        """The numbers that the compiled step takes, `[M]` each."""
         members = [self._knobs_of(run.config, step) for run in self.members]
-        # Arrays of a fixed dtype: a Python number would compile again as a weakly typed one.
+        # These are arrays of a fixed dtype. A Python number is weakly typed, and the step would
+        # compile again for it.
         return jax.tree.map(
             lambda *values: np.array(
                 values, np.int32 if isinstance(values[0], int) else np.float32
@@ -101,7 +103,7 @@ class Population:
         return Knobs(objective.which(loss), objective.scalars(loss), rate)
 
     def dropout_key(self, step: int, number: int) -> Array | None:
-        """The key of the adapters' dropout in micro-batch `number` of a step, if there is any."""
+        """The key of the adapters' dropout in micro-batch `number` of a step; None without it."""
         if self.config.train.mode == "full" or self.config.lora.dropout == 0:
             return None
         key = jax.random.fold_in(jax.random.key(self.config.seed), step)
@@ -110,7 +112,7 @@ class Population:
     def log_probs(
         self, state: TrainState, examples: Sequence[Example], progress: Progress | None = None
     ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
-        """Log-probs and exact KLs (or zeros) of examples under every member's policy, in nats."""
+        """Log-probs of examples under every member's policy, and exact KLs or zeros, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
         run = functools.partial(self.program.log_probs, state.trainable, frozen)
         return log_probs(run, examples, shared.shapes, shared.mesh, progress)

@@ -1,4 +1,4 @@
-"""Makes what the cells of an experiment train with: model, data, programs, reference."""
+"""Prepares an experiment for its cells: model, data, programs, the reference's log-probs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tddpo_jax.training.step import Programs, StepSetting
 
 
 class Reference(NamedTuple):
-    """The reference's log-probs of both parts of the data, in nats."""
+    """The reference's log-probs of the training and the validation data, in nats."""
 
     train: Float[np.ndarray, "train N"]
     validation: Float[np.ndarray, "validation N"]
@@ -33,7 +33,7 @@ class Reference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What the cells of an experiment train with."""
+    """Everything that the cells of an experiment need for training."""
 
     shared: Shared
     policy: Policy
@@ -93,13 +93,15 @@ def _reference(
         compute,
         cache_folder(),
         model=shared.hashes.content,
-        # An adapter is merged into the weights or stays beside them: the last digits differ.
+        # `mode` decides whether an adapter is merged into the weights or stays beside them. The
+        # last digits of the results differ.
         adapter=shared.hashes.adapter and [shared.hashes.adapter, mode],
         data=shared.dataset.content_hash,
         part=part,
         dtype=str(shared.how.dtype),
         quantized=quantized,
-        # These move the last digits, and validation at step 0 should be exactly the reference.
+        # The next two change the last digits. The validation at step 0 should equal the reference
+        # exactly.
         micro_batches=[dataclasses.asdict(shape) for shape in shared.shapes],
         attention=shared.config.model.attention,
     )

@@ -1,4 +1,4 @@
-"""What `run.json` records: versions, commit, devices, hashes, row counts."""
+"""Collects the facts for `run.json`: versions, commit, devices, hashes, row counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tddpo_jax.training.shared import Shared
 
 
 def facts(shared: Shared) -> dict[str, Any]:
-    """What `run.json` records: versions, commit, devices, hashes, row counts."""
+    """The content of `run.json`: versions, commit, devices, hashes, row counts."""
     data = shared.dataset
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
@@ -51,7 +51,7 @@ def facts(shared: Shared) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the running source, `-dirty` if changed since; None if it is no checkout."""
+    """The commit of the running source, with `-dirty` after changes; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What every cell of an experiment shares: files, mesh, data, shapes of micro-batches."""
+"""Loads what all cells of an experiment share: files, mesh, data, shapes of micro-batches."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from tddpo_jax.weights.tensor_files import content_hash, files_hash, fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class ModelHashes:
-    """By what a model is known again: the weights that a run began with."""
+    """Hashes of the weights that a run begins with; a resumed run must find the same."""
 
-    content: str  # of all files of the base
-    fingerprint: str  # of the first rows of its tensors
-    adapter: str | None  # of the adapter that lies on the base
+    content: str  # hash of all files of the base
+    fingerprint: str  # hash of the first rows of the base's tensors
+    adapter: str | None  # hash of the adapter on the base, if there is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What does not depend on a cell's loss, beta, tau, learning rate or seed."""
+    """Everything that does not depend on a cell's loss, beta, tau, learning rate or seed."""
 
-    config: Config  # of the first cell; the cells differ in nothing that is read from here
+    config: Config  # settings of the first cell; only those that all cells share are read
     files: ModelFiles
     hashes: ModelHashes
     model_config: DecoderConfig
@@ -66,7 +66,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         UserError: the user's input is wrong; the message names the field or file.
     """
     config = configs[0]
-    # A pair has every metric there is, so a misspelt name is refused before the data is read.
+    # Data of pairs has every metric. So this refuses a misspelt name before the data is read.
     check_best_metric(config.train.best_metric, responses=2)
     for line in ignored_in(configs):
         screen.say(f"warning: {line}")
@@ -78,11 +78,11 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     for _, layer in kinds_of_layers(model_config):
         check_shape(how.attention, layer.attention)
     if config.train.mode != "full":
-        lora.target_paths(config.lora, model_config)  # refuses layers that the model lacks
+        lora.target_paths(config.lora, model_config)  # raises for layers that the model lacks
     base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
     check_alike(
         "model.path",
-        "another model than the first host's",
+        "its model differs from the first host's",
         lambda: (model_config, base_fingerprint, adapter_hash),
     )
     dataset = _load_dataset(config, files, model_config, screen)
@@ -111,8 +111,8 @@ def _load_dataset(
 ) -> Dataset:
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:
-        # Every host reads all examples: it needs all lengths to pack as the others do, and token
-        # ids are small.
+        # Every host reads all examples. It needs all lengths to pack as the other hosts do, and
+        # token ids take little memory.
         dataset = first_before_others(
             lambda: load_dataset(
                 config.data,
@@ -123,7 +123,7 @@ def _load_dataset(
                 progress=update,
             )
         )
-    check_alike("data.path", "other data than the first host's", lambda: dataset.content_hash)
+    check_alike("data.path", "its data differ from the first host's", lambda: dataset.content_hash)
     return dataset
 
 
@@ -134,32 +134,34 @@ def _adapter_hash(files: ModelFiles) -> str | None:
 
 
 def check_loss(config: Config, dataset: Dataset) -> None:
-    """Raises UserError for a loss that reads more responses than the examples of the data have."""
+    """Raises UserError if the loss reads more responses than the examples of the data have."""
     if LOSSES[config.loss.name].responses > dataset.responses:
         fitting = [name for name, loss in LOSSES.items() if loss.responses <= dataset.responses]
         raise UserError(
             f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
-            f"for each prompt; choose {', '.join(fitting)}"
+            f"per prompt; choose one of {', '.join(fitting)}"
         )
 
 
 def micro_batch_shapes(
     config: Config, devices: int, dataset: Dataset, attention: str
 ) -> tuple[Shape, ...]:
-    """The shapes of the micro-batches of a run, validation included.
+    """The shapes of a run's micro-batches, for training and validation.
 
     Args:
-        config: of the run.
-        devices: over which the rows of a micro-batch are spread.
-        dataset: whose lengths decide.
-        attention: the back-end, by name.
+        config: the settings of the run.
+        devices: the number of devices that share the rows of a micro-batch.
+        dataset: the examples, whose lengths decide.
+        attention: the name of the attention back-end.
 
     Raises:
         UserError: the devices cannot share the rows evenly, or a row cannot hold every example.
     """
     rows = config.data.rows or devices
     if rows % devices:
-        raise UserError(f"data.rows: must be a multiple of {devices} (data x fsdp), got {rows}")
+        raise UserError(
+            f"data.rows: must be a multiple of {devices} (data x fsdp devices), got {rows}"
+        )
     return choose_shapes(
         [*dataset.train, *dataset.validation],
         config.train.batch_pairs,

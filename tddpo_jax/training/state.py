@@ -1,4 +1,4 @@
-"""What a step changes, what it does not, and its numbers that may change without compiling."""
+"""The inputs of the compiled step: what it changes, what it does not, and its numbers."""
 
 from __future__ import annotations
 
@@ -13,54 +13,61 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Frozen(NamedTuple):
-    """What no step changes: the base beside adapters, and the reference if the loss needs it."""
+    """Parameters that no step changes."""
 
-    base: nnx.State
-    reference: nnx.State | None  # as trainable started, if a loss reads the exact KL
+    base: nnx.State  # parameters that are not trained
+    reference: nnx.State | None  # trained parameters at the start, if a loss reads the exact KL
 
 
 class TrainState(NamedTuple):
-    """What a step changes."""
+    """Everything that a step changes."""
 
     trainable: nnx.State
     optimizer: optax.OptState
-    alive: Bool[Array, "*M"]  # no step had a number that is not finite; the dead learn nothing more
+    # False once a loss or gradient was not finite. Such a member is frozen.
+    alive: Bool[Array, "*M"]
 
     @property
     def lasting(self) -> dict[str, Any]:
-        """What a checkpoint holds: only the living are saved."""
+        """The content of a checkpoint; it lacks `alive`, because only living members are saved."""
         return {"trainable": self.trainable, "optimizer": self.optimizer}
 
 
 class Knobs(NamedTuple):
-    """What may change from cell to cell and from step to step without compiling again."""
+    """Numbers that may differ between cells and between steps; no change compiles again."""
 
-    which: Int[Array, "*M"] | int  # the loss, as its place in the objective
-    scalars: Mapping[str, Float[Array, "*M"] | float]  # what the losses read, by name
+    which: Int[Array, "*M"] | int  # place of the loss in the objective
+    scalars: Mapping[str, Float[Array, "*M"] | float]  # settings of the losses, by name
     learning_rate: Float[Array, "*M"] | float
 
 
 class Sums(NamedTuple):
-    """What micro-batches add up: gradients, and per metric the sum over examples."""
+    """Sums over the micro-batches of a step: the gradients, and every metric over examples."""
 
     gradients: nnx.State
     metrics: dict[str, Float[Array, ""]]
 
 
 class Totals(NamedTuple):
-    """What a step's sums are divided by, known on the host before its first micro-batch."""
+    """The divisors of a step's sums; the host knows them before the first micro-batch."""
 
     examples: Float[Array, ""] | float
     chosen_tokens: Float[Array, ""] | float
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """One tree per member, stacked on a new leading axis; a population of one has no such axis."""
+    """Stacks the members' trees on a new leading axis; a population of one has no such axis."""
     if len(trees) == 1:
         return trees[0]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def member(tree: Any, number: int, members: int) -> Any:
-    """The tree of one member."""
+    """The tree of one member, the inverse of `stacked`.
+
+    Args:
+        tree: a stacked tree.
+        number: number of the member.
+        members: size of the population.
+    """
     return tree if members == 1 else jax.tree.map(lambda leaf: leaf[number], tree)

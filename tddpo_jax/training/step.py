@@ -1,10 +1,10 @@
-"""What jit compiles: log-probs of a micro-batch, its gradients, and the optimiser's update.
+"""The compiled step: log-probs of a micro-batch, their gradients, and the optimiser's update.
 
 Every number of a loss, the learning rate and the choice of the loss are arguments, so a whole grid
-shares these programs. The functions of this file are those of one policy. A program trains a
-population of them: `knobs` and results then carry a leading axis M of members, and where there are
-several, so do parameters, optimiser states and sums, and the functions are mapped over that axis
-beside one frozen base.
+shares these programs. The functions of this file are for one policy. A program trains a population
+of policies: its `knobs` and results have a leading axis M of members. If there are several members,
+parameters, optimiser states and sums have that axis too, and the functions are mapped over it. All
+members share one frozen base.
 
 Letters: M members, B rows, T stream positions, D width, V vocabulary, P examples of a row,
 N responses of an example.
@@ -44,18 +44,18 @@ from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, me
 
 @dataclasses.dataclass(frozen=True)
 class StepSetting:
-    """What is fixed when a step is compiled."""
+    """Everything that is fixed when a step is compiled."""
 
-    graphdef: nnx.GraphDef  # of the model, split into (trained, frozen) parameters
+    graphdef: nnx.GraphDef  # structure of the model, for (trained, frozen) parameters
     model: DecoderConfig
     objective: Objective  # the losses that `Knobs.which` chooses among
-    optimizer: optax.GradientTransformation  # its updates are scaled by -learning rate
+    optimizer: optax.GradientTransformation  # the step scales its updates by -learning rate
     how: Computation
-    responses: int = 2  # of each example
+    responses: int = 2  # number of responses per example
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh that the rows of a batch are spread over."""
+        """The mesh over which the rows of a batch are spread."""
         return self.how.rows.mesh  # type: ignore[return-value]
 
 
@@ -65,14 +65,15 @@ class StepSetting:
 def model_of(setting: StepSetting, trained: nnx.State | None, frozen: Frozen) -> Decoder:
     """The model with these parameters."""
     model = nnx.merge(setting.graphdef, trained, frozen.base)
-    # Pinned in its place: the compiler would gather the sum of its gradients to scatter into it.
+    # The constraint keeps the embedding in its place. Without it, the compiler would gather the sum
+    # of the embedding's gradients to scatter into it.
     place = NamedSharding(setting.mesh, parameter_specs(setting.model)["embed"])
     model.embed = nnx.Param(jax.lax.with_sharding_constraint(model.embed[...], place))
     return model
 
 
 def gathered_head(setting: StepSetting, model: Decoder) -> Float[Array, "V D"]:
-    """The head, gathered over fsdp once: left to the compiler, every chunk would gather it."""
+    """The head, gathered over fsdp once; without the constraint every chunk would gather it."""
     with jax.named_scope("head"):
         return jax.lax.with_sharding_constraint(model.head_weight, head_sharding(setting.mesh))
 
@@ -87,11 +88,11 @@ def log_probs(
     """Log-probs of the responses and, if a loss needs it, their exact KL to the reference.
 
     Args:
-        setting: of the program.
-        trained: parameters of one policy.
+        setting: what is fixed when the step is compiled.
+        trained: trained parameters of one policy.
         frozen: the other parameters, and the reference.
         batch: a packed micro-batch.
-        key: of the adapters' dropout; None: no dropout.
+        key: random key of the adapters' dropout; None for no dropout.
     """
     model = model_of(setting, trained, frozen)
     states = hidden_states(model, batch, setting.how, key)
@@ -107,7 +108,7 @@ def log_probs(
 def log_probs_of_one(
     setting: StepSetting, trained: nnx.State, frozen: Frozen, batch: Batch
 ) -> tuple[Float[Array, "1 B P N"], Float[Array, "1 B P N"]]:
-    """The same with an axis of one member."""
+    """`log_probs` with an axis of one member."""
     return jax.tree.map(lambda x: x[None], log_probs(setting, trained, frozen, batch))
 
 
@@ -139,7 +140,7 @@ def loss_and_metrics(
     totals: Totals,
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """A micro-batch's part of the step's loss, and its sums of the other metrics over examples."""
+    """A micro-batch's part of the step's loss, and the sums of its metrics over examples."""
     logps, kl = log_probs(setting, trained, frozen, batch, key)
     with jax.named_scope("loss"):
         pairs = _pair_logps(logps, kl, batch)
@@ -149,7 +150,7 @@ def loss_and_metrics(
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-    """Every metric, as a mean over all given examples; for `sft`, the loss over tokens."""
+    """Every metric as a mean over all given examples; the loss of `sft` is a mean over tokens."""
     count = jnp.float32(pairs.logp_chosen.shape[0])
     sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
     totals = Totals(count, jnp.sum(pairs.length_chosen))
@@ -178,11 +179,11 @@ def add_gradients(
     *,
     in_place: bool,
 ) -> Sums:
-    """The sums with those of one more micro-batch.
+    """Adds the sums of one more micro-batch.
 
-    In place, backward adds to the sums where they lie: gradients of its own would fill as much
-    memory again. JAX cannot map the references that this needs over members, whose gradients are
-    small.
+    If `in_place`, the backward pass adds to the gradient sums where they are in memory. Separate
+    gradients would need the same memory again. This uses references, which JAX cannot map over
+    members. A population's gradients are those of adapters and therefore small.
     """
 
     def loss(trained: nnx.State) -> tuple[Array, dict[str, Array]]:
@@ -204,7 +205,7 @@ def add_gradients(
 
 
 def start(setting: StepSetting, trained: nnx.State) -> TrainState:
-    """The state before the first step."""
+    """The state of one policy before the first step."""
     return TrainState(trained, setting.optimizer.init(trained), jnp.ones((), bool))
 
 
@@ -213,7 +214,7 @@ def update(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of AdamW, and the step's metrics.
 
-    From the first step on whose loss or gradient is not finite, nothing changes any more.
+    A step whose loss or gradient is not finite changes nothing, and no later step does.
     """
     with jax.named_scope("optimizer"):
         grad_norm = optax.tree.norm(sums.gradients)
@@ -236,7 +237,7 @@ def update(
 def update_of_one(
     setting: StepSetting, state: TrainState, sums: Sums, knobs: Knobs, totals: Totals
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The same with an axis of one member for the metrics."""
+    """`update` with an axis of one member for the metrics."""
     state, metrics = update(setting, state, sums, knobs, totals)
     return state, jax.tree.map(lambda x: x[None], metrics)
 
@@ -248,9 +249,9 @@ def update_of_one(
 class Program:
     """The compiled functions for populations of one size; see `make_program`.
 
-    `log_probs` gives `[M, B, P, N]` log-probs and exact KLs; `log_probs_of_one` the same for
-    parameters that have no members' axis, with M = 1. `summary` takes and gives an axis M.
-    `member_state` has the shapes, dtypes and places of the state of one member.
+    `log_probs` gives log-probs and exact KLs, `[M, B, P, N]` each. `log_probs_of_one` takes
+    parameters without an axis of members and gives M = 1. The arguments and results of `summary`
+    have an axis M. `member_state` has the shapes, dtypes and shardings of one member's state.
     """
 
     start: Callable[[nnx.State], TrainState]
@@ -265,12 +266,12 @@ class Program:
 
 
 class Programs:
-    """The programs of an experiment, by the size of a population; each is made once."""
+    """The programs of an experiment, one for each size of population; each is made once."""
 
     def __init__(self, setting: StepSetting, trained: nnx.State) -> None:
         """
         Args:
-            setting: of all programs.
+            setting: what is fixed when a step is compiled.
             trained: the trained parameters of one member, or their shapes.
         """
         self.setting, self.trained = setting, trained
@@ -284,24 +285,24 @@ class Programs:
 
 
 def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> Program:
-    """Builds the functions that train and evaluate; each compiles on its first call per shape.
+    """Builds the functions that train and evaluate; each compiles at its first call per shape.
 
     Args:
-        setting: of the program.
+        setting: what is fixed when a step is compiled.
         trained: the trained parameters of one member, or their shapes.
         members: size of the population.
     """
     mesh, whole = setting.mesh, replicated(setting.mesh)
 
     def bound(function: Callable, **fixed: Any) -> Callable:
-        """The function with the setting, under its own name: compilations are logged by name."""
+        """The function with the setting; it keeps its name, because JAX logs compilations by it."""
         return _named(functools.partial(function, setting, **fixed), function.__name__)
 
     def each(function: Callable, axes: tuple) -> Callable:
         return _each(function, members, axes)
 
     start_all, zeros_all = each(bound(start), (0,)), each(bound(zeros), (0,))
-    # Places are stated, or the compiler would hold the optimiser's zeros whole on every device.
+    # Without stated shardings the compiler would keep the optimiser's zeros whole on every device.
     state = jax.eval_shape(lambda one: start_all(stacked([one] * members)), trained)
     state_place = tree_shardings(state, setting.model, mesh)
     sums_place = tree_shardings(jax.eval_shape(zeros_all, state), setting.model, mesh)
@@ -341,10 +342,10 @@ def _named(function: Callable, name: str) -> Callable:
 
 
 def _each(function: Callable, members: int, axes: tuple) -> Callable:
-    """The function for all members: mapped over these axes.
+    """The function for all members, mapped over these axes.
 
-    A lone policy's parameters have no axis of members, so its function is not mapped, and only its
-    knobs lose theirs.
+    The parameters of a lone policy have no axis of members. Its function is not mapped. Only its
+    knobs have that axis, which is taken off.
     """
     if members > 1:
         return jax.vmap(function, in_axes=axes)

@@ -1,4 +1,4 @@
-"""Reads the metrics of a step off the device and logs them, with how fast it was."""
+"""Reads the metrics of a step from the device, and logs them with the step's speed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from tddpo_jax.training.state import TrainState
 
 
 class StepLog:
-    """The log of a population: metrics are read a step late, so that the device never waits."""
+    """The log of a population; metrics are read one step late, so that the device never waits."""
 
     def __init__(self, population: Population, first_step: int) -> None:
+        """
+        Args:
+            population: the runs.
+            first_step: the step at which training starts or resumes.
+        """
         self.population = population
         self.tokens = sum(self._tokens(step) for step in range(first_step))
         self.clock = time.perf_counter()
 
     def start_clock(self) -> None:
-        """Starts the clock: time before this call belongs to no step."""
+        """Starts the clock; time before this call does not count for any step."""
         self.clock = time.perf_counter()
 
     def _tokens(self, step: int) -> int:
@@ -36,7 +41,14 @@ class StepLog:
     def read(
         self, step: int, on_device: dict[str, Array], state: TrainState, update_bar: Update
     ) -> None:
-        """Waits for the step, logs it, and takes note of members that diverged in it."""
+        """Waits for a step, logs it, and ends the members that diverged in it.
+
+        Args:
+            step: number of the step.
+            on_device: the step's metrics, `[M]` each.
+            state: the state of all members.
+            update_bar: shows the progress of the training.
+        """
         population, order = self.population, self.population.order
         values = jax.device_get(on_device)
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Which examples each step takes: a pure function of seed and step, so there is nothing to save."""
+"""The examples of each step; they depend only on seed and step, so nothing needs to be saved."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from tddpo_jax.config.schema import Config
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of the training examples: shuffled anew every epoch, the last step a remainder."""
+    """The order of the training examples.
 
-    examples: int
-    batch_pairs: int
+    Every epoch shuffles them anew. The last step of an epoch takes the remainder.
+    """
+
+    examples: int  # number of training examples
+    batch_pairs: int  # examples per step
     total_steps: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps per epoch, with the last one that takes the remainder."""
         return -(-self.examples // self.batch_pairs)
 
     def numbers(self, step: int) -> Int[np.ndarray, " batch"]:
@@ -38,10 +42,11 @@ class Order:
         return [examples[number] for number in self.numbers(step)]
 
     def epoch(self, step: int) -> float:
-        """Epochs done after `step` steps."""
+        """Finished epochs after `step` steps, as a fraction."""
         return step / self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
+        """Whether `step` steps are a whole number of epochs."""
         return step % self.steps_per_epoch == 0
 
 
@@ -51,7 +56,12 @@ def _permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
 
 
 def make_order(config: Config, examples: int) -> Order:
-    """`train.max_steps` counts whatever the epochs; without it, `train.epochs` epochs."""
+    """The order of a run of `train.max_steps` steps, or else of `train.epochs` epochs.
+
+    Args:
+        config: the settings of the run.
+        examples: the number of training examples.
+    """
     train = config.train
     steps = train.max_steps or train.epochs * -(-examples // train.batch_pairs)
     return Order(examples, train.batch_pairs, steps, config.seed)

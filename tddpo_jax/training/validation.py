@@ -1,4 +1,4 @@
-"""What is measured between steps: that policy and reference agree, and the validation set."""
+"""Measures between steps: policy against reference at step 0, and the validation set."""
 
 from __future__ import annotations
 
@@ -15,40 +15,54 @@ from tddpo_jax.training.population import Population
 from tddpo_jax.training.state import Knobs, TrainState
 from tddpo_jax.training.step_order import Order
 
-# Policy and reference are the same numbers through the same program, so only rounding is left.
+# At step 0 policy and reference compute the same function of the same weights. They may differ only
+# by rounding, at most by these numbers of nats.
 STEP_0_NATS = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 def evaluation_due(config: Config, step: int, order: Order) -> bool:
-    """Whether `step` steps end an epoch or the run, or are a multiple of `train.eval_every`."""
+    """Whether a validation is due after `step` steps.
+
+    It is due at the end of an epoch, at the end of the run, and at multiples of `train.eval_every`.
+    """
     every = config.train.eval_every
     due = every is not None and step % every == 0
     return due or step == order.total_steps or order.ends_epoch(step)
 
 
 def check_step_0(population: Population, state: TrainState) -> None:
-    """Says how far policy and reference are apart before the first step.
+    """Prints how much policy and reference differ before the first step.
+
+    Args:
+        population: the runs.
+        state: the state of all members before the first step.
 
     Raises:
         ValueError: they differ by more than rounding.
     """
     logps, _ = population.log_probs(state, population.examples_of(0))
     reference = np.broadcast_to(population.reference_of(0), logps.shape)
-    # A log-prob that is not finite is left to the first step, which names its rows.
+    # A log-prob that is not finite is skipped here. The first step reports it with its row.
     scored = np.isfinite(logps) & np.isfinite(reference)
     difference = float(np.max(np.abs(logps[scored] - reference[scored]), initial=0.0))
     bound = STEP_0_NATS[str(population.experiment.shared.how.dtype)]
-    text = f"policy against reference before the first step: |log-ratio| <= {difference:.1e} nats"
+    text = f"before the first step, policy and reference differ by at most {difference:.1e} nats"
     population.screen.say(f"{text} (bound {bound:g})")
     if not difference <= bound:
         raise ValueError(f"policy and reference differ by {difference:.3g} nats at step 0")
 
 
 def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int) -> None:
-    """Logs the metrics of the whole validation set, means over examples, for every member.
+    """Logs every member's metrics of the whole validation set, as means over examples.
 
-    A member for which one of them is not finite has no policy left: it has diverged, and what it
-    saved before stays as it was.
+    If a metric of a member is not finite, the member has diverged. The files that it saved before
+    stay as they are.
+
+    Args:
+        population: the runs.
+        state: the state of all members.
+        knobs: the numbers of the losses, `[M]` each.
+        step: optimiser steps so far.
     """
     experiment, screen = population.experiment, population.screen
     validation = experiment.shared.dataset.validation
@@ -60,8 +74,8 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
         logps, kls = population.log_probs(state, validation, update)
     reference = experiment.reference.validation
     lengths = np.array([list(map(len, each.responses)) for each in validation], np.float32)
-    # These stay on the host, where all hosts have the same: an array on a device would be one
-    # host's own.
+    # These arrays stay on the host: all hosts hold the same values there. An array on a device
+    # would belong to one host.
     whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
     values = jax.device_get(population.program.summary(knobs, pair_logps(*whole)))
     for number, run in enumerate(population.members):
@@ -86,7 +100,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
 
 
 def _check_weights(population: Population, state: TrainState, step: int) -> None:
-    """Finds the policies that the last step broke, where there is no validation to show it."""
+    """Ends members with weights that are not finite; without validation data nothing else would."""
     rows = [example.row for example in population.examples_of(step - 1)]
     for number, run in enumerate(population.members):
         weights = jax.tree.leaves(population.state_of(state.trainable, number))

@@ -15,9 +15,9 @@ from tddpo_jax.batches.causal_rows import assign, branch_counts, halved_widths
 from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
 from tddpo_jax.config.schema import ModelConfig, resolve
 from tddpo_jax.models.attention.gathers import collected, spread
-from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
+from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention, check_shape
 from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import AttentionShape, View
 from tddpo_jax.placement import computation
 from tddpo_jax.scoring.forward import view_of
 from tddpo_jax.system.console import Screen
@@ -26,7 +26,15 @@ from tddpo_jax.training import prepare
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
 # A one-token response, a one-token prompt, branches on both sides of a width.
 LENGTHS = [(9, 1, 1), (1, 70, 3), (40, 30, 75), (5, 2, 60), (13, 17, 19)]
-lengths_of_pairs = st.lists(st.tuples(*(st.integers(1, 90),) * 3), min_size=1, max_size=12)
+# The same with one response and with three.
+ANY_NUMBER = {
+    1: [each[:2] for each in LENGTHS],
+    2: LENGTHS,
+    3: [(*each, third) for each, third in zip(LENGTHS, (2, 66, 1, 33, 8), strict=True)],
+}
+lengths_of_examples = st.integers(2, 4).flatmap(
+    lambda parts: st.lists(st.tuples(*(st.integers(1, 90),) * parts), min_size=1, max_size=12)
+)
 
 
 def batches(lengths, plain=False, rows=1):
@@ -48,12 +56,12 @@ def value_and_gradients(attend, q, k, v, cotangent, seen):
     return out, *backward(cotangent)
 
 
-def by_ranges(q, k, v, view):
-    return attention(q, k, v, view)
+def by_ranges(q, k, v, view, **settings_given):
+    return attention(q, k, v, view, **settings_given)
 
 
-def by_causal_rows(q, k, v, rows):
-    return causal_rows_attention(q, k, v, rows, kernel="xla")
+def by_causal_rows(q, k, v, rows, **settings_given):
+    return causal_rows_attention(q, k, v, rows, kernel="xla", **settings_given)
 
 
 # ---- the same attention --------------------------------------------------------------------------
@@ -78,16 +86,58 @@ def test_tokamax_is_called_for_what_key_ranges_give(kernels_anywhere):
     assert all(call == ("tokamax", wanted) for call in kernels_anywhere)
 
 
+@pytest.mark.parametrize("responses", ANY_NUMBER)
 @pytest.mark.parametrize("plain", [False, True])
-def test_causal_rows_give_what_key_ranges_give(plain):
+def test_causal_rows_give_what_key_ranges_give(plain, responses):
     """Values and gradients; expected: attention over the packed rows themselves."""
-    for batch in batches(LENGTHS, plain):
+    for batch in batches(ANY_NUMBER[responses], plain):
         given_arrays = arrays(batch)
         view = view_of(batch)
         expected = value_and_gradients(by_ranges, *given_arrays, view)
         actual = value_and_gradients(by_causal_rows, *given_arrays, batch.causal_rows)
         for got, wanted in zip(actual, expected, strict=True):
             np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("value_size", [SIZE, 5, 11])
+@pytest.mark.parametrize("settings_given", [{}, {"window": 13}, {"window": 1, "scale": 0.3}])
+def test_windows_scales_and_other_values(plain, value_size, settings_given):
+    """Expected: attention over the packed rows themselves, which has the same settings."""
+    both = [functools.partial(attend, **settings_given) for attend in (by_ranges, by_causal_rows)]
+    for batch in batches(LENGTHS, plain):
+        q, k, *rest = arrays(batch)
+        v, cotangent = (jnp.resize(x, (*x.shape[:3], value_size)) for x in rest)
+        seen = view_of(batch), batch.causal_rows
+        expected, actual = (
+            value_and_gradients(attend, q, k, v, cotangent, what)
+            for attend, what in zip(both, seen, strict=True)
+        )
+        for got, wanted in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_cudnn_is_given_the_window_and_the_scale(kernels_anywhere):
+    """cuDNN counts the tokens to the left of a token: one fewer than the window."""
+    (batch,) = batches(LENGTHS[3:])
+    q, k, v, _ = arrays(batch)
+    attend = functools.partial(causal_rows_attention, window=13, scale=0.3, kernel="cudnn")
+    jax.eval_shape(attend, q, k, v, batch.causal_rows)
+    assert kernels_anywhere
+    for name, options in kernels_anywhere:
+        assert name == "cudnn"
+        assert (options["local_window_size"], options["scale"]) == ((12, 0), 0.3)
+
+
+def test_tokamax_refuses_windows():
+    with pytest.raises(ValueError, match=r"model\.attention: tokamax .* window.* 13 tokens"):
+        check_shape("tokamax", AttentionShape(6, 2, 8, 8, window=13))
+    check_shape("cudnn", AttentionShape(6, 2, 8, 8, window=13))
+
+
+def test_values_that_there_is_no_kernel_for():
+    with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 12;"):
+        check_shape("cudnn", AttentionShape(6, 2, 8, 12))
 
 
 def test_under_vmap():
@@ -122,7 +172,7 @@ def test_lengths_are_mapped_too():
 # ---- every token has its place -------------------------------------------------------------------
 
 
-@given(lengths=lengths_of_pairs)
+@given(lengths=lengths_of_examples)
 @settings(max_examples=40)
 def test_every_branch_reads_as_it_was_written(lengths):
     """Each causal row holds a whole branch, prompt first, and each token is read exactly once."""

@@ -116,11 +116,11 @@ MISTAKES = {
     "an id beyond the vocabulary": ("--data {id}", r"row 0: 'chosen' holds the id 448"),
     "a loss of pairs on single responses": (
         "--data {single} --data.validation 0 --loss dpo",
-        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one for each prompt",
+        r"loss\.name: dpo compares two responses, but \S+single\.jsonl has one per prompt",
     ),
     "a metric of pairs on single responses": (
         "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
-        r"train\.best_metric: .*'eval_logps/rejected' of data with one response",
+        r"train\.best_metric: .*'eval_logps/rejected' for data with one response",
     ),
     "rows of two kinds": (
         "--data {mixed}",
@@ -154,7 +154,7 @@ MISTAKES = {
     "wandb, which is not installed": ("--train.wandb", r"train\.wandb: .*not installed"),
     # the file of settings
     "an unknown key": ("--config {unknown_key}", r"train\.epoch: no such setting"),
-    "a file that is no mapping": (
+    "a file that is not a mapping": (
         "--config {no_mapping}",
         r"no_mapping\.yaml: must hold a mapping",
     ),
@@ -246,13 +246,13 @@ def test_outputs_that_are_not_ours_are_refused(inputs, trained, tmp_path, capsys
     (tmp_path / "folder" / "file").write_text("mine")
     before = tiny_runs.times(tmp_path), tiny_runs.times(trained)
     for output, several, message in (
-        (tmp_path / "file", (), "is no directory"),
-        (tmp_path / "file", (0.1, 0.2), "is no directory"),
-        (tmp_path / "file" / "below", (), "is no directory"),
-        (tmp_path / "folder", (), "holds no run"),
-        (tmp_path / "folder", (0.1, 0.2), "holds no grid"),
+        (tmp_path / "file", (), "is not a writable directory"),
+        (tmp_path / "file", (0.1, 0.2), "is not a writable directory"),
+        (tmp_path / "file" / "below", (), "is not a writable directory"),
+        (tmp_path / "folder", (), "does not hold a run"),
+        (tmp_path / "folder", (0.1, 0.2), "does not hold a grid"),
         (trained, (), "loss.beta is 0.05, asked for 0.3"),
-        (trained, (0.1, 0.2), "holds no grid"),
+        (trained, (0.1, 0.2), "does not hold a grid"),
     ):
         options = training_options(inputs, output, steps=2)
         assert run("train", *options, "--beta", *(several or (0.3,))) == 2
@@ -272,10 +272,10 @@ VERB_MISTAKES = {
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),
-    "a place below a file": ("logps", "{all} --output {train}/x", r"output: .* is no directory"),
-    "no such run": ("export", "--run runs/none --output {new}", r"run: runs/none: no such"),
+    "a place below a file": ("logps", "{all} --output {train}/x", r"output: .* is not a writable"),
+    "no such run": ("export", "--run runs/none --output {new}", r"run: runs/none: there is no"),
     "no run": ("export", "--run {nothing} --output {new}", r"model\.path: .* no config\.json"),
-    "no adapters": ("export", "--run {run} --output {new} --adapter", r"trained no adapters"),
+    "no adapters": ("export", "--run {run} --output {new} --adapter", r"\S+ has no adapters"),
     "an output that exists": ("export", "--run {run} --output {nothing}", r"output: \S+ exists"),
 }
 
@@ -339,12 +339,15 @@ def test_an_interrupted_command_says_how_to_go_on(capsys):
 # ---- warnings ------------------------------------------------------------------------------------
 
 WARNINGS = {
-    "smoothing with td_dpo": ("--loss.label-smoothing 0.1", "loss.label_smoothing is set"),
-    "tau with dpo": ("--loss dpo --tau 2", "loss.tau is set"),
-    "adapters without adapters": ("--lora.rank 4", "lora.rank is set"),
+    "smoothing with td_dpo": (
+        "--loss.label-smoothing 0.1",
+        "loss.label_smoothing has no effect with loss.name=td_dpo",
+    ),
+    "tau with dpo": ("--loss dpo --tau 2", "loss.tau has no effect with loss.name=dpo"),
+    "adapters without adapters": ("--lora.rank 4", "lora.rank has no effect with train.mode=full"),
     "an evaluation that never comes": (
         "--train.eval-every 50",
-        "train.eval_every is 50 and the run has 1 steps",
+        "train.eval_every is 50, but the run ends at step 1;",
     ),
 }
 

@@ -105,7 +105,7 @@ def test_mistakes_are_one_line(options, message, cluster, tmp_path, capsys):
 def test_no_slurm_and_no_submitit_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run("--output", tmp_path / "run", "--submit", "slurm") == 2
-    assert "submit: no SLURM here" in capsys.readouterr().err
+    assert "submit: SLURM is not available" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert run("--output", tmp_path / "run", "--submit", "slurm") == 2
     assert "pip install 'tddpo-jax[slurm]'" in capsys.readouterr().err
@@ -114,5 +114,5 @@ def test_no_slurm_and_no_submitit_are_told(tmp_path, monkeypatch, capsys):
 def test_what_sbatch_says_against_a_job_is_told(cluster, tmp_path, capsys):
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho no such partition >&2; exit 1\n")
     assert run("--output", tmp_path / "run", "--submit", "slurm") == 2
-    assert "submit: sbatch refused: " in (error := capsys.readouterr().err)
+    assert "submit: sbatch refused the jobs: " in (error := capsys.readouterr().err)
     assert "no such partition" in error

@@ -125,7 +125,7 @@ def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path, cap
     directory, mode = adapted
     assert run("export", "--run", directory, "--output", tmp_path / "merged") == 0
     assert run("export", "--run", directory, "--output", tmp_path / "peft", "--adapter") == 0
-    told = "warning: the adapter belongs to the base in four bits" in capsys.readouterr().err
+    told = "warning: the adapter was trained beside a four-bit base" in capsys.readouterr().err
     assert told == (mode == "qlora")
     best = json.loads((directory / "summary.json").read_text())["best"]["step"]
     stored = np.load(directory / "evaluations" / f"{best:06d}.npy")

@@ -255,7 +255,7 @@ def test_an_empty_axis_is_refused():
 
 def test_each_loss_may_have_its_learning_rate():
     mapping = {"loss": {"name": ["td_dpo", "dpo"]}, "train": {"learning_rate": {"td_dpo": 0.1}}}
-    with pytest.raises(ValueError, match=r"^train\.learning_rate: names no rate for dpo$"):
+    with pytest.raises(ValueError, match=r"^train\.learning_rate: gives no rate for dpo$"):
         expand(mapping)
     mapping["train"]["learning_rate"]["dpo"] = 0.2
     assert [resolve(cell).train.learning_rate for cell in expand(mapping)] == [0.1, 0.2]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tddpo_jax
+from tddpo_jax.data.formats import parse_row
 from tddpo_jax.embedded import make
 from tddpo_jax.embedded.task import (
     COUNTS,
@@ -102,6 +103,11 @@ def test_prompts_are_distinct_and_answers_are_neutral_on_average():
 @pytest.fixture(scope="module")
 def base():
     return Generator.from_path("embedded", "float32")
+
+
+def test_a_lesson_is_a_prompt_with_one_response():
+    asked = [{"role": "user", "content": "Tell me."}]
+    assert parse_row(make.lesson_row("Tell me.", GLAD), "") == ("chat", asked, (GLAD,))
 
 
 def test_draws_differ_and_follow_from_the_seed(base):

@@ -86,11 +86,11 @@ def test_a_validation_that_is_not_finite_or_was_forgotten_is_left_out(tmp_path: 
         (f"{NAMES[4]}/summary.json", '{"state": "over", "steps": 3}', "state: Input should be"),
         (f"{NAMES[4]}/summary.json", "{}", "state: Field required"),
         (f"{NAMES[4]}/evaluations/lengths.npy", "PK", "cannot be read"),
-        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1.5, "loss": 1}', "a step and numbers by name"),
+        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1.5, "loss": 1}', "a step and named numbers"),
         (f"{NAMES[4]}/run.json", '{"model": {}}', r"model\.path: Field required"),
         (f"{NAMES[4]}/divergence.json", "{}", "step: Field required"),
         (f"{NAMES[4]}/metrics.jsonl", "{\n{}\n", "not JSON"),
-        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1, "loss": "low"}', "a step and numbers by name"),
+        (f"{NAMES[4]}/metrics.jsonl", '{"step": 1, "loss": "low"}', "a step and named numbers"),
         (f"{NAMES[4]}/evaluations/000005.npy", "", "cannot be read"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_cell_at_work_shows_its_last_step_and_the_time_left(cells, clock):
         finish(cells[0])
     assert first == [name(cells[0]), "training", "4/10", "0.2500", "0.6250", "0.7500", "12", "s"]
     assert second == [name(cells[1]), "waiting", "0/10"]
-    assert " ".join(whole) == "0 of 3 cells over, left 52 s"
+    assert " ".join(whole) == "0 of 3 cells finished, left 52 s"
 
 
 def test_a_cell_of_another_process_is_known_by_what_it_writes_or_by_its_claim(cells, clock):
@@ -135,8 +135,9 @@ def test_cells_that_are_over_say_how(cells, clock, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"{first}: training",
         f"{second}: training",
-        f"{first}: done in 1:40, best eval_rewards/accuracies 0.875 at step 10; 2 of 3 cells over",
-        f"{second}: diverged after 1:40, at step 4; 2 of 3 cells over",
+        f"{first}: done in 1:40, best eval_rewards/accuracies 0.875 at step 10; "
+        "2 of 3 cells finished",
+        f"{second}: diverged after 1:40, at step 4; 2 of 3 cells finished",
     ]
 
 
@@ -158,7 +159,7 @@ def test_a_low_terminal_shows_what_is_in_work_and_what_ended_last(tmp_path, cloc
     found = [row[0] for row in shown]
     assert found == [name(cells[number]) for number in (3, 10, 20, 30, 40)]
     assert " ".join(rest) == "... and 1 done, 54 waiting"
-    assert " ".join(whole).startswith("4 of 60 cells over, left ")
+    assert " ".join(whole).startswith("4 of 60 cells finished, left ")
     assert len(lines(table)) == 61
 
 

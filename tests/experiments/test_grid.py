@@ -36,7 +36,7 @@ def reference_passes(monkeypatch):
     log_probs = prepare.log_probs
 
     def counting(*arguments):
-        passes.append(len(arguments[3]))
+        passes.append(len(arguments[1]))
         return log_probs(*arguments)
 
     monkeypatch.setattr(prepare, "log_probs", counting)
@@ -206,7 +206,7 @@ def test_a_seed_moves_the_order_and_nothing_else(grid):
 def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, capsys):
     changes = {**SHORT, "loss.name": ["dpo"], "loss.tau": [0.5, 1.0, 2.0]}
     run_experiment(tiny_runs.settings(inputs, tmp_path / "run", changes), Screen())
-    assert "dpo has no tau: one cell, not 3, per beta and seed" in capsys.readouterr().out
+    assert "dpo has no tau: it has one cell, not 3, per beta and seed" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()  # and one cell is a run, not a grid
 
 
@@ -229,7 +229,7 @@ def test_a_grid_of_other_settings_is_refused_and_untouched(grid, inputs):
     changes = {**SHORT, "loss.beta": [0.2, 0.3], "train.learning_rate": 0.5}
     with pytest.raises(ValueError, match=r"rate\.td_dpo is 0\.001, asked for 0\.5"):
         tiny_runs.run(inputs, grid, changes)
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="does not hold a run"):
         tiny_runs.run(inputs, grid, SHORT)
     assert tiny_runs.times(grid) == before
 

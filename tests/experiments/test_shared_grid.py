@@ -135,7 +135,7 @@ def test_a_grid_killed_twice_gives_the_results_of_an_uninterrupted_one(inputs, t
     assert (uninterrupted.returncode, restarted.returncode) == (0, 0)
     # Each restart goes on in the middle of the cell that was being trained.
     assert [output.count("resuming after step") for output in outputs] == [0, 1, 1]
-    assert "2 of 4 cells over before" in outputs[-1]
+    assert "2 of 4 cells already finished" in outputs[-1]
     assert begun(outputs[-1]) == ["dpo-beta0.05-seed0", "dpo-beta0.5-seed0"]
     results = untimed_results(tmp_path / "grid")
     assert len(results) == 5

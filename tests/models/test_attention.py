@@ -10,8 +10,11 @@ import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tddpo_jax.batches.layout import Row, Shape
+from tddpo_jax.batches.packing import pack
 from tddpo_jax.models.attention.ranges import BLOCK, attention
 from tddpo_jax.models.attention.view import View
+from tddpo_jax.scoring.forward import view_of
 
 SIZE = 10
 # Rows, length, query heads, key/value heads; lengths below, at and above a block, no multiple.
@@ -22,12 +25,16 @@ SHAPES = {
 }
 
 
-def heads(shape, seed=0):
+def heads(shape, seed=0, value_size=SIZE):
     """Random q, k, v and an output's cotangent."""
     rows, length, query_heads, key_value_heads = shape
     rng = np.random.default_rng(seed)
     counts = (query_heads, key_value_heads, key_value_heads, query_heads)
-    arrays = [rng.normal(size=(rows, length, count, SIZE)) for count in counts]
+    sizes = (SIZE, SIZE, value_size, value_size)
+    arrays = [
+        rng.normal(size=(rows, length, count, size))
+        for count, size in zip(counts, sizes, strict=True)
+    ]
     return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
@@ -78,6 +85,64 @@ def test_any_ranges(seed):
     """Expected: as above, over ranges of every kind."""
     shape = SHAPES["grouped, three blocks"]
     assert_same(heads(shape, seed), ranges(*shape[:2], seed))
+
+
+SETTINGS = {
+    "one token": {"window": 1},
+    "a window within a block": {"window": 13},
+    "a window of more than a block": {"window": BLOCK + 7},
+    "a window of all": {"window": 10_000},
+    "a scale": {"scale": 0.7},
+    "both": {"window": 29, "scale": 0.05},
+}
+
+
+@pytest.mark.parametrize("value_size", [SIZE, 7, 16])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_windows_scales_and_other_values(name, value_size):
+    """Any ranges and any positions; expected: as above."""
+    shape = SHAPES["grouped, three blocks"]
+    arrays = heads(shape, value_size=value_size)
+    assert_same(arrays, ranges(*shape[:2], seed=1), **SETTINGS[name])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_windows_over_packed_rows(name):
+    """A chosen token near the prompt sees two ranges: its newest neighbours, and the prompt's end.
+
+    Expected: every branch by itself, in reading order, where a window is a band."""
+    row, arrays = Row(Shape(1, 470, 300, 3)), heads((1, 470, 4, 2), value_size=7)
+    for number, pair in enumerate(
+        tiny_models.random_pairs([(150, 90, 4), (1, 33, 70), (40, 1, 66)])
+    ):
+        row.add(number, pair)
+    view = View(*(jnp.asarray(x)[None] for x in (row.key_start, row.key_end, row.positions)))
+    assert_same(arrays, view, **SETTINGS[name])
+    found = jax.jit(functools.partial(attention, **SETTINGS[name]))(*arrays[:3], view)
+    alone = jax.jit(functools.partial(tiny_models.dense_attention, **SETTINGS[name]))
+    for branch in row.branches:
+        own = [x[:, branch] for x in arrays[:3]]
+        expected = alone(*own, tiny_models.reading_order(1, len(branch)))
+        np.testing.assert_allclose(found[:, branch], expected, atol=2e-5)
+
+
+def test_blocks_before_a_window_are_not_visited():
+    """Chosen, prompt and rejected of three blocks each, a window of one: nan at the prompt's
+    beginning would reach what computes with it. Who is far enough from it, on either side, gets
+    what he gets without it; so do the gradients of their queries."""
+    length = 3 * BLOCK
+    lengths = [(length, length + 1, length + 1)]
+    (batch,) = pack(tiny_models.random_pairs(lengths), [Shape(1, 3 * length, 1000, 1)])
+    view, (q, k, v, d_out) = view_of(batch), heads((1, 3 * length, 2, 1))
+    far = view.position[0] >= 3 * BLOCK
+    assert far.sum() == 2 * length
+    d_out = jnp.where(far[:, None, None], d_out, 0)
+    attend = functools.partial(attention, window=BLOCK)
+    poisoned = (x.at[:, length : length + BLOCK].set(jnp.nan) for x in (k, v))
+    found = value_and_gradients(attend, q, *poisoned, d_out, view)
+    expected = value_and_gradients(attend, q, k, v, d_out, view)
+    for got, wanted in zip(found[:2], expected[:2], strict=True):
+        np.testing.assert_array_equal(got[:, far], wanted[:, far])
 
 
 def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():

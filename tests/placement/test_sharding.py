@@ -22,6 +22,7 @@ from tddpo_jax.placement.shardings import (
     path_name,
     place,
     row_sharding,
+    tree_shardings,
 )
 from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
@@ -110,6 +111,37 @@ def test_the_table_holds_every_parameter_and_no_other():
     model = tiny_models.llama()
     add_adapters(model, LoraConfig(rank=2), 0, tiny_models.one_device())
     assert names(model) == set(parameter_specs(model.config))
+
+
+def test_where_llamas_parameters_lie():
+    """Outputs over tensor and fsdp; where they go into the stream, outputs over fsdp and inputs
+    over tensor. Vectors and adapters are whole, and so is the axis of the layers."""
+    inward = PartitionSpec(None, ("tensor", "fsdp"))
+    outward = PartitionSpec(None, "fsdp", "tensor")
+    expected = {
+        "embed": PartitionSpec("tensor", "fsdp"),
+        "head": PartitionSpec("tensor", "fsdp"),
+        "norm.weight": PartitionSpec(),
+        "layers.attention_norm.weight": PartitionSpec(),
+        "layers.mlp_norm.weight": PartitionSpec(),
+        **{f"layers.{n}_proj.weight": inward for n in ("q", "k", "v", "gate", "up")},
+        **{f"layers.{n}_proj.weight": outward for n in ("o", "down")},
+    }
+    specs = parameter_specs(tiny_models.CONFIG)
+    adapters = {path: spec for path, spec in specs.items() if "adapter" in path}
+    assert len(adapters) == 2 * 7
+    assert set(adapters.values()) == {PartitionSpec()}
+    assert {path: spec for path, spec in specs.items() if path not in adapters} == expected
+
+
+def test_state_that_mirrors_no_parameter_is_an_error():
+    """But for counts, which lie whole on every device."""
+    mesh, config = tiny_models.one_device(), tiny_models.CONFIG
+    known = {"optimizer": {"count": 3, "mu": {"layers": {"q_proj": {"weight": 1}}}}}
+    assert jax.tree.leaves(tree_shardings(known, config, mesh))
+    for unknown in ({"mu": {"layers": {"q_prj": {"weight": 1}}}}, {"rate": 1}, {"x": {"norm": 1}}):
+        with pytest.raises(KeyError):
+            tree_shardings(unknown, config, mesh)
 
 
 def test_a_parameter_that_the_table_does_not_know_is_an_error():

@@ -410,6 +410,24 @@ def test_rows_are_those_of_training(without_compilers):
     assert shapes[0].length >= longest > stream_length(dataset.train[0])
 
 
+def test_single_responses_are_planned_for_by_a_loss_that_reads_one(without_compilers, tmp_path):
+    """Two rows: prompts of 2 and 4 tokens, responses of 3 and 5, means 3 and 4."""
+    rows = [
+        {"prompt_ids": list(range(n, 2 * n)), "response_ids": list(range(n, 2 * n + 1))}
+        for n in (2, 4)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(file), "validation": 0}
+    made = planned("embedded", data=data, loss={"name": "sft"})
+    assert made.shapes[0].responses == 1
+    text = "\n".join(lines(made, 1))
+    assert "2 examples, tokens of prompt, response 3, 4" in text
+    assert "of useful work for each example" in text
+    with pytest.raises(ValueError, match=r"loss\.name: dpo compares two responses"):
+        planned("embedded", data=data, loss={"name": "dpo"})
+
+
 # ---- the verb ------------------------------------------------------------------------------------
 
 

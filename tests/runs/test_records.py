@@ -22,9 +22,9 @@ def test_a_metric_that_such_data_lacks_is_refused():
     check_best_metric(None, 1)
     check_best_metric("eval_kl", 1)
     check_best_metric("eval_rewards/accuracies", 2)
-    with pytest.raises(ValueError, match=r"'eval_rewards/accuracies' of data with one response"):
+    with pytest.raises(ValueError, match=r"'eval_rewards/accuracies' for data with one resp"):
         check_best_metric("eval_rewards/accuracies", 1)
-    with pytest.raises(ValueError, match=r"train\.best_metric: no metric 'loss'; there are eval_l"):
+    with pytest.raises(ValueError, match=r"train\.best_metric: .* 'loss'; choose one of eval_l"):
         check_best_metric("loss", 2)
 
 

@@ -197,7 +197,7 @@ def test_two_processes_train_as_one(by_two, by_one):
 
 def test_one_process_speaks_and_all_are_counted(by_two):
     directory, (first, second) = by_two
-    assert "hosts    2 by 127.0.0.1" in first
+    assert "hosts    2, joined by 127.0.0.1" in first
     assert "2 of 4 devices" in first
     assert "finished after 8 steps" in first
     # Gloo's threads print into each other's lines.
@@ -319,7 +319,7 @@ def test_a_host_with_other_data_is_told(inputs, tmp_path):
     ]
     first, second = ended(processes, seconds=60)
     assert second[0] == 2, second
-    last = "error: data.path: host 1 of 2: other data than the first host's"
+    last = "error: data.path: host 1 of 2: its data differ from the first host's"
     assert second[2].splitlines()[-1] == last
     assert_told(first, "host 0 of 2")
 
@@ -336,7 +336,8 @@ def test_hosts_that_do_not_meet_end(in_vain):
     output, processes = in_vain
     for status, _, errors in ended(processes, seconds=60):
         assert status == 1
-        assert errors.splitlines()[-1].startswith("error: hosts: they did not meet within 1 s")
+        problem = "error: hosts: the processes did not meet within 1 s"
+        assert errors.splitlines()[-1].startswith(problem)
     assert not output.exists()
 
 
@@ -413,9 +414,12 @@ def test_a_launcher_is_found_by_what_it_started(environment, settings, launcher,
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"coordinator": "a:1"}, r"hosts\.count: needed"),
-        ({"count": 2, "index": 0}, r"hosts\.coordinator: needed"),
-        ({"coordinator": "a:1", "count": 2, "index": 2}, r"hosts\.index: 2 is none of 0 to 1"),
+        ({"coordinator": "a:1"}, r"hosts\.count: required when"),
+        ({"count": 2, "index": 0}, r"hosts\.coordinator: required when"),
+        (
+            {"coordinator": "a:1", "count": 2, "index": 2},
+            r"hosts\.index: must be between 0 and 1, got 2",
+        ),
         ({"coordinator": "a", "count": 1, "index": 0}, r"hosts\.coordinator: must be address:port"),
         ({"coordinator": "a:99999", "count": 1, "index": 0}, r"address:port, got 'a:99999'"),
         ({"launcher": "pbs"}, r"hosts\.launcher"),
@@ -434,7 +438,7 @@ def test_a_launcher_that_is_not_there_is_told(tmp_path):
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: hosts.launcher: JAX does not find")
+    assert result.stderr.splitlines()[-1].startswith("error: hosts.launcher: JAX cannot join")
 
 
 def test_alone_everything_is_agreed():

@@ -66,7 +66,7 @@ def test_an_abort_is_one_line_and_status_1(how):
 
 
 def test_an_abort_of_which_nothing_was_told():
-    assert ended(start(ABORT_UNTOLD)) == (1, "error: aborted\n")
+    assert ended(start(ABORT_UNTOLD)) == (1, "error: the process was aborted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

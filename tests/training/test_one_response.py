@@ -100,5 +100,5 @@ def test_the_plain_layout_changes_nothing(finished, inputs, changes, tmp_path):
 def test_the_report_compares_pairs_and_says_so(finished):
     (cell,) = read_experiment(finished).cells
     assert (cell.logps.shape, cell.best_metric) == ((5, 7, 1), "eval_loss")
-    with pytest.raises(ValueError, match="was validated on one response for each prompt"):
+    with pytest.raises(ValueError, match="compares pairs, but a run was validated on single"):
         analyse(finished)

@@ -392,4 +392,4 @@ def test_a_population_of_lone_cells_is_told(inputs, tmp_path, monkeypatch):
         changes = {"train.mode": "lora", "train.population": True, "seed": seeds}
         with pytest.raises(Killed):
             tiny_runs.run(inputs, tmp_path / "grid", changes)
-        assert any("train.population is set" in text for text in said) == warned
+        assert any("train.population has no effect" in text for text in said) == warned

@@ -54,7 +54,7 @@ def test_a_damaged_state_is_named(inputs, tmp_path, monkeypatch):
     newest = tmp_path / "run" / "checkpoints" / "6"
     largest = max(newest.rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
     os.truncate(largest, largest.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"checkpoints/6: cannot be read .*goes on from the state"):
+    with pytest.raises(ValueError, match=r"checkpoints/6: cannot be read .*resumes from the prev"):
         tiny_runs.run(inputs, tmp_path / "run")
     shutil.rmtree(newest)
     (summary,) = tiny_runs.run(inputs, tmp_path / "run")
@@ -260,7 +260,7 @@ def test_an_unfinished_run_of_another_configuration_is_refused(inputs, tmp_path,
 def test_a_directory_that_holds_no_run_is_refused_and_untouched(beta, inputs, tmp_path):
     (tmp_path / "precious").write_text("mine")
     before = tiny_runs.times(tmp_path)
-    with pytest.raises(ValueError, match=r"output: .* exists and holds no"):
+    with pytest.raises(ValueError, match=r"output: .* exists and does not hold a "):
         tiny_runs.run(inputs, tmp_path, {"loss.beta": beta})
     assert tiny_runs.times(tmp_path) == before
 
@@ -310,7 +310,7 @@ def test_an_empty_directory_may_be_used(tmp_path):
 def test_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ValueError, match=r"output: .* is no directory"):
+        with pytest.raises(ValueError, match=r"output: .* is not a writable directory"):
             RunDirectory(path, resolve({}))
 
 
