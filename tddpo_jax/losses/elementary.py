@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-# Shapes are checked by jaxtyping's import hook alone: where it is not loaded, no one reads them.
-if TYPE_CHECKING or "jaxtyping" in sys.modules:
+# Only tests check shapes, and they load JAX first. Elsewhere these types are not read, and
+# importing them would load JAX.
+if TYPE_CHECKING or "jax" in sys.modules:
     from jaxtyping import Array, Float
 
     Numbers = Float[Array, "..."] | float | int

@@ -105,8 +105,9 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, text: str, message: 
 def test_log_probs_of_other_pairs_are_named(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
     file = tmp_path / "g" / NAMES[4] / "evaluations" / "000005.npy"
-    damages = [(np.zeros((9, 2)), "does not have the pairs"), (np.zeros(10), "two numbers")]
-    damages += [(np.full((10, 2), "a"), "two numbers")]
+    each = "one number for each response"
+    damages = [(np.zeros((9, 2)), "does not have the rows"), (np.zeros(10), each)]
+    damages += [(np.full((10, 2), "a"), each)]
     for values, message in damages:
         np.save(file, values)
         with pytest.raises(ValueError, match=rf"000005\.npy: .*{message}"):

@@ -3,7 +3,7 @@
 Runs where JAX's CUDA plug-in is installed, in about two minutes on two cores:
 
     pip install -e '.[cuda12,slurm,tokamax]' beartype hypothesis pytest
-    python -m pytest tests/test_compile_gpu.py -s
+    python -m pytest tests/planning/test_compile_gpu.py -s
 
 XLA compiles the whole program, with its collectives and the kernels of cuDNN or tokamax. It cannot
 choose among products by measuring them, and knows no workspace of cuDNN.
