@@ -68,7 +68,7 @@ def test_a_prompt_that_is_laid_twice_counts_once():
     (three,) = tiny_models.random_examples([(7, 5, 11, 3)])
     assert attended_keys(three) - attended_keys(PAIR) == 2 * 7 + (1 + 2)
     config = tiny_models.CONFIG
-    products = 2 * config.layers * layer_matmul_parameters(config) * 2
+    products = 2 * matmul_parameters(config) * 2
     head = 2 * config.vocabulary * config.width * 3
     attention = 4 * config.layers * config.heads * config.head_size * 17
     added = forward_flops(config, three) - forward_flops(config, PAIR)
