@@ -43,6 +43,13 @@ def _rematerialised(function: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
+def look_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: Any
+) -> Float[Array, "B T D"]:
+    """The table's entry for every token, in `dtype`."""
+    return table[tokens].astype(dtype)
+
+
 class Decoder(nnx.Module):
     """A decoder that returns hidden states; `logprobs.py` applies the head where it is needed."""
 
@@ -71,6 +78,7 @@ class Decoder(nnx.Module):
         *,
         dtype: jnp.dtype | type,
         attend: Callable[..., Array] = attention,
+        embed: Callable[..., Array] = look_up,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -82,6 +90,7 @@ class Decoder(nnx.Module):
             view: what each token sees, and its rotary position; the storage order is free.
             dtype: of the computation; weights are cast at use.
             attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
+            embed: takes the embedding's table, the tokens and `dtype`, as `look_up`.
             remat: what the backward pass recomputes.
             constrain: applied to the stream between layers, to pin its sharding.
             dropout_key: of the adapters' dropout; none: no dropout.
@@ -97,6 +106,7 @@ class Decoder(nnx.Module):
             view.position,
             attend_and_forget,
             dtype=dtype,
+            embed=embed,
             remat=remat,
             constrain=constrain,
             dropout_key=dropout_key,
@@ -110,6 +120,7 @@ class Decoder(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         *,
         dtype: jnp.dtype | type,
+        embed: Callable[..., Array] = look_up,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -122,6 +133,7 @@ class Decoder(nnx.Module):
             attend: takes `Where` the layer is, queries, keys, values and the layer's settings, and
                 gives attention's output and what to keep.
             dtype: as for the call, and so are the others.
+            embed: see there.
             remat: see there.
             constrain: see there.
             dropout_key: see there.
@@ -144,7 +156,7 @@ class Decoder(nnx.Module):
             return x, tuple(kept)
 
         with jax.named_scope("embed"):
-            x = constrain(self.embed[...][tokens].astype(dtype))
+            x = embed(self.embed[...], tokens, dtype)
         layer_keys = None
         if dropout_key is not None:
             layer_keys = jax.random.split(dropout_key, self.config.layers)
