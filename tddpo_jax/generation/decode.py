@@ -31,6 +31,7 @@ from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.ranges import MASKED, attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder, Where
+from tddpo_jax.placement.embedding import embed_over
 from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
 
 SMALLEST_BLOCK = 128  # slots
@@ -118,7 +119,7 @@ def generate_rows(
     start = length - prompts.lengths
     constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
     slots = cache_slots(length, new)
-    caches, logits = _prefill(model, prompts, slots, dtype, constrain)
+    caches, logits = _prefill(model, prompts, slots, dtype, mesh)
     caches = jax.lax.with_sharding_constraint(
         caches, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
     )
@@ -126,7 +127,7 @@ def generate_rows(
     def step(state: State) -> State:
         token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
         slot = length + state.number
-        logits, caches = _decode(model, token, slot, start, state.caches, dtype, constrain)
+        logits, caches = _decode(model, token, slot, start, state.caches, dtype, mesh)
         return State(
             number=state.number + 1,
             logits=constrain(logits),
@@ -167,7 +168,7 @@ def _prefill(
     prompts: Prompts,
     slots: int,
     dtype: Any,
-    constrain: Callable[[Array], Array],
+    mesh: Mesh,
 ) -> tuple[Caches, Float[Array, "B V"]]:
     """The caches after the prompts, padded to `slots`, and the logits of the first new token."""
     length = prompts.tokens.shape[1]
@@ -182,7 +183,7 @@ def _prefill(
         room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
         return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
 
-    return _through_layers(model, prompts.tokens, view.position, attend, dtype, constrain)
+    return _through_layers(model, prompts.tokens, view.position, attend, dtype, mesh)
 
 
 def _decode(
@@ -192,7 +193,7 @@ def _decode(
     start: Int[Array, " B"],
     caches: Caches,
     dtype: Any,
-    constrain: Callable[[Array], Array],
+    mesh: Mesh,
 ) -> tuple[Float[Array, "B V"], Caches]:
     """Adds a new token to `slot` of the caches, and gives the logits of the token after it."""
 
@@ -202,7 +203,7 @@ def _decode(
         return _attend_cached(q, own, cache, where.place, start, slot, **settings), own
 
     new, logits = _through_layers(
-        model, token[:, None], (slot - start)[:, None], attend, dtype, constrain
+        model, token[:, None], (slot - start)[:, None], attend, dtype, mesh
     )
     # All layers read before this one write, so the loop needs a single cache and copies nothing.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
@@ -215,10 +216,17 @@ def _through_layers(
     positions: Int[Array, "B T"],
     attend: Callable[..., tuple[Array, Cache]],
     dtype: Any,
-    constrain: Callable[[Array], Array],
+    mesh: Mesh,
 ) -> tuple[Caches, Float[Array, "B V"]]:
     """The caches that `attend` returns for every layer, and the logits at the last position."""
-    x, kept = model.through_layers(tokens, positions, attend, dtype=dtype, constrain=constrain)
+    x, kept = model.through_layers(
+        tokens,
+        positions,
+        attend,
+        dtype=dtype,
+        embed=functools.partial(embed_over, mesh),
+        constrain=lambda x: jax.lax.with_sharding_constraint(x, row_sharding(mesh)),
+    )
     last = model.norm(x[:, -1:])[:, 0]
     with jax.named_scope("head"):
         head = model.head_weight.astype(dtype)

@@ -43,6 +43,13 @@ def _rematerialised(function: Callable, remat: Remat) -> Callable:
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
+def look_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: Any
+) -> Float[Array, "B T D"]:
+    """The table's entry for every token, in `dtype`."""
+    return table[tokens].astype(dtype)
+
+
 class Decoder(nnx.Module):
     """A decoder that returns hidden states.
 
@@ -75,6 +82,7 @@ class Decoder(nnx.Module):
         *,
         dtype: jnp.dtype | type,
         attend: Callable[..., Array] = attention,
+        embed: Callable[..., Array] = look_up,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -86,6 +94,7 @@ class Decoder(nnx.Module):
             view: the keys that each token sees, and its rotary position.
             dtype: dtype of the computation; weights are cast when they are used.
             attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
+            embed: takes the embedding's table, the tokens and `dtype`, as `look_up`.
             remat: what the backward pass recomputes: "none", "full" (everything) or "dots"
                 (everything but large products and attention's output).
             constrain: applied to the hidden states between layers, to pin their sharding.
@@ -105,6 +114,7 @@ class Decoder(nnx.Module):
             view.position,
             attend_and_forget,
             dtype=dtype,
+            embed=embed,
             remat=remat,
             constrain=constrain,
             dropout_key=dropout_key,
@@ -118,6 +128,7 @@ class Decoder(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         *,
         dtype: jnp.dtype | type,
+        embed: Callable[..., Array] = look_up,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -130,6 +141,7 @@ class Decoder(nnx.Module):
             attend: takes the layer's `Where`, queries, keys, values and the layer's settings, and
                 gives attention's output and what to keep.
             dtype: as for `__call__`.
+            embed: as for `__call__`.
             remat: as for `__call__`.
             constrain: as for `__call__`.
             dropout_key: as for `__call__`.
@@ -156,7 +168,7 @@ class Decoder(nnx.Module):
             return x, tuple(kept)
 
         with jax.named_scope("embed"):
-            x = constrain(self.embed[...][tokens].astype(dtype))
+            x = embed(self.embed[...], tokens, dtype)
         layer_keys = None
         if dropout_key is not None:
             layer_keys = jax.random.split(dropout_key, self.config.layers)

@@ -14,6 +14,7 @@ from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
+from tddpo_jax.placement.embedding import embed_over
 from tddpo_jax.placement.shardings import head_parallel
 
 
@@ -66,6 +67,7 @@ def hidden_states(
         view_of(batch),
         dtype=how.dtype,
         attend=attention_over(how),
+        embed=functools.partial(embed_over, how.rows.mesh),
         remat=how.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,

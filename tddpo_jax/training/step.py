@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
@@ -34,7 +34,6 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
     head_sharding,
-    parameter_specs,
     replicated,
     tree_shardings,
 )
@@ -62,16 +61,6 @@ class StepSetting:
 #### Log-probs
 
 
-def model_of(setting: StepSetting, trained: nnx.State | None, frozen: Frozen) -> Decoder:
-    """The model with these parameters."""
-    model = nnx.merge(setting.graphdef, trained, frozen.base)
-    # The constraint keeps the embedding in its place. Without it, the compiler would gather the sum
-    # of the embedding's gradients to scatter into it.
-    place = NamedSharding(setting.mesh, parameter_specs(setting.model)["embed"])
-    model.embed = nnx.Param(jax.lax.with_sharding_constraint(model.embed[...], place))
-    return model
-
-
 def gathered_head(setting: StepSetting, model: Decoder) -> Float[Array, "V D"]:
     """The head, gathered over fsdp once; without the constraint every chunk would gather it."""
     with jax.named_scope("head"):
@@ -94,13 +83,13 @@ def log_probs(
         batch: a packed micro-batch.
         key: random key of the adapters' dropout; None for no dropout.
     """
-    model = model_of(setting, trained, frozen)
+    model = nnx.merge(setting.graphdef, trained, frozen.base)
     states = hidden_states(model, batch, setting.how, key)
     head = gathered_head(setting, model)
     logps = branch_logps(states, head, batch)
     if not setting.objective.exact_kl:
         return logps, jnp.zeros_like(logps)
-    reference = model_of(setting, frozen.reference, frozen)
+    reference = nnx.merge(setting.graphdef, frozen.reference, frozen.base)
     ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, setting.how))
     return logps, branch_kl(states, head, ref_states, gathered_head(setting, reference), batch)
 

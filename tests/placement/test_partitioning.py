@@ -1,0 +1,71 @@
+"""Every mesh of eight devices: what XLA's partitioner says of the step, and the embedding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tddpo_jax.batches.layout import Shape
+from tddpo_jax.config.schema import resolve
+from tddpo_jax.placement.embedding import embed_over
+from tddpo_jax.placement.shardings import place, row_sharding
+from tddpo_jax.planning.abstract import abstract_step
+from tddpo_jax.planning.compiler import lower_gradients
+
+# Every mesh divides it, and the inputs of a layer are whole blocks of 64, which QLoRA needs.
+SHAPE = {
+    "vocabulary": 64,
+    "width": 64,
+    "layers": 2,
+    "heads": 8,
+    "key_value_heads": 8,
+    "head_size": 8,
+    "feed_forward": 192,
+}
+MESHES = [
+    (data, fsdp, 8 // (data * fsdp))
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+]
+# With adapters no gradient comes back to the embedding, so little differs between meshes.
+CASES = [
+    *(("full", sizes) for sizes in MESHES),
+    *((mode, sizes) for mode in ("lora", "qlora") for sizes in ((2, 2, 2), (2, 4, 1))),
+]
+
+
+@pytest.fixture
+def compiled_anew():
+    """No program comes out of the cache, for such a program has no messages."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.parametrize(("mode", "sizes"), CASES)
+def test_no_array_is_made_whole_for_want_of_a_way(mode, sizes, compiled_anew, capfd):
+    """XLA writes "Involuntary full rematerialization" to stderr when it knows no other way from
+    one placement to the next than to hold the whole array on every device."""
+    config = resolve({"train": {"mode": mode}, "model": {"remat": "none"}})
+    mesh, shape = tiny_models.mesh_of(*sizes), Shape(8, 130, 120, 3)
+    model = tiny_models.llama(**SHAPE).config
+    step = abstract_step(config, model, mesh, shape, "xla", jnp.dtype("float32"))
+    capfd.readouterr()
+    lower_gradients(step).compile({"xla_backend_optimization_level": 0})
+    assert "Involuntary" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_the_embedding_is_the_tables_entry(sizes):
+    """Bit for bit: no mesh rounds anything."""
+    mesh, rng = tiny_models.mesh_of(*sizes), np.random.default_rng(0)
+    table = rng.normal(size=(64, 24)).astype(np.float32)
+    tokens = rng.integers(0, 64, (16, 5)).astype(np.int32)
+    placed = place(table, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
+    rows = place(tokens, row_sharding(mesh))
+    found = jax.jit(embed_over, static_argnums=(0, 3))(mesh, placed, rows, jnp.bfloat16)
+    assert found.sharding.is_equivalent_to(row_sharding(mesh), 3)
+    np.testing.assert_array_equal(found, table[tokens].astype(jnp.bfloat16))
