@@ -183,8 +183,8 @@ def test_dropout_changes_training_alone():
 
     @tiny_models.quick_jit
     def train(model, key):
-        positions = tiny_models.reading_order(*TOKENS.shape)
-        return model(jnp.asarray(TOKENS), *positions, dtype=jnp.float32, dropout_key=key)
+        view = tiny_models.reading_order(*TOKENS.shape)
+        return model(jnp.asarray(TOKENS), view, dtype=jnp.float32, dropout_key=key)
 
     one, again, other = (train(dropping, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
@@ -347,5 +347,5 @@ def test_a_quantised_model_keeps_its_places_and_its_numbers_on_a_mesh(quantized)
 
 
 def test_inputs_that_are_no_blocks_are_refused():
-    with pytest.raises(ValueError, match=r"qlora: q_proj has 24 inputs, no multiple of 64"):
+    with pytest.raises(ValueError, match=r"qlora: q_proj has 24 inputs, not a multiple of 64"):
         quantize(tiny_models.llama())
