@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.schema import Config, read_yaml
+from tddpo_jax.config.schema import Config, DataConfig, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
@@ -210,6 +210,10 @@ class RunDirectory:
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that say what a run computes; with another of them it is another run."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
+    # Earlier versions did not know every setting of the data; their runs had each at its default.
+    if isinstance(computed.get("data"), dict):
+        defaults = DataConfig().model_dump(mode="json")
+        computed = {**computed, "data": {**defaults, **computed["data"]}}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # What a loss does not read is not part of its run: a later version may know more settings.
