@@ -21,6 +21,8 @@ def read_prompts(path: str) -> list[Conversation]:
             raise UserError(f"--prompts: {path} row {number} has neither prompt nor chosen")
         if messages and messages[-1].get("role") == "assistant":
             messages = messages[:-1]
+        if not messages:
+            raise UserError(f"--prompts: {path} row {number} has an empty conversation")
         if messages not in prompts:
             prompts.append(messages)
     return prompts

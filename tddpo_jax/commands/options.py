@@ -34,6 +34,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+class _Once(argparse.Action):
+    """Keeps a value, and refuses a second one.
+
+    Several data sets might be meant as a mixture. The last one alone would then count.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option_string} is given more than once; only one value can count")
+        setattr(namespace, self.dest, values)
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds `--config` and an option for every setting of the schema."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
@@ -45,6 +63,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             *names,
             dest=name,
+            action=_Once if name == "data.path" else "store",
             default=argparse.SUPPRESS,
             metavar=name.rpartition(".")[2].upper(),
             nargs="+" if several else "?" if switch else None,

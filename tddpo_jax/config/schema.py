@@ -46,6 +46,16 @@ def _whole_number_if_possible(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _columns(value: Any) -> Any:
+    """A command line gives `prompt=instruction,chosen=good` as text."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
+        raise ValueError("must be pairs such as prompt=instruction,chosen=good")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,7 +93,16 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The data, and how examples become batches."""
 
-    path: str = Field("embedded", description="JSON, JSONL or Parquet file, hub id, or `embedded`")
+    path: str = Field(
+        "embedded",
+        description="JSON, JSONL, CSV or Parquet file, a pattern of files, folder, hub id or "
+        "`owner/name@revision`, or `embedded`",
+    )
+    split: str | None = Field(None, description="the split to train on; default: `train`")
+    config: str | None = Field(None, description="the config of a data set that has several")
+    columns: Annotated[dict[str, str] | None, BeforeValidator(_columns)] = Field(
+        None, description="our names and the data's, as prompt=instruction,chosen=good"
+    )
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
         description="validation data: a file, a split's name, a fraction of the rows, or 0 for "

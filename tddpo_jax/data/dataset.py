@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -23,7 +24,15 @@ from tddpo_jax.data.examples import (
     encode,
     kinds,
 )
-from tddpo_jax.data.sources import SUFFIXES, Source, number_of_responses, read_source, split_names
+from tddpo_jax.data.formats import ParsedRow
+from tddpo_jax.data.omissions import OMISSION
+from tddpo_jax.data.sources import (
+    Source,
+    names_files,
+    number_of_responses,
+    read_source,
+    split_names,
+)
 from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import tokenizer_json
 from tddpo_jax.errors import UserError
@@ -31,6 +40,8 @@ from tddpo_jax.system.atomic import write_file
 
 # Part of every content hash: raise it when the same rows come out as other ids or examples.
 VERSION = 1
+# Part of the names of cached files alone: raise it when a row that was used may become unusable.
+CACHE_VERSION = 2
 
 DEFAULT_MAX_LENGTH = 2048
 DEFAULT_FRACTION = 0.1
@@ -65,18 +76,21 @@ def load_dataset(
     style = _style(config.template, tokenizer, sources)
     bos = None if tokenizer is None else tokenizer.bos_token_id
     content_hash = _content_hash(sources, style, [VERSION, bos, limits, split])
-    file = Path(cache) / f"examples-{content_hash[:32]}.npz"
+    file = Path(cache) / f"examples-{content_hash[:32]}-{CACHE_VERSION}.npz"
     dataset = _read_cache(file, content_hash)
     if dataset is None:
-        dataset = build(sources, style, bos, limits, split, content_hash, progress)
-        _write_cache(file, dataset)
+        made = build(sources, style, bos, limits, split, content_hash, progress)
+        dataset = dataclasses.replace(made, content_hash=_hash_of_what_is_left(made))
+        _write_cache(file, dataset, content_hash)
     for source, examples in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
         check_vocabulary(source.name, examples, vocab_size)
     return dataset
 
 
 def load_uncut_examples(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase | None, template: str | None
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: str | None,
 ) -> list[Example | Unusable]:
     """Every row of one source, in order, nothing cut: an example, or why the row makes none.
 
@@ -126,25 +140,25 @@ def check_sources(config: DataConfig) -> None:
 
 def _sources(config: DataConfig) -> tuple[list[Source], Split]:
     """The source of the training examples, then that of the validation if it is another one."""
-    splits = split_names(config.path)
+    splits = split_names(config.path, config.config)
     choice = config.validation
     if choice is None:
-        own = [name for name in ("validation", "test") if name in splits]
+        own = [name for name in _counterparts(config.split) if name in splits]
         choice = own[0] if own else DEFAULT_FRACTION
+    training = read_source(config.path, config.split, config.config, config.columns)
     if isinstance(choice, float):
         if not 0 <= choice < 1:
             raise UserError(f"data.validation: a fraction must be in [0, 1), got {choice}")
-        return [read_source(config.path)], Split(choice, config.split_seed)
+        return [training], Split(choice, config.split_seed)
     if choice in splits:
-        validation = read_source(config.path, choice)
-    elif Path(choice).suffix in SUFFIXES or Path(choice).is_file():
-        validation = read_source(choice)
+        validation = read_source(config.path, choice, config.config, config.columns)
+    elif names_files(choice):
+        validation = read_source(choice, columns=config.columns)
     else:
         raise UserError(
             f"data.validation: {choice!r} is no file, no fraction, and no split of {config.path}, "
             f"which has {', '.join(splits)}"
         )
-    training = read_source(config.path)
     if validation.responses != training.responses:
         raise UserError(
             f"data.validation: a row of {validation.name} has "
@@ -152,6 +166,17 @@ def _sources(config: DataConfig) -> tuple[list[Source], Split]:
             f"{number_of_responses(training.responses)}"
         )
     return [training, validation], Split(0.0, config.split_seed)
+
+
+def _counterparts(split: str | None) -> list[str]:
+    """The names that a split for validation may have beside a training split.
+
+    They are `validation` and `test`, and `test_prefs` beside `train_prefs`.
+    """
+    common = ["validation", "test"]
+    if split is None or not split.startswith("train"):
+        return common
+    return [name + split.removeprefix("train") for name in common]
 
 
 def _style(
@@ -176,15 +201,29 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
     for source in sources:
         digest.update(b"source")
         for row in source.rows:
-            parts = row if isinstance(row, str) else [row.kind, row.prompt, *row.responses]
-            digest.update(json.dumps(parts).encode())
+            digest.update(json.dumps(row if isinstance(row, str) else _parts(row)).encode())
     return digest.hexdigest()
+
+
+def _parts(row: ParsedRow) -> list[object]:
+    """All of a row. Parts at their defaults are left out, as before there were such parts."""
+    further = {"tools": row.tools, "continues": row.continues}
+    others = [further] if any(further.values()) else []
+    return [row.kind, row.prompt, *row.responses, *others]
+
+
+def _hash_of_what_is_left(dataset: Dataset) -> str:
+    """The content hash of a data set, with the rows that the template does not write in full."""
+    omitted = sorted(each for each in dataset.dropped.items() if OMISSION in each[0])
+    if not omitted:
+        return dataset.content_hash
+    return hashlib.sha256(json.dumps([dataset.content_hash, omitted]).encode()).hexdigest()
 
 
 # ---- cache ---------------------------------------------------------------------------------------
 
 
-def _write_cache(file: Path, dataset: Dataset) -> None:
+def _write_cache(file: Path, dataset: Dataset, hash_of_rows: str) -> None:
     examples = dataset.train + dataset.validation
     parts = [ids for example in examples for ids in (example.prompt, *example.responses)]
     facts = {
@@ -194,6 +233,7 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
         "cut_responses": dataset.cut_responses,
         "template": dataset.template,
         "content_hash": dataset.content_hash,
+        "hash_of_rows": hash_of_rows,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with write_file(file) as out:
@@ -206,22 +246,22 @@ def _write_cache(file: Path, dataset: Dataset) -> None:
         )
 
 
-def _read_cache(file: Path, content_hash: str) -> Dataset | None:
+def _read_cache(file: Path, hash_of_rows: str) -> Dataset | None:
     if not file.exists():
         return None
     try:
-        return _stored(file, content_hash)
+        return _stored(file, hash_of_rows)
     except Exception as error:  # whatever a damaged file makes numpy and zipfile raise
         warnings.warn(f"data: {file} is damaged ({error!r}); made anew", stacklevel=3)
         return None
 
 
-def _stored(file: Path, content_hash: str) -> Dataset:
+def _stored(file: Path, hash_of_rows: str) -> Dataset:
     # Opened here, because numpy leaves a file open that is no archive.
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
         facts = json.loads(str(stored["facts"]))
-    if facts["content_hash"] != content_hash or lengths.sum() != len(ids):
+    if facts.pop("hash_of_rows") != hash_of_rows or lengths.sum() != len(ids):
         raise ValueError("holds something else")
     parts, each = np.split(ids, np.cumsum(lengths)[:-1]), len(lengths) // len(index)
     examples = [

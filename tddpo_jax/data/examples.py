@@ -7,6 +7,7 @@ A row that cannot be used is listed with its reason, never silently lost:
     identical branches                two responses with the same ids
     identical after truncation        the same ids once they are cut
     template: …                       the template refuses the conversation, in its own words
+    template: leaves out …            a role, a key or words of the row, see `omissions`
     half a surrogate pair             a text that is no Unicode
 
 Truncation can empty no response: a prompt is cut to less than a branch may hold.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,10 +26,12 @@ import numpy as np
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.data.formats import ParsedRow
-from tddpo_jax.data.sources import Source
+from tddpo_jax.data.omissions import omission
+from tddpo_jax.data.sources import Source, none_usable
 from tddpo_jax.data.templates import (
     ChatFormat,
     ExampleText,
+    branches,
     chat_example,
     encode_examples,
     text_example,
@@ -203,8 +207,7 @@ def _usable(
         else:
             kept.append(fitted)
     if not kept:
-        counts = ", ".join(f"{len(rows)} x {reason}" for reason, rows in dropped.items())
-        raise UserError(f"{field} {source.name}: none of its rows can be used: {counts}")
+        raise UserError(none_usable(field, source.name, dropped, source.shape))
     return kept, dict(dropped)
 
 
@@ -221,8 +224,25 @@ def _divided(
     for one in examples:
         sides[one.whole.prompt.tobytes() in held_out].append(one)
     if not sides[0]:
-        raise UserError(f"data.validation: leaves nothing to train on of {source.name}")
+        raise UserError(
+            f"data.validation: leaves nothing to train on of {source.name}, for its usable rows "
+            "all have the same prompt, whose rows stay together: name a file with "
+            "data.validation, or set it to 0"
+        )
+    _warn_of_a_common_prompt(source, examples, len(sides[1]))
     return sides
+
+
+def _warn_of_a_common_prompt(source: Source, examples: list[Fitted], held_out: int) -> None:
+    counts = collections.Counter(one.whole.prompt.tobytes() for one in examples)
+    most = max(counts.values())
+    if held_out and most > 1 and 2 * most > len(examples):
+        warnings.warn(
+            f"data.validation: {most} of the {len(examples)} usable rows of {source.name} have "
+            f"the same prompt, and the rows of a prompt stay together: {held_out} are held out; "
+            "name a file with data.validation to choose others",
+            stacklevel=4,
+        )
 
 
 def encode(
@@ -266,9 +286,23 @@ def _written(row: ParsedRow | str, style: ChatFormat | None) -> ExampleText | Pa
     if row.kind == "text":
         return text_example(style, row.prompt, row.responses)
     try:
-        return chat_example(style, row.prompt, row.responses)
+        example = chat_example(
+            style, row.prompt, row.responses, tools=row.tools, continues=row.continues
+        )
     except UserError as error:
         return str(error)
+    return _omission(row, style, example) or example
+
+
+def _omission(row: ParsedRow, style: ChatFormat, example: ExampleText) -> str | None:
+    """The reason why the template does not write all of a conversation, or None if it does."""
+    before, answers = branches(row.prompt, row.responses, row.continues)
+    for answer, said in zip(answers, example.responses, strict=True):
+        text = (example.prompt.text + said.text).replace(said.mark, "")
+        reason = omission(style, [*before, answer], row.tools, text)
+        if reason is not None:
+            return reason
+    return None
 
 
 def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | None) -> None:

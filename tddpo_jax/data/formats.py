@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.data.messages import (
+    CALLS,
+    Message,
+    UnusableRow,
+    is_stored_conversation,
+    read_json_list,
+    read_messages,
+    same,
+)
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "response_ids")
+# Columns of the text that stands before a conversation.
+SYSTEM = ("system", "system_prompt")
+# Where the assistant begins to speak in a text that holds a whole conversation.
+_ASSISTANT = re.compile(
+    r"\n\nAssistant:|<\|im_start\|>assistant\n|<\|assistant\|>\n|\[/INST\]"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|### (?:Assistant|Response):"
+)
 
 
 class ParsedRow(NamedTuple):
     """A row whose shape is understood."""
 
     kind: Literal["chat", "text", "ids"]
-    prompt: Any  # list of {role, content}; text; list of token ids
-    responses: tuple[Any, ...]  # text; text; list of token ids, each
+    prompt: Any  # list of messages; text; list of token ids
+    # Text, or a message where it has more than a content; text; list of token ids, each.
+    responses: tuple[Any, ...]
+    tools: list[Any] | None = None  # that a conversation may call
+    continues: bool = False  # whether the responses continue the last message of the prompt
 
 
-def response_columns(row: dict[str, Any]) -> tuple[str, ...]:
+def response_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of a row that hold its responses, one column for each.
 
     A row may have columns of several shapes: a shape of token ids counts before one of texts, a
@@ -24,106 +46,225 @@ def response_columns(row: dict[str, Any]) -> tuple[str, ...]:
     ought to have been a pair.
     """
     present = {name for name, value in row.items() if value is not None}
-    if present & {"prompt_ids", "chosen_ids", "rejected_ids", "response_ids"}:
+    if present & {*IDS}:
         single = "response_ids" in present and not present & {"chosen_ids", "rejected_ids"}
         return ("response_ids",) if single else ("chosen_ids", "rejected_ids")
     if not present & {"chosen", "rejected"}:
-        for column in ("messages", "completion"):
+        for column in ("messages", "completion", "conversations"):
             if column in present:
                 return (column,)
     return ("chosen", "rejected")
 
 
-def parse_row(row: dict[str, Any], where: str) -> ParsedRow | str:
-    """What a row says, or the reason why it cannot be used.
-
-    Args:
-        row: the columns.
-        where: names the row in errors.
-
-    Raises:
-        UserError: it lacks a column, or a column has the wrong type.
-    """
+def columns_read(row: Mapping[str, Any]) -> set[str]:
+    """The columns that `parse_row` reads of a row."""
     columns = response_columns(row)
-    parsed: ParsedRow | str
-    if columns[0].endswith("_ids"):
-        prompt, *responses = (_ids(row, name, where) for name in ("prompt_ids", *columns))
-        parsed = ParsedRow("ids", prompt, tuple(responses))
-    else:
-        parsed = _parse_texts(row, columns, where)
-    if isinstance(parsed, str):
-        return parsed
-    if _is_empty(parsed.prompt):
-        return "empty prompt"
-    if any(map(_is_empty, parsed.responses)):
-        return "empty response"
-    return parsed if _is_unicode(parsed) else "half a surrogate pair"
+    if columns[0] in IDS:
+        return {"prompt_ids", *columns}
+    prompt = "conversations" if row.get("prompt") is None else "prompt"
+    return {prompt, *columns, *SYSTEM, "tools"}
 
 
-def _parse_texts(row: dict[str, Any], columns: tuple[str, ...], where: str) -> ParsedRow | str:
-    if all(row.get(name) is None for name in columns):
-        raise UserError(
-            f"{where}: lacks the column {columns[0]!r}, or for a single response 'messages' or "
-            "'completion'"
+def parse_row(row: Mapping[str, Any]) -> ParsedRow | str:
+    """What a row says, or the reason why it cannot be used."""
+    try:
+        return _checked(_parse(row))
+    except UnusableRow as reason:
+        return str(reason)
+    except RecursionError:
+        return "lists or objects are nested too deeply"
+
+
+def shape(row: Mapping[str, Any]) -> str:
+    """The columns of a row and what they hold, in words, for a message."""
+    held = [f"{name} ({_kind(value)})" for name, value in list(row.items())[:12]]
+    return ", ".join(held + ["..."] * (len(row) > 12)) or "no columns"
+
+
+# ---- texts and conversations ---------------------------------------------------------------------
+
+
+def _parse(row: Mapping[str, Any]) -> ParsedRow:
+    columns = response_columns(row)
+    if columns[0] in IDS:
+        ids = [_ids(row, name) for name in ("prompt_ids", *columns)]
+        return ParsedRow("ids", ids[0], tuple(ids[1:]))
+    if all(name not in row for name in columns):
+        raise UnusableRow(
+            f"lacks the column {columns[0]!r}, or for a single response 'messages' or 'completion'"
         )
-    responses = tuple(_column(row, name, where) for name in columns)
-    if "messages" in columns or not all(isinstance(response, str) for response in responses):
-        return _parse_conversations(row, columns, where)
-    prompt = _column(row, "prompt", where)
-    if isinstance(prompt, str):
-        return ParsedRow("text", prompt, responses)
-    return ParsedRow("chat", _messages(prompt, "prompt", where), responses)
+    responses = {name: _column(row, name, "empty response") for name in columns}
+    if columns[0] in ("messages", "conversations"):
+        return _conversations(row, responses)
+    texts = tuple(value for value in responses.values() if isinstance(value, str))
+    if len(texts) < len(columns) or all(map(is_stored_conversation, texts)):
+        return _conversations(row, responses)
+    prompt = _prompt(row, responses)
+    if prompt is None and len(texts) == 2:
+        prompt, *answers = _split(row, *texts)
+        texts = tuple(answers)
+    if isinstance(prompt, str) and not is_stored_conversation(prompt):
+        return _text(row, prompt, tuple(texts))
+    if prompt is None:
+        _column(row, "prompt", "empty prompt")
+    history = read_messages(prompt, "prompt")
+    continues = bool(history) and history[-1]["role"] == "assistant"
+    return _chat(row, history, tuple(texts), continues)
 
 
-def _parse_conversations(
-    row: dict[str, Any], columns: tuple[str, ...], where: str
-) -> ParsedRow | str:
-    prompt = row.get("prompt")
-    branches = {name: _messages(row[name], name, where) for name in columns}
+def _text(row: Mapping[str, Any], prompt: str, responses: tuple[str, ...]) -> ParsedRow:
+    """A row of texts. The system text stands before the prompt, with an empty line between."""
+    if _tools(row):
+        raise UnusableRow("'tools' beside texts, which no template writes")
+    system = _system(row)
+    # A prompt of nothing stays one, whatever stands before it.
+    before = f"{system}\n\n" if system and prompt.strip() else ""
+    return ParsedRow("text", before + prompt, responses)
+
+
+def _split(row: Mapping[str, Any], chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Two texts of whole conversations as a prompt and two answers.
+
+    The prompt is what they have in common up to the heading of the assistant's last turn.
+    """
+    ends = [[found.end() for found in _ASSISTANT.finditer(text)] for text in (chosen, rejected)]
+    if not all(ends):
+        _column(row, "prompt", "empty prompt")
+    end = ends[0][-1]
+    if end != ends[1][-1] or chosen[:end] != rejected[:end]:
+        raise UnusableRow("differing histories")
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _conversations(row: Mapping[str, Any], responses: Mapping[str, Any]) -> ParsedRow:
+    branches = {name: read_messages(value, name) for name, value in responses.items()}
     if not all(branches.values()):
-        return "empty response"
-    before = [] if prompt is None or isinstance(prompt, str) else _messages(prompt, "prompt", where)
-    if isinstance(prompt, str) and all(len(messages) == 1 for messages in branches.values()):
-        before = [{"role": "user", "content": prompt}]
+        raise UnusableRow("empty response")
     for name, messages in branches.items():
         if (role := messages[-1]["role"]) != "assistant":
-            raise UserError(f"{where}: the last role of {name!r} is {role!r}, not 'assistant'")
-        if messages[: len(before)] != before:  # a whole conversation repeats its prompt
-            branches[name] = [*before, *messages]
-    first, *others = (messages[:-1] for messages in branches.values())
+            raise UnusableRow(f"the last role of {name!r} is {role!r}, not 'assistant'")
+    alone = all(len(messages) == 1 for messages in branches.values())
+    prompt = _prompt(row, responses)
+    if isinstance(prompt, str) and not is_stored_conversation(prompt):
+        before = [{"role": "user", "content": prompt}] if alone else []
+    else:
+        before = [] if prompt is None else read_messages(prompt, "prompt")
+    continues = alone and bool(before) and before[-1]["role"] == "assistant"
+    wholes = [_behind(before, messages) for messages in branches.values()]
+    first, *others = (whole[:-1] for whole in wholes)
     if any(history != first for history in others):
-        return "differing histories"
-    answers = tuple(messages[-1]["content"] for messages in branches.values())
-    return ParsedRow("chat", first, answers)
+        raise UnusableRow("differing histories")
+    return _chat(row, first, tuple(_answer(whole[-1]) for whole in wholes), continues)
 
 
-def _column(row: dict[str, Any], column: str, where: str) -> Any:
-    if row.get(column) is None:  # a table holds null where a row lacks a column
-        raise UserError(f"{where}: lacks the column {column!r}")
+def _behind(prompt: list[Message], messages: list[Message]) -> list[Message]:
+    """The whole conversation: the messages alone where they repeat the prompt."""
+    last_start = len(messages) - len(prompt)
+    if not prompt or any(
+        same(messages[start : start + len(prompt)], prompt) for start in range(last_start + 1)
+    ):
+        return messages
+    asked = prompt[-1]["role"] not in ("assistant", "system", "developer")
+    repeated = any(
+        same([one], [other]) for one in prompt for other in messages[:-1] if one["role"] == "user"
+    )
+    if repeated or (asked and messages[0]["role"] != "assistant"):
+        raise UnusableRow("the prompt is not the beginning of the conversation")
+    if messages[0]["role"] in ("system", "developer"):
+        raise UnusableRow("the prompt is not the beginning of the conversation")
+    return [*prompt, *messages]
+
+
+def _answer(message: Message) -> str | Message:
+    """A response: its text, or the message where it has more than a content."""
+    message = {**message, "content": message["content"] or ""}
+    return message["content"] if message.keys() == {"role", "content"} else message
+
+
+def _chat(
+    row: Mapping[str, Any], history: list[Message], answers: tuple[Any, ...], continues: bool
+) -> ParsedRow:
+    if continues and not all(isinstance(answer, str) for answer in answers):
+        raise UnusableRow("an answer that continues the prompt has more than a content")
+    system = _system(row)
+    if system and history and history[0]["role"] in ("system", "developer"):
+        if not same(history[:1], [{**history[0], "content": system}]):
+            raise UnusableRow("the system column differs from the conversation's system message")
+    elif system and history:
+        history = [{"role": "system", "content": system}, *history]
+    for message in history[:-1]:
+        if message["content"] is None:
+            raise UnusableRow(f"null content of a {message['role']!r} message")
+    if history and history[-1]["content"] is None:
+        raise UnusableRow("empty prompt")
+    return ParsedRow("chat", history, answers, _tools(row), continues)
+
+
+# ---- columns -------------------------------------------------------------------------------------
+
+
+def _column(row: Mapping[str, Any], column: str, if_null: str) -> Any:
+    if column not in row:
+        raise UnusableRow(f"lacks the column {column!r}")
+    if row[column] is None:
+        raise UnusableRow(if_null)
     return row[column]
 
 
-def _messages(value: Any, column: str, where: str) -> list[dict[str, str]]:
-    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-        messages = [{key: message.get(key) for key in ("role", "content")} for message in value]
-        if all(isinstance(text, str) for message in messages for text in message.values()):
-            return messages
-    raise UserError(f"{where}: {column!r} must be a list of {{role, content}}, both texts")
+def _prompt(row: Mapping[str, Any], responses: Mapping[str, Any]) -> Any:
+    if row.get("prompt") is not None or "conversations" in responses:
+        return row.get("prompt")
+    return row.get("conversations")
 
 
-def _ids(row: dict[str, Any], column: str, where: str) -> list[int]:
-    ids = _column(row, column, where)
+def _system(row: Mapping[str, Any]) -> str:
+    found = {row[name] for name in SYSTEM if isinstance(row.get(name), str) and row[name].strip()}
+    if any(row.get(name) is not None and not isinstance(row[name], str) for name in SYSTEM):
+        raise UnusableRow("the system column must be a text")
+    if len(found) > 1:
+        raise UnusableRow(f"the columns {' and '.join(map(repr, SYSTEM))} differ")
+    return found.pop() if found else ""
+
+
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        tools = read_json_list(tools, "tools")
+    if tools in (None, "", []) or (isinstance(tools, str) and not tools.strip()):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UnusableRow("'tools' must be a list of objects")
+    return tools
+
+
+def _ids(row: Mapping[str, Any], column: str) -> list[int]:
+    ids = _column(row, column, "empty prompt" if column == "prompt_ids" else "empty response")
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        raise UserError(f"{where}: {column!r} must be a list of integers")
+        raise UnusableRow(f"{column!r} must be a list of integers")
     if any(not 0 <= i < 2**31 for i in ids):
-        raise UserError(f"{where}: {column!r} holds a number that is no token id")
+        raise UnusableRow(f"{column!r} holds a number that is no token id")
     return ids
 
 
-def _is_empty(value: list[Any] | str) -> bool:
+# ---- what is left to check -----------------------------------------------------------------------
+
+
+def _checked(row: ParsedRow) -> ParsedRow:
+    if _is_empty(row.prompt):
+        raise UnusableRow("empty prompt")
+    if any(map(_is_empty, row.responses)):
+        raise UnusableRow("empty response")
+    if not _is_unicode(row):
+        raise UnusableRow("half a surrogate pair")
+    return row
+
+
+def _is_empty(value: Any) -> bool:
     """Nothing, only white space, or a conversation that ends with such a message."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1]["content"]
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        value = value[-1]
+    if isinstance(value, Mapping):
+        value = "a call" if value.keys() & {*CALLS} else value["content"]
     return not (value.strip() if isinstance(value, str) else value)
 
 
@@ -135,4 +276,18 @@ def _is_unicode(row: ParsedRow) -> bool:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
+    except TypeError:  # a table's cells may hold dates or bytes
+        raise UnusableRow("a message or tool holds what JSON cannot") from None
     return True
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping):
+        return f"object with {', '.join(map(str, list(value)[:4])) or 'nothing'}"
+    if isinstance(value, list):
+        return f"list of {_kind(value[0])}" if value else "empty list"
+    return "number" if isinstance(value, (int, float)) else type(value).__name__

@@ -1,39 +1,50 @@
 """Rows of data: where they are read from, and which shapes they may have.
 
-A row of a preference pair has one of these shapes; other columns are ignored:
+A row of a preference pair has one of these shapes:
 
-*   `chosen`, `rejected`: conversations, lists of `{role, content}` that share all but their last
-    message (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists
-    hold nothing but the answers.
+*   `chosen`, `rejected`: conversations, lists of messages that share all but their last one
+    (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists hold
+    nothing but the answers.
 *   `prompt`, a conversation, and `chosen`, `rejected`: its continuations, lists or texts (TRL).
+    Where the prompt ends with the assistant's first words, the answers continue them. A
+    conversation that repeats the prompt is taken as it is.
+*   `conversations` in the place of `prompt`, with messages of `{from, value}` (ShareGPT).
 *   `prompt`, `chosen`, `rejected`: texts, taken verbatim, without a template (TRL).
+*   `chosen`, `rejected`: texts of whole conversations (hh-rlhf). The prompt is their common
+    beginning, up to the heading of the assistant's last turn, and all is taken verbatim.
 *   `prompt_ids`, `chosen_ids`, `rejected_ids`: token ids, taken verbatim, nothing added.
 
 A row of one response has one of these:
 
-*   `messages`: a conversation whose last message is the response.
+*   `messages`, or `conversations`: a conversation whose last message is the response.
 *   `prompt`, `completion`: texts, or a conversation and its continuation, as above (TRL).
 *   `prompt_ids`, `response_ids`: token ids, as above.
 
-All rows of a source have the same number of responses. A row that has the columns of a pair is a
-pair, whatever other columns it has.
+Two columns may stand beside conversations. `tools` goes to the chat template. `system` (or
+`system_prompt`) becomes the first message; it stands before a prompt of text, with an empty line
+between. `messages` says how a message may look. A conversation may be stored as JSON in a text.
 
-Rows count from 0, lines of a file from 1.
+All rows of a source have the same number of responses. A row that has the columns of a pair is a
+pair, whatever other columns it has. What nothing reads is named in a warning.
+
+A row that cannot be used is kept as the reason why. Rows count from 0, lines of a file from 1.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import collections
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tddpo_jax.data.formats import ParsedRow, parse_row, response_columns
+from tddpo_jax.data.dataset_folders import id_and_revision, rows_of, splits_of
+from tddpo_jax.data.formats import ParsedRow, columns_read, parse_row, shape
+from tddpo_jax.data.messages import keys_not_read
+from tddpo_jax.data.row_files import SUFFIXES, is_pattern, matching_files, read_file, suffix
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.hub import DATA_SET_ID, NotAtHand
+from tddpo_jax.system.hub import DATA_SET_ID
 from tddpo_jax.system.paths import EMBEDDED
-
-SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 class Source(NamedTuple):
@@ -42,26 +53,49 @@ class Source(NamedTuple):
     name: str
     rows: list[ParsedRow | str]
     responses: int  # of each row
+    shape: str  # of the first row, in words
 
 
-def read_source(path: str | Path, split: str | None = None) -> Source:
+def read_source(
+    path: str | Path,
+    split: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Source:
     """The rows of a data source, as in `read_rows`, with their shapes understood.
 
     Raises:
-        UserError: as in `read_rows`; or a row lacks a column, a column has the wrong type, or a row
-            has another number of responses than the first one.
+        UserError: as in `read_rows`, or none of the rows can be used.
     """
     name = f"{path} ({split})" if split else str(path)
-    rows = read_rows(path, split)
-    parsed = [parse_row(row, f"data {name} row {i}") for i, row in enumerate(rows)]
-    counts = [len(response_columns(row)) for row in rows]
-    for index, count in enumerate(counts):
-        if count != counts[0]:
-            raise UserError(
-                f"data {name} row {index}: has {number_of_responses(count)} and row 0 has "
-                f"{number_of_responses(counts[0])}; all rows must have the same number"
-            )
-    return Source(name, parsed, counts[0])
+    rows = [_renamed(name, row, columns or {}) for row in read_rows(path, split, config)]
+    parsed = _alike([parse_row(row) for row in rows])
+    understood = [row for row in parsed if isinstance(row, ParsedRow)]
+    if not understood:
+        reasons: dict[str, list[int]] = collections.defaultdict(list)
+        for index, row in enumerate(parsed):
+            reasons[str(row)].append(index)
+        raise UserError(none_usable("data", name, reasons, shape(rows[0])))
+    if str(path) != "embedded":
+        used = zip(rows, parsed, strict=True)
+        _warn_of_what_is_not_read(name, [row for row, what in used if isinstance(what, ParsedRow)])
+    return Source(name, parsed, len(understood[0].responses), shape(rows[0]))
+
+
+def none_usable(field: str, name: str, reasons: Mapping[str, Sequence[int]], found: str) -> str:
+    """The message for a source without a usable row: reasons with rows, and what the first holds.
+
+    Args:
+        field: the setting that names the source.
+        name: of the source.
+        reasons: each with the numbers of its rows.
+        found: the columns of row 0, from `formats.shape`.
+    """
+    counts = (
+        f"{len(rows)} x {reason} ({'row' if len(rows) == 1 else 'first row'} {rows[0]})"
+        for reason, rows in reasons.items()
+    )
+    return f"{field} {name}: none of its rows can be used: {', '.join(counts)}; row 0 has {found}"
 
 
 def number_of_responses(count: int) -> str:
@@ -69,21 +103,35 @@ def number_of_responses(count: int) -> str:
     return f"{count} response{'s' if count > 1 else ''}"
 
 
-def read_rows(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+def read_rows(
+    path: str | Path, split: str | None = None, config: str | None = None
+) -> list[dict[str, Any]]:
     """The rows of a data source as they stand there.
 
     Args:
         path: `embedded`; a file: JSON lines in `.jsonl`, a list (or an object with a list under
-            `rows` or `data`) in `.json`, a table in `.parquet`; or what `datasets.load_dataset`
-            takes, a folder or a hub id.
+            `rows` or `data`) in `.json`, a table in `.csv` or `.parquet`, where the texts may be
+            compressed, as in `.jsonl.gz`; a pattern such as `folder/*.jsonl`; a folder that
+            `save_to_disk` wrote; or what `datasets.load_dataset` takes, a folder or a hub id, with
+            a revision as in `owner/name@revision`.
         split: of a source that has several; default `train`.
+        config: of a hub id or folder that has several.
 
     Raises:
         UserError: one line that names the source, and the line or row.
     """
-    name, split = str(path), split or "train"
-    file = EMBEDDED / f"{split}.jsonl" if name == "embedded" else Path(path)
-    rows = _read_file(file) if _is_file(file) else _read_hub(name, split)
+    name = str(path)
+    if name == "embedded":
+        if (split or "train") not in ("train", "validation"):
+            raise UserError(f"data.split: embedded has train and validation, not {split!r}")
+        rows = read_file(EMBEDDED / f"{split or 'train'}.jsonl")
+    elif _is_files(Path(path)):
+        if split not in (None, "train") or config is not None:
+            raise UserError(f"data.{'config' if config else 'split'}: {name} is a file, with none")
+        files = matching_files(path) if is_pattern(path) else [Path(path)]
+        rows = [row for file in files for row in read_file(file)]
+    else:
+        rows = rows_of(name, split, config)
     if not rows:
         raise UserError(f"data {name}: holds no rows")
     for index, row in enumerate(rows):
@@ -92,7 +140,7 @@ def read_rows(path: str | Path, split: str | None = None) -> list[dict[str, Any]
     return rows
 
 
-def split_names(path: str | Path) -> list[str]:
+def split_names(path: str | Path, config: str | None = None) -> list[str]:
     """The splits of a data source; a file is one split, `train`.
 
     Raises:
@@ -100,101 +148,71 @@ def split_names(path: str | Path) -> list[str]:
     """
     if str(path) == "embedded":
         return ["train", "validation"]
-    if _is_file(Path(path)):
-        return ["train"]
-    import datasets  # takes a second to import, which local files need not pay
-
-    try:
-        return datasets.get_dataset_split_names(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _missing(str(path), error) from None
+    return ["train"] if _is_files(Path(path)) else splits_of(str(path), config)
 
 
-# ---- reading -------------------------------------------------------------------------------------
+def names_files(path: str) -> bool:
+    """Whether a text names a file or a pattern of files, which need not be there."""
+    return suffix(Path(path)) in SUFFIXES or Path(path).is_file()
 
 
-def _is_file(path: Path) -> bool:
-    """A file rather than a folder or a hub id.
+def _is_files(path: Path) -> bool:
+    """Whether a path is a file or a pattern of files, rather than a folder or a hub id.
 
     Raises:
-        UserError: nothing of the kind.
+        UserError: it is nothing of the kind.
     """
     if path.is_file() or path.is_dir():
         return path.is_file()
-    if path.suffix in SUFFIXES or not DATA_SET_ID.fullmatch(str(path)):
+    if is_pattern(path):
+        return True
+    hub_id, _ = id_and_revision(str(path))
+    if suffix(path) in SUFFIXES or not DATA_SET_ID.fullmatch(hub_id):
         raise UserError(f"data {path}: no such file")
     return False
 
 
-def _read_file(file: Path) -> list[Any]:
-    try:
-        if file.suffix == ".jsonl":
-            return list(_json_lines(file))
-        if file.suffix == ".json":
-            return _json_list(file)
-        if file.suffix == ".parquet":
-            return _parquet(file)
-    except UnicodeDecodeError:
-        raise UserError(f"data {file}: is no UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"data {file}: {_one_line(error)}") from None
-    raise UserError(f"data {file}: unknown suffix; known are {', '.join(SUFFIXES)}")
+# ---- rows ----------------------------------------------------------------------------------------
 
 
-def _json_lines(file: Path) -> Iterator[Any]:
-    # Only a line feed ends a line: str.splitlines would also split at U+2028 and its like, which
-    # may stand raw in a JSON text.
-    with file.open(encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"data {file} line {number}: not JSON: {error.msg}") from None
+def _renamed(name: str, row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row whose columns have the names that we read."""
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise UserError(
+                f"data.columns: {name} has no column {theirs!r} for {ours!r}; "
+                f"it has {', '.join(row)}"
+            )
+    others = {key: value for key, value in row.items() if key not in columns.values()}
+    return {**others, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def _json_list(file: Path) -> list[Any]:
-    text = file.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        return []
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # many a .json file holds JSON lines
-            return list(_json_lines(file))
-        raise UserError(f"data {file} line {error.lineno}: not JSON: {error.msg}") from None
-    if isinstance(value, dict):
-        lists = [value[key] for key in ("rows", "data") if isinstance(value.get(key), list)]
-        value = lists[0] if len(lists) == 1 else None
-    if not isinstance(value, list):
-        raise UserError(f"data {file}: must be a list, or an object with one as `rows` or `data`")
-    return value
+def _alike(rows: list[ParsedRow | str]) -> list[ParsedRow | str]:
+    """Rows of one number of responses: the commonest. The others become reasons."""
+    counts = collections.Counter(len(row.responses) for row in rows if not isinstance(row, str))
+    if len(counts) < 2:
+        return rows
+    wanted = max(counts, key=lambda count: (counts[count], count))
+    return [
+        row
+        if isinstance(row, str) or len(row.responses) == wanted
+        else f"{number_of_responses(len(row.responses))}, where most rows have {wanted}"
+        for row in rows
+    ]
 
 
-def _parquet(file: Path) -> list[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"data {file}: not Parquet: {_one_line(error)}") from None
-
-
-def _read_hub(name: str, split: str) -> list[Any]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split=split).to_list()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _missing(name, error) from None
-
-
-def _missing(name: str, error: Exception) -> UserError:
-    kind = UserError if Path(name).exists() else NotAtHand
-    return kind(f"data {name}: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _warn_of_what_is_not_read(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns: set[str] = set()
+    keys: set[str] = set()
+    for row in rows:
+        read = columns_read(row)
+        columns |= {column for column, value in row.items() if value is not None} - read
+        for column in read:
+            value = row.get(column)
+            for message in value if isinstance(value, list) else [value]:
+                if isinstance(message, dict) and message.keys() & {"role", "from"}:
+                    keys |= keys_not_read(message)
+    found = [("columns", columns), ("keys of messages", keys)]
+    parts = [f"{what} {', '.join(sorted(names))}" for what, names in found if names]
+    if parts:
+        warnings.warn(f"data {name}: nothing reads the {' and the '.join(parts)}", stacklevel=4)

@@ -20,17 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
+from tddpo_jax.data.messages import Message, map_leaves, texts_in
 from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
 from tddpo_jax.errors import UserError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 PLAIN = """\
 {%- for message in messages -%}
@@ -186,24 +187,63 @@ def encode_prompt(
         prompt = Text(messages_or_text)
     else:
         first = [] if system is None else [{"role": "system", "content": system}]
-        messages, mark = _quoted(style, [*first, *messages_or_text])
-        prompt = Text(_render(style, messages, add_generation_prompt=True), mark)
+        (messages, _, _), mark = _quoted(style, [*first, *messages_or_text])
+        prompt = Text(render(style, messages, add_generation_prompt=True), mark)
     return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
 
 
-def chat_example(style: ChatFormat, history: Messages, responses: Sequence[str]) -> ExampleText:
+def branches(
+    history: Messages, responses: Sequence[str | Message], continues: bool = False
+) -> tuple[list[Message], list[Message]]:
+    """The messages before the answers, and the answers.
+
+    Args:
+        history: the prompt's messages.
+        responses: texts, or messages that have more than a content.
+        continues: whether the responses continue the last message of the history. That message then
+            belongs to each answer.
+    """
+    before = [dict(message) for message in history]
+    answers = [
+        {"role": "assistant", "content": each} if isinstance(each, str) else dict(each)
+        for each in responses
+    ]
+    if continues:
+        begun = before.pop()
+        answers = [{**begun, "content": begun["content"] + each["content"]} for each in answers]
+    return before, answers
+
+
+def chat_example(
+    style: ChatFormat,
+    history: Messages,
+    responses: Sequence[str | Message],
+    *,
+    tools: list[Any] | None = None,
+    continues: bool = False,
+) -> ExampleText:
     """A conversation and the answers to it, written by the template.
+
+    Args:
+        style: how conversations are written.
+        history: the prompt's messages.
+        responses: as in `branches`.
+        tools: that the conversation may call.
+        continues: as in `branches`.
 
     Raises:
         UserError: the template refuses the conversation.
     """
-    answers = [{"role": "assistant", "content": text} for text in responses]
-    messages, mark = _quoted(style, [*history, *answers])
-    asked, answers = messages[: len(history)], messages[len(history) :]
-    prompt = _render(style, asked, add_generation_prompt=True)
-    wholes = [_render(style, [*asked, answer]) for answer in answers]
-    said = (Text(_response(style, prompt, whole), mark, prompt) for whole in wholes)
-    return ExampleText(Text(prompt, mark), tuple(said))
+    asked, answers = branches(history, responses, continues)
+    begun = history[-1]["content"] if continues else ""
+    (messages, quoted_tools, begun), mark = _quoted(style, [*asked, *answers], tools, begun)
+    asked, answers = messages[: len(asked)], messages[len(asked) :]
+    prompt = render(style, asked, quoted_tools, add_generation_prompt=True)
+    wholes = [render(style, [*asked, answer], quoted_tools) for answer in answers]
+    said = [_response(style, prompt, whole) for whole in wholes]
+    if continues:
+        prompt, said = _continued(style, prompt, begun, said)
+    return ExampleText(Text(prompt, mark), tuple(Text(text, mark, prompt) for text in said))
 
 
 def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> ExampleText:
@@ -304,23 +344,36 @@ def _apply(
     jinja: str,
     messages: Messages,
     add_generation_prompt: bool = False,
+    tools: list[Any] | None = None,
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
+            tools=tools,
             chat_template=jinja,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE,
         )
-    except jinja2.TemplateError as error:
+    # A template's own mistake over a row, such as a sum of a text and a list, is Python's error.
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise UserError(f"template: {' '.join(str(error).split())}") from None
     assert isinstance(text, str)
     return text
 
 
-def _render(style: ChatFormat, messages: Messages, add_generation_prompt: bool = False) -> str:
-    return _apply(style.encoder.tokenizer, style.jinja, messages, add_generation_prompt)
+def render(
+    style: ChatFormat,
+    messages: Messages,
+    tools: list[Any] | None = None,
+    add_generation_prompt: bool = False,
+) -> str:
+    """What the template writes for a conversation.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    return _apply(style.encoder.tokenizer, style.jinja, messages, add_generation_prompt, tools)
 
 
 def _response(style: ChatFormat, prompt: str, whole: str) -> str:
@@ -330,6 +383,28 @@ def _response(style: ChatFormat, prompt: str, whole: str) -> str:
     return whole[len(prompt) : len(whole) - len(style.suffix)] + style.ending
 
 
+def _continued(
+    style: ChatFormat, prompt: str, begun: str, responses: Sequence[str]
+) -> tuple[str, list[str]]:
+    """A prompt that ends in the middle of the assistant's turn, and what continues it.
+
+    Args:
+        style: how conversations are written.
+        prompt: what the template writes up to where the assistant begins to speak.
+        begun: what the assistant has said in the prompt.
+        responses: what the template writes after `prompt`; each holds `begun`.
+    """
+    begun = begun.lstrip()  # some templates trim a content
+    ends = {text.find(begun) + len(begun) for text in responses if begun in text}
+    heads = {text[:end] for text in responses for end in ends}
+    if len(ends) != 1 or len(heads) != 1:
+        raise UserError("template: does not write the last message of the prompt as it is")
+    (head,) = heads
+    # A tokenizer that drops final spaces would glue the response to the prompt's last word.
+    kept = head.rstrip(" ") if style.encoder.drops_spaces else head
+    return prompt + kept, [text[len(kept) :] for text in responses]
+
+
 def _verbatim_response(style: ChatFormat, prompt: str, response: str) -> Text:
     ends = (style.end_of_text, style.end_of_turn)
     end = next((end for end in ends if response.endswith(end)), ends[0])
@@ -337,10 +412,20 @@ def _verbatim_response(style: ChatFormat, prompt: str, response: str) -> Text:
     return Text(words + end, mark, prompt)
 
 
-def _quoted(style: ChatFormat, messages: Messages) -> tuple[list[dict[str, str]], str]:
-    words, mark = quote(style.encoder, [message["content"] for message in messages])
-    quoted = zip(messages, words, strict=True)
-    return [{**message, "content": text} for message, text in quoted], mark
+def _quoted(
+    style: ChatFormat, messages: Messages, tools: list[Any] | None = None, begun: str = ""
+) -> tuple[tuple[list[Message], list[Any] | None, str], str]:
+    """The same messages, tools and text with the special tokens broken up, and the mark in them."""
+    roles = [message["role"] for message in messages]
+    bodies = [{key: part for key, part in each.items() if key != "role"} for each in messages]
+    parts = [bodies, tools, begun]
+    words, mark = quote(style.encoder, list(texts_in(parts)))
+    each = iter(words)
+    bodies, tools, begun = map_leaves(
+        parts, lambda leaf: next(each) if isinstance(leaf, str) else leaf
+    )
+    quoted = [{"role": role, **body} for role, body in zip(roles, bodies, strict=True)]
+    return (quoted, tools, begun), mark
 
 
 def _with_bos(style: ChatFormat, ids: list[int]) -> list[int]:

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.schema import Config, read_yaml
+from tddpo_jax.config.schema import Config, DataConfig, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
@@ -231,6 +231,10 @@ class RunDirectory:
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; two runs are the same if these are equal."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
+    # Earlier versions did not know every setting of the data; their runs had each at its default.
+    if isinstance(computed.get("data"), dict):
+        defaults = DataConfig().model_dump(mode="json")
+        computed = {**computed, "data": {**defaults, **computed["data"]}}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of

@@ -109,7 +109,10 @@ MISTAKES = {
     # the data
     "no such file": ("--data {folder}/none.jsonl", r"data \S+none\.jsonl: no such file"),
     "an empty file": ("--data {empty}", r"data \S+empty\.jsonl: holds no rows"),
-    "a row of the wrong shape": ("--data {shape}", r"shape\.jsonl row 1: lacks the column"),
+    "a row of the wrong shape": (
+        "--data {shape}",
+        r"shape\.jsonl: none .* row 0 has question \(text",
+    ),
     "a row that is no object": ("--data {list}", r"list\.jsonl row 0: must be an object"),
     "half a line": ("--data {torn}", r"torn\.jsonl line 2: not JSON"),
     "no usable row": ("--data {same}", r"same\.jsonl: none .* 1 x identical branches"),
@@ -122,10 +125,12 @@ MISTAKES = {
         "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
         r"train\.best_metric: .*'eval_logps/rejected' for data with one response",
     ),
-    "rows of two kinds": (
-        "--data {mixed}",
-        r"mixed\.jsonl row 1: has 2 responses and row 0 has 1 response",
+    "two data sets": (
+        "--data {single} --data {chat}",
+        r"--data is given more than once; only one value can count",
     ),
+    "a pattern that nothing matches": ("--data {folder}/*.csv", r"\*\.csv: no file matches"),
+    "nesting beyond measure": ("--data {deep}", r"deep\.jsonl line 1: .* nested too deeply"),
     "validation of another kind": (
         "--data {single} --data.validation {train} --loss sft",
         r"data\.validation: a row of \S+train\.jsonl has 2 responses, one of \S+ has 1 response",
@@ -192,13 +197,13 @@ def files(inputs, tmp_path_factory):
     answers = ([*turn, {"role": "assistant", "content": text}] for text in ("the ball", "a river"))
     rows = {
         "empty": "",
-        "shape": json.dumps(good) + '\n{"question": "?"}\n',
+        "shape": '{"question": "?"}\n',
+        "deep": "[" * 99999,
         "list": "[1, 2]\n",
         "torn": json.dumps(good) + '\n{"prompt_ids": [1,\n',
         "same": json.dumps({**good, "rejected_ids": good["chosen_ids"]}),
         "id": json.dumps({**good, "chosen_ids": [448, 2]}),
         "single": json.dumps(single),
-        "mixed": json.dumps(single) + "\n" + json.dumps(good),
         "chat": json.dumps(dict(zip(("chosen", "rejected"), answers, strict=True))),
     }
     settings = {
@@ -234,7 +239,13 @@ def test_a_mistake_is_one_line_and_status_2(name, inputs, files, tmp_path, capsy
     words, message = MISTAKES[name]
     given = [word.format(**files) for word in words.split()]
     output = tmp_path / "output"
-    status = run("train", *training_options(inputs, output), "--data.row-length", 128, *given)
+    data = None
+    if "--data" in given:
+        place = given.index("--data")
+        _, data, *rest = given[place:]
+        given = given[:place] + rest
+    options = training_options(inputs, output, data=data)
+    status = run("train", *options, "--data.row-length", 128, *given)
     errors = capsys.readouterr().err
     assert (status, errors.count("\n"), output.exists()) == (2, 1, False), errors
     assert re.search(rf"^error: .*{message}", errors)
@@ -295,7 +306,7 @@ def test_a_mistake_of_another_verb_is_one_line_too(name, inputs, files, trained,
 
 def test_a_process_tells_a_mistake_in_one_line(inputs, tmp_path):
     output = tmp_path / "output"
-    options = (*training_options(inputs, output), "--data", tmp_path / "none.jsonl")
+    options = training_options(inputs, output, data=tmp_path / "none.jsonl")
     ended = python("run.py", *options)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"error: data {tmp_path / 'none.jsonl'}: no such file\n"

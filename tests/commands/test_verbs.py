@@ -59,8 +59,8 @@ def test_a_poisoned_model_names_the_rows_behind_it(inputs, tmp_path, capsys):
     ]
     rows[11]["prompt_ids"][0] = token
     train = tiny_runs.write_rows(tmp_path / "train.jsonl", rows)
-    options = training_options(inputs, tmp_path / "run", steps=4)
-    assert run("train", *options, "--model", poisoned, "--data", train) == 1
+    options = training_options(inputs, tmp_path / "run", steps=4, data=train)
+    assert run("train", *options, "--model", poisoned) == 1
     divergence = json.loads((tmp_path / "run" / "summary.json").read_text())["divergence"]
     # Of the step's five pairs those that share a row of 64 with the poisoned one are named too.
     assert 11 in divergence["rows"]

@@ -17,9 +17,9 @@ def run(verb, *arguments):
         return exit.code
 
 
-def training_options(inputs, output, steps=1):
+def training_options(inputs, output, steps=1, data=None):
     return (
-        *("--model", inputs.model, "--data", inputs.train, "--data.row-length", 64),
+        *("--model", inputs.model, "--data", data or inputs.train, "--data.row-length", 64),
         *("--data.validation", inputs.validation, "--train.batch-pairs", 5),
         *("--train.learning-rate", 1e-3, "--train.max-steps", steps, "--output", output),
         # With these settings, programs that other tests have compiled can be reused.

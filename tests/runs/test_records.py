@@ -35,3 +35,12 @@ def test_a_run_that_stored_the_default_by_its_name_is_the_same_run(stored):
     earlier = {**now, "train": {**now["train"], "best_metric": stored}}
     assert identity(earlier) == identity(now)
     assert identity({**now, "train": {**now["train"], "best_metric": "eval_kl"}}) != identity(now)
+
+
+def test_a_run_of_before_a_setting_of_the_data_goes_on():
+    """It had the setting at what is its default now, and is another run with any other value."""
+    now = resolve({"data": {"path": "pairs.jsonl"}}).model_dump(mode="json")
+    old = {name: now["data"][name] for name in now["data"] if name not in ("split", "columns")}
+    assert identity({**now, "data": old}) == identity(now)
+    for other in ({"split": "train_prefs"}, {"columns": {"prompt": "instruction"}}):
+        assert identity({**now, "data": {**now["data"], **other}}) != identity({**now, "data": old})
