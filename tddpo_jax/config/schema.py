@@ -67,6 +67,10 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    def __hash__(self) -> int:
+        """The hash of the settings as JSON: some are mappings, which have no hash of their own."""
+        return hash(self.model_dump_json())
+
 
 class ModelConfig(Section):
     """The model, and how it is computed."""

@@ -294,3 +294,11 @@ def test_an_option_does_not_replace_a_group_that_is_none():
     """`loss: dpo` in a file and `--beta` beside it: losing the file's word would be silent."""
     with pytest.raises(ValueError, match=r"^loss: must be a group of settings, got 'dpo'"):
         with_value({"loss": "dpo"}, "loss.beta", 0.1)
+
+
+def test_configurations_are_equal_and_hashed_by_their_settings():
+    """Cells of a grid are told apart so, also where a setting is a mapping."""
+    settings = {"data": {"columns": {"prompt": "instruction"}}}
+    one, same, other = resolve(settings), resolve(settings), resolve({})
+    assert one == same
+    assert len({one, same, other}) == 2
