@@ -18,6 +18,10 @@ from tddpo_jax.data.messages import (
 )
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "response_ids")
+# Why a row cannot be used whose shape is understood.
+EMPTY_PROMPT, EMPTY_RESPONSE = "empty prompt", "empty response"
+DIFFERING, HALF_A_PAIR = "differing histories", "half a surrogate pair"
+UNDERSTOOD = (EMPTY_PROMPT, EMPTY_RESPONSE, DIFFERING, HALF_A_PAIR)
 # Columns of the text that stands before a conversation.
 SYSTEM = ("system", "system_prompt")
 # Where the assistant begins to speak in a text that holds a whole conversation.
@@ -93,7 +97,7 @@ def _parse(row: Mapping[str, Any]) -> ParsedRow:
         raise UnusableRow(
             f"lacks the column {columns[0]!r}, or for a single response 'messages' or 'completion'"
         )
-    responses = {name: _column(row, name, "empty response") for name in columns}
+    responses = {name: _column(row, name, EMPTY_RESPONSE) for name in columns}
     if columns[0] in ("messages", "conversations"):
         return _conversations(row, responses)
     texts = tuple(value for value in responses.values() if isinstance(value, str))
@@ -106,7 +110,7 @@ def _parse(row: Mapping[str, Any]) -> ParsedRow:
     if isinstance(prompt, str) and not is_stored_conversation(prompt):
         return _text(row, prompt, tuple(texts))
     if prompt is None:
-        _column(row, "prompt", "empty prompt")
+        _column(row, "prompt", EMPTY_PROMPT)
     history = read_messages(prompt, "prompt")
     continues = bool(history) and history[-1]["role"] == "assistant"
     return _chat(row, history, tuple(texts), continues)
@@ -129,17 +133,17 @@ def _split(row: Mapping[str, Any], chosen: str, rejected: str) -> tuple[str, str
     """
     ends = [[found.end() for found in _ASSISTANT.finditer(text)] for text in (chosen, rejected)]
     if not all(ends):
-        _column(row, "prompt", "empty prompt")
+        _column(row, "prompt", EMPTY_PROMPT)
     end = ends[0][-1]
     if end != ends[1][-1] or chosen[:end] != rejected[:end]:
-        raise UnusableRow("differing histories")
+        raise UnusableRow(DIFFERING)
     return chosen[:end], chosen[end:], rejected[end:]
 
 
 def _conversations(row: Mapping[str, Any], responses: Mapping[str, Any]) -> ParsedRow:
     branches = {name: read_messages(value, name) for name, value in responses.items()}
     if not all(branches.values()):
-        raise UnusableRow("empty response")
+        raise UnusableRow(EMPTY_RESPONSE)
     for name, messages in branches.items():
         if (role := messages[-1]["role"]) != "assistant":
             raise UnusableRow(f"the last role of {name!r} is {role!r}, not 'assistant'")
@@ -153,7 +157,7 @@ def _conversations(row: Mapping[str, Any], responses: Mapping[str, Any]) -> Pars
     wholes = [_behind(before, messages) for messages in branches.values()]
     first, *others = (whole[:-1] for whole in wholes)
     if any(history != first for history in others):
-        raise UnusableRow("differing histories")
+        raise UnusableRow(DIFFERING)
     return _chat(row, first, tuple(_answer(whole[-1]) for whole in wholes), continues)
 
 
@@ -196,7 +200,7 @@ def _chat(
         if message["content"] is None:
             raise UnusableRow(f"null content of a {message['role']!r} message")
     if history and history[-1]["content"] is None:
-        raise UnusableRow("empty prompt")
+        raise UnusableRow(EMPTY_PROMPT)
     return ParsedRow("chat", history, answers, _tools(row), continues)
 
 
@@ -238,7 +242,7 @@ def _tools(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _ids(row: Mapping[str, Any], column: str) -> list[int]:
-    ids = _column(row, column, "empty prompt" if column == "prompt_ids" else "empty response")
+    ids = _column(row, column, EMPTY_PROMPT if column == "prompt_ids" else EMPTY_RESPONSE)
     if not isinstance(ids, list) or not all(type(i) is int for i in ids):
         raise UnusableRow(f"{column!r} must be a list of integers")
     if any(not 0 <= i < 2**31 for i in ids):
@@ -251,11 +255,11 @@ def _ids(row: Mapping[str, Any], column: str) -> list[int]:
 
 def _checked(row: ParsedRow) -> ParsedRow:
     if _is_empty(row.prompt):
-        raise UnusableRow("empty prompt")
+        raise UnusableRow(EMPTY_PROMPT)
     if any(map(_is_empty, row.responses)):
-        raise UnusableRow("empty response")
+        raise UnusableRow(EMPTY_RESPONSE)
     if not _is_unicode(row):
-        raise UnusableRow("half a surrogate pair")
+        raise UnusableRow(HALF_A_PAIR)
     return row
 
 

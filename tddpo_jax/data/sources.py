@@ -39,7 +39,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tddpo_jax.data.dataset_folders import id_and_revision, rows_of, splits_of
-from tddpo_jax.data.formats import ParsedRow, columns_read, parse_row, shape
+from tddpo_jax.data.formats import (
+    UNDERSTOOD,
+    ParsedRow,
+    columns_read,
+    parse_row,
+    response_columns,
+    shape,
+)
 from tddpo_jax.data.messages import keys_not_read
 from tddpo_jax.data.row_files import SUFFIXES, is_pattern, matching_files, read_file, suffix
 from tddpo_jax.errors import UserError
@@ -65,13 +72,12 @@ def read_source(
     """The rows of a data source, as in `read_rows`, with their shapes understood.
 
     Raises:
-        UserError: as in `read_rows`, or none of the rows can be used.
+        UserError: as in `read_rows`, or no row has a shape that is understood.
     """
     name = f"{path} ({split})" if split else str(path)
     rows = [_renamed(name, row, columns or {}) for row in read_rows(path, split, config)]
     parsed = _alike([parse_row(row) for row in rows])
-    understood = [row for row in parsed if isinstance(row, ParsedRow)]
-    if not understood:
+    if not any(isinstance(row, ParsedRow) or row in UNDERSTOOD for row in parsed):
         reasons: dict[str, list[int]] = collections.defaultdict(list)
         for index, row in enumerate(parsed):
             reasons[str(row)].append(index)
@@ -79,7 +85,9 @@ def read_source(
     if str(path) != "embedded":
         used = zip(rows, parsed, strict=True)
         _warn_of_what_is_not_read(name, [row for row, what in used if isinstance(what, ParsedRow)])
-    return Source(name, parsed, len(understood[0].responses), shape(rows[0]))
+    counts = (len(row.responses) for row in parsed if isinstance(row, ParsedRow))
+    responses = next(counts, len(response_columns(rows[0])))
+    return Source(name, parsed, responses, shape(rows[0]))
 
 
 def none_usable(field: str, name: str, reasons: Mapping[str, Sequence[int]], found: str) -> str:

@@ -40,6 +40,9 @@ def test_prompts_are_read_once_each(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_prompts(str(file)) == [turns[:1], [{"role": "user", "content": "P"}]]
+    file.write_text('{"prompt": "P"}\n{"prompt": []}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl row 1 has an empty conversation"):
+        read_prompts(str(file))
 
 
 def test_the_embedded_task_has_prompts_and_a_rule():
