@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tddpo_jax.batches.layout import Row, Shape
 from tddpo_jax.batches.packing import pack
-from tddpo_jax.models.attention.ranges import BLOCK, attention
+from tddpo_jax.models.attention.mask import BLOCK
+from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.scoring.forward import view_of
 
@@ -113,7 +114,7 @@ def test_windows_over_packed_rows(name):
     Expected: every branch by itself, in reading order, where a window is a band."""
     row, arrays = Row(Shape(1, 470, 300, 3)), heads((1, 470, 4, 2), value_size=7)
     for number, pair in enumerate(
-        tiny_models.random_pairs([(150, 90, 4), (1, 33, 70), (40, 1, 66)])
+        tiny_models.random_examples([(150, 90, 4), (1, 33, 70), (40, 1, 66)])
     ):
         row.add(number, pair)
     view = View(*(jnp.asarray(x)[None] for x in (row.key_start, row.key_end, row.positions)))
@@ -132,7 +133,7 @@ def test_blocks_before_a_window_are_not_visited():
     what he gets without it; so do the gradients of their queries."""
     length = 3 * BLOCK
     lengths = [(length, length + 1, length + 1)]
-    (batch,) = pack(tiny_models.random_pairs(lengths), [Shape(1, 3 * length, 1000, 1)])
+    (batch,) = pack(tiny_models.random_examples(lengths), [Shape(1, 3 * length, 1000, 1)])
     view, (q, k, v, d_out) = view_of(batch), heads((1, 3 * length, 2, 1))
     far = view.position[0] >= 3 * BLOCK
     assert far.sum() == 2 * length

@@ -62,7 +62,7 @@ def model(folder):
 
 
 def batch_of_pairs(rows):
-    (batch,) = pack(tiny_models.random_pairs(LENGTHS), [Shape(rows, 130, 120, 3)])
+    (batch,) = pack(tiny_models.random_examples(LENGTHS), [Shape(rows, 130, 120, 3)])
     return batch
 
 
@@ -271,8 +271,8 @@ def test_a_cache_holds_the_keys_and_values_of_every_layer():
 def test_useful_operations_are_those_of_every_token():
     """Expected: counted token by token, the keys within a window one by one."""
     assert matmul_parameters(CONFIG) == sum(map(second_family.weights_of_layer, KINDS))
-    for pair in tiny_models.random_pairs(LENGTHS):
-        prompt, responses = len(pair.prompt), (len(pair.chosen) - 1, len(pair.rejected) - 1)
+    for pair in tiny_models.random_examples(LENGTHS):
+        prompt, responses = len(pair.prompt), [len(ids) - 1 for ids in pair.responses]
         positions = [*range(prompt), *(prompt + n for each in responses for n in range(each))]
         total = 2 * SIZES["vocabulary"] * SIZES["width"] * score_count(pair) * 3
         for shape in KINDS:

@@ -1,14 +1,9 @@
 """Attention in which every query sees one contiguous range of keys, or the newest part of it.
 
-`attention(q, k, v, view)` is the only mask definition of the project. The `xla` implementation
-costs only as much as the ranges. It computes queries in blocks. Each block visits only the key
-blocks that its own ranges reach, with the running softmax of FlashAttention. So no `[T, T]` array
-exists on any device. On NVIDIA GPUs `attention/kernels.py` computes the same result branch by
-branch.
-
-A response that is stored reversed before its prompt sees two ranges of the stream if there is a
-window: its own newest tokens and the end of the prompt. So each block of queries then has a list of
-the key blocks that it visits.
+The `xla` implementation costs only as much as the ranges. It computes queries in blocks. Each block
+visits only the key blocks that its own ranges reach (see `attention/mask.py`), with the running
+softmax of FlashAttention. So no `[T, T]` array exists on any device. On NVIDIA GPUs
+`attention/kernels.py` computes the same result branch by branch.
 
 Letters: B rows, T stream positions, H heads, K key/value heads, S features of a key, V features of
 a value, N blocks, C keys of a block, Q queries of a block. The queries of a block are those of all
@@ -21,20 +16,23 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
+from tddpo_jax.models.attention.mask import (
+    BLOCK,
+    Seen,
+    block_at,
+    seen_keys,
+    visible_keys,
+    visit_blocks,
+)
 from tddpo_jax.models.attention.view import View
 
-Carry = TypeVar("Carry")
-
-BLOCK = 64
 # Masked scores are finite, so that no difference is nan. The running largest score starts at
 # SMALLEST, which is above MASKED. So masked scores have weight 0 even if a query sees no key.
 MASKED, SMALLEST = -1e30, -5e29
@@ -82,7 +80,7 @@ def attention(
     shared = heads // k.shape[2]
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
-    seen, position = _seen(view, window, shared)
+    seen, position = seen_keys(view, window, shared)
     out = _ranged(q, k, v, seen, position).reshape(-1, rows, k.shape[2], shared, BLOCK, v.shape[-1])
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, v.shape[-1])[:, :length]
 
@@ -96,63 +94,6 @@ def _in_blocks(x: Float[Array, "B T H S"], key_value_heads: int) -> Float[Array,
     return x.reshape(-1, rows, key_value_heads, shared * BLOCK, size)
 
 
-class Window(NamedTuple):
-    """The limits that a window adds to the ranges of every block of queries."""
-
-    above: Int[Array, "N B Q"]  # a query sees only keys with a position greater than this
-    blocks: Int[Array, "N N"]  # all key blocks; those in which a query may see a key come first
-    visits: Int[Array, " N"]  # number of key blocks in which a query may see a key
-
-
-class Seen(NamedTuple):
-    """The keys that the queries of every block see."""
-
-    start: Int[Array, "N B Q"]  # first stream position that a query sees
-    end: Int[Array, "N B Q"]  # one past the last stream position that a query sees
-    window: Window | None
-
-
-def _seen(view: View, window: int | None, shared: int) -> tuple[Seen, Int[Array, "N B C"] | None]:
-    """The keys that queries see, and the keys' own positions if there is a window."""
-    rows, length = view.key_start.shape
-
-    def blocks(x: Int[Array, "B T"], beyond: int) -> Int[Array, "N B C"]:
-        padded = jnp.pad(x, ((0, 0), (0, -length % BLOCK)), constant_values=beyond)
-        return padded.reshape(rows, -1, BLOCK).swapaxes(0, 1)
-
-    def queries(x: Int[Array, "N B C"]) -> Int[Array, "N B Q"]:
-        return jnp.tile(x, (1, 1, shared))
-
-    start, end = blocks(view.key_start, length), blocks(view.key_end, length)
-    if window is None:
-        return Seen(queries(start), queries(end), None), None
-    position = blocks(view.position, 0)
-    above = position - window
-    visited = _may_see(start, end, above, position)
-    order = jnp.argsort(~visited, axis=1, stable=True)
-    cut = Window(queries(above), order, jnp.sum(visited, axis=1))
-    return Seen(queries(start), queries(end), cut), position
-
-
-def _may_see(
-    start: Int[Array, "N B C"],
-    end: Int[Array, "N B C"],
-    above: Int[Array, "N B C"],
-    position: Int[Array, "N B C"],
-) -> Bool[Array, "N N"]:
-    """Whether a block of queries (first axis) may see a key of a block of keys, in any row.
-
-    It may if its ranges together reach into the block of keys, and if that block holds a position
-    that is late enough for the earliest of its windows.
-    """
-    live, far = end > start, jnp.iinfo(start.dtype).max
-    first, earliest = (jnp.min(jnp.where(live, x, far), axis=2)[:, None] for x in (start, above))
-    last = jnp.max(jnp.where(live, end, 0), axis=2)[:, None]
-    latest = jnp.max(position, axis=2)[None]
-    key = BLOCK * jnp.arange(len(start))[None, :, None]
-    return jnp.any((first < key + BLOCK) & (key < last) & (earliest < latest), axis=2)
-
-
 # Rows times columns: a matrix product in this form needs no transpose.
 _product = functools.partial(jnp.einsum, "BKxy,BKyz->BKxz", preferred_element_type=jnp.float32)
 
@@ -161,27 +102,8 @@ def _transposed(x: Array) -> Array:
     return x.swapaxes(-1, -2)
 
 
-def _at(blocks: Array, j: Array) -> Array:
-    return jax.lax.dynamic_index_in_dim(blocks, j, keepdims=False)
-
-
 def _add_at(blocks: Array, block: Array, j: Array) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(blocks, _at(blocks, j) + block, j, 0)
-
-
-def _visit(seen: Seen, visit: Callable[[Array, Carry], Carry], carry: Carry) -> Carry:
-    """Calls `visit` for every key block that one block of queries needs, over all rows."""
-    start, end, window = seen
-    if window is not None:
-        return jax.lax.fori_loop(
-            jnp.zeros_like(window.visits),
-            window.visits,
-            lambda n, carry: visit(_at(window.blocks, n), carry),
-            carry,
-        )
-    first = jnp.min(start) // BLOCK
-    last = (jnp.max(jnp.where(end > start, end, 0)) + BLOCK - 1) // BLOCK
-    return jax.lax.fori_loop(first, last, visit, carry)
+    return jax.lax.dynamic_update_index_in_dim(blocks, block_at(blocks, j) + block, j, 0)
 
 
 def _scores(
@@ -192,12 +114,8 @@ def _scores(
     j: Array,
 ) -> Float[Array, "B K Q C"]:
     """The scores of one block of queries with key block j."""
-    start, end, window = seen
-    key = j * BLOCK + jnp.arange(BLOCK)
-    visible = (start[:, :, None] <= key) & (key < end[:, :, None])
-    if window is not None and position is not None:
-        visible &= window.above[:, :, None] < _at(position, j)[:, None]
-    return jnp.where(visible[:, None], _product(q, _at(k, j)), MASKED)
+    visible = visible_keys(seen, position, j)
+    return jnp.where(visible[:, None], _product(q, block_at(k, j)), MASKED)
 
 
 def _weights(scores: Array, shift: Array) -> Array:
@@ -220,13 +138,13 @@ def _forward(
             new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
             weights = _weights(scores, new_largest)
             shrink = jnp.exp(largest - new_largest)
-            out = out * shrink[..., None] + _product(weights.astype(v.dtype), _at(v, j))
+            out = out * shrink[..., None] + _product(weights.astype(v.dtype), block_at(v, j))
             return out, total * shrink + jnp.sum(weights, axis=-1), new_largest
 
         # Deriving the zeros from q gives a scan inside shard_map or vmap one consistent type.
         total = jnp.zeros_like(q[..., 0], dtype=jnp.float32)
         out = jnp.broadcast_to(total[..., None], (*total.shape, v.shape[-1]))
-        out, total, largest = _visit(seen, key_block, (out, total, total + SMALLEST))
+        out, total, largest = visit_blocks(seen, key_block, (out, total, total + SMALLEST))
         safe = jnp.where(total > 0, total, 1.0)
         return None, ((out / safe[..., None]).astype(q.dtype), largest + jnp.log(safe))
 
@@ -267,17 +185,17 @@ def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, N
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = carry
             weights = _weights(_scores(q, k_t, seen, position, j), log_total)
-            d_weights = _product(d_out, _at(v_t, j))
+            d_weights = _product(d_out, block_at(v_t, j))
             d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
             d_scores = jax.lax.optimization_barrier(d_scores)  # d_scores has two readers too
             return (
-                d_q + _product(d_scores, _at(k, j)),
+                d_q + _product(d_scores, block_at(k, j)),
                 _add_at(d_k, _product(q_t, d_scores), j),
                 _add_at(d_v, _product(d_out_t, weights.astype(q.dtype)), j),
             )
 
         d_q = jnp.zeros_like(q, dtype=jnp.float32)
-        d_q, *sums = _visit(seen, key_block, (d_q, *carry))
+        d_q, *sums = visit_blocks(seen, key_block, (d_q, *carry))
         return (sums[0], sums[1]), d_q.astype(q.dtype)
 
     zeros = jnp.zeros_like(k_t, dtype=jnp.float32), jnp.zeros_like(v_t, dtype=jnp.float32)
