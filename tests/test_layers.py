@@ -193,6 +193,7 @@ def test_tests_mirror_the_package():
     assert {file.name for file in (ROOT / "tests").glob("*.py")} == {
         "conftest.py",
         Path(__file__).name,
+        "test_docstrings.py",
     }
 
 
