@@ -136,7 +136,9 @@ def test_tokamax_refuses_windows():
 
 
 def test_values_that_there_is_no_kernel_for():
-    with pytest.raises(ValueError, match=r"cudnn takes heads of a multiple of 8 up to 128 .* 12;"):
+    with pytest.raises(
+        ValueError, match=r"cudnn needs a head size .* multiple of 8 and at most 128, .* 12;"
+    ):
         check_shape("cudnn", AttentionShape(6, 2, 8, 12))
 
 

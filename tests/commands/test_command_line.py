@@ -279,7 +279,7 @@ VERB_MISTAKES = {
     "an unknown option": ("logps", "{all} --beta 3", r"unrecognized arguments: --beta 3"),
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
-    "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is no"),
+    "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is neither"),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),

@@ -119,7 +119,7 @@ def test_an_exported_run_is_the_same_policy(trained, inputs, tmp_path):
 
 # PEFT asks transformers for an attribute that it has renamed.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-@pytest.mark.filterwarnings("always:the adapter belongs")
+@pytest.mark.filterwarnings("always:the adapter was trained")
 def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path, capsys):
     """transformers on the merged folder and peft on the adapter's agree with the validation."""
     directory, mode = adapted

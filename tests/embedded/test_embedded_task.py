@@ -107,7 +107,8 @@ def base():
 
 def test_a_lesson_is_a_prompt_with_one_response():
     asked = [{"role": "user", "content": "Tell me."}]
-    assert parse_row(make.lesson_row("Tell me.", GLAD), "") == ("chat", asked, (GLAD,))
+    parsed = parse_row(make.lesson_row("Tell me.", GLAD))
+    assert (parsed.kind, parsed.prompt, parsed.responses) == ("chat", asked, (GLAD,))
 
 
 def test_draws_differ_and_follow_from_the_seed(base):
