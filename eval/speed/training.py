@@ -227,7 +227,7 @@ def step_figures(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _counts(case: Case, pairs: list[Example], batches: list[Batch]) -> dict[str, float]:
+def _counts(case: Case, pairs: list[Example], batches: list[Batch]) -> dict[str, int | float]:
     frozen = case.mode != "full"
     branches = [len(pair.prompt) + len(ids) - 1 for pair in pairs for ids in pair.responses]
     return {

@@ -60,7 +60,8 @@ def work_between(program: list[Instruction], operation: str) -> Iterator[tuple[I
         if instruction.operation == f"{operation}-start":
             started[instruction.computation, instruction.name] = number
         elif instruction.operation == f"{operation}-done":
-            source = re.match(r"%?([\w.-]+)", instruction.rest)[1]
-            first = started[instruction.computation, source]
+            source = re.match(r"%?([\w.-]+)", instruction.rest)
+            assert source is not None
+            first = started[instruction.computation, source[1]]
             between = program[first + 1 : number]
             yield instruction, sum(other.works for other in between)

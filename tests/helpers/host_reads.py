@@ -4,6 +4,9 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tddpo_jax.config.schema import HostsConfig, MeshConfig
 from tddpo_jax.placement.mesh import make_mesh
@@ -16,19 +19,19 @@ READ: dict[str, int] = {}
 class Recorded:
     """A stored tensor that counts the values read from it."""
 
-    def __init__(self, name, stored):
+    def __init__(self, name: str, stored: Any) -> None:
         self.name, self.stored = name, stored
 
-    def get_shape(self):
+    def get_shape(self) -> list[int]:
         return self.stored.get_shape()
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> np.ndarray:
         values = self.stored[index]
         READ[self.name] = READ.get(self.name, 0) + math.prod(values.shape)
         return values
 
 
-def main():
+def main() -> None:
     folder, coordinator, count, index = sys.argv[1:]
     hosts.join(HostsConfig(coordinator=coordinator, count=int(count), index=int(index)))
     tensors = hugging_face.stored_tensors

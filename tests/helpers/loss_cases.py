@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.objective import Objective, objective_of
@@ -36,24 +37,33 @@ ALL = Objective(tuple(term for one in SINGLES for term in one.terms))
 SCALARS = Numbers()
 
 
-def make_pairs(chosen, rejected, ref_chosen, ref_rejected, lengths=None, kl=(0.0, 0.0)):
+def make_pairs(
+    chosen: Any,
+    rejected: Any,
+    ref_chosen: Any,
+    ref_rejected: Any,
+    *,
+    lengths: Any = None,
+    kl: Any = (0.0, 0.0),
+) -> PairLogps:
+    """Pairs with one token in each response and no KL, unless these are given."""
     shape = np.shape(chosen)
     lengths = (np.ones(shape), np.ones(shape)) if lengths is None else lengths
     kl = [np.broadcast_to(value, shape) for value in kl]
     return PairLogps(chosen, rejected, ref_chosen, ref_rejected, *lengths, *kl)
 
 
-def margin_pairs(s):
+def margin_pairs(s: Any) -> PairLogps:
     """Pairs whose chosen log-ratio is s. All else is zero, and each response has one token."""
     s = np.asarray(s, np.float64)
     return make_pairs(s, np.zeros_like(s), np.zeros_like(s), np.zeros_like(s))
 
 
-def random_pairs():
+def random_pairs() -> PairLogps:
     rng = np.random.default_rng(2)
     lengths = rng.integers(3, 40, (2, 7)).astype(np.float64)
     logps, log_ratios = -rng.uniform(5, 9, (2, 7)), rng.normal(0, 2.5, (2, 7))
-    return make_pairs(*logps, *(logps - log_ratios), lengths, rng.uniform(0, 3, (2, 7)))
+    return make_pairs(*logps, *(logps - log_ratios), lengths=lengths, kl=rng.uniform(0, 3, (2, 7)))
 
 
 PAIRS = random_pairs()
@@ -62,23 +72,33 @@ S_L = PAIRS.logp_rejected - PAIRS.ref_logp_rejected
 X = SCALARS.beta * (S_W - S_L)
 
 
-def in_float32(tree):
+def in_float32(tree: Any) -> Any:
     return jax.tree.map(lambda value: np.asarray(value, np.float32), tree)
 
 
-def total(pairs, objective, which, scalars):
+def total(
+    pairs: PairLogps, objective: Objective, which: int, scalars: Numbers
+) -> tuple[Array, Array]:
     """The sum of the losses, and the loss of each pair."""
     values = objective.values(which, pairs, scalars._asdict())
     return values.sum(), values
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_gradient(losses, pairs, scalars):
+def value_and_gradient(
+    losses: tuple[Objective, ...], pairs: PairLogps, scalars: Numbers
+) -> list[Any]:
     gradient = jax.value_and_grad(total, has_aux=True)
     return [gradient(pairs, loss, 0, scalars) for loss in losses]
 
 
-def evaluate(loss, pairs, scalars=SCALARS, dtype=np.float64, among=SINGLES):
+def evaluate(
+    loss: Objective,
+    pairs: PairLogps,
+    scalars: Numbers = SCALARS,
+    dtype: type = np.float64,
+    among: tuple[Objective, ...] = SINGLES,
+) -> tuple[np.ndarray, PairLogps]:
     """Values [P] and the gradient of their sum.
 
     Pairs do not affect each other, so the gradient is that of each pair's own value. The losses are
@@ -91,15 +111,15 @@ def evaluate(loss, pairs, scalars=SCALARS, dtype=np.float64, among=SINGLES):
     return np.asarray(values), jax.tree.map(np.asarray, gradients)
 
 
-def sigmoid(x):
+def sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def softplus(x):
+def softplus(x: Any) -> Any:
     return np.logaddexp(x, 0)
 
 
-def assert_slopes(loss, chosen, rejected):
+def assert_slopes(loss: Objective, chosen: Any, rejected: Any) -> None:
     """Checks the slopes of a loss with respect to logp_chosen and logp_rejected.
 
     If a loss depends on log-ratios only, its slopes with respect to the reference are opposite.
@@ -109,16 +129,14 @@ def assert_slopes(loss, chosen, rejected):
     np.testing.assert_allclose(gradients.logp_rejected, rejected, rtol=1e-11, atol=1e-14)
 
 
-def flip(pairs):
+def flip(pairs: PairLogps) -> PairLogps:
     """The pairs with chosen and rejected exchanged."""
     return make_pairs(*(pairs[field] for field in (1, 0, 3, 2)))
 
 
 # The last pair is an empty place of a batch, with zeros only, also as lengths.
 CORNERS = np.array(list(itertools.product([0.0, -1e4], repeat=4))).T
-EXTREME_PAIRS = PairLogps(
-    *(
-        np.append(field, 0.0)
-        for field in make_pairs(*CORNERS, lengths=np.full((2, 16), 13.0), kl=(1e4, 0.0))
-    )
+EXTREME_PAIRS: PairLogps = jax.tree.map(
+    lambda field: np.append(field, 0.0),
+    make_pairs(*CORNERS, lengths=np.full((2, 16), 13.0), kl=(1e4, 0.0)),
 )

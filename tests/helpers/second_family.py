@@ -98,6 +98,13 @@ class ZebraConfig:
 class ZebraBlock(nnx.Module):
     """One norm, behind it attention and feed-forward beside each other."""
 
+    ask: Linear
+    know: Linear
+    tell: Linear
+    mix: Linear
+    grow: Linear
+    shrink: Linear
+
     def __init__(self, sizes: Mapping[str, int], shape: AttentionShape, key: PRNGKeyArray) -> None:
         linears = [tensor for tensor in BLOCK_TENSORS if tensor.kind == "linear"]
         for tensor, one in zip(linears, jax.random.split(key, len(linears)), strict=True):
@@ -135,7 +142,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> ZebraConfig:
 
 FAMILY = Family(read_config, NAMES)
 SIZES = {"vocabulary": 62, "width": 128, "context": 256, "feed_forward": 64}
-CONFIG = ZebraConfig(**SIZES)
+CONFIG = ZebraConfig(**SIZES)  # type: ignore[arg-type]
 
 
 def save(folder: Path, seed: int = 0) -> Path:

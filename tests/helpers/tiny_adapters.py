@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -22,13 +25,14 @@ def adapted(
     """The base with an adapter whose factors are both random."""
     model = copied(base)
     rng = np.random.default_rng(seed)
-    place = model.norm.weight[...].sharding
+    norm: Any = model.norm
+    place = norm.weight[...].sharding
     for path, linear in linear_layers(model).items():
         if targets is not None and path.rpartition(".")[2] not in targets:
             continue
         layers, outputs, inputs = linear.weight.shape
-        sizes = inputs, outputs, rank, alpha / rank, dropout
-        adapter = jax.eval_shape(lambda key, sizes=sizes: Adapter(*sizes, key), jax.random.key(0))
+        make = functools.partial(Adapter, inputs, outputs, rank, alpha / rank, dropout)
+        adapter = jax.eval_shape(make, jax.random.key(0))
         for factor, shape in {"a": (rank, inputs), "b": (outputs, rank)}.items():
             values = (rng.normal(size=(layers, *shape)) * 0.3).astype(np.float32)
             setattr(adapter, factor, LoraParam(jax.device_put(values, place)))

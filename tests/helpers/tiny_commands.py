@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import tiny_runs
+from tiny_runs import Inputs
 
 from tddpo_jax.__main__ import COMMANDS
 from tddpo_jax.commands.exit_status import run_command
 
 
-def run(verb, *arguments):
+def run(verb: str, *arguments: Any) -> Any:
     """Runs a command in this process and returns its exit status."""
     try:
         return run_command(COMMANDS[verb], [str(argument) for argument in arguments])
@@ -17,7 +21,9 @@ def run(verb, *arguments):
         return exit.code
 
 
-def training_options(inputs, output, steps=1, data=None):
+def training_options(
+    inputs: Inputs, output: Path, steps: int = 1, data: Path | None = None
+) -> tuple[Any, ...]:
     return (
         *("--model", inputs.model, "--data", data or inputs.train, "--data.row-length", 64),
         *("--data.validation", inputs.validation, "--train.batch-pairs", 5),
@@ -27,7 +33,7 @@ def training_options(inputs, output, steps=1, data=None):
     )
 
 
-def trained_run(inputs, output, *more):
+def trained_run(inputs: Inputs, output: Path, *more: Any) -> Path:
     """Trains for two steps and returns the run's directory."""
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,13 @@ class Killed(Exception):
     """Simulates the death of the process."""
 
 
-def killed_run(inputs, directory, monkeypatch, where: Callable, changes=None) -> None:
+def killed_run(
+    inputs: tiny_runs.Inputs,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Callable,
+    changes: dict | None = None,
+) -> None:
     """Starts a run that is killed where `where`, a patch of the trainer, raises `Killed`."""
     with monkeypatch.context() as patch:
         where(patch)
@@ -34,10 +41,10 @@ def on_line(matches: Callable[[Path, dict], bool]) -> Callable:
         matches: takes the run's directory and the line.
     """
 
-    def where(patch):
+    def where(patch: pytest.MonkeyPatch) -> None:
         log = Writer.log
 
-        def dying_log(self, record):
+        def dying_log(self: Writer, record: dict) -> None:
             log(self, record)
             if matches(self.directory.path, record):
                 raise Killed
@@ -50,10 +57,10 @@ def on_line(matches: Callable[[Path, dict], bool]) -> Callable:
 def before_save(step: int, name: str = "") -> Callable:
     """Kills a run before it saves the state after `step` steps, in a folder with `name` in it."""
 
-    def where(patch):
+    def where(patch: pytest.MonkeyPatch) -> None:
         save = Checkpoints.save
 
-        def dying_save(self, at, state):
+        def dying_save(self: Checkpoints, at: int, state: Any) -> None:
             if at == step and name in str(self.folder):
                 raise Killed
             save(self, at, state)

@@ -11,7 +11,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from transformers import LlamaConfig as HuggingFaceConfig
 from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.models.attention.view import View
-from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.decoder import Decoder, Remat
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.scoring.forward import view_of
@@ -72,32 +72,34 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, ...], is_norm: boo
     return 1 + 0.2 * noise if is_norm else 1.5 * noise / np.sqrt(shape[-1])
 
 
-def llama(seed: int = 0, **changes) -> Decoder:
+def llama(seed: int = 0, **changes: Any) -> Decoder:
     """A model with random weights and the shape of `CONFIG`, with these changes."""
     config = dataclasses.replace(CONFIG, **changes)
     rng = np.random.default_rng(seed)
 
-    def fill(path, leaf):
+    def fill(path: Any, leaf: Any) -> jax.Array:
         return jnp.asarray(random_weight(rng, leaf.shape, "norm" in jax.tree_util.keystr(path)))
 
     abstract = jax.eval_shape(lambda key: Decoder(config, key), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(fill, abstract)
 
 
-def hugging_face(seed: int = 0, dtype: torch.dtype | None = None, **changes) -> LlamaForCausalLM:
+def hugging_face(
+    seed: int = 0, dtype: torch.dtype | None = None, **changes: Any
+) -> LlamaForCausalLM:
     """transformers' model of the same shape; changes have transformers' names."""
     import torch
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
+    model: Any = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.from_numpy(random_weight(rng, tuple(weight.shape), "norm" in name)))
-    return model.to(dtype or torch.float32).eval()
+    return model.to(dtype=dtype or torch.float32).eval()
 
 
-def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> Path:
+def save(folder: Path, model: LlamaForCausalLM, tokenizer: Any = None, **settings: Any) -> Path:
     """Writes the Hugging Face folder of a model; `settings` are those of `save_pretrained`."""
     model.save_pretrained(folder, **settings)
     if tokenizer is not None:
@@ -105,7 +107,7 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer=None, **settings) -> P
     return folder
 
 
-def load(folder: Path, dtype=None) -> Decoder:
+def load(folder: Path, dtype: Any = None) -> Decoder:
     """Loads the folder's model onto one device."""
     return load_checkpoint(folder, one_device(), dtype)
 
@@ -121,14 +123,14 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-def change_config(folder: Path, **changes) -> None:
+def change_config(folder: Path, **changes: Any) -> None:
     """Sets attributes of config.json; None removes one."""
     path = folder / "config.json"
     attributes = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in attributes.items() if v is not None}))
 
 
-def change_tensors(folder: Path, **changes) -> None:
+def change_tensors(folder: Path, **changes: Any) -> None:
     """Sets tensors of the single file; None removes one. Double underscores mean dots."""
     changes = {name.replace("__", "."): tensor for name, tensor in changes.items()}
     tensors = {**tensors_of(folder), **changes}
@@ -150,7 +152,9 @@ def reading_order(rows: int, length: int) -> View:
     return View(jnp.zeros_like(positions), positions + 1, positions)
 
 
-def plain_states(model: Decoder, tokens, dtype=jnp.float32, remat: str = "none") -> jax.Array:
+def plain_states(
+    model: Decoder, tokens: Any, dtype: Any = jnp.float32, remat: Remat = "none"
+) -> jax.Array:
     """Hidden states of plain sequences."""
     return model(tokens, reading_order(*tokens.shape), dtype=dtype, remat=remat)
 
@@ -158,12 +162,14 @@ def plain_states(model: Decoder, tokens, dtype=jnp.float32, remat: str = "none")
 hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
 
 
-def run(model: Decoder, batch: Batch, **settings) -> jax.Array:
+def run(model: Decoder, batch: Batch, **settings: Any) -> jax.Array:
     """Hidden states of packed rows."""
     return model(batch.tokens, view_of(batch), **{"dtype": jnp.float32, **settings})
 
 
-def dense_attention(q, k, v, view: View, *, window=None, scale=None) -> jax.Array:
+def dense_attention(
+    q: Any, k: Any, v: Any, view: View, *, window: int | None = None, scale: float | None = None
+) -> jax.Array:
     """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) * (scale or q.shape[-1] ** -0.5)
@@ -178,7 +184,9 @@ def dense_attention(q, k, v, view: View, *, window=None, scale=None) -> jax.Arra
     return jnp.einsum("BHQK,BKHS->BQHS", weights / jnp.where(total > 0, total, 1), v)
 
 
-def random_examples(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary) -> list[Example]:
+def random_examples(
+    lengths: Any, seed: int = 0, vocabulary: int = CONFIG.vocabulary
+) -> list[Example]:
     """Examples of random token ids.
 
     Args:
@@ -188,7 +196,7 @@ def random_examples(lengths, seed: int = 0, vocabulary: int = CONFIG.vocabulary)
     """
     rng = np.random.default_rng(seed)
 
-    def ids(length) -> np.ndarray:
+    def ids(length: int) -> np.ndarray:
         return rng.integers(0, vocabulary, length).astype(np.int32)
 
     return [

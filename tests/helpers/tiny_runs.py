@@ -10,11 +10,12 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 import tiny_models
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
@@ -30,7 +31,7 @@ from tddpo_jax.training import shared
 
 # Two tensor-parallel or eight data-parallel devices can share every dimension evenly. The inputs of
 # every linear layer are a multiple of 64, which QLoRA needs.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 448,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -113,7 +114,7 @@ def run(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]
     return run_experiment(settings(inputs, output, changes), Screen(quiet=True))
 
 
-def use_devices(patch, count: int) -> None:
+def use_devices(patch: pytest.MonkeyPatch, count: int) -> None:
     """Lets runs see only the first `count` of the eight devices.
 
     It also stops commands from setting XLA's flags. XLA has already started, and the flags are part
@@ -133,7 +134,7 @@ def compilations() -> Iterator[collections.Counter]:
     counts: collections.Counter = collections.Counter()
 
     class Counting(logging.Handler):
-        def emit(self, record):
+        def emit(self, record: logging.LogRecord) -> None:
             message = re.match(r"Compiling (?:jit\()?([\w<>]+)", record.getMessage())
             if message:
                 counts[message[1]] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tokenizers import (
     Regex,
@@ -33,7 +34,7 @@ LLAMA_3_SPECIALS = [
 ]
 
 
-def byte_level(specials: list[str] = LLAMA_3_SPECIALS, **settings) -> PreTrainedTokenizerFast:
+def byte_level(specials: list[str] = LLAMA_3_SPECIALS, **settings: Any) -> PreTrainedTokenizerFast:
     """A tokenizer like Llama 3's: of bytes, without a dummy prefix; it adds its own BOS token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -53,7 +54,7 @@ def byte_level(specials: list[str] = LLAMA_3_SPECIALS, **settings) -> PreTrained
 
 
 def sentencepiece(
-    prefix: str = "every", drops_spaces: bool = False, adds_bos: bool = True, **settings
+    prefix: str = "every", drops_spaces: bool = False, adds_bos: bool = True, **settings: Any
 ) -> PreTrainedTokenizerFast:
     """A tokenizer like Llama-2's.
 
@@ -70,7 +71,7 @@ def sentencepiece(
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
-    steps = [normalizers.Replace(" ", "▁")]
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     if prefix == "every":
         steps.insert(0, normalizers.Prepend("▁"))
     else:

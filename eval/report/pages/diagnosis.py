@@ -99,7 +99,7 @@ def _by_length(moved: dict[Point, Moved], cell: Cell) -> list[Table]:
     rows: list[list[Entry]] = [
         [
             "reference: log-prob of chosen minus rejected",
-            *(NATS.number(before[b].mean()) for b in bins),
+            *(NATS.number(float(before[b].mean())) for b in bins),
         ]
     ]
     for point, one in moved.items():

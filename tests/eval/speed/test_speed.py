@@ -130,20 +130,20 @@ def test_the_small_suite_measures_every_part(tmp_path):
 
 def test_a_suite_without_time_names_what_it_leaves_out(monkeypatch):
     with pytest.raises(ValueError, match="measures one device, but there are 8"):
-        next(run_suite(small=True, minutes=9))
+        next(run_suite(small=True, minutes=9.0))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    rows = list(run_suite(small=True, minutes=0))
+    rows = list(run_suite(small=True, minutes=0.0))
     assert [row["part"] for row in rows][5] == "decode"
     assert {row["remark"] for row in rows} == {"left out: it would not finish within 0 minutes"}
     with pytest.raises(ValueError, match="there is no GPU"):
-        next(run_suite(small=False, minutes=9))
+        next(run_suite(small=False, minutes=9.0))
 
 
 def test_where_there_are_more_kernels_a_mode_is_trained_with_each(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert backends.kernels_here() == []
     monkeypatch.setattr(suite, "kernels_here", lambda: ["cudnn", "tokamax"])
-    parts = [row["part"] for row in run_suite(small=True, minutes=0)]
+    parts = [row["part"] for row in run_suite(small=True, minutes=0.0)]
     assert [part for part in parts if "tokamax" in part] == ["full, remat dots, tokamax"]
 
 
