@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.commands.exit_status import run_command
-from tddpo_jax.commands.options import Parser, add_settings, settings_of
+from tddpo_jax.commands.options import Parser, add_model, add_settings, settings_of
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in
 from tddpo_jax.config.schema import resolve
@@ -72,11 +72,11 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
 def logps_command(arguments: Sequence[str]) -> int:
     """Writes one JSON line per row: index, log-probs of the responses, token counts."""
     parser = Parser(prog="logps", description="Write the log-probs of every row's responses.")
-    parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
-    parser.add_argument("--data", required=True, help="JSON, JSONL or Parquet file")
+    add_model(parser)
+    parser.add_argument(
+        "--data", required=True, help="file, pattern of files, folder, hub id, or `embedded`"
+    )
     parser.add_argument("--output", required=True, help="file to write")
-    parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
     from tddpo_jax.commands.logps import write_log_probs
 
@@ -103,10 +103,9 @@ def export_command(arguments: Sequence[str]) -> int:
 def generate_command(arguments: Sequence[str]) -> int:
     """Prints the model's answer and nothing else."""
     parser = Parser(prog="generate", description="Answer a prompt; print only the new text.")
-    parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
+    add_model(parser)
     parser.add_argument("--prompt", required=True, help="text of the user's message")
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
-    parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
     parser.add_argument("--system", help="system message before the prompt")
     parser.add_argument(
         "--max-new-tokens",
@@ -126,7 +125,6 @@ def generate_command(arguments: Sequence[str]) -> int:
         help="sample from the likeliest tokens of this total probability (default 1: all)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     given = parser.parse_args(arguments)
     from tddpo_jax.generation.generator import generate_text
     from tddpo_jax.system.cache import use_compilation_cache
@@ -196,7 +194,8 @@ def main() -> int:
     parser = Parser(prog="tddpo", description=__doc__)
     parser.add_argument("verb", choices=COMMANDS)
     given = parser.parse_args(sys.argv[1:2])
-    return run_command(COMMANDS[given.verb], sys.argv[2:])
+    # The other verbs begin anew.
+    return run_command(COMMANDS[given.verb], sys.argv[2:], resumes=given.verb == "train")
 
 
 if __name__ == "__main__":

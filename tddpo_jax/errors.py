@@ -9,3 +9,8 @@ class UserError(ValueError):
     The message is one line that names the setting, file or row. A command prints that line and
     ends with status 2. Every other exception is our own fault and keeps its traceback.
     """
+
+
+def one_line(message: object) -> str:
+    """The message in one line: single spaces stand for its white space."""
+    return " ".join(str(message).split())

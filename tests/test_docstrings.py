@@ -21,7 +21,11 @@ def examples():
                     yield pytest.param(module, text, id=f"{module}.{getattr(node, 'name', '')}")
 
 
-@pytest.mark.parametrize(("module", "text"), list(examples()))
+EXAMPLES = list(examples())
+assert EXAMPLES
+
+
+@pytest.mark.parametrize(("module", "text"), EXAMPLES)
 def test_the_example_gives_what_it_shows(module, text):
     """Docstrings are read from the file, for doctest finds no function that jaxtyping wraps."""
     names = dict(vars(importlib.import_module(module)))

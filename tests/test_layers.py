@@ -1,11 +1,12 @@
 """Folders are the layers: a folder of the package imports only from those before it.
 
-The order is written here once, from the ground up. `eval/`, `run.py` and the tests stand above the
-package.
+The order is written here, from the ground up. A test compares it with the package's README.
+`eval/`, `run.py` and the tests stand above the package.
 """
 
 import ast
 import collections
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -44,7 +45,6 @@ REPORT_LAYERS = (
     *("number_formats", "read", "statistics", "analysis", "figures", "pages", "__main__"),
 )
 PURE = ("batches", "losses", "models")
-MODULES_AT_THE_TOP = 6
 # Names that several files have because they mean the same in each.
 SHARED_NAMES = ("__init__", "__main__", "model")
 SOURCES = [
@@ -53,9 +53,14 @@ SOURCES = [
 ]
 
 
+@functools.cache
+def tree(file):
+    return ast.parse(file.read_text())
+
+
 def imports(file):
     """Dotted names of everything a file imports, at its top or inside its functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -76,10 +81,10 @@ def layers_imported(file, top):
     return found
 
 
-def height(layer, layers, ground=GROUND):
-    if layer in ground:
+def height(layer):
+    if layer in GROUND:
         return -1
-    return layers.index(layer) if layer in layers else len(layers)
+    return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
 
 
 def files_of(folder):
@@ -91,14 +96,18 @@ def test_every_folder_and_module_has_its_place():
     modules = {name.removesuffix(".py") for name in folders if name.endswith(".py")}
     assert folders - {f"{name}.py" for name in modules} == set(LAYERS)
     assert modules == {*GROUND, *TOP}
-    assert len(modules) <= MODULES_AT_THE_TOP
+
+
+def test_the_readme_lists_the_layers_in_order():
+    rows = re.findall(r"^\| `(\w+)` \|", (PACKAGE / "README.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == LAYERS
 
 
 @pytest.mark.parametrize("folder", LAYERS)
 def test_imports_point_down(folder):
     for file in files_of(PACKAGE / folder):
         for other, name in layers_imported(file, "tddpo_jax").items():
-            assert height(other, LAYERS) <= height(folder, LAYERS), f"{file}: {name}"
+            assert height(other) <= height(folder), f"{file}: {name}"
 
 
 def test_the_ground_imports_nothing():
@@ -208,7 +217,7 @@ def test_tests_mirror_eval():
 def test_eval_is_never_a_name():
     """`import eval` and `import eval.speed` bind a name that hides the builtin."""
     for file in SOURCES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(tree(file)):
             if not isinstance(node, (ast.Import, ast.ImportFrom)):
                 continue
             for alias in node.names:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.mt_bench.benchmark import Data, load_data
+from eval.mt_bench.benchmark import REFERENCE, Data, load_data
 from eval.mt_bench.fetch import default_folder
 
 
@@ -19,7 +19,7 @@ def data_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def load_benchmark(options: argparse.Namespace, reference: str = "gpt-4") -> Data:
+def load_benchmark(options: argparse.Namespace, reference: str = REFERENCE) -> Data:
     """Reads the benchmark from `--data-dir`, or from where fetch put it."""
     return load_data(options.data_dir or default_folder(), reference)
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from eval.mt_bench.json_lines import Row, read_rows
 from tddpo_jax.errors import UserError
 
+REFERENCE = "gpt-4"  # the model that wrote FastChat's reference answers
 # FastChat's NEED_REF_CATS: for these categories the judge sees a reference answer.
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 
@@ -91,7 +92,7 @@ class AnswerFile:
     answers: Mapping[int, Answer]
 
 
-def load_data(folder: str | Path, reference: str = "gpt-4") -> Data:
+def load_data(folder: str | Path, reference: str = REFERENCE) -> Data:
     """Reads FastChat's `data` folder.
 
     Raises:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from eval.mt_bench.arguments import at_least, data_option, load_benchmark
+from tddpo_jax.commands.options import DTYPES
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
 
@@ -32,7 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=at_least(1),
         help="new tokens of a turn (default: min(1024, context / 2))",
     )
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    add("--dtype", choices=DTYPES, default="auto")
     add("--batch-size", type=at_least(1), default=80, help="conversations at a time (default 80)")
     add("--first", type=at_least(1), help="answer only this many questions, for a trial")
     add("--output", type=Path, help="folder (default: mt_bench/model_answer in the grid or run)")
@@ -58,19 +59,20 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError(f"--model-id {model_id!r}: must be usable as a file name")
     generator = Generator.from_path(options.model, options.dtype, template=options.template)
     making = answers.record(generator, settings, answers.weights_of(options.model))
+    seeds = list(dict.fromkeys(options.seed))
     folder = options.output or answers.answers_folder(options.model)
     cut = answers.generate_answers(
         generator,
         questions,
         model_id=model_id,
-        seeds=list(dict.fromkeys(options.seed)),
+        seeds=seeds,
         folder=folder,
         settings=settings,
         making=making,
         batch_size=options.batch_size,
         screen=Screen(),
     )
-    for seed in options.seed:
+    for seed in seeds:
         print(answers.answer_path(folder, model_id, seed))
     system = "no system prompt" if settings.system is None else "a system prompt"
     print(f"template {making['template']}, {system}, {making['max_new_tokens']} new tokens a turn")

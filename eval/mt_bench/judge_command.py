@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.mt_bench import judge
 from eval.mt_bench.arguments import at_least, data_option, load_benchmark
-from eval.mt_bench.benchmark import answer_files
+from eval.mt_bench.benchmark import REFERENCE, answer_files
 from eval.mt_bench.endpoint import Judge
 from eval.mt_bench.estimate import BYTES_PER_TOKEN, Estimate, estimate
 from eval.mt_bench.json_lines import appending, read_rows
@@ -27,28 +27,45 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--judge-model", required=True, help="the judge's name at its endpoint")
     add("--base-url", help="URL of an OpenAI-compatible endpoint (default: OpenAI's own)")
     add(
-        "--api-key-env", metavar="NAME", help="variable that holds the key (default OPENAI_API_KEY)"
+        "--api-key-env",
+        metavar="NAME",
+        help=f"variable that holds the key (default {Judge.key_name})",
     )
-    add("--reference", default="gpt-4", help="NAME of reference_answer/NAME.jsonl (default gpt-4)")
-    add("--temperature", type=at_least(0.0), default=0.0)
     add(
-        "--max-tokens", type=at_least(1), default=2048, help="tokens of one judgment (default 2048)"
+        "--reference",
+        default=REFERENCE,
+        help="NAME of reference_answer/NAME.jsonl (default %(default)s)",
     )
-    add("--concurrency", type=at_least(1), default=8, help="requests at a time (default 8)")
+    add("--temperature", type=at_least(0.0), default=Judge.temperature)
+    add(
+        "--max-tokens",
+        type=at_least(1),
+        default=Judge.max_tokens,
+        help="tokens of one judgment (default %(default)s)",
+    )
+    add(
+        "--concurrency",
+        type=at_least(1),
+        default=Judge.concurrency,
+        help="requests at a time (default %(default)s)",
+    )
     add(
         "--attempts",
         type=at_least(1),
-        default=3,
-        help="times to ask until an answer has a rating (default 3)",
+        default=Judge.attempts,
+        help="times to ask until an answer has a rating (default %(default)s)",
     )
     add(
         "--max-retries",
         type=at_least(0),
-        default=5,
-        help="repeats of a request that fails (default 5)",
+        default=Judge.max_retries,
+        help="repeats of a request that fails (default %(default)s)",
     )
     add(
-        "--timeout", type=at_least(0.0), default=600.0, help="seconds for one request (default 600)"
+        "--timeout",
+        type=at_least(0.0),
+        default=Judge.timeout,
+        help="seconds for one request (default %(default)g)",
     )
     add("--retry-invalid", action="store_true", help="ask again where there is no valid rating")
     add("--output", type=Path, help="file (default ../model_judgment/JUDGE_single.jsonl)")
@@ -74,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         todo = judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid)
         _print_estimate(options, len(requests), estimate(todo, rows, asked), asked.model)
         return 0
-    key = _api_key(options)
+    key = _api_key(asked, required=bool(options.api_key_env) or asked.base_url is None)
     with appending(output) as append:
         rows = read_rows(output, Judgment)
         for row in judge.carried_over(requests, rows, asked):
@@ -105,7 +122,7 @@ def _asked(options: argparse.Namespace) -> Judge:
     return Judge(
         model=options.judge_model,
         base_url=_base_url(options.base_url),
-        key_name=options.api_key_env or "OPENAI_API_KEY",
+        key_name=options.api_key_env or Judge.key_name,
         temperature=options.temperature,
         max_tokens=options.max_tokens,
         attempts=options.attempts,
@@ -129,18 +146,20 @@ def _base_url(given: str | None) -> str | None:
     return url
 
 
-def _api_key(options: argparse.Namespace) -> str:
+def _api_key(asked: Judge, *, required: bool) -> str:
     """The key. It is never printed.
 
-    A user's own endpoint may need no key. A key is required if the user named a variable, or if the
-    endpoint is OpenAI's.
+    Args:
+        asked: names the variable that holds the key.
+        required: whether the key must be set. It must if the user named a variable, or if the
+            endpoint is OpenAI's. A user's own endpoint may need no key.
 
     Raises:
         UserError: a required key is missing, or it holds characters that a header cannot hold.
     """
-    name = options.api_key_env or "OPENAI_API_KEY"
+    name = asked.key_name
     key = os.environ.get(name, "").strip()
-    if not key and (options.api_key_env or _base_url(options.base_url) is None):
+    if not key and required:
         raise UserError(f"--api-key-env {name}: the variable is not set")
     # If a header cannot hold the key, the error that follows would quote the key in full.
     if not key.isascii() or not key.isprintable() or " " in key:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from eval.mt_bench.arguments import data_option, load_benchmark
-from eval.mt_bench.benchmark import answer_files
+from eval.mt_bench.benchmark import REFERENCE, answer_files
 from eval.mt_bench.report import asked_now, read_judgments, report
 from eval.mt_bench.report_text import as_text, fastchat_text
 from eval.mt_bench.score import fastchat_scores
@@ -22,7 +22,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add(
         "--answers", nargs="+", metavar="FILE_OR_FOLDER", help="count only judgments of these texts"
     )
-    add("--reference", default="gpt-4", help="with --answers: NAME of reference_answer/NAME.jsonl")
+    add("--reference", default=REFERENCE, help="with --answers: reference_answer/NAME.jsonl")
     add("--allow-missing", action="store_true", help="print scores although rows are missing")
     add(
         "--fastchat-compat",

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.experiment import read_experiment
-from eval.quality.measure import Asked, Base, load_policy, measure, sampled_answers
 from eval.quality.prompts import read_prompts
 from eval.quality.quality_file import FILE, Standing, is_of, read_quality, standing_of
 from eval.tasks import embedded
@@ -27,10 +26,9 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
-from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import read_part
-from tddpo_jax.system.atomic import write_text
+from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
 
@@ -82,6 +80,9 @@ def _command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.most < 1:
         raise UserError(f"--most: must be at least 1, got {given.most}")
+    from eval.quality.measure import Asked, Base, load_policy, measure, sampled_answers
+    from tddpo_jax.generation.sampling import Sampling
+
     use_compilation_cache()
     prompts = embedded.prompts() if given.prompts is None else read_prompts(given.prompts)
     sampling = Sampling(given.temperature, max_new_tokens=given.max_new_tokens)
@@ -108,7 +109,7 @@ def _command(arguments: Sequence[str]) -> int:
         # `embedded` and hub ids are not folders of the user's, so their figures are only shown.
         if folder.is_dir():
             written = (standing._asdict() if standing else {}) | about | figures
-            write_text(folder / FILE, json.dumps(written, indent=2) + "\n")
+            write_json(folder / FILE, written)
     return 0
 
 

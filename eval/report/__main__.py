@@ -19,7 +19,7 @@ from tddpo_jax.commands.options import Parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
+    return run_command(_command, sys.argv[1:] if arguments is None else arguments, resumes=False)
 
 
 def parser() -> argparse.ArgumentParser:

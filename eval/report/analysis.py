@@ -1,4 +1,4 @@
-"""Everything that a report says. It is computed here once; `page` and `card` write it down."""
+"""Everything that a report says. It is computed here once; `pages` writes it down."""
 
 from __future__ import annotations
 

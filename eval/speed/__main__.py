@@ -4,7 +4,7 @@
     python -m eval.speed --data FILE --tokenizer DIR --max-length 1024 --mode lora
     python -m eval.speed --profile                           where the time of a step goes
     python -m eval.speed --prefix                            what sharing prompts gains
-    python -m eval.speed --population 8 --batch-pairs 4      8 LoRA policies at once, or in turn
+    python -m eval.speed --mode lora --population 8          8 policies at once, and in turn
     python -m eval.speed --decode --rows 80
     python -m eval.speed --against trl --peer-python .peers/trl/bin/python
     python -m eval.speed --against tunix --peer-python .peers/tunix/bin/python
@@ -34,7 +34,6 @@ from typing import Any
 import jax
 
 from eval.speed.model_shape import read_llama
-from eval.speed.table import facts, table
 from tddpo_jax.adapters.nf4 import NF4_BLOCK
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
@@ -102,7 +101,11 @@ def _parser() -> Parser:
         description="Speed of training steps and of decoding.",
         argument_default=argparse.SUPPRESS,
     )
-    add = parser.add_argument
+
+    def add(option: str, *, help: str, **settings: Any) -> None:
+        """Adds an option. Its help may name defaults in braces."""
+        parser.add_argument(option, help=help.format(**DEFAULTS), **settings)
+
     add("--profile", action="store_true", help="where the time of a step goes")
     add("--prefix", action="store_true", help="what sharing prompts gains")
     add("--population", type=int, metavar="N", help="N policies in one program, beside N in turn")
@@ -111,26 +114,50 @@ def _parser() -> Parser:
     add("--suite", choices=["gpu"], help="measure everything with Llama-2-7B on one GPU")
     add("--model", help="folder whose config.json gives the shape")
     for name in SIZES:
-        add("--" + name.replace("_", "-"), type=int, help=f"default {DEFAULTS[name]}")
+        add("--" + name.replace("_", "-"), type=int, help=f"default {{{name}}}")
     add("--data", help="preference file, `embedded` or `stated`")
     add("--tokenizer", help="folder of the tokenizer")
-    add("--max-length", type=int, help="tokens of prompt and response (default 1024)")
-    add("--batch-pairs", type=int, help="pairs of a step (default 16)")
+    add(
+        "--max-length",
+        type=int,
+        help="tokens of prompt and response (default {max_length})",
+    )
+    add("--batch-pairs", type=int, help="pairs of a step (default {batch_pairs})")
     add("--row-length", type=int, help="stream positions of a row (default: chosen)")
-    add("--mode", choices=["full", "lora", "qlora"], help="default full")
-    add("--remat", choices=["none", "full", "dots"], help="default dots")
-    add("--layout", choices=["packed", "plain"], help="default packed")
-    add("--dtype", choices=["float32", "bfloat16"], help="default float32")
-    add("--attention", choices=["auto", "xla", *KERNELS], help="back-end (default auto)")
-    add("--steps", type=int, help="timed steps (default 5)")
-    add("--devices", type=int, help="data-parallel devices, also on a CPU (default 1)")
-    add("--rows", type=int, help="rows decoded together (default 16)")
-    add("--prompt-tokens", type=int, help="prompt tokens of a row (default 128)")
-    add("--new-tokens", type=int, help="new tokens of a row (default 128)")
+    add("--mode", choices=["full", "lora", "qlora"], help="default {mode}")
+    add("--remat", choices=["none", "full", "dots"], help="default {remat}")
+    add("--layout", choices=["packed", "plain"], help="default {layout}")
+    add("--dtype", choices=["float32", "bfloat16"], help="default {dtype}")
+    add(
+        "--attention",
+        choices=["auto", "xla", *KERNELS],
+        help="back-end (default {attention})",
+    )
+    add("--steps", type=int, help="timed steps (default {steps})")
+    add(
+        "--devices",
+        type=int,
+        help="data-parallel devices, also on a CPU (default {devices})",
+    )
+    add("--rows", type=int, help="rows decoded together (default {rows})")
+    add(
+        "--prompt-tokens",
+        type=int,
+        help="prompt tokens of a row (default {prompt_tokens})",
+    )
+    add("--new-tokens", type=int, help="new tokens of a row (default {new_tokens})")
     add("--peer-python", help="the Python of the peer's environment")
-    add("--peer-settings", choices=["default", "best", "both"], help="default both")
+    add(
+        "--peer-settings",
+        choices=["default", "best", "both"],
+        help="default {peer_settings}",
+    )
     add("--peer-micro-batch", type=int, help="pairs the peer computes at once (default: its own)")
-    add("--minutes", type=float, help="minutes that the suite may take (default 9)")
+    add(
+        "--minutes",
+        type=float,
+        help="minutes that the suite may take (default {minutes:g})",
+    )
     add("--small", action="store_true", help="run the suite on tiny shapes, also on a CPU")
     add("--json", action="store_true", help="JSON instead of a table")
     add("--markdown", action="store_true", help="a Markdown table")
@@ -251,6 +278,8 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
 
 
 def _command(arguments: Sequence[str]) -> int:
+    from eval.speed.table import facts, table  # imports transformers, which warns before this
+
     mode, given = _settings(arguments)
     model = None if mode == "suite" else _shape(given, arguments)
     # This sets the number of CPU devices. The number of accelerators is fixed.

@@ -21,23 +21,24 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.generation.batching import cached_numbers, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.planning.abstract import bytes_of_device
+from tddpo_jax.placement.shardings import bytes_of_device
 
 READ_SHAPE = (16384, 8192)  # 512 MiB of float32
 LEAST_BYTES = 256 * 2**20
+REPEATS = 5  # timed calls, of which the fastest counts
 
 
-def measured_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
+def measured_bandwidth(shape: tuple[int, int] = READ_SHAPE) -> float:
     """Bytes read per second: the best of a few products of a large matrix with a vector.
 
     A copy would also measure the first touch of new memory, which decoding does not do.
     """
     matrix, vector = jnp.ones(shape, jnp.float32), jnp.ones(shape[1], jnp.float32)
     product = jax.jit(lambda matrix, vector: matrix @ vector)
-    return matrix.nbytes / _best(lambda: product(matrix, vector), repeats)
+    return matrix.nbytes / _best(lambda: product(matrix, vector))
 
 
-def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> float:
+def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE) -> float:
     """Bytes read and written per second: the best of a few changes of an array in place."""
     negative = jax.jit(jnp.negative, donate_argnums=0)
     array = jnp.ones(shape, jnp.float32)
@@ -47,14 +48,14 @@ def copy_bandwidth(shape: tuple[int, int] = READ_SHAPE, repeats: int = 5) -> flo
         array = negative(array)
         return array
 
-    return 2 * array.nbytes / _best(change, repeats)
+    return 2 * array.nbytes / _best(change)
 
 
-def _best(program: Callable[[], jax.Array], repeats: int) -> float:
+def _best(program: Callable[[], jax.Array]) -> float:
     """Seconds of the fastest call. A first call compiles and does not count."""
     program().block_until_ready()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         start = time.perf_counter()
         program().block_until_ready()
         seconds.append(time.perf_counter() - start)

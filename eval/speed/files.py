@@ -167,7 +167,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 def main() -> int:
     """The command line."""
-    return run_command(_command, sys.argv[1:])
+    return run_command(_command, sys.argv[1:], resumes=False)
 
 
 if __name__ == "__main__":

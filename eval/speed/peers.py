@@ -104,6 +104,8 @@ def _check(case: Case, micro_batch: int) -> None:
         raise UserError(f"--dtype: peers are measured in float32, not in {case.dtype}")
     if jax.default_backend() != "cpu":
         raise UserError("--against: peers are measured on a CPU; set JAX_PLATFORMS=cpu")
+    if case.model.rope_scaling is not None:
+        raise UserError("--model: peers are measured without rope_scaling, which this model has")
     if micro_batch < 1 or case.batch_pairs % micro_batch:
         raise UserError(
             f"--peer-micro-batch: {micro_batch} does not divide --batch-pairs {case.batch_pairs}"

@@ -38,7 +38,7 @@ from tddpo_jax.models.flops import useful_flops
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.planning.abstract import bytes_of_device
+from tddpo_jax.placement.shardings import bytes_of_device
 from tddpo_jax.planning.compiler import beside_arguments
 from tddpo_jax.scoring.data_sets import log_probs, place_batch
 from tddpo_jax.training.optimizer import make_optimizer
@@ -77,6 +77,11 @@ class Trainer:
         setting = StepSetting(graphdef, case.model, objective, optimizer, how, responses)
         self.program = make_program(setting, trainable, members)
         self.frozen = Frozen(base, None)
+        # A usual beta and rate, the same for all members.
+        self.knobs = jax.tree.map(
+            lambda x: np.full(members, x, np.int32 if isinstance(x, int) else np.float32),
+            Knobs(0, objective.scalars(self.loss), 1e-5),
+        )
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), shapes[0].responses), np.float32)
         self.compiled: dict[tuple[str, tuple[int, ...]], jax.stages.Compiled] = {}
@@ -142,12 +147,12 @@ class Trainer:
 
     def add_gradients(self, sums: Sums, batch: Batch, totals: Totals) -> Sums:
         """Adds the gradients of one micro-batch to the sums."""
-        arguments = sums, self.state, self.frozen, self.knobs(), batch, totals, None
+        arguments = sums, self.state, self.frozen, self.knobs, batch, totals, None
         return self._run("add_gradients", batch.tokens.shape, arguments)
 
     def update(self, sums: Sums, totals: Totals) -> dict[str, jax.Array]:
         """Updates the weights; returns the metrics of the step."""
-        arguments = self.state, sums, self.knobs(), totals
+        arguments = self.state, sums, self.knobs, totals
         self.state, metrics = self._run("update", (), arguments)
         return metrics
 
@@ -160,14 +165,6 @@ class Trainer:
             held = bytes_of_device(arrays) + beside_arguments(self.compiled[name, shape])
             self.peak_bytes = max(self.peak_bytes, held)
         return self.compiled[name, shape](*arguments)
-
-    def knobs(self) -> Knobs:
-        """A usual beta and rate, the same for all members."""
-        knobs = Knobs(0, objective_of([self.loss]).scalars(self.loss), 1e-5)
-        return jax.tree.map(
-            lambda x: np.full(self.members, x, np.int32 if isinstance(x, int) else np.float32),
-            knobs,
-        )
 
     def rates(self) -> dict[str, Any]:
         """Medians over the steps after the warm-up. Each step has its own rate: tokens differ."""

@@ -39,7 +39,7 @@ class AdapterSet:
             index: number of each row's adapter, in [-1, N).
             mesh: the devices over which the rows are spread.
         """
-        model = copied(self.model)
+        model = nnx.clone(self.model)
         linears = linear_layers(model)
         sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
         for path, gates in self.gates.items():
@@ -55,7 +55,7 @@ def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
 
     The base of the first model serves for all.
     """
-    model = copied(models[0])
+    model = nnx.clone(models[0])
     linears_of_each = [linear_layers(other) for other in models]
     gates = {}
     for path, linear in linear_layers(model).items():
@@ -64,11 +64,6 @@ def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
             gates[path] = _gates(adapters)
             linear.adapter = _side_by_side([adapter for adapter in adapters if adapter])
     return AdapterSet(model, len(models), gates)
-
-
-def copied(model: Decoder) -> Decoder:
-    """A model with new modules over the same arrays."""
-    return nnx.merge(*nnx.split(model))
 
 
 def _gates(adapters: Sequence[Adapter | None]) -> Float[np.ndarray, "N R"]:
@@ -81,7 +76,7 @@ def _gates(adapters: Sequence[Adapter | None]) -> Float[np.ndarray, "N R"]:
 
 
 def _side_by_side(adapters: Sequence[Adapter]) -> Adapter:
-    joined = nnx.merge(*nnx.split(adapters[0]))
+    joined = nnx.clone(adapters[0])
     joined.a = LoraParam(jnp.concatenate([adapter.a[...] for adapter in adapters], axis=1))
     joined.b = LoraParam(jnp.concatenate([adapter.b[...] for adapter in adapters], axis=2))
     joined.scale = 1.0

@@ -188,8 +188,7 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
         model: the model; it does not change.
         dtype: dtype of all weights of the copy.
     """
-    graphdef, state = nnx.split(model)
-    copy = nnx.merge(graphdef, state)
+    copy = nnx.clone(model)
     adapters = whole_adapters(copy)
     for path, linear in linear_layers(copy).items():
         weight = dense(linear.weight.get_value())

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.system import hosts
 from tddpo_jax.system.agreement import several
 from tddpo_jax.system.xla_flags import set_flags
@@ -50,14 +50,14 @@ def _told(error: BaseException, resumes: bool) -> int | None:
         print(told, file=sys.stderr)
         return 130
     if any(text in str(error) for text in DISK_IS_FULL):
-        told = f"error: the disk is full: {' '.join(str(error).split())[:300]}"
+        told = f"error: the disk is full: {one_line(error)[:300]}"
         print(told + ("; the same command resumes" if resumes else ""), file=sys.stderr)
         return 1
     if isinstance(error, UserError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return None
 
 
 def _one_line_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {one_line(message)}", file=sys.stderr)

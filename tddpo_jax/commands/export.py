@@ -12,6 +12,7 @@ from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import check_output
+from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import resolve
@@ -43,7 +44,8 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
             stacklevel=2,
         )
     if adapter or files.adapter is None:
-        shutil.copytree(files.adapter or files.base, output)
+        with replace_folder(output) as folder:
+            shutil.copytree(files.adapter or files.base, folder, dirs_exist_ok=True)
         return
     mesh = make_mesh(MeshConfig())
     model = load_model(files, mesh, checkpoint_dtype(files.base))

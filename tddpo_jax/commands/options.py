@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from tddpo_jax.config.cells import GRID_AXES
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import read_yaml, setting_fields
+from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
 SHORT_NAMES = {
@@ -22,6 +22,7 @@ SHORT_NAMES = {
     "model.path": "--model",
     "data.path": "--data",
 }
+DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +51,13 @@ class _Once(argparse.Action):
         if hasattr(namespace, self.dest):
             parser.error(f"{option_string} is given more than once; only one value can count")
         setattr(namespace, self.dest, values)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model`, `--template` and `--dtype`."""
+    parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
+    parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,12 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import Loss, Setting
+
+DEFAULT_MAX_LENGTH = 2048  # tokens of one branch
+DEFAULT_FRACTION = 0.1  # of the rows, for validation
 
 # pydantic adds these names of types to the place of an error, after the field's name.
 VALUE_TYPES = ("float", "str", "bool", "constrained-int")
@@ -110,7 +113,7 @@ class DataConfig(Section):
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
         description="validation data: a file, a split's name, a fraction of the rows, or 0 for "
-        "none; default: the dataset's own, else 0.1",
+        f"none; default: the dataset's own, else {DEFAULT_FRACTION}",
     )
     split_seed: int = Field(
         0, description="seed of the split by fraction; --seed does not change it"
@@ -120,8 +123,8 @@ class DataConfig(Section):
     )
     max_length: Count | None = Field(
         None,
-        description="most tokens of one branch, prompt + response; default: 2048, or the model's "
-        "context if that is less",
+        description="most tokens of one branch, prompt + response; "
+        f"default: {DEFAULT_MAX_LENGTH}, or the model's context if that is less",
     )
     max_prompt_length: Count | None = Field(
         None,
@@ -130,7 +133,7 @@ class DataConfig(Section):
     )
     layout: Literal["packed", "plain"] = Field(
         "packed",
-        description="packed: many branches per row; plain: one padded branch per row, "
+        description="packed: many examples per row; plain: one padded example per row, "
         "for comparison",
     )
     row_length: Count | None = Field(
@@ -326,10 +329,10 @@ class HostsConfig(Section):
     @pydantic.model_validator(mode="after")
     def _by_hand_or_not(self) -> HostsConfig:
         by_hand = {"coordinator": self.coordinator, "count": self.count, "index": self.index}
-        for name, value in by_hand.items():
-            if value is None and any(other is not None for other in by_hand.values()):
-                names = ", ".join(by_hand)
-                raise ValueError(f"hosts.{name}: required when any of {names} is given")
+        missing = [name for name, value in by_hand.items() if value is None]
+        if missing and len(missing) < len(by_hand):
+            names = ", ".join(by_hand)
+            raise ValueError(f"hosts.{missing[0]}: required when any of {names} is given")
         if self.index is not None and self.count is not None and self.index >= self.count:
             raise ValueError(
                 f"hosts.index: must be between 0 and {self.count - 1}, got {self.index}"
@@ -413,7 +416,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config {path}: not YAML: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"config {path}: must hold a mapping of settings")
     return value

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
-from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.config.schema import DEFAULT_FRACTION, DEFAULT_MAX_LENGTH, DataConfig
 from tddpo_jax.data.examples import (
     Dataset,
     Limits,
@@ -42,9 +42,6 @@ from tddpo_jax.system.atomic import write_file
 VERSION = 1
 # Part of the names of cached files alone: raise it when a row that was used may become unusable.
 CACHE_VERSION = 2
-
-DEFAULT_MAX_LENGTH = 2048
-DEFAULT_FRACTION = 0.1
 
 
 def load_dataset(
@@ -80,7 +77,7 @@ def load_dataset(
     dataset = _read_cache(file, content_hash)
     if dataset is None:
         made = build(sources, style, bos, limits, split, content_hash, progress)
-        dataset = dataclasses.replace(made, content_hash=_hash_of_what_is_left(made))
+        dataset = dataclasses.replace(made, content_hash=_hash_with_omissions(made))
         _write_cache(file, dataset, content_hash)
     for source, examples in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
         check_vocabulary(source.name, examples, vocab_size)
@@ -206,14 +203,14 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
 
 
 def _parts(row: ParsedRow) -> list[object]:
-    """All of a row. Parts at their defaults are left out, as before there were such parts."""
+    """All of a row. Parts at their defaults are left out: they came later, and hashes must stay."""
     further = {"tools": row.tools, "continues": row.continues}
     others = [further] if any(further.values()) else []
     return [row.kind, row.prompt, *row.responses, *others]
 
 
-def _hash_of_what_is_left(dataset: Dataset) -> str:
-    """The content hash of a data set, with the rows that the template does not write in full."""
+def _hash_with_omissions(dataset: Dataset) -> str:
+    """The content hash, with the rows of which the template leaves out a part, if there are any."""
     omitted = sorted(each for each in dataset.dropped.items() if OMISSION in each[0])
     if not omitted:
         return dataset.content_hash

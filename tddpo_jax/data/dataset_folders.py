@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.data.row_files import table_rows
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.system.hub import NotAtHand
 
 # A folder that `save_to_disk` wrote holds one of these files.
@@ -84,7 +84,7 @@ def _saved(name: str, config: str | None) -> dict[str, Any] | None:
     try:
         found = datasets.load_from_disk(name)
     except Exception as error:  # whatever a damaged folder makes datasets and pyarrow raise
-        raise UserError(f"data {name}: {' '.join(str(error).split())}") from None
+        raise UserError(f"data {name}: {one_line(error)}") from None
     return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
@@ -92,7 +92,7 @@ def _missing(name: str, config: str | None, error: Exception) -> UserError:
     import datasets
 
     kind = UserError if Path(name).exists() else NotAtHand
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if "onfig" in reason:
         path, revision = id_and_revision(name)
         try:

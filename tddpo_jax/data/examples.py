@@ -307,12 +307,14 @@ def _omission(row: ParsedRow, style: ChatFormat, example: ExampleText) -> str | 
 
 def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | None) -> None:
     """Raises UserError for a row of the source `name` with an id that the model does not have."""
+    if vocab_size is None:
+        return
     for example in examples:
         names = ("response",) if len(example.responses) == 1 else ("chosen", "rejected")
         parts = zip(("prompt", *names), (example.prompt, *example.responses), strict=True)
         for part, ids in parts:
             highest = int(ids.max())
-            if vocab_size is not None and highest >= vocab_size:
+            if highest >= vocab_size:
                 raise UserError(
                     f"data {name} row {example.row}: {part!r} holds the id {highest}, "
                     f"but the model's vocabulary ends at {vocab_size - 1}"

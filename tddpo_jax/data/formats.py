@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from tddpo_jax.data.messages import (
     CALLS,
+    SYSTEM_ROLES,
     Message,
     UnusableRow,
     is_stored_conversation,
@@ -168,13 +169,12 @@ def _behind(prompt: list[Message], messages: list[Message]) -> list[Message]:
         same(messages[start : start + len(prompt)], prompt) for start in range(last_start + 1)
     ):
         return messages
-    asked = prompt[-1]["role"] not in ("assistant", "system", "developer")
+    first, last = messages[0]["role"], prompt[-1]["role"]
+    asked = last not in ("assistant", *SYSTEM_ROLES)
     repeated = any(
         same([one], [other]) for one in prompt for other in messages[:-1] if one["role"] == "user"
     )
-    if repeated or (asked and messages[0]["role"] != "assistant"):
-        raise UnusableRow("the prompt is not the beginning of the conversation")
-    if messages[0]["role"] in ("system", "developer"):
+    if repeated or first in SYSTEM_ROLES or (asked and first != "assistant"):
         raise UnusableRow("the prompt is not the beginning of the conversation")
     return [*prompt, *messages]
 
@@ -191,7 +191,7 @@ def _chat(
     if continues and not all(isinstance(answer, str) for answer in answers):
         raise UnusableRow("an answer that continues the prompt has more than a content")
     system = _system(row)
-    if system and history and history[0]["role"] in ("system", "developer"):
+    if system and history and history[0]["role"] in SYSTEM_ROLES:
         if not same(history[:1], [{**history[0], "content": system}]):
             raise UnusableRow("the system column differs from the conversation's system message")
     elif system and history:
@@ -232,9 +232,9 @@ def _system(row: Mapping[str, Any]) -> str:
 
 def _tools(row: Mapping[str, Any]) -> list[Any] | None:
     tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        tools = read_json_list(tools, "tools")
-    if tools in (None, "", []) or (isinstance(tools, str) and not tools.strip()):
+    if isinstance(tools, str):
+        tools = read_json_list(tools, "tools") if tools.strip() else None
+    if tools in (None, []):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise UnusableRow("'tools' must be a list of objects")

@@ -16,9 +16,10 @@ from typing import Any
 
 Message = dict[str, Any]
 
+SYSTEM_ROLES = ("system", "developer")
+TOOL_ROLES = ("tool", "function", "ipython")
 ROLES = {
-    **{name: name for name in ("system", "user", "assistant", "tool")},
-    **{name: name for name in ("developer", "function", "ipython")},
+    **{name: name for name in (*SYSTEM_ROLES, "user", "assistant", *TOOL_ROLES)},
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "chatbot", "model", "ai", "llm"), "assistant"),
     **dict.fromkeys(("observation", "tool_response"), "tool"),
@@ -42,14 +43,14 @@ def read_messages(value: Any, column: str) -> list[Message]:
     Raises:
         UnusableRow: the column holds no messages, or one that is not understood.
     """
-    value = stored_conversation(value) if isinstance(value, str) else value
+    value = _stored_conversation(value) if isinstance(value, str) else value
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
         raise UnusableRow(f"{column!r} must be a list of {{role, content}} or {{from, value}}")
     return [_message(each, column) for each in value]
 
 
-def stored_conversation(text: str) -> Any:
+def _stored_conversation(text: str) -> Any:
     """The conversation that a text holds as JSON or in Python's notation, else the text.
 
     Raises:
@@ -87,7 +88,7 @@ def words(text: str) -> str:
 
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """The same lists and mappings, with a function applied to what they hold in the end."""
+    """The same lists and mappings, with a function applied to each value that is neither."""
     if isinstance(value, Mapping):
         return {key: map_leaves(each, function) for key, each in value.items()}
     if isinstance(value, list):
@@ -167,9 +168,7 @@ def read_json_list(text: str, what: str) -> list[Any]:
 
 
 def _normalised(message: Message) -> Message:
-    return map_leaves(
-        message, lambda leaf: " ".join(leaf.split()) if isinstance(leaf, str) else leaf
-    )
+    return map_leaves(message, lambda leaf: words(leaf) if isinstance(leaf, str) else leaf)
 
 
 def _short(value: Any) -> str:

@@ -1,12 +1,15 @@
 """What a chat template leaves out of a conversation.
 
 A template may pass over a role, a key of a message, or a part of a content. A policy would then
-be trained on half of a row. Two things are compared with what the template writes:
+be trained on half of a row. Three things are checked:
 
-*   The words of the row: each content must be there, white space aside.
-*   A probe of the row, the same conversation with a word of its own in the place of each text. Each
-    of these words must be there. This finds a message whose text also stands elsewhere, and keys
-    that are not read. Rows of one shape have one probe, which is written once.
+*   The words of the row: the template must write each content, white space aside.
+*   A probe of the row, the same conversation with a word of its own in the place of each text. The
+    template must write each of these words. This finds a message whose text also stands elsewhere,
+    and keys that are not read. Rows of one shape with the same call ids share one probe, which is
+    written once.
+*   The roles: a message of another role than user and assistant must not be written as if it were
+    of the role system, user or assistant.
 
 The identifiers `id`, `type`, `tool_call_id` and the `name` of a tool's message say which call a
 message answers. They need not be written.
@@ -20,12 +23,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tddpo_jax.data.messages import CALLS, Message, map_leaves, words
+from tddpo_jax.data.messages import CALLS, TOOL_ROLES, Message, map_leaves, words
 from tddpo_jax.data.templates import ChatFormat, render
 from tddpo_jax.errors import UserError
 
 OMISSION = "template: leaves out"
-_TOOL_ROLES = ("tool", "function", "ipython")
 
 
 def omission(
@@ -59,14 +61,17 @@ class _Probe:
         self._numbers: Iterator[int] = itertools.count(1)
 
     def message(self, message: Message) -> Message:
-        role = message["role"]
-        parts = {"content": f"a message of the role {role!r}"} if message["content"] else {}
-        probed = {**message, **{key: self._word(what) for key, what in parts.items()}}
-        for key in message.keys() - {"role", "content", "tool_call_id"}:
+        role, probed = message["role"], dict(message)
+        if message["content"]:
+            probed["content"] = self._word(f"a message of the role {role!r}")
+        # In the message's order. A set's order would change the reason from process to process.
+        for key, value in message.items():
+            if key in ("role", "content", "tool_call_id"):
+                continue
             if key in CALLS:
-                probed[key] = self._calls(message[key], key)
-            elif key != "name" or role not in _TOOL_ROLES:
-                probed[key] = self._leaf(message[key], f"{key!r} of a message")
+                probed[key] = self._calls(value, key)
+            elif key != "name" or role not in TOOL_ROLES:
+                probed[key] = self._leaf(value, f"{key!r} of a message")
         return probed
 
     def tools(self, tools: Any) -> Any:
@@ -136,9 +141,11 @@ def _roles(style: ChatFormat, roles: tuple[str, ...]) -> str | None:
     """
     messages = [{"role": role, "content": f"qz{i}zq"} for i, role in enumerate(roles)]
     text = _rendered(style, messages)
+    if text is None:
+        return None
     for number, role in enumerate(roles):
         for other in ("system", "user", "assistant"):
-            if role in ("user", "assistant", other) or text is None:
+            if role in ("user", "assistant", other):
                 continue
             changed = [dict(message) for message in messages]
             changed[number]["role"] = other

@@ -13,7 +13,7 @@ from io import BufferedReader, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED = ".gz"  # may follow the suffix of a file of text
@@ -62,7 +62,7 @@ def read_file(file: Path) -> list[Any]:
     except (EOFError, zlib.error) as error:
         raise UserError(f"data {file}: the compressed file is damaged: {error}") from None
     except OSError as error:
-        raise UserError(f"data {file}: {' '.join(str(error).split())}") from None
+        raise UserError(f"data {file}: {one_line(error)}") from None
     raise UserError(
         f"data {file}: unknown suffix; known are {', '.join(SUFFIXES)}, and {COMPRESSED} behind "
         "those of text"
@@ -127,7 +127,7 @@ def _json_list(file: Path) -> list[Any]:
 def _problem(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its lists or objects are nested too deeply"
-    return f"not JSON: {' '.join(str(error).split())}"  # such as a number of too many digits
+    return f"not JSON: {one_line(error)}"  # such as a number of too many digits
 
 
 def _csv(file: Path) -> list[Any]:
@@ -156,4 +156,4 @@ def _parquet(file: Path) -> list[Any]:
     try:
         return table_rows(pyarrow.parquet.read_table(file).to_pylist())
     except pyarrow.ArrowException as error:
-        raise UserError(f"data {file}: not Parquet: {' '.join(str(error).split())}") from None
+        raise UserError(f"data {file}: not Parquet: {one_line(error)}") from None

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.data.messages import Message, map_leaves, texts_in
 from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -253,8 +253,7 @@ def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> Ex
     what it says. In a response they are ordinary text, except for an end of turn at its very end,
     which is not doubled.
     """
-    # A tokenizer that drops final spaces would glue the response to the prompt's last word.
-    body = prompt.rstrip(" ") if style.encoder.drops_spaces else prompt
+    body = _without_lost_spaces(style, prompt)
     spaces = prompt[len(body) :]
     said = (_verbatim_response(style, body, spaces + response) for response in responses)
     return ExampleText(Text(body), tuple(said))
@@ -357,7 +356,7 @@ def _apply(
         )
     # A template's own mistake over a row, such as a sum of a text and a list, is Python's error.
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UserError(f"template: {' '.join(str(error).split())}") from None
+        raise UserError(f"template: {one_line(error)}") from None
     assert isinstance(text, str)
     return text
 
@@ -400,9 +399,16 @@ def _continued(
     if len(ends) != 1 or len(heads) != 1:
         raise UserError("template: does not write the last message of the prompt as it is")
     (head,) = heads
-    # A tokenizer that drops final spaces would glue the response to the prompt's last word.
-    kept = head.rstrip(" ") if style.encoder.drops_spaces else head
+    kept = _without_lost_spaces(style, head)
     return prompt + kept, [text[len(kept) :] for text in responses]
+
+
+def _without_lost_spaces(style: ChatFormat, prompt: str) -> str:
+    """A prompt without its final spaces where the tokenizer drops them.
+
+    Such a tokenizer would glue the response to the prompt's last word.
+    """
+    return prompt.rstrip(" ") if style.encoder.drops_spaces else prompt
 
 
 def _verbatim_response(style: ChatFormat, prompt: str, response: str) -> Text:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.system.hub import NotAtHand
 
 # Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
@@ -168,7 +168,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, ImportError) as error:
         kind = UserError if Path(folder).exists() else NotAtHand
-        raise kind(f"tokenizer {folder}: {' '.join(str(error).split())}") from None
+        raise kind(f"tokenizer {folder}: {one_line(error)}") from None
     _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
     return tokenizer
 

@@ -42,6 +42,7 @@ from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights import hugging_face
 
@@ -248,11 +249,6 @@ def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes one JSON object."""
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes one JSON line per row."""
     path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
@@ -273,4 +269,4 @@ def command(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, sys.argv[1:]))
+    sys.exit(run_command(command, sys.argv[1:], resumes=False))

@@ -181,9 +181,9 @@ class _Cell:
             seconds: the time that this process trained it.
         """
         summary, took = self.directory.summary or {}, _clock(seconds)
-        if summary["divergence"]:
+        if summary.get("divergence"):
             return f"diverged after {took}, at step {summary['divergence']['step']}"
-        best, metric = summary["best"], summary["best_metric"]
+        best, metric = summary.get("best"), summary.get("best_metric")
         if best is None:
             return f"done in {took}"
         return f"done in {took}, best {metric} {best[metric]:.4g} at step {best['step']}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import jax
-
 from tddpo_jax.models.tensor_table import parameter_count
+from tddpo_jax.placement.shardings import bytes_of_device
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.console import Screen
+from tddpo_jax.system.devices import GIB
 from tddpo_jax.training.prepare import Experiment
 from tddpo_jax.training.step_order import make_order
 
@@ -40,7 +40,7 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         f"{order.steps_per_epoch} per epoch; micro-batches of {rows} tokens"
     )
     mesh = " x ".join(f"{name} {size}" for name, size in shared.mesh.shape.items())
-    screen.say(f"devices  mesh {mesh}; {_state_bytes(experiment) / 2**30:.2f} GiB of state on each")
+    screen.say(f"devices  mesh {mesh}; {_state_bytes(experiment) / GIB:.3g} GiB of state on each")
     if cells > 1:
         screen.say(f"cells    {cells} to train")
     every = config.train.eval_every
@@ -51,12 +51,10 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         )
 
 
-def _state_bytes(experiment: Experiment) -> float:
+def _state_bytes(experiment: Experiment) -> int:
     """Bytes per device of the weights, Adam's two moments and the gradient sums."""
-    policy, mesh = experiment.policy, experiment.shared.mesh
-    trainable = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.loaded))
-    frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(policy.frozen))
-    return (4 * trainable + frozen) / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    policy = experiment.policy
+    return 4 * bytes_of_device(policy.loaded) + bytes_of_device(policy.frozen)
 
 
 def describe_result(directory: RunDirectory, screen: Screen) -> None:

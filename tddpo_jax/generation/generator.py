@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from tddpo_jax.adapters.adapter_set import AdapterSet, adapter_set, copied
-from tddpo_jax.adapters.peft_files import base_dtype, load_adapter
+from tddpo_jax.adapters.adapter_set import AdapterSet, adapter_set
+from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.data.templates import chat_format, encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
@@ -106,6 +107,8 @@ class Generator:
         devices = make_mesh(mesh)
         compute = compute_dtype(dtype)
         adapters = [found.adapter for found in files]
+        if len({has_quantized_base(adapter) for adapter in adapters}) > 1:
+            raise UserError("model.path: some of the adapters need a base in NF4, others do not")
         stored = base_dtype(files[0].base, adapters, compute)
         base = hugging_face.load(files[0].base, devices, stored)
         models = [_with_adapter(base, adapter, devices) for adapter in adapters]
@@ -202,7 +205,7 @@ def generate_text(
 
 
 def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
-    model = copied(base)
+    model = nnx.clone(base)
     if folder is not None:
         load_adapter(model, folder, mesh)
     return model

@@ -7,10 +7,10 @@ Notation, per pair (all in nats, sums over the response's tokens, end-of-turn in
     -log sigmoid(x) = softplus(-x)               how it is computed: no overflow, no log of zero
 
 Every loss takes `pairs: PairLogps` and, by keyword, the settings it reads, and returns values of
-shape [P] in the dtype of `pairs`. The mean over pairs (for `sft`: over tokens) is the caller's.
-Settings may be traced, so one compiled step serves every beta, tau and label smoothing. Names and
-meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ and why. The rows at
-the end of the file declare each loss and its settings to everything else.
+shape [P] in the dtype of `pairs`. The caller takes the mean, over pairs or over tokens as the
+loss's row says. Settings may be traced, so one compiled step serves every beta, tau and label
+smoothing. Names and meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ
+and why. The rows at the end of the file declare each loss and its settings to everything else.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tddpo_jax.losses.pair_logps import (
     chosen_log_ratio,
     log_ratios,
     per_token,
+    scaled_log_ratios,
     scaled_margin,
 )
 
@@ -199,10 +200,8 @@ def nca_pair(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards" (2024),
         arXiv 2402.05369, section 4.1.
     """
-    chosen, rejected = log_ratios(pairs)
-    return (
-        softplus(-beta * chosen) + 0.5 * softplus(beta * chosen) + 0.5 * softplus(beta * rejected)
-    )
+    chosen, rejected = scaled_log_ratios(pairs, beta=beta)
+    return softplus(-chosen) + 0.5 * softplus(chosen) + 0.5 * softplus(rejected)
 
 
 def bco_pair(pairs: PairLogps, *, beta: Scalar) -> PerPair:
@@ -221,8 +220,8 @@ def bco_pair(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         Jung et al., "Binary Classifier Optimization for Large Language Model Alignment" (2024),
         arXiv 2404.04656, section 4.
     """
-    chosen, rejected = log_ratios(pairs)
-    return softplus(-beta * chosen) + softplus(beta * rejected)
+    chosen, rejected = scaled_log_ratios(pairs, beta=beta)
+    return softplus(-chosen) + softplus(rejected)
 
 
 def sppo_hard(pairs: PairLogps, *, beta: Scalar) -> PerPair:
@@ -259,8 +258,8 @@ def apo_zero(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions" (2024),
         arXiv 2408.06266, eq. 7.
     """
-    chosen, rejected = log_ratios(pairs)
-    return sigmoid(-beta * chosen) + sigmoid(beta * rejected)
+    chosen, rejected = scaled_log_ratios(pairs, beta=beta)
+    return sigmoid(-chosen) + sigmoid(rejected)
 
 
 def apo_down(pairs: PairLogps, *, beta: Scalar) -> PerPair:
@@ -276,8 +275,8 @@ def apo_down(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     References:
         D'Oosterlinck et al. (2024), arXiv 2408.06266, eq. 8.
     """
-    chosen, _ = log_ratios(pairs)
-    return sigmoid(beta * chosen) + sigmoid(-scaled_margin(pairs, beta))
+    chosen, _ = scaled_log_ratios(pairs, beta=beta)
+    return sigmoid(chosen) + sigmoid(-scaled_margin(pairs, beta))
 
 
 def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:

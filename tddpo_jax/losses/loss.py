@@ -108,5 +108,5 @@ def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
 BETA = Setting(
     default=0.05,
     at_least=0.0,
-    help="weight of the KL term (td_dpo), scale of the log-ratios (the others)",
+    help="weight of the KL term if the loss has one, else scale of the log-ratios",
 )

@@ -86,7 +86,7 @@ class Objective:
         return _switch(functions, which, pairs, scalars)
 
     def metrics(self, which: Which, pairs: PairLogps, scalars: Scalars) -> dict[str, PerPair]:
-        """Every one of `PAIR_METRICS` for each pair; arguments as for `values`."""
+        """Every metric of each example, named as in `pair_metrics`; arguments as for `values`."""
         rewards = self.rewards(which, pairs, scalars)
         return pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
 

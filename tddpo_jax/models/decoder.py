@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tddpo_jax.models.architecture import DecoderConfig, stacks
+from tddpo_jax.models.architecture import DecoderConfig, Stack, stacks
 from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import AttentionShape, View
 from tddpo_jax.models.linear import Linear
 from tddpo_jax.models.tensor_table import linear_parameters
 
@@ -138,8 +138,8 @@ class Decoder(nnx.Module):
         Args:
             tokens: token ids.
             positions: rotary position of each token.
-            attend: takes the layer's `Where`, queries, keys, values and the layer's settings, and
-                gives attention's output and what to keep.
+            attend: takes the layer's `Where`, queries, keys, values and, by keyword, the layer's
+                window and scale. It gives attention's output and what to keep.
             dtype: as for `__call__`.
             embed: as for `__call__`.
             remat: as for `__call__`.
@@ -153,17 +153,26 @@ class Decoder(nnx.Module):
         angles = self.config.angles(positions)
 
         def layer(
-            stack: int, x: Array, block: Any, place: Array, key: PRNGKeyArray | None
+            stack: int,
+            shape: AttentionShape,
+            x: Array,
+            block: Any,
+            place: Array,
+            key: PRNGKeyArray | None,
         ) -> tuple[Array, Any]:
-            x, kept = block(x, angles, functools.partial(attend, Where(stack, place)), key)
+            where = Where(stack, place)
+            own = functools.partial(attend, where, window=shape.window, scale=shape.scale)
+            x, kept = block(x, angles, own, key)
             return constrain(x), kept
 
-        def period(first: int, x: Array, one: tuple[Any, Array, Any]) -> tuple[Array, Any]:
+        def period(
+            segment: list[Stack], first: int, x: Array, one: tuple[Any, Array, Any]
+        ) -> tuple[Array, Any]:
             blocks, place, keys = one
             kept = []
-            for number, (block, key) in enumerate(zip(blocks, keys, strict=True)):
-                run = _rematerialised(functools.partial(layer, first + number), remat)
-                x, keep = run(x, block, place, key)
+            for number, stack in enumerate(segment):
+                run = functools.partial(layer, first + number, stack.layer.attention)
+                x, keep = _rematerialised(run, remat)(x, blocks[number], place, keys[number])
                 kept.append(keep)
             return x, tuple(kept)
 
@@ -181,7 +190,7 @@ class Decoder(nnx.Module):
             )
             places = jnp.arange(len(segment[0].numbers))
             x, of_segment = jax.lax.scan(
-                functools.partial(period, len(kept)), x, (blocks, places, keys)
+                functools.partial(period, segment, len(kept)), x, (blocks, places, keys)
             )
             kept += of_segment
         return x, kept
@@ -194,8 +203,3 @@ def linear_layers(model: Decoder) -> dict[str, Linear]:
         path: functools.reduce(getattr, path.split("."), model) for path in paths
     }
     return found
-
-
-def count_parameters(model: Decoder) -> int:
-    """Number of weights of a model, which may also come from `jax.eval_shape`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

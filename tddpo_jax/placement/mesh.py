@@ -68,6 +68,6 @@ def _check_divides(
         raise UserError(f"mesh.{axes}: {devices} does not divide the model's {dimension}, {size}")
 
 
-def row_devices(mesh: Mesh) -> int:
+def row_devices(mesh: Mesh | AbstractMesh) -> int:
     """Number of devices over which the rows of a batch are spread."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -6,6 +6,7 @@ each layer's heads and features. The rows of a batch are spread over `data` and 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -68,26 +69,6 @@ def parameter_specs(config: DecoderConfig) -> dict[str, PartitionSpec]:
     }
 
 
-def parameter_shardings(params: Any, config: DecoderConfig, mesh: Mesh) -> Any:
-    """The sharding of every parameter.
-
-    Args:
-        params: a tree of parameters, an nnx.State or a plain mapping.
-        config: the model's shape.
-        mesh: the devices.
-
-    Returns:
-        A tree like `params`.
-
-    Raises:
-        KeyError: the model's table does not know a parameter.
-    """
-    specs = parameter_specs(config)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: NamedSharding(mesh, specs[path_name(path)]), params
-    )
-
-
 def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Any:
     """The sharding of every leaf of a training state.
 
@@ -114,6 +95,29 @@ def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) 
         return NamedSharding(mesh, PartitionSpec() if is_count else specs[".".join(keys)])
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def on(tree: Any, shardings: Any) -> Any:
+    """Gives every shape of a tree the sharding at the same place of the other tree."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        shardings,
+    )
+
+
+def bytes_of_device(tree: Any) -> int:
+    """Bytes of a tree of arrays, or shapes with shardings, on each device.
+
+    A number in four bits counts as half a byte.
+    """
+
+    def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
+        assert leaf.sharding is not None
+        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
+
+    return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def path_name(path: Any) -> str:

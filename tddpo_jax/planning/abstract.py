@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,13 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh
-from tddpo_jax.placement.shardings import parameter_specs, path_name, row_sharding, tree_shardings
+from tddpo_jax.placement.shardings import (
+    on,
+    parameter_specs,
+    path_name,
+    row_sharding,
+    tree_shardings,
+)
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
 from tddpo_jax.training.step import Program, StepSetting, make_program
@@ -82,29 +87,6 @@ def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | Abstrac
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, weights)
-
-
-def on(tree: Any, shardings: Any) -> Any:
-    """Gives every shape of a tree the sharding at the same place of the other tree."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        shardings,
-    )
-
-
-def bytes_of_device(tree: Any) -> int:
-    """Bytes of a tree of arrays, or shapes with shardings, on each device.
-
-    A number in four bits counts as half a byte.
-    """
-
-    def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
-        assert leaf.sharding is not None
-        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
-
-    return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def abstract_step(

@@ -27,9 +27,10 @@ from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS
-from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import make_mesh
-from tddpo_jax.planning.abstract import Step, abstract_step, bytes_of_device
+from tddpo_jax.placement.shardings import bytes_of_device
+from tddpo_jax.planning.abstract import Step, abstract_step
+from tddpo_jax.planning.memory import planned_dtype
 from tddpo_jax.system.devices import DEVICES, Device, target_config
 from tddpo_jax.system.xla_flags import flags_left_to_us
 from tddpo_jax.weights.hugging_face import read_config
@@ -189,7 +190,7 @@ def main() -> None:
     else:
         devices, attention = gpus(DEVICES[job["device"]], job["devices"]), job["attention"]
     config = resolve(job["config"])
-    dtype = compute_dtype(config.model.dtype, on_cpu=False)
+    dtype = planned_dtype(config)
     widths = tuple((width, count) for width, count in job["shape"].pop("causal_rows"))
     shape = Shape(**job["shape"], causal_rows=widths if attention in KERNELS else ())
     mesh = make_mesh(config.mesh, devices)

@@ -14,8 +14,9 @@ from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
 from tddpo_jax.models.flops import layer_matmul_parameters
 from tddpo_jax.placement.computation import compute_dtype
-from tddpo_jax.placement.shardings import tree_shardings
-from tddpo_jax.planning.abstract import abstract_weights, bytes_of_device, on, placed
+from tddpo_jax.placement.mesh import row_devices
+from tddpo_jax.placement.shardings import bytes_of_device, on, tree_shardings
+from tddpo_jax.planning.abstract import abstract_weights, placed
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.optimizer import make_optimizer
 
@@ -72,12 +73,12 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
     Returns:
         The bytes by purpose.
     """
-    sizes, mesh = config.mesh.model_dump(), abstract_mesh(config.mesh)
+    mesh = abstract_mesh(config.mesh)
     _, *weights = abstract_weights(config, model, planned_dtype(config))
     trained, frozen = (placed(part, model, mesh) for part in weights)
     moments = jax.eval_shape(make_optimizer(config.train, model).init, trained)
     trained_bytes = bytes_of_device(trained)
-    tokens = shape.rows * shape.length // (sizes["data"] * sizes["fsdp"])
+    tokens = shape.rows * shape.length // row_devices(mesh)
     full = config.train.mode == "full"
     # A population's gradients are not added to the sums in place, so they need memory of their own.
     gradients = members * trained_bytes if members > 1 else 0
@@ -165,7 +166,6 @@ def longest_row(
         room: bytes of one device that the run may use.
         members: number of policies that train in one program.
     """
-    fixed = arithmetic(config, model, dataclasses.replace(shape, length=0), members).peak
-    longer = dataclasses.replace(shape, length=ROW_STEP)
-    step = arithmetic(config, model, longer, members).peak - fixed
-    return max(0, (room - fixed) // step) * ROW_STEP
+    longer = arithmetic(config, model, dataclasses.replace(shape, length=ROW_STEP), members)
+    fixed = longer.peak - longer.activations
+    return max(0, (room - fixed) // longer.activations) * ROW_STEP

@@ -21,7 +21,7 @@ from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.models.attention.kernels import check_shape
 from tddpo_jax.placement.computation import attention_implementation
-from tddpo_jax.placement.mesh import check_mesh
+from tddpo_jax.placement.mesh import check_mesh, row_devices
 from tddpo_jax.planning import compiler
 from tddpo_jax.planning.abstract import abstract_weights
 from tddpo_jax.planning.compiler import Report, hosts_of
@@ -110,10 +110,11 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})
     hosts_of(math.prod(sizes.values()))
-    check_mesh(abstract_mesh(config.mesh), model)
+    mesh = abstract_mesh(config.mesh)
+    check_mesh(mesh, model)
     dataset, lengths = dataset_or_stated(config, model)
     check_loss(config, dataset)
-    shapes = micro_batch_shapes(config, sizes["data"] * sizes["fsdp"], dataset, attention)
+    shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
     memory = arithmetic(config, model, shapes[0], members)
     # A run that cannot fit is not compiled, because compiling may take more memory than this

@@ -7,7 +7,6 @@ they share.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ from tddpo_jax.runs.run_directory import (
     is_free,
 )
 from tddpo_jax.system.agreement import agree
-from tddpo_jax.system.atomic import write_text
+from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.json_files import Content, read_as
 
 
@@ -122,4 +121,4 @@ def _record(configs: Sequence[Config]) -> None:
         earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
         cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
         grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
-        write_text(file, json.dumps(grid, indent=2) + "\n")
+        write_json(file, grid)

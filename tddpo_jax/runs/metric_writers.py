@@ -16,12 +16,11 @@ from tddpo_jax.system.agreement import first_only, is_first
 class Writer:
     """Writes every record of one run to all its places; only the first host writes."""
 
-    def __init__(self, directory: RunDirectory, config: Config, first_step: int) -> None:
+    def __init__(self, directory: RunDirectory, first_step: int) -> None:
         """Opens the event files, and fills them with the records that a resumed run keeps.
 
         Args:
             directory: the run's directory.
-            config: the run's settings.
             first_step: the step at which training starts or resumes.
 
         Raises:
@@ -41,8 +40,8 @@ class Writer:
         for record in directory.records():
             if record["step"] >= first_step:
                 self._chart(record)
-        if config.train.wandb:
-            self._wandb = _wandb_run(directory, config)
+        if directory.config.train.wandb:
+            self._wandb = _wandb_run(directory)
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -82,10 +81,10 @@ def _import_wandb() -> Any:
     return wandb
 
 
-def _wandb_run(directory: RunDirectory, config: Config) -> Any:
+def _wandb_run(directory: RunDirectory) -> Any:
     return _import_wandb().init(
         dir=directory.path,
         id=directory.path.name,
         resume="allow",
-        config=config.model_dump(mode="json"),
+        config=directory.config.model_dump(mode="json"),
     )

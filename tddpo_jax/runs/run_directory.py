@@ -28,7 +28,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.system.agreement import agree, first_only
-from tddpo_jax.system.atomic import PARTIAL, recover, write_text
+from tddpo_jax.system.atomic import PARTIAL, recover, write_json, write_text
 from tddpo_jax.system.json_files import Content, read_as
 
 LOCK_FILE = "claim.lock"  # of `locks.py`
@@ -160,7 +160,7 @@ class RunDirectory:
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
         write_text(self.path / "config.yaml", text)
-        write_text(self.path / "run.json", json.dumps(facts, indent=2) + "\n")
+        write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
 
     def _check_contents(self, facts: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ class RunDirectory:
     @first_only
     def diverge(self, facts: dict[str, Any]) -> None:
         """Writes `divergence.json`."""
-        write_text(self.path / "divergence.json", json.dumps(facts, indent=2) + "\n")
+        write_json(self.path / "divergence.json", facts)
 
     @first_only
     def rewind(self, step: int) -> None:
@@ -225,7 +225,7 @@ class RunDirectory:
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""
-        write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(self.path / "summary.json", summary)
 
 
 def identity(settings: dict[str, Any]) -> dict[str, Any]:

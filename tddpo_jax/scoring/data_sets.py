@@ -26,10 +26,10 @@ from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding, rows_here
 from tddpo_jax.scoring.forward import hidden_states
 
-GROUP_EXAMPLES = 1024  # number of examples that are packed together
+GROUP_EXAMPLES = 1024  # number of examples that one call packs
 IN_FLIGHT = 2  # number of micro-batches that the host may be ahead of the device
 # Shapes of micro-batches are chosen as for training steps with this number of examples.
-EXAMPLES_PACKED_TOGETHER = 128
+EXAMPLES_OF_A_STEP = 128
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -141,7 +141,7 @@ def example_log_probs(
 
     shapes = choose_shapes(
         examples,
-        EXAMPLES_PACKED_TOGETHER,
+        EXAMPLES_OF_A_STEP,
         rows=row_devices(mesh),
         causal_rows=how.attention in KERNELS,
     )

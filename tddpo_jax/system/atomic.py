@@ -12,11 +12,12 @@ nothing waits for the disk.
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 # A file or folder with this suffix was never whole and can be deleted.
 PARTIAL = ".partial"
@@ -44,6 +45,11 @@ def write_text(path: Path, text: str) -> None:
     """Replaces the content of the file at `path` by this text in UTF-8."""
     with write_file(path) as stream:
         stream.write(text.encode())
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces the content of the file at `path` by this JSON object."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tddpo_jax.config.schema import HostsConfig
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.system.agreement import whose
 
 # The environment variable in which each launcher gives the number of tasks. Kubernetes is missing
@@ -163,7 +163,7 @@ def leave(error: BaseException, status: int | None) -> NoReturn:
     import jax
 
     if status is None:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if isinstance(error, jax.errors.JaxRuntimeError) and SAYS_LOST.search(reason):
             reason = f"another host was lost, see its log ({reason})"
         else:

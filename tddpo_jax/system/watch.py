@@ -22,6 +22,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from tddpo_jax.errors import UserError
+
 # This environment variable holds the pipe's end for the child and the parent's process id.
 VARIABLE = "TDDPO_WATCHED_BY"
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -37,9 +39,15 @@ def run_watched(arguments: Sequence[str]) -> int:
     Returns:
         The child's exit status. If the child was aborted, 1, after a line that explains why. If
         another signal ended the child, the same signal ends this process.
+
+    Raises:
+        UserError: the command line of this process does not end with these arguments.
     """
     rest = len(sys.orig_argv) - len(arguments)
-    assert sys.orig_argv[rest:] == list(arguments), "these are not the arguments of this process"
+    if sys.orig_argv[rest:] != list(arguments):
+        raise UserError(
+            "hosts: a job of several hosts needs the arguments of this process, sys.argv[1:]"
+        )
     # An abort is expected here. A core dump would write the memory of a whole model for nothing.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     reading, writing = os.pipe()

@@ -72,7 +72,7 @@ def train(
         directory.rewind(first_step)
     was_diverged = agree(lambda: [directory.divergence is not None for directory in directories])
     members = [
-        Member(config, directory, Writer(directory, config, first_step), diverged)
+        Member(config, directory, Writer(directory, first_step), diverged)
         for config, directory, diverged in zip(configs, directories, was_diverged, strict=True)
     ]
     population = Population(experiment, members, order, screen)

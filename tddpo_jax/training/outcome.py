@@ -120,15 +120,16 @@ def _summarise(run: Member, steps: int) -> dict[str, Any]:
     records = run.directory.records()
     metric = best_metric(run.config.train.best_metric, records)
     tested = [record for record in records if "eval_loss" in record]
+    divergence = run.directory.divergence
     exported = (run.directory.path / "best").exists()
     summary = {
         "state": "diverged" if run.diverged else "finished",
-        "steps": run.directory.divergence["step"] if run.directory.divergence else steps,
+        "steps": divergence["step"] if divergence else steps,
         "best_metric": metric,
         "best": best_record(tested, metric),
         "first": tested[0] if tested else None,
         "last": tested[-1] if tested else None,
-        "divergence": run.directory.divergence,
+        "divergence": divergence,
         "export": "best" if exported else None,
     }
     run.directory.finish(summary)

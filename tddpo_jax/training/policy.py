@@ -55,8 +55,7 @@ class Policy:
         loaded = self.take()
         if loaded is not None:
             return loaded
-        model = load_model(self.shared.files, mesh, jnp.float32)
-        return split_model(model, nnx.Param)[1]
+        return _load(config, self.shared.files, mesh, self.shared.how.dtype)[1]
 
     def model(self, trainable: nnx.State) -> Decoder:
         """The model with these trained parameters."""

@@ -103,5 +103,5 @@ def _reference(
         # The next two change the last digits. The validation at step 0 should equal the reference
         # exactly.
         micro_batches=[dataclasses.asdict(shape) for shape in shared.shapes],
-        attention=shared.config.model.attention,
+        attention=shared.how.attention,
     )

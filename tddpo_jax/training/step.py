@@ -34,6 +34,7 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
     head_sharding,
+    on,
     replicated,
     tree_shardings,
 )
@@ -139,7 +140,7 @@ def loss_and_metrics(
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-    """Every metric as a mean over all given examples; the loss of `sft` is a mean over tokens."""
+    """Every metric as a mean over all given examples; the loss as its row in the catalogue says."""
     count = jnp.float32(pairs.logp_chosen.shape[0])
     sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
     totals = Totals(count, jnp.sum(pairs.length_chosen))
@@ -250,7 +251,6 @@ class Program:
     log_probs: Callable[[nnx.State, Frozen, Batch], tuple[Array, Array]]
     log_probs_of_one: Callable[[nnx.State, Frozen, Batch], tuple[Array, Array]]
     summary: Callable[[Knobs, PairLogps], dict[str, Array]]
-    members: int
     member_state: TrainState
 
 
@@ -316,12 +316,7 @@ def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> 
         log_probs=log_probs_alone if members == 1 else log_probs_of_all,
         log_probs_of_one=log_probs_alone,
         summary=jax.jit(jax.vmap(bound(summary)), out_shardings=whole),
-        members=members,
-        member_state=jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            member_state,
-            tree_shardings(member_state, setting.model, mesh),
-        ),
+        member_state=on(member_state, tree_shardings(member_state, setting.model, mesh)),
     )
 
 

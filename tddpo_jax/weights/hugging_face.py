@@ -82,7 +82,7 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     check_mesh(mesh, config)
     files = weight_files(folder)
     expected = hub_tensors(config.parameters)
-    _check_names(folder, files, config)
+    _check_names(folder, files, expected, config)
     arrays: dict[str, jax.Array] = {}
     for name, stored in stored_tensors(files):
         if name not in expected:
@@ -152,8 +152,9 @@ def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
 
 
-def _check_names(folder: Path, files: dict[str, Path], config: DecoderConfig) -> None:
-    expected = hub_tensors(config.parameters)
+def _check_names(
+    folder: Path, files: dict[str, Path], expected: Shard, config: DecoderConfig
+) -> None:
     for name in expected:
         if name not in files:
             raise UserError(f"{folder}: tensor {name} is missing")
@@ -164,15 +165,15 @@ def _check_names(folder: Path, files: dict[str, Path], config: DecoderConfig) ->
 
 
 def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Tensor]) -> None:
-    """Refuses a checkpoint whose second copy of a tensor, such as a tied head, is different."""
+    """Refuses a checkpoint in which the second copy of a tensor differs from the first."""
     for tensor in repeated:
         pair = []
         for name in (str(tensor.repeated_as), tensor.hub_name):
             with safe_open(files[name], "np") as tensors:
                 pair.append(tensors.get_tensor(name))
         if not np.array_equal(*pair):
-            problem = f"but {tensor.repeated_as} differs from the embedding"
-            raise UserError(f"{folder}: tie_word_embeddings is true, {problem}")
+            problem = f"{tensor.repeated_as} must repeat {tensor.hub_name}, but differs from it"
+            raise UserError(f"{folder}: {problem}")
 
 
 def export(
@@ -193,18 +194,20 @@ def export(
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
     shards = _shards(arrays, hub_tensors(model.config.parameters), dtype)
+    files = [WEIGHT_FILES[0]]
+    if len(shards) > 1:
+        of = f"of-{len(shards):05d}.safetensors"
+        files = [f"model-{number:05d}-{of}" for number in range(1, len(shards) + 1)]
     with replace_folder(output) if is_first() else contextlib.nullcontext() as folder:
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
-        for number, shard in enumerate(shards):
-            file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-            file = file if len(shards) > 1 else WEIGHT_FILES[0]
+        for file, shard in zip(files, shards, strict=True):
             path = Path(os.devnull) if folder is None else folder / file
             # All hosts take part in gathering each tensor, in the same order.
             _write_shard(path, shard, arrays, dtype)
         if folder is not None and len(shards) > 1:
-            _write_index(folder / WEIGHT_FILES[1], shards, arrays, dtype)
+            _write_index(folder / WEIGHT_FILES[1], files, shards, arrays, dtype)
 
 
 def companion_files(source: Path) -> list[Path]:
@@ -267,13 +270,10 @@ def _shards(arrays: dict[str, jax.Array], tensors: Shard, dtype: Any) -> list[Sh
     return shards
 
 
-def _write_index(path: Path, shards: list[Shard], arrays: dict[str, jax.Array], dtype: Any) -> None:
-    count = len(shards)
-    weight_map = {
-        name: f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        for number, shard in enumerate(shards)
-        for name in shard
-    }
+def _write_index(
+    path: Path, files: list[str], shards: list[Shard], arrays: dict[str, jax.Array], dtype: Any
+) -> None:
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     total = sum(_bytes(_spec(arrays, *of, dtype)) for shard in shards for of in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     path.write_text(json.dumps(index, indent=2) + "\n")

@@ -6,7 +6,6 @@ means its `best/`), or a hub id `owner/name`.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,13 +173,11 @@ def model_folder(path: str) -> Path:
         return KNOWN_SHAPES[path]
     if is_local(path):
         return resolve(path).base
-    folder = Path(tempfile.mkdtemp(prefix="tddpo-plan-"))
     try:
-        huggingface_hub.hf_hub_download(path, "config.json", local_dir=folder)
+        return Path(huggingface_hub.hf_hub_download(path, "config.json")).parent
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"model.path: {path}: fetching config.json failed: {reason}") from None
-    return folder
 
 
 def is_local(path: str) -> bool:

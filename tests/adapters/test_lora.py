@@ -14,7 +14,7 @@ from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
-from tddpo_jax.placement.shardings import parameter_shardings, path_name
+from tddpo_jax.placement.shardings import path_name, tree_shardings
 
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)
 CONFIG = LoraConfig(rank=3, alpha=7.0)
@@ -300,7 +300,7 @@ def test_a_quantised_model_has_shapes_without_arrays():
 
 def quantized_on(mesh, **changes):
     model = tiny_models.llama(**{**QUANTIZED, **changes})
-    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
+    model = jax.device_put(model, tree_shardings(model, model.config, mesh))
     quantize(model)
     return model
 

@@ -6,6 +6,7 @@ import pytest
 from tiny_rows import as_lists, assistant, load, user
 from tiny_tokenizers import sentencepiece
 
+from tddpo_jax.data.messages import KEYS
 from tddpo_jax.data.templates import chat_example, chat_format, encode_examples
 
 HEADING = "{{ '<' + m.role + '>' }}"
@@ -140,3 +141,13 @@ def test_a_template_that_fails_in_python_makes_a_reason(tmp_path):
     adds = WORDS.replace("m.content", "m.content + (m.tool_calls or '')")
     (reason,) = reasons(tmp_path, adds, WEATHER)
     assert reason.startswith("template: can only concatenate str")
+
+
+def test_the_first_key_that_is_left_out_gives_the_reason(tmp_path):
+    """The reason is part of the content hash. So it must not depend on the order of a set."""
+    keys = [key for key in KEYS if "think" in key or "reason" in key or key == "name"]
+    while keys:
+        answer = {**assistant("c"), **dict.fromkeys(reversed(keys), "since d")}
+        row = {**QUESTION, "chosen": [answer], "rejected": [assistant("d")]}
+        (reason,) = reasons(tmp_path, WORDS, row)
+        assert reason == f"{keys.pop(0)!r} of a message"

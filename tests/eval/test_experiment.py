@@ -6,26 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_grid import experiment_cells, write_grid
+from synthetic_grid import NAMES, SMALL, write_grid, write_small_grid
 
 from eval.experiment import Point, read_experiment
-from tddpo_jax.config.cells import cell_name
-
-SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
-NAMES = [cell_name(cell) for cell in SMALL]
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cells") / "grid"
-    return write_grid(
-        folder,
-        SMALL,
-        pairs=30,
-        diverged={NAMES[0]: 12, NAMES[1]: 3},
-        unfinished=[NAMES[2]],
-        missing=[NAMES[3]],
-    )
+    return write_small_grid(tmp_path_factory.mktemp("cells") / "grid")
 
 
 def test_states_points_and_order(grid: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -346,6 +347,17 @@ def test_adapter_folders_and_run_directories_are_models(folder, tmp_path):
     ):
         assert Generator.from_path(str(path)).generate([prompt], [settings], [(0,)]) == [answer]
     assert len({answer.text for answer in found}) == 3
+
+
+def test_adapters_that_need_different_forms_of_the_base_are_refused(folder, tmp_path):
+    """The base serves all of them, and it is either in four bits or not."""
+    adapter = adapted(tiny_models.load(folder), 1, rank=2, targets=("q_proj",))
+    export_adapter(adapter, tmp_path / "plain", str(folder))
+    shutil.copytree(tmp_path / "plain", tmp_path / "four")
+    (tmp_path / "four" / "quantized_base.json").write_text("{}\n")
+    for paths in (["plain", "four"], ["four", "plain"]):
+        with pytest.raises(ValueError, match=r"model\.path: .* need a base in NF4, others do not"):
+            Generator.from_path([str(tmp_path / path) for path in paths])
 
 
 def test_adapters_of_different_bases_are_refused(folder, tmp_path):

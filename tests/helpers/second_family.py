@@ -30,13 +30,14 @@ from tddpo_jax.models.rope import rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, Tensor, Transform, hub_tensors, parameter
 
 NAMES = ("ask", "know", "tell", "mix", "grow", "shrink")
+STORED_AS = {"mix": "blend"}  # our name of a layer, and the checkpoint's where it differs
 TURNED = Transform(np.transpose, np.transpose)
 BLOCK_TENSORS = (
     Tensor("zebra.{}.norm", "norm.weight", ("width",), "norm"),
     Tensor("zebra.{}.ask.weight", "ask.weight", ("queries", "width"), "linear"),
     Tensor("zebra.{}.know.weight", "know.weight", ("keys", "width"), "linear"),
     Tensor("zebra.{}.tell.weight", "tell.weight", ("values", "width"), "linear", TURNED),
-    Tensor("zebra.{}.mix.weight", "mix.weight", ("width", "attended"), "linear"),
+    Tensor("zebra.{}.blend.weight", "mix.weight", ("width", "attended"), "linear"),
     Tensor("zebra.{}.grow.weight", "grow.weight", ("feed_forward", "width"), "linear"),
     Tensor("zebra.{}.shrink.weight", "shrink.weight", ("width", "feed_forward"), "linear"),
 )
@@ -130,8 +131,7 @@ class ZebraBlock(nnx.Module):
                 (self.tell, keys[2], self.shape.key_value_heads),
             )
         )
-        settings = {"window": self.shape.window, "scale": self.shape.scale}
-        mixed, kept = attend(rotate(q, angle), rotate(k, angle), v, **settings)
+        mixed, kept = attend(rotate(q, angle), rotate(k, angle), v)
         out = self.mix(mixed.reshape(*x.shape[:2], -1), keys[3])
         return x + out + self.shrink(jax.nn.gelu(self.grow(normed, keys[4])), keys[5]), kept
 

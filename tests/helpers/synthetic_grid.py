@@ -189,3 +189,19 @@ def write_quality(folder: Path, quality: Callable[[str], float], prompts: int = 
             "scores": scores,
         }
         (cell.folder / "quality.json").write_text(json.dumps(found))
+
+
+SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
+NAMES = [cell_name(cell) for cell in SMALL]
+
+
+def write_small_grid(folder: Path) -> Path:
+    """Writes a grid of eight cells: two diverged, one unfinished, one missing, four finished."""
+    return write_grid(
+        folder,
+        SMALL,
+        pairs=30,
+        diverged={NAMES[0]: 12, NAMES[1]: 3},
+        unfinished=[NAMES[2]],
+        missing=[NAMES[3]],
+    )

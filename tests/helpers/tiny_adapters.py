@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from tddpo_jax.adapters.adapter_set import copied
 from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
 
@@ -23,7 +23,7 @@ def adapted(
     targets: tuple[str, ...] | None = None,
 ) -> Decoder:
     """The base with an adapter whose factors are both random."""
-    model = copied(base)
+    model = nnx.clone(base)
     rng = np.random.default_rng(seed)
     norm: Any = model.norm
     place = norm.weight[...].sharding

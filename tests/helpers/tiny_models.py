@@ -6,16 +6,20 @@ axes are swapped, a weight is forgotten, or a default replaces a setting.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from transformers import LlamaConfig as HuggingFaceConfig
@@ -203,3 +207,23 @@ def random_examples(
         Example(number, ids(prompt), tuple(map(ids, responses)))
         for number, (prompt, *responses) in enumerate(lengths)
     ]
+
+
+def count_parameters(model: Decoder) -> int:
+    """Number of weights of a model, which may also come from `jax.eval_shape`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """No program comes out of the compilation cache.
+
+    JAX remembers whether it uses the cache. `reset_cache` makes it ask again.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()

@@ -1,6 +1,7 @@
 """A second family that only these tests know: everything about a model follows from its table."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import second_family
 import tiny_models
 from flax import nnx
 from qwix import QArray
-from second_family import CONFIG, LOCAL, NAMES, SIZES, WHOLE
+from second_family import CONFIG, LOCAL, NAMES, SIZES, STORED_AS, WHOLE
 from tiny_adapters import adapted
 
 from tddpo_jax.adapters.adapter_set import adapter_set
@@ -24,7 +25,7 @@ from tddpo_jax.generation.batching import cached_numbers, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
 from tddpo_jax.models import families
-from tddpo_jax.models.decoder import Decoder, count_parameters, linear_layers
+from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.flops import matmul_parameters, useful_flops
 from tddpo_jax.models.tensor_table import hub_tensors, linear_parameters, parameter_count
 from tddpo_jax.placement.computation import Computation
@@ -75,7 +76,7 @@ def test_the_table_is_the_model():
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(abstract, nnx.Param))
     made = {path_name(path): leaf.shape for path, leaf in leaves}
     assert made == {each.path: each.stacked_shape for each in CONFIG.parameters}
-    assert parameter_count(CONFIG.parameters) == count_parameters(abstract)
+    assert parameter_count(CONFIG.parameters) == tiny_models.count_parameters(abstract)
 
 
 def test_an_unknown_family_names_those_that_are_known(folder, monkeypatch):
@@ -91,7 +92,7 @@ def test_the_checkpoint_comes_back_bit_for_bit(folder, model, tmp_path):
         block = getattr(model, stack)
         found = {name: getattr(block, name).weight[...][at] for name in NAMES}
         for name in NAMES:
-            stored = tensors[f"zebra.{number}.{name}.weight"]
+            stored = tensors[f"zebra.{number}.{STORED_AS.get(name, name)}.weight"]
             wanted = stored.T if name == "tell" else stored
             np.testing.assert_array_equal(found[name], wanted)
     hugging_face.export(model, folder, tmp_path / "output")
@@ -113,10 +114,11 @@ def test_the_segments_are_a_loop_over_the_layers(model, remat):
     @jax.jit
     def loop(model):
         angles, x = CONFIG.angles(view.position), model.embed[...][batch.tokens]
-        for stack, at in STACKS:
+        for shape, (stack, at) in zip(KINDS, STACKS, strict=True):
             block = jax.tree.map(lambda leaf, at=at: leaf[at], getattr(model, stack))
 
-            def attend(q, k, v, **settings):
+            def attend(q, k, v, shape=shape):
+                settings = {"window": shape.window, "scale": shape.scale}
                 return tiny_models.dense_attention(q, k, v, view, **settings), None
 
             x, _ = block(x, angles, attend)
@@ -200,13 +202,15 @@ def test_adapters_go_to_the_layers_by_their_own_names():
 
 
 def test_adapters_pass_through_pefts_files(model, folder, tmp_path):
-    """Tensors carry the numbers of the checkpoint's layers."""
+    """Tensors carry the names and numbers of the checkpoint's layers."""
     first = adapted(model, 1, rank=3, targets=("mix", "tell"))
     export_adapter(first, tmp_path / "adapter", str(folder))
     tensors = tiny_models.tensors_of(tmp_path / "adapter")
-    name = "base_model.model.zebra.3.mix.lora_A.weight"
+    name = "base_model.model.zebra.3.blend.lora_A.weight"
     np.testing.assert_array_equal(tensors[name], first.layers_0_1.mix.adapter.a[...][1])
     assert len(tensors) == 5 * 2 * 2
+    attributes = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert attributes["target_modules"] == ["blend", "tell"]
     second = tiny_models.load(folder)
     load_adapter(second, tmp_path / "adapter", tiny_models.one_device())
     ours, theirs = (nnx.state(each, nnx.Param) for each in (first, second))

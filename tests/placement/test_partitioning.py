@@ -39,10 +39,9 @@ CASES = [
 
 @pytest.fixture
 def compiled_anew():
-    """No program comes out of the cache, for such a program has no messages."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    """A program that comes out of the cache has no messages."""
+    with tiny_models.compiled_anew():
+        yield
 
 
 @pytest.mark.parametrize(("mode", "sizes"), CASES)

@@ -17,7 +17,6 @@ from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh, make_mesh, row_devices
 from tddpo_jax.placement.shardings import (
-    parameter_shardings,
     parameter_specs,
     path_name,
     place,
@@ -35,7 +34,7 @@ LENGTHS = np.random.default_rng(0).integers(1, 40, (12, 3))
 
 
 def sharded(model, mesh):
-    return jax.device_put(model, parameter_shardings(model, model.config, mesh))
+    return jax.device_put(model, tree_shardings(model, model.config, mesh))
 
 
 def computation(mesh):
@@ -151,7 +150,7 @@ def test_a_parameter_that_the_table_does_not_know_is_an_error():
     model = tiny_models.llama()
     model.bias = nnx.Param(jnp.zeros(3))
     with pytest.raises(KeyError, match="bias"):
-        parameter_shardings(model, model.config, tiny_models.one_device())
+        tree_shardings(model, model.config, tiny_models.one_device())
 
 
 def test_parameters_are_shared_by_the_devices():

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from flax import nnx
 from hlo import Instruction, instructions, work_between
 from places import CONFIGS
@@ -127,12 +128,9 @@ def case(request) -> Case:
     mesh = make_mesh(config.mesh, compiler.gpus(DEVICES["h100-80"], COUNT))
     dtype = jnp.dtype("bfloat16")
     # A program out of a cache gives no account of itself.
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
+    with tiny_models.compiled_anew():
         step = compiler.abstract_step(config, model, mesh, shape, attention, dtype)
         compiled = compiler.compile_step(step)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
     programs = (list(instructions(c.as_text())) for c in (compiled.gradients, compiled.update))
     return Case(request.param, fsdp, attention, model, shape, compiled.report, *programs)
 

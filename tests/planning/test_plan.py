@@ -21,9 +21,9 @@ from tddpo_jax.batches.layout import Shape, stream_length
 from tddpo_jax.config.cells import expand
 from tddpo_jax.config.schema import read_yaml, resolve
 from tddpo_jax.losses.logprobs import CHUNK
-from tddpo_jax.placement.shardings import parameter_shardings, path_name
+from tddpo_jax.placement.shardings import bytes_of_device, path_name, tree_shardings
 from tddpo_jax.planning import compiler, duration, lengths, memory, plan
-from tddpo_jax.planning.abstract import abstract_step, abstract_weights, bytes_of_device, placed
+from tddpo_jax.planning.abstract import abstract_step, abstract_weights, placed
 from tddpo_jax.planning.compiler import hosts_of
 from tddpo_jax.planning.plan_text import as_json, lines
 from tddpo_jax.system import hub
@@ -65,7 +65,7 @@ def test_shapes_lie_where_the_arrays_lie(mode):
     """Expected: a real model, quantised and sharded, leaf by leaf."""
     mesh = tiny_models.mesh_of(1, 4, 2)
     model = tiny_models.llama(**SHAPE)
-    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
+    model = jax.device_put(model, tree_shardings(model, model.config, mesh))
     config = resolve({"train": {"mode": mode}})
     _, trained, frozen = abstract_weights(config, model.config, jnp.float32)
     if mode == "qlora":

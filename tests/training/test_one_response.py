@@ -44,13 +44,19 @@ def test_it_is_the_run_on_pairs_with_the_same_chosen_responses(finished, inputs,
     tiny_runs.run(
         inputs, tmp_path / "pairs", {"loss.name": "sft", "train.best_metric": "eval_loss"}
     )
-    names = {"step", "loss", "rewards/chosen", "logps/chosen", "grad_norm", "learning_rate"}
+    names = {"step", "loss", "rewards/chosen", "logps/chosen", "grad_norm"}
     names |= {f"eval_{name}" for name in names}
     pairs, singles = (
         [{n: v for n, v in line.items() if n in names} for line in tiny_runs.lines(directory)]
         for directory in (tmp_path / "pairs", finished)
     )
     assert len(singles) == len(pairs) == 8 + 5
+    rates = [
+        [line["learning_rate"] for line in tiny_runs.lines(path) if "learning_rate" in line]
+        for path in (tmp_path / "pairs", finished)
+    ]
+    assert len(rates[0]) == 8
+    assert rates[1] == pytest.approx(rates[0], rel=1e-6)
     for found, expected in zip(singles, pairs, strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=3e-5)
     weights = tiny_runs.weights(finished)

@@ -17,7 +17,7 @@ from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh
-from tddpo_jax.placement.shardings import parameter_shardings, row_sharding
+from tddpo_jax.placement.shardings import row_sharding, tree_shardings
 from tddpo_jax.scoring.data_sets import place_batch
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Totals
@@ -46,7 +46,7 @@ def placed(mode, mesh):
     """A model as training has it: quantised where it lies, adapters of which no factor is zero."""
     model = tiny_models.llama(**(SHAPE if mode == "full" else BLOCKS))
     check_mesh(mesh, model.config)
-    model = jax.device_put(model, parameter_shardings(model, model.config, mesh))
+    model = jax.device_put(model, tree_shardings(model, model.config, mesh))
     if mode == "qlora":
         quantize(model)
     return model if mode == "full" else tiny_adapters.adapted(model, 0, rank=3, alpha=1.0)

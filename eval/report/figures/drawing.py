@@ -144,8 +144,8 @@ def beta_axis(axes: Axes, betas: Sequence[float]) -> None:
             axes.get_xticklabels()[place].set_fontweight("bold")
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     """Puts the legend at the bottom, where it covers nothing. It holds each label once."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once.keys(), loc="lower center", ncols=columns, handlelength=3.2)
+    figure.legend(once.values(), once.keys(), loc="lower center", ncols=3, handlelength=3.2)

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from eval.experiment import Experiment, Point
 from eval.report.figures.drawing import EXTREMES, Frame, Picture, panel, picture
+from eval.report.number_formats import NONE
 from eval.report.statistics.score_statistics import Study
 
 FRAME = Frame(left=0.6, right=0.95, bottom=0.45)
@@ -57,7 +58,7 @@ def _lines(experiment: Experiment, study: Study, point: Point) -> list[str]:
     """The lines of a tile: the mean, its interval, how many cells diverged."""
     found = study.estimates.get(point)
     if found is None:
-        return ["no score"] if point in experiment.points else ["–"]
+        return ["no score"] if point in experiment.points else [NONE]
     low, high = (study.show.number(end) for end in found.interval)
     lines = [study.show.number(found.mean), f"{low} to {high}"]
     diverged, ended = experiment.diverged(point)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -13,14 +12,14 @@ from eval.report.statistics.arms import best_settings
 from eval.report.statistics.intervals import Estimate
 from eval.report.statistics.score_statistics import Study
 from eval.report.statistics.verdicts import Claim
-from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
 
 
 def card(analysis: Analysis) -> dict[str, Any]:
     """The card. Infinities and unknown numbers are null."""
     experiment = analysis.experiment
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
-    proposed = "td_dpo" if "td_dpo" in losses else losses[0]
+    proposed = DEFAULT_LOSS if DEFAULT_LOSS in losses else losses[0]
     return {
         "experiment_summary": " ".join([_setup(experiment), *analysis.headlines]),
         "evaluation_metrics": [
@@ -157,12 +156,11 @@ def _claim(claim: Claim) -> dict[str, Any]:
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
-    values = dataclasses.asdict(found)
     return {
-        "mean": _finite(values["mean"]),
-        "interval": _both(values["interval"]),
-        "t_interval_over_seeds": _both(values["over_seeds"]),
-        "seeds": values["seeds"],
+        "mean": _finite(found.mean),
+        "interval": _both(found.interval),
+        "t_interval_over_seeds": _both(found.over_seeds),
+        "seeds": found.seeds,
     }
 
 

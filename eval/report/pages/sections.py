@@ -9,10 +9,11 @@ from eval.experiment import Cell
 from eval.quality.quality_file import quality_of
 from eval.report.analysis import Analysis, Tested
 from eval.report.figures.beta_plots import against_beta, sensitivities
-from eval.report.figures.curves import gradient_norms, learning_curves
-from eval.report.figures.drawing import Picture
+from eval.report.figures.curves import MOST_POINTS, gradient_norms, learning_curves
+from eval.report.figures.drawing import EXTREMES, Picture
 from eval.report.figures.frontier import frontier
 from eval.report.figures.heat_maps import heat_map
+from eval.report.number_formats import beta_or_tau
 from eval.report.pages import comparison_tables, run_tables
 from eval.report.pages.diagnosis import diagnosis_tables
 from eval.report.pages.tables import Table
@@ -48,7 +49,7 @@ def sections_of(analysis: Analysis) -> list[Section]:
         Section(
             "Heat maps",
             "A tile shows the mean over seeds, and below it the 95 % interval with items and seeds "
-            "resampled together. Beta 0.01 and 2.5 are framed.",
+            f"resampled together. Beta {' and '.join(map(beta_or_tau, EXTREMES))} are framed.",
             pictures=_heat_maps(analysis) if analysis.compares else [],
         ),
         Section(
@@ -77,8 +78,8 @@ def sections_of(analysis: Analysis) -> list[Section]:
         ),
         Section(
             "Learning curves",
-            "Each line is a seed, and × marks where a run diverged. Long runs are averaged in 60 "
-            "bins.",
+            "Each line is a seed, and × marks where a run diverged. Long runs are averaged in "
+            f"{MOST_POINTS} bins.",
             pictures=learning_curves(experiment),
         ),
         Section("Gradient norms", pictures=gradient_norms(experiment)),

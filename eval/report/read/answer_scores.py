@@ -18,6 +18,8 @@ from eval.report.read.pair_metrics import halves
 from eval.report.read.scores import MARGINS, Score, note
 from tddpo_jax.errors import UserError
 
+# Name and title of each score.
+MT_BENCH, QUALITY = ("mt_bench", "MT-Bench"), ("quality", "answer quality")
 BY_BASE = "{}: {{}} diverged before there was a best/; the base's score stands for it"
 
 
@@ -79,15 +81,14 @@ def mt_bench_scores(
             {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()},
             first.categories,
             split_seed,
-            name="mt_bench",
-            title="MT-Bench",
+            name=MT_BENCH[0],
+            title=MT_BENCH[1],
             unit="points, 1 to 10",
-            items="questions",
             higher=True,
             margins=MARGINS["mt_bench"],
             decimals=2,
         )
-    ], note(by_base, BY_BASE.format("MT-Bench"))
+    ], note(by_base, BY_BASE.format(MT_BENCH[1]))
 
 
 def _asked(cell: Cell) -> str:
@@ -134,12 +135,11 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
             {name: np.asarray(one["scores"], np.float64) for name, one in found.items()},
             ("prompts",) * len(found[first]["scores"]),
             split_seed,
-            name="quality",
-            title="answer quality",
+            name=QUALITY[0],
+            title=QUALITY[1],
             unit="rule's score, 0 to 1",
-            items="prompts",
             higher=True,
             margins=MARGINS["quality"],
             decimals=3,
         )
-    ], [*notes, *note(by_base, BY_BASE.format("answer quality"))]
+    ], [*notes, *note(by_base, BY_BASE.format(QUALITY[1]))]

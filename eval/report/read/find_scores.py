@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.experiment import Experiment
-from eval.report.read.answer_scores import mt_bench_scores, quality_scores
+from eval.report.read.answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
 from eval.report.read.own_scores import read_own_score
 from eval.report.read.scores import Score, note
 from eval.report.read.validation_scores import VALIDATION, Checkpoints, validation_scores
@@ -21,7 +21,7 @@ CELL_COLUMNS = (
 TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
 # Names that a score of the user's own cannot have.
 TAKEN = {
-    *("mt_bench", "MT-Bench", "quality", "answer quality", "eval_loss"),
+    *(*MT_BENCH, *QUALITY, "eval_loss"),
     *(text for name, title, *_ in VALIDATION for text in (name, title)),
     *CELL_COLUMNS,
     *TRAINING_COLUMNS,

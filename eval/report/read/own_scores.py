@@ -64,7 +64,6 @@ def read_own_score(experiment: Experiment, file: Path, split_seed: int) -> Score
         name=given.name,
         title=given.name,
         unit=given.unit,
-        items="items",
         higher=given.higher_is_better,
         margins=Margins(given.matches, given.beats, f"from {file.name}"),
         decimals=3,

@@ -37,7 +37,6 @@ class Score:
 
     Attributes:
         title, unit: text for people; the unit also labels axes.
-        items: what is resampled, as a plural noun.
         higher: whether more is better.
         margins: the margins of the claims; None if the score is only shown and tests no claim.
         decimals: digits after the point that are worth printing.
@@ -52,7 +51,6 @@ class Score:
     name: str
     title: str
     unit: str
-    items: str
     higher: bool
     margins: Margins | None
     decimals: int

@@ -65,7 +65,6 @@ def validation_scores(
             name=name,
             title=title,
             unit=unit,
-            items="validation pairs",
             higher=higher,
             margins=MARGINS.get(name),
             decimals=decimals,

@@ -25,13 +25,11 @@ class Study:
     """The statistics of one score.
 
     Attributes:
-        with_diverged: whether diverged cells count, with their last finite validation.
         ratios: the sensitivity of a loss with tau over that of a loss without tau.
         show: how the score's numbers are written.
     """
 
     score: Score
-    with_diverged: bool
     resampling: Resampling
     arms: Mapping[Point, Arm]
     estimates: Mapping[Point, Estimate]
@@ -51,7 +49,6 @@ def make_study(
     ratios = {pair: ratio(series[pair[0]], series[pair[1]], drawn) for pair in _pairs(series)}
     return Study(
         score=score,
-        with_diverged=with_diverged,
         resampling=drawn,
         arms=arms,
         estimates={point: estimate(arm, draws) for point, arm in arms.items()},

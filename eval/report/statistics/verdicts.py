@@ -20,7 +20,7 @@ from eval.report.read.scores import Margins
 from eval.report.statistics.arms import Arm
 from eval.report.statistics.intervals import Estimate, difference
 from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.sensitivity import Ratio, Series
+from eval.report.statistics.sensitivity import Series
 from eval.uncertainty import Interval
 
 Verdict = Literal["supported", "not supported", "undecided"]
@@ -54,7 +54,6 @@ class Part:
         numbers: what was found, in words; or the reason why there is no number.
         advantage: the difference of the two arms, positive if the first is better; None if the
             rule compares no arms.
-        ratio: the ratio of the variances; None if the rule compares no variances.
     """
 
     text: str
@@ -62,7 +61,6 @@ class Part:
     verdict: Verdict
     numbers: str
     advantage: Estimate | None = None
-    ratio: Ratio | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,10 +239,10 @@ def _steadier(experiment: Experiment, study: Study, baseline: str) -> Part:
         numbers += f", t over {found.seeds} seeds {RATIO.interval(found.over_seeds)}"
     numbers += f", over {len(found.betas)} betas"
     if found.seeds < 2:
-        return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}", ratio=found)
+        return Part(text, "steadier", "undecided", f"{numbers}; {ONE_SEED}")
     if _is_point(found.span):
-        return Part(text, "steadier", "undecided", f"{numbers}; {NO_SPREAD}", ratio=found)
-    return Part(text, "steadier", judge_ratio(found.span), numbers, ratio=found)
+        return Part(text, "steadier", "undecided", f"{numbers}; {NO_SPREAD}")
+    return Part(text, "steadier", judge_ratio(found.span), numbers)
 
 
 def _why_no_ratio(experiment: Experiment, study: Study, baseline: str) -> str:

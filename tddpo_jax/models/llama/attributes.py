@@ -32,18 +32,7 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a Llama.
-
-    Args:
-        attributes: the content of its `config.json`.
-        path: the path of that file, for error messages.
-
-    Returns:
-        The shape.
-
-    Raises:
-        UserError: an attribute is missing, has an unsupported value, or is unknown.
-    """
+    """The shape of a Llama. `families.read_config` documents the arguments and the errors."""
     for name, understood in REQUIRED_VALUES.items():
         if name in attributes and attributes[name] not in understood:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")

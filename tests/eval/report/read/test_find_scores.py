@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mt_bench_files import judgment, write_lines
-from synthetic_grid import experiment_cells, steady, write_grid, write_quality
+from synthetic_grid import NAMES, SMALL, steady, write_grid, write_quality, write_small_grid
 
 from eval.experiment import read_experiment
 from eval.quality.quality_file import standing_of
@@ -19,21 +19,10 @@ from eval.report.statistics.score_statistics import study_both_ways
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.schema import resolve
 
-SMALL = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.01, 2.5], tau=[0.5], seed=[0, 1])
-NAMES = [cell_name(cell) for cell in SMALL]
-
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cells") / "grid"
-    return write_grid(
-        folder,
-        SMALL,
-        pairs=30,
-        diverged={NAMES[0]: 12, NAMES[1]: 3},
-        unfinished=[NAMES[2]],
-        missing=[NAMES[3]],
-    )
+    return write_small_grid(tmp_path_factory.mktemp("cells") / "grid")
 
 
 def test_scores_are_of_the_checkpoint_that_the_other_half_chose(grid: Path) -> None:

@@ -31,7 +31,6 @@ def score_of(items: int, *, higher: bool = True) -> Score:
         name="s",
         title="s",
         unit="u",
-        items="items",
         higher=higher,
         margins=None,
         decimals=2,
