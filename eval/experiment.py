@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.config.cells import cell_name
+from tddpo_jax.config.own_loss import LOSS_FILE, function_name, kept_loss
 from tddpo_jax.config.schema import Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
@@ -25,7 +26,8 @@ Record = dict[str, Any]
 # The losses of the experiment come first, in this order; others follow by name.
 LOSS_ORDER = ("td_dpo", "dpo", "discopop")
 _NAME = re.compile(
-    r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?-seed(?P<seed>\d+)"
+    r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?"
+    r"(?P<own>(-[a-zA-Z_]\w*[\d.e+-]+?)*)-seed(?P<seed>\d+)"
 )
 
 
@@ -174,6 +176,7 @@ def read_experiment(folder: Path) -> Experiment:
     if _is_grid(folder):
         _check_names(cells)
     _check_distinct(cells)
+    _check_same_losses(cells)
     _check_same_pairs(cells)
     return Experiment(folder, tuple(cells), is_grid=True)
 
@@ -195,15 +198,16 @@ def _read_cell(folder: Path) -> Cell:
     if not (folder / "config.yaml").exists():
         return _missing_cell(folder)
     config = _config(folder / "config.yaml")
+    loss = config.loss
     records = read_records(folder / "metrics.jsonl")
     divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
-    has_tau = "tau" in LOSSES[config.loss.name].settings
+    has_tau = "tau" in LOSSES[loss.name].settings
     return Cell(
         name=folder.resolve().name,
         folder=folder,
-        point=Point(config.loss.name, config.loss.beta, config.loss.tau if has_tau else None),
+        point=Point(loss.title, loss.beta, loss.tau if has_tau else None),
         seed=config.seed,
         state=state,
         config=config,
@@ -217,6 +221,7 @@ def _read_cell(folder: Path) -> Cell:
 def _config(file: Path) -> Config:
     settings = read_yaml(file)
     try:
+        kept_loss(settings, file.parent)
         return resolve(settings)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -230,7 +235,7 @@ def _missing_cell(folder: Path) -> Cell:
     return Cell(
         name=folder.name,
         folder=folder,
-        point=Point(found["loss"], float(found["beta"]), tau),
+        point=Point(found["loss"] + found["own"].replace("-", " "), float(found["beta"]), tau),
         seed=int(found["seed"]),
         state="missing",
         config=None,
@@ -302,6 +307,19 @@ def _check_distinct(cells: list[Cell]) -> None:
         first = seen.setdefault((cell.point, cell.seed), cell)
         if first is not cell:
             raise UserError(f"{cell.folder} and {first.folder} are both {cell.point.text}")
+
+
+def _check_same_losses(cells: list[Cell]) -> None:
+    """Refuses two texts of one loss of one's own: its name would have two meanings."""
+    texts: dict[str, tuple[str, Cell]] = {}
+    for cell in cells:
+        kept = cell.folder / LOSS_FILE
+        if cell.config is None or not kept.exists():
+            continue
+        text = kept.read_text()
+        first, one = texts.setdefault(function_name(cell.config.loss.name), (text, cell))
+        if text != first:
+            raise UserError(f"{kept} and {one.folder / LOSS_FILE} differ: name the losses apart")
 
 
 def _check_same_pairs(cells: list[Cell]) -> None:

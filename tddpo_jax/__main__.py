@@ -1,4 +1,4 @@
-"""`python -m tddpo_jax VERB` or `tddpo VERB`: train, logps, export, generate, plan."""
+"""`python -m tddpo_jax VERB` or `tddpo VERB`: train, logps, export, generate, plan, check-loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.commands.exit_status import run_command
-from tddpo_jax.commands.options import Parser, add_model, add_settings, settings_of
+from tddpo_jax.commands.options import (
+    Parser,
+    add_loss_settings,
+    add_model,
+    add_settings,
+    settings_of,
+)
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in
 from tddpo_jax.config.schema import resolve
@@ -180,12 +186,38 @@ def plan_command(arguments: Sequence[str]) -> int:
     return int(not plan.fits)
 
 
+def check_loss_command(arguments: Sequence[str]) -> int:
+    """Examines a loss and draws it as text.
+
+    Args:
+        arguments: the command line after the verb.
+
+    Returns:
+        The exit status: 1 if the loss fails.
+    """
+    parser = Parser(prog="check-loss", description="Examine a loss: yours, or one of ours.")
+    add_loss_settings(parser)
+    parser.add_argument("--output", metavar="FILE.svg", help="also draw it into this file")
+    given = parser.parse_args(arguments)
+    settings = settings_of(given)
+    import jax
+
+    # An examination is small, and needs float64.
+    jax.config.update("jax_platforms", "cpu")
+    from tddpo_jax.commands.check_loss import check_loss
+
+    passed, lines = check_loss(settings, Path(given.output) if given.output else None)
+    print("\n".join(lines))
+    return int(not passed)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "logps": logps_command,
     "export": export_command,
     "generate": generate_command,
     "plan": plan_command,
+    "check-loss": check_loss_command,
 }
 
 

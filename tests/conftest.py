@@ -9,6 +9,7 @@ import tiny_runs
 from hypothesis import settings
 from places import HELPERS
 
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.models.attention import kernels
 from tddpo_jax.system.cache import cache_folder
 
@@ -48,6 +49,15 @@ def commands_without_torch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(WITHOUT_TORCH), prepend=os.pathsep)
         yield
+
+
+@pytest.fixture(autouse=True)
+def losses_of_one_test():
+    """Forgets the losses that a test read from files."""
+    known = dict(LOSSES)
+    yield
+    LOSSES.clear()
+    LOSSES.update(known)
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ from tddpo_jax.training.step import StepSetting, make_program
 
 # The settings of the loss, by the number of responses of an example.
 LOSSES_OF = {
-    2: dict(resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss),
-    1: dict(resolve({"loss": {"name": "sft"}}).loss),
+    2: resolve({"loss": {"name": "dpo", "beta": 0.1}}).loss.settings,
+    1: resolve({"loss": {"name": "sft"}}).loss.settings,
 }
 
 

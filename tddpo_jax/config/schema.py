@@ -19,8 +19,9 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
+from tddpo_jax.config.own_loss import function_name, is_own, load_loss
 from tddpo_jax.errors import UserError, one_line
-from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
 
 DEFAULT_MAX_LENGTH = 2048  # tokens of one branch
@@ -61,6 +62,7 @@ def _columns(value: Any) -> Any:
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 AxisSize = Annotated[int, AfterValidator(_at_least_one)]
 
@@ -147,7 +149,13 @@ class DataConfig(Section):
 class LossConfig(Section):
     """The name of the loss; `loss_section` adds the settings of all losses."""
 
-    name: str = Field(DEFAULT_LOSS, description="name of the loss (short: --loss)")
+    name: str = Field(
+        DEFAULT_LOSS,
+        description="name of the loss, or path/to/file.py:function for your own (short: --loss)",
+    )
+    set: dict[str, Finite] = Field(
+        {}, description="numbers of your own loss, as margin_scale=2.0 gate=0.1"
+    )
 
     if TYPE_CHECKING:
 
@@ -155,9 +163,25 @@ class LossConfig(Section):
             """The value of a setting, such as `beta`."""
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The name, and the value of every setting by the keyword of the loss's function."""
+        return {**{name: value for name, value in self if name != "set"}, **self.set}
+
+    @property
+    def changed_numbers(self) -> list[str]:
+        """The numbers of `set` that are not the function's defaults, as `margin_scale2.0`."""
+        defaults = {name: setting.default for name, setting in LOSSES[self.name].settings.items()}
+        return [f"{name}{value}" for name, value in self.set.items() if value != defaults[name]]
+
+    @property
+    def title(self) -> str:
+        """The name of the loss's function and the changed numbers: its name in tables."""
+        return " ".join([function_name(self.name), *self.changed_numbers])
+
+    @property
     def exact_kl(self) -> bool:
         """Whether the loss reads the exact KL to the reference."""
-        return LOSSES[self.name].exact_kl(dict(self))
+        return LOSSES[self.name].exact_kl(self.settings)
 
     @pydantic.model_validator(mode="after")
     def _beta_scales_something(self) -> LossConfig:
@@ -166,16 +190,51 @@ class LossConfig(Section):
             raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _set_is_what_the_loss_reads(self) -> LossConfig:
+        new = new_settings(self.name)
+        for name in self.set:
+            if name not in new:
+                known = f"it has {', '.join(new)}" if new else "it has none"
+                raise ValueError(
+                    f"loss.set.{name}: {function_name(self.name)} has no number of its own with "
+                    f"this name; {known}"
+                )
+        for name in new:
+            if name not in self.set:
+                raise ValueError(
+                    f"loss.set.{name}: {function_name(self.name)} has no default for it; "
+                    f"give --loss.set {name}=NUMBER"
+                )
+        return self
 
-def loss_section() -> type[LossConfig]:
-    """The section `loss` of a configuration, with a field for every setting in `LOSSES` now."""
-    return _loss_section(tuple(LOSSES.items()))
+
+def new_settings(name: str) -> dict[str, Setting]:
+    """The numbers of a loss of one's own that no loss of ours has: the names in `loss.set`.
+
+    Args:
+        name: a name in `LOSSES`.
+    """
+    if not is_own(name):
+        return {}
+    ours = all_settings()
+    return {key: setting for key, setting in LOSSES[name].settings.items() if key not in ours}
+
+
+def loss_section(own: str | None = None) -> type[LossConfig]:
+    """The section `loss` of a configuration, with a field for every setting in `LOSSES` now.
+
+    Args:
+        own: the name of a loss of one's own in `LOSSES`, which the section then accepts too.
+    """
+    return _loss_section(tuple(shared_losses().items()), own)
 
 
 # The cache gives equal losses one class. Sections of two classes would never be equal.
 @functools.cache
-def _loss_section(losses: tuple[tuple[str, Loss], ...]) -> type[LossConfig]:
-    names: Any = Literal[tuple(name for name, _ in losses)]
+def _loss_section(losses: tuple[tuple[str, Loss], ...], own: str | None) -> type[LossConfig]:
+    allowed = [name for name, _ in losses] if own is None else [own]
+    names: Any = Literal[tuple(allowed)]
     fields: dict[str, Any] = {"name": (names, LossConfig.model_fields["name"])}
     for name, setting in all_settings().items():
         description = f"{setting.help}; read by {readers(name)}"
@@ -191,7 +250,27 @@ def _type_of(setting: Setting) -> Any:
 
 
 def _loss_of(value: Any) -> LossConfig:
-    return loss_section().model_validate(value)
+    if isinstance(value, LossConfig):
+        return value
+    if not (isinstance(value, Mapping) and is_own(value.get("name"))):
+        return loss_section().model_validate(value)
+    # `cells.expand` has loaded it, unless these are the settings of a run or of another process.
+    name = value["name"] if value["name"] in LOSSES else load_loss(value["name"])
+    return loss_section(name).model_validate({**_with_defaults(name, value), "name": name})
+
+
+def _with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings of a loss of one's own, above the defaults of its function."""
+    known = {
+        key: setting.default
+        for key, setting in LOSSES[name].settings.items()
+        if setting.default is not None
+    }
+    new = {key: known.pop(key) for key in new_settings(name) if key in known}
+    numbers = given.get("set", {})
+    if not isinstance(numbers, Mapping):
+        raise UserError(f"loss.set: must be a group of numbers, got {numbers!r}")
+    return {**known, **given, "set": {**new, **numbers}}
 
 
 class LoraConfig(Section):

@@ -10,6 +10,7 @@ from typing import Any
 
 from tddpo_jax.config.cells import LOSS_AXES
 from tddpo_jax.config.dotted import get
+from tddpo_jax.config.own_loss import function_name
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
 from tddpo_jax.losses.catalogue import LOSSES
@@ -70,7 +71,9 @@ def _say_ignored_axes(
         for axis, count in counts.items():
             if count > 1 and axis not in own:
                 per = " and ".join([*own, "seed"])
-                screen.say(f"{name} has no {axis}: it has one cell, not {count}, per {per}")
+                screen.say(
+                    f"{function_name(name)} has no {axis}: it has one cell, not {count}, per {per}"
+                )
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:

@@ -1,7 +1,8 @@
 """All losses by name.
 
 Everything that knows losses reads `LOSSES` when it needs them, never at import: a loss that is
-added here by a program or a test is a loss like the others.
+added here by a program or a test is a loss like the others. `config.own_loss` adds those that a
+user's file holds. Their settings are their own and no part of these lists.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ LOSSES: dict[str, Loss] = {loss.name: loss for loss in (TD_DPO, *DPO_AND_RELATIV
 DEFAULT_LOSS = "td_dpo"
 
 
+def shared_losses() -> dict[str, Loss]:
+    """The losses whose settings have options of their own: all but those from users' files."""
+    return {name: loss for name, loss in LOSSES.items() if not loss.source}
+
+
 def all_settings() -> dict[str, Setting]:
-    """Every setting of every loss by name, in the order of the losses.
+    """Every setting of every shared loss by name, in the order of the losses.
 
     Raises:
         ValueError: two losses mean different things by one name.
     """
     found: dict[str, Setting] = {}
-    for loss in LOSSES.values():
+    for loss in shared_losses().values():
         for name, setting in loss.settings.items():
             if found.setdefault(name, setting) != setting:
                 raise ValueError(f"loss {loss.name}: another loss declares {name} differently")
@@ -30,8 +36,9 @@ def all_settings() -> dict[str, Setting]:
 
 def readers(setting: str) -> str:
     """The losses that read a setting, in words: `dpo, robust`, or `all but sft`."""
-    read = [name for name, loss in LOSSES.items() if setting in loss.settings]
-    others = [name for name in LOSSES if name not in read]
+    losses = shared_losses()
+    read = [name for name, loss in losses.items() if setting in loss.settings]
+    others = [name for name in losses if name not in read]
     if not others:
         return "all losses"
     return ", ".join(read) if len(read) <= len(others) else f"all but {', '.join(others)}"

@@ -20,7 +20,7 @@ class Setting:
     is one of `choices` and is compiled into the step.
 
     Attributes:
-        default: the value where none is given.
+        default: the value where none is given; None: one must be given.
         help: one line for `--help`.
         above: a number must be greater than this.
         at_least: a number must be this or greater.
@@ -28,7 +28,7 @@ class Setting:
         choices: the texts that are allowed; empty for a number.
     """
 
-    default: float | str
+    default: float | str | None
     help: str
     above: float | None = None
     at_least: float | None = None
@@ -59,6 +59,7 @@ class Loss:
         exact_kl: given the settings, says whether `function` reads `pairs.kl_*`. They cost a pass
             of the reference model at every step, and are zeros otherwise.
         responses: how many responses of an example the loss reads: both, or the chosen one alone.
+        source: the text of the user's file that the loss comes from; empty for a loss of ours.
 
     Raises:
         ValueError: the settings are not the keywords of the function, or lack one of `rewards`.
@@ -71,6 +72,7 @@ class Loss:
     needs_beta: bool = True
     exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     responses: Literal[1, 2] = 2
+    source: str = ""
 
     def __post_init__(self) -> None:
         if set(_keywords(self.function)) != set(self.settings):

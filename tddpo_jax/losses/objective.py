@@ -60,8 +60,11 @@ class Objective:
         return self.terms.index(_term(settings))
 
     def scalars(self, settings: Mapping[str, Any]) -> dict[str, float]:
-        """The numbers that a compiled step takes, from a cell's settings."""
-        return {name: float(settings[name]) for name in self.scalar_names}
+        """The numbers that a compiled step takes, from a cell's settings.
+
+        A cell lacks the numbers that only another loss of a user's own reads; 0 stands for them.
+        """
+        return {name: float(settings.get(name, 0.0)) for name in self.scalar_names}
 
     def values(self, which: Which, pairs: PairLogps, scalars: Scalars) -> PerPair:
         """The loss of each pair.

@@ -115,7 +115,7 @@ def abstract_step(
     check_mesh(mesh, model_config)
     graphdef, *weights = abstract_weights(config, model_config, dtype)
     trainable, base = (placed(part, model_config, mesh) for part in weights)
-    objective = objective_of([dict(config.loss)])
+    objective = objective_of([config.loss.settings])
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
     optimizer = make_optimizer(config.train, model_config)
     setting = StepSetting(graphdef, model_config, objective, optimizer, how, shape.responses)

@@ -36,7 +36,7 @@ from tddpo_jax.planning.memory import (
     usable,
 )
 from tddpo_jax.system.devices import DEVICES
-from tddpo_jax.training.shared import check_loss, micro_batch_shapes
+from tddpo_jax.training.shared import check_loss, check_own_losses, micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 
@@ -101,6 +101,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
     """
+    check_own_losses([config])
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, DEVICES[device].kind)

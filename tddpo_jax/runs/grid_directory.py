@@ -15,8 +15,10 @@ import pydantic
 
 from tddpo_jax.config.cells import cell_name, expand
 from tddpo_jax.config.dotted import get, with_value
+from tddpo_jax.config.own_loss import function_name, text_hash
 from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
@@ -60,10 +62,12 @@ def _root(configs: Sequence[Config]) -> Path:
 class _Grid(Content):
     cells: Annotated[list[str], pydantic.Field(min_length=1)]
     settings: dict[str, Any]
+    losses: dict[str, str] = pydantic.Field(default_factory=dict)
 
 
 def read_grid(file: Path) -> dict[str, Any]:
-    """Reads a `grid.json`: the names of the `cells`, and the `settings` that they share.
+    """Reads a `grid.json`: the names of the `cells`, the `settings` that they share, and a hash of
+    the text of each of one's own `losses`.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -76,7 +80,11 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     file = root / "grid.json"
     if not file.exists():
         raise UserError(f"output: {root} exists and does not hold a grid")
-    found = identity(read_grid(file)["settings"])
+    grid = read_grid(file)
+    for name, digest in _own_losses(configs).items():
+        if grid["losses"].get(name, digest) != digest:
+            raise UserError(f"loss.name: {name} has changed since {root} began")
+    found = identity(grid["settings"])
     rates = get(found, "train.learning_rate")
     if not isinstance(rates, dict):
         raise UserError(f"{file}: settings.train.learning_rate: must map each loss to its rate")
@@ -95,11 +103,17 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
 
 def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the cells of a grid share, with the learning rates of all its losses."""
-    axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
-    rates = {config.loss.name: config.train.learning_rate for config in configs}
+    axes: dict[str, Any] = {"loss": {"name", "beta", "tau", "set"}, "seed": True, "output": True}
+    rates = {function_name(config.loss.name): config.train.learning_rate for config in configs}
     settings = identity(configs[0].model_dump(mode="json", exclude=axes))
     settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
     return settings
+
+
+def _own_losses(configs: Sequence[Config]) -> dict[str, str]:
+    """The hashes of the texts of one's own losses, by the names of their functions."""
+    rows = {function_name(config.loss.name): LOSSES[config.loss.name] for config in configs}
+    return {name: text_hash(loss) for name, loss in rows.items() if loss.source}
 
 
 def record_grid(directories: Sequence[RunDirectory]) -> None:
@@ -118,7 +132,10 @@ def _record(configs: Sequence[Config]) -> None:
         if not is_free(root):
             _check_grid(root, configs)
         file = root / "grid.json"
-        earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
+        new: dict[str, Any] = {"cells": [], "settings": {}, "losses": {}}
+        earlier = read_grid(file) if file.exists() else new
         cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
         grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+        if losses := earlier["losses"] | _own_losses(configs):
+            grid["losses"] = losses
         write_json(file, grid)

@@ -1,6 +1,7 @@
 """The files of a run, and the checks of a directory that exists already.
 
 config.yaml      the settings of the run, fully resolved
+loss.py          the text of the file of one's own loss; only if the run has one
 run.json         versions, commit, device, hashes, row counts
 metrics.jsonl    one line per logged step and per validation
 evaluations/     log-probs of the validation responses, one file per validation; the reference's
@@ -23,6 +24,7 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.own_loss import LOSS_FILE, function_name, is_own
 from tddpo_jax.config.schema import Config, DataConfig, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
@@ -127,13 +129,27 @@ class RunDirectory:
         stored = path / "config.yaml"
         if not stored.exists():
             raise UserError(f"output: {path} exists and does not hold a run")
-        found = read_yaml(stored)
+        found = self._with_our_place_of_the_loss(read_yaml(stored))
         there, here = identity(found), identity(self._resolved)
         if there != here:
             raise UserError(
                 f"output: {path} holds a run of another configuration: "
                 f"{', '.join(differences(there, here))}"
             )
+        kept = path / LOSS_FILE
+        if self._loss_text and (not kept.exists() or kept.read_text() != self._loss_text):
+            raise UserError(f"loss.name: {config.loss.name} has changed since {path} began")
+
+    @property
+    def _loss_text(self) -> str:
+        return LOSSES[self.config.loss.name].source
+
+    def _with_our_place_of_the_loss(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The stored settings; the file of one's own loss may have moved, its text counts."""
+        name = self.config.loss.name
+        there = get(found, "loss.name")
+        moved = is_own(there) and is_own(name) and function_name(there) == function_name(name)
+        return with_value(found, "loss.name", name) if moved else found
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -159,6 +175,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
+        if self._loss_text:
+            write_text(self.path / LOSS_FILE, self._loss_text)
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
@@ -239,7 +257,7 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of
         # them.
-        read = {"name", *loss.settings}
+        read = {"name", *loss.settings, *(["set"] if loss.source else [])}
         own = {name: value for name, value in computed["loss"].items() if name in read}
         computed = {**computed, "loss": own}
     # A user may name the default metric, and earlier versions stored its name. Both mean None.

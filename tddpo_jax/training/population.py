@@ -98,7 +98,7 @@ class Population:
         )
 
     def _knobs_of(self, config: Config, step: int) -> Knobs:
-        objective, loss = self.experiment.programs.setting.objective, dict(config.loss)
+        objective, loss = self.experiment.programs.setting.objective, config.loss.settings
         rate = learning_rate(config.train, step, self.order.total_steps)
         return Knobs(objective.which(loss), objective.scalars(loss), rate)
 

@@ -52,7 +52,7 @@ def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
         UserError: the user's input is wrong; the message names the field or file.
     """
     shared = load_shared(configs, screen)
-    objective = objective_of(dict(cell.loss) for cell in configs)
+    objective = objective_of(cell.loss.settings for cell in configs)
     policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train, shared.model_config)
     setting = StepSetting(

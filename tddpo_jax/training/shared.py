@@ -16,7 +16,8 @@ from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses import trial
+from tddpo_jax.losses.catalogue import LOSSES, shared_losses
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.models.attention.kernels import KERNELS, check_shape
 from tddpo_jax.models.flops import matmul_rate
@@ -68,6 +69,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     config = configs[0]
     # Data of pairs has every metric. So this refuses a misspelt name before the data is read.
     check_best_metric(config.train.best_metric, responses=2)
+    check_own_losses(configs)
     for line in ignored_in(configs):
         screen.say(f"warning: {line}")
     use_compilation_cache()
@@ -133,13 +135,39 @@ def _adapter_hash(files: ModelFiles) -> str | None:
     return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
+def check_own_losses(configs: Sequence[Config]) -> None:
+    """Tries every loss that comes from a user's file.
+
+    Raises:
+        UserError: a loss is not pure, not finite at the start, or has no gradient, or another host
+            has another text of it.
+    """
+    tried: set[str] = set()
+    for config in configs:
+        if LOSSES[config.loss.name].source:
+            _try(config, whole=config.loss.name not in tried)
+            tried.add(config.loss.name)
+
+
+def _try(config: Config, *, whole: bool) -> None:
+    """Tries the loss of a cell; `whole` is False if another cell has already tried the function."""
+    loss, settings = LOSSES[config.loss.name], config.loss.settings
+    if whole:
+        check_alike("loss.name", "its file differs from the first host's", lambda: loss.source)
+        trial.check(loss, settings)
+    else:
+        trial.check_start(loss, settings)
+
+
 def check_loss(config: Config, dataset: Dataset) -> None:
     """Raises UserError if the loss reads more responses than the examples of the data have."""
     if LOSSES[config.loss.name].responses > dataset.responses:
-        fitting = [name for name, loss in LOSSES.items() if loss.responses <= dataset.responses]
+        fitting = [
+            name for name, loss in shared_losses().items() if loss.responses <= dataset.responses
+        ]
         raise UserError(
-            f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
-            f"per prompt; choose one of {', '.join(fitting)}"
+            f"loss.name: {config.loss.title} compares two responses, but {config.data.path} has "
+            f"one per prompt; choose one of {', '.join(fitting)}"
         )
 
 

@@ -391,3 +391,17 @@ def test_settings_that_change_nothing_are_told(inputs, tmp_path, capsys):
         assert told[0].startswith(f"warning: {message}")
     assert run("train", *training_options(inputs, tmp_path / "plain")) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+# ---- numbers of one's own loss -------------------------------------------------------------------
+
+
+def test_numbers_of_one_s_own_loss_are_named():
+    several = parsed("--loss.set", "scale=1", "2", "gate=3", "--loss.set", "slope=-4e-1")
+    assert several["loss"]["set"] == {"scale": ["1", "2"], "gate": "3", "slope": "-4e-1"}
+
+
+@pytest.mark.parametrize("words", [("scale",), ("=1",), ("scale=1", "scale=2"), ("a-b=1",)])
+def test_numbers_without_a_name_are_refused(words):
+    with pytest.raises(ValueError, match=r"^loss\.set: "):
+        parsed("--loss.set", *words)

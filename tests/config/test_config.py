@@ -175,11 +175,12 @@ def test_each_loss_names_the_settings_it_reads():
     fields = [name for name, _ in setting_fields() if name.startswith("loss.")]
     read = {f"loss.{name}" for loss in LOSSES.values() for name in loss.settings}
     assert len(fields) == len(set(fields))
-    assert {"loss.name", *read} == set(fields)
+    assert {"loss.name", "loss.set", *read} == set(fields)
     defaults = {
         name: setting.default for loss in LOSSES.values() for name, setting in loss.settings.items()
     }
-    assert dict(resolve({}).loss) == {"name": "td_dpo", **defaults}
+    assert dict(resolve({}).loss) == {"name": "td_dpo", "set": {}, **defaults}
+    assert resolve({}).loss.settings == {"name": "td_dpo", **defaults}
 
 
 def test_an_unknown_loss_is_refused_with_the_names_of_all():

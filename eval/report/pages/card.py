@@ -28,8 +28,8 @@ def card(analysis: Analysis) -> dict[str, Any]:
         ],
         "models_to_use": _distinct(experiment, _model),
         "datasets_to_use": _distinct(experiment, _data),
-        "proposed_method": _method(proposed),
-        "comparative_methods": [_method(loss) for loss in losses if loss != proposed],
+        "proposed_method": _method(experiment, proposed),
+        "comparative_methods": [_method(experiment, loss) for loss in losses if loss != proposed],
         "hyperparameters_to_search": _searched(experiment),
         "results": {
             "cells": {cell.name: cell.state for cell in experiment.cells},
@@ -52,9 +52,11 @@ def _setup(experiment: Experiment) -> str:
     )
 
 
-def _method(loss: str) -> str:
+def _method(experiment: Experiment, loss: str) -> str:
     """The first line of the loss's own documentation."""
-    lines = (LOSSES[loss].function.__doc__ or loss).strip().splitlines()
+    configs = [cell.config for cell in experiment.cells if cell.point.loss == loss and cell.config]
+    known = LOSSES.get(configs[0].loss.name if configs else loss)
+    lines = ((known and known.function.__doc__) or loss).strip().splitlines()
     return f"{loss}: {lines[0]}"
 
 

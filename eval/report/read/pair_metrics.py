@@ -29,7 +29,7 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     earlier versions. `log_ratio_margin` is added: s_w - s_l in nats, a margin that no beta scales.
     """
     assert cell.config is not None
-    loss = dict(cell.config.loss)
+    loss = cell.config.loss.settings
     objective = objective_of([loss])
     scalars = objective.scalars(loss)
     unknown = np.full_like(cell.reference, np.nan)

@@ -32,7 +32,7 @@ def differing_settings(experiment: Experiment) -> dict[str, dict[str, list[Any]]
 def learning_rates(experiment: Experiment) -> dict[str, list[float]]:
     """The learning rates of each loss, each once."""
     known = [cell.config for cell in experiment.cells if cell.config is not None]
-    return _by_loss([(config.loss.name, config.train.learning_rate) for config in known])
+    return _by_loss([(config.loss.title, config.train.learning_rate) for config in known])
 
 
 def _by_loss(values: list[tuple[str, Any]]) -> dict[str, list[Any]]:
@@ -53,7 +53,7 @@ def _values(experiment: Experiment) -> dict[str, list[tuple[str, Any]]]:
             continue
         for name, value in _flat(cell.config.model_dump(mode="json")).items():
             if name not in left_out:
-                found.setdefault(name, []).append((cell.config.loss.name, value))
+                found.setdefault(name, []).append((cell.config.loss.title, value))
     return found
 
 

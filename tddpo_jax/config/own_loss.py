@@ -1,0 +1,206 @@
+"""Losses of one's own: functions in a Python file or module, named `file.py:function`.
+
+Such a function has the form of our own losses: it takes pairs and, by keyword, its settings, and
+gives one value per pair. A keyword that is a setting of our losses, such as `beta`, takes that
+setting. Every other keyword is a new number, `loss.set.<keyword>`. The full name of such a loss,
+with the file's absolute path, is its key in `LOSSES`. The text of its file is part of a run's
+identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tddpo_jax.config.dotted import get
+from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.losses.catalogue import LOSSES, all_settings, shared_losses
+from tddpo_jax.losses.loss import Loss, Setting
+from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
+
+# A run keeps the text of its loss under this name.
+LOSS_FILE = "loss.py"
+RESERVED = ("name", "set")
+
+
+def is_own(name: object) -> bool:
+    """Whether this is the name of a loss in a user's file or module."""
+    return isinstance(name, str) and ":" in name
+
+
+def function_name(name: str) -> str:
+    """The name of the function: `my_dpo` of `mine.py:my_dpo`, and `dpo` of `dpo`."""
+    return name.rpartition(":")[2]
+
+
+def load_loss(name: str, text: str | None = None) -> str:
+    """Reads a loss of one's own and adds its row to `LOSSES`.
+
+    Args:
+        name: `path/to/file.py:function` or `package.module:function`.
+        text: the text to use in place of the file's, such as the text that a run kept.
+
+    Returns:
+        The name under which `LOSSES` has it: with the file's absolute path.
+
+    Raises:
+        UserError: there is no such file or function, the file fails, or the function does not have
+            the form of a loss.
+    """
+    place, _, function = name.rpartition(":")
+    file = _file_of(name, place)
+    if place.endswith(".py"):
+        name = f"{file}:{function}"
+    if text is None:
+        text = _text_of(name, file)
+    LOSSES[name] = _row(name, str(file), text)
+    return name
+
+
+def kept_loss(settings: Mapping[str, Any], run: Path) -> str | None:
+    """Adds the loss of a run to `LOSSES` as the run kept it; None if it is not one's own.
+
+    Args:
+        settings: the content of the run's `config.yaml`.
+        run: the run's directory.
+
+    Returns:
+        The text of the loss's file when the run began.
+
+    Raises:
+        UserError: the kept text fails, because it needs files that are no longer there.
+    """
+    name, file = get(settings, "loss.name"), run / LOSS_FILE
+    if not is_own(name) or not file.exists():
+        return None
+    text = file.read_text()
+    load_loss(name, text)
+    return text
+
+
+def text_hash(loss: Loss) -> str:
+    """The hash of the text of the file that a loss of one's own comes from."""
+    return hashlib.sha256(loss.source.encode()).hexdigest()
+
+
+def _file_of(name: str, place: str) -> Path:
+    if place.endswith(".py"):
+        return Path(place).expanduser().absolute()
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"loss.name: {name}: {one_line(error)}") from None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        raise UserError(
+            f"loss.name: {name}: there is no module {place}; a file's name ends with .py"
+        )
+    return Path(found.origin)
+
+
+def _text_of(name: str, file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError as error:
+        raise UserError(f"loss.name: {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"loss.name: {name}: is not a text in UTF-8") from None
+
+
+# The cache gives one text one row, so what was compiled for it serves again.
+@functools.cache
+def _row(name: str, file: str, text: str) -> Loss:
+    function = _function(name, file, text)
+    settings = {keyword.name: _setting(name, keyword) for keyword in _keywords_of(name, function)}
+    return Loss(
+        function,
+        settings,
+        rewards=scaled_log_ratios if "beta" in settings else log_ratios,
+        needs_beta=False,
+        exact_kl=lambda _: _reads_kl(function, settings),
+        source=text,
+    )
+
+
+def _reads_kl(function: Callable[..., Any], settings: Mapping[str, Setting]) -> bool:
+    # This module imports JAX, for which a mistake in the options should not wait.
+    from tddpo_jax.losses.trial import reads_kl
+
+    return reads_kl(function, settings)
+
+
+def _function(name: str, file: str, text: str) -> Callable[..., Any]:
+    """Runs the text as a module of its own, and takes the function from it."""
+    wanted = function_name(name)
+    found = vars(_module(name, file, text)).get(wanted)
+    if found is None:
+        raise UserError(f"loss.name: {name}: the file has no function {wanted}")
+    if not callable(found) or getattr(found, "__name__", None) != wanted:
+        raise UserError(f"loss.name: {name}: {wanted} is not a function of that name")
+    if wanted in shared_losses():
+        raise UserError(f"loss.name: {name}: {wanted} is the name of a loss of ours; rename yours")
+    return found
+
+
+def _module(name: str, file: str, text: str) -> types.ModuleType:
+    """The module that a text makes; it is fresh, so that an edited file has its new meaning."""
+    place = name.rpartition(":")[0]
+    digest = hashlib.sha256(f"{file}\n{text}".encode()).hexdigest()
+    module = types.ModuleType(f"own_loss_{digest[:16]}")
+    module.__file__ = file
+    module.__package__ = "" if place.endswith(".py") else place.rpartition(".")[0]
+    # Decorators such as `dataclass` look their module up.
+    sys.modules[module.__name__] = module
+    folder = str(Path(file).parent)
+    sys.path.insert(0, folder)  # as `python file.py` does
+    try:
+        exec(compile(text, file, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise UserError(
+            f"loss.name: {name}: the file fails: {type(error).__name__}: {one_line(error)}"
+        ) from None
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _keywords_of(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    wanted = function_name(name)
+    if not parameters or parameters[0].kind not in positional:
+        raise UserError(f"loss.name: {name}: must take pairs: def {wanted}(pairs, *, beta)")
+    keywords = parameters[1:]
+    for keyword in keywords:
+        if keyword.kind != keyword.KEYWORD_ONLY:
+            raise UserError(
+                f"loss.name: {name}: {keyword.name} must be a keyword after a star: "
+                f"def {wanted}(pairs, *, {keyword.name})"
+            )
+        if keyword.name in RESERVED:
+            raise UserError(f"loss.name: {name}: no setting may be called {keyword.name}")
+    return keywords
+
+
+def _setting(name: str, keyword: inspect.Parameter) -> Setting:
+    """A setting of ours if it has this name, else a new number; with the function's own default."""
+    new = Setting(default=None, help=f"setting of {function_name(name)}")
+    setting = all_settings().get(keyword.name, new)
+    default = keyword.default
+    if default is keyword.empty:
+        return setting
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    if default not in setting.choices if setting.choices else not is_number:
+        allowed = f"one of {', '.join(setting.choices)}" if setting.choices else "a number"
+        raise UserError(
+            f"loss.name: {name}: the default of {keyword.name} must be {allowed}, got {default!r}"
+        )
+    return dataclasses.replace(setting, default=default)
