@@ -1,14 +1,13 @@
 """Job scripts and README pages: the commands in them have only options that exist."""
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from places import ROOT
+from tiny_commands import run
 
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import add_submission
@@ -52,6 +51,15 @@ def test_bash_reads_it_and_its_options_exist(script, monkeypatch):
             resolve(cell)
 
 
+@pytest.fixture
+def readme_loss(tmp_path):
+    """The file with the README's own loss."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    return file
+
+
 def indented(page):
     """The lines of a page that show commands."""
     lines = page.read_text().replace("\\\n", " ").splitlines()
@@ -59,11 +67,12 @@ def indented(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_of_a_page_exist(page, monkeypatch):
+def test_commands_of_a_page_exist(page, monkeypatch, readme_loss):
     monkeypatch.chdir(ROOT)
     parser = Parser(prog="run.py")
     add_settings(parser)
-    for options in commands(indented(page)):
+    for words in commands(indented(page)):
+        options = [word.replace("mine.py", str(readme_loss)) for word in words]
         for cell in expand(settings_of(parser.parse_args(options))):
             resolve(cell)
     for module in re.findall(r"python -m ((?:eval|tddpo_jax)[\w.]*)", page.read_text()):
@@ -84,18 +93,6 @@ def test_links_of_a_page_lead_to_files(page):
             assert (page.parent / address).exists(), address
 
 
-def test_the_readme_s_own_loss_is_a_loss_like_the_others(tmp_path):
-    """Its program runs, and its setting is an option."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    program = tmp_path / "my_loss.py"
-    program.write_text(code)
-    options = ["--loss", "dpo_with_target", "--loss.target", "-1", "--beta", "0.1"]
-    done = subprocess.run(
-        [sys.executable, program, *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: loss.target: ")
+def test_the_readme_s_own_loss_passes(readme_loss, capsys):
+    assert run("check-loss", f"{readme_loss}:dpo_with_target", "--loss.set", "target=0.3") == 0
+    assert "0.8544 for every pair" in capsys.readouterr().out  # log(1 + e^0.3)
