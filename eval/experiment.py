@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.own_loss import LOSS_FILE, function_name, kept_loss
+from tddpo_jax.config.own_loss import LOSS_FILE, function_name, load_kept_loss
 from tddpo_jax.config.schema import Config, read_yaml, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
@@ -221,7 +221,7 @@ def _read_cell(folder: Path) -> Cell:
 def _config(file: Path) -> Config:
     settings = read_yaml(file)
     try:
-        kept_loss(settings, file.parent)
+        load_kept_loss(settings, file.parent)
         return resolve(settings)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None

@@ -51,13 +51,12 @@ def commands_without_torch():
         yield
 
 
-@pytest.fixture(autouse=True)
-def losses_of_one_test():
-    """Forgets the losses that a test read from files."""
-    known = dict(LOSSES)
+@pytest.fixture(autouse=True, scope="module")
+def losses_of_one_module():
+    """Forgets the losses that the tests of a module read from files."""
     yield
-    LOSSES.clear()
-    LOSSES.update(known)
+    for name in [name for name, loss in LOSSES.items() if loss.source]:
+        del LOSSES[name]
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,11 @@ def write_log_probs(
     template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
 ) -> None:
-    """Writes one JSON line per row of the data: index, log-probs in nats, token counts.
-
-    No prompt or response is cut. A row that cannot be used gets a line with its `index` and the
-    reason, `unusable`.
+    """Writes one JSON line per row of the data, see `log_prob_lines`.
 
     Args:
-        model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
-        data: a JSON, JSONL or Parquet file.
+        model: this, `data`, `template` and `dtype`: as for `log_prob_lines`.
         output: the file to write.
-        template: name of a chat template; None for the tokenizer's own.
-        dtype: dtype of the computation.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
@@ -47,6 +41,31 @@ def write_log_probs(
     check_output(output.parent)
     if output.is_dir():
         raise UserError(f"output: {output} is a directory; expected a file")
+    lines = log_prob_lines(model, data, template, dtype)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def log_prob_lines(
+    model: str,
+    data: str,
+    template: str | None,
+    dtype: Literal["auto", "float32", "bfloat16"],
+) -> list[dict[str, Any]]:
+    """One mapping per row of the data: index, log-probs in nats, token counts.
+
+    No prompt or response is cut. A row that cannot be used has its `index` and the reason,
+    `unusable`.
+
+    Args:
+        model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
+        data: a JSON, JSONL or Parquet file.
+        template: name of a chat template; None for the tokenizer's own.
+        dtype: dtype of the computation.
+
+    Raises:
+        UserError: the user's input is wrong; the message names the field or file.
+    """
     use_compilation_cache()
     mesh = make_mesh(MeshConfig())
     files = resolve(model)
@@ -56,9 +75,7 @@ def write_log_probs(
     policy = load_model(files, mesh, how.dtype)
     check_vocabulary(data, examples, policy.config.vocabulary)
     scored = iter(example_log_probs(policy, examples, how, mesh).tolist())
-    lines = [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, "".join(json.dumps(line) + "\n" for line in lines))
+    return [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
 
 
 def _line(row: Example | Unusable, logps: list[float] | None) -> dict[str, Any]:

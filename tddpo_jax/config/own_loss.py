@@ -29,6 +29,8 @@ from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
 # A run keeps the text of its loss under this name.
 LOSS_FILE = "loss.py"
 RESERVED = ("name", "set")
+# The losses whose files are being run now.
+_reading: list[str] = []
 
 
 def is_own(name: object) -> bool:
@@ -65,25 +67,24 @@ def load_loss(name: str, text: str | None = None) -> str:
     return name
 
 
-def kept_loss(settings: Mapping[str, Any], run: Path) -> str | None:
-    """Adds the loss of a run to `LOSSES` as the run kept it; None if it is not one's own.
+def load_kept_loss(settings: Mapping[str, Any], run: Path) -> None:
+    """Adds the loss of a run to `LOSSES` as the run kept it, if it is one's own.
 
     Args:
         settings: the content of the run's `config.yaml`.
         run: the run's directory.
 
-    Returns:
-        The text of the loss's file when the run began.
-
     Raises:
         UserError: the kept text fails, because it needs files that are no longer there.
     """
     name, file = get(settings, "loss.name"), run / LOSS_FILE
-    if not is_own(name) or not file.exists():
-        return None
-    text = file.read_text()
-    load_loss(name, text)
-    return text
+    if name is not None and is_own(name) and file.exists():
+        load_loss(name, file.read_text())
+
+
+def is_reading() -> bool:
+    """Whether the file of a loss is being run now; a program in it must not train then."""
+    return bool(_reading)
 
 
 def text_hash(loss: Loss) -> str:
@@ -160,14 +161,16 @@ def _module(name: str, file: str, text: str) -> types.ModuleType:
     sys.modules[module.__name__] = module
     folder = str(Path(file).parent)
     sys.path.insert(0, folder)  # as `python file.py` does
+    _reading.append(name)
     try:
-        exec(compile(text, file, "exec"), vars(module))
+        exec(compile(text, file, "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise UserError(
             f"loss.name: {name}: the file fails: {type(error).__name__}: {one_line(error)}"
         ) from None
     finally:
+        _reading.pop()
         sys.path.remove(folder)
     return module
 

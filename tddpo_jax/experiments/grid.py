@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tddpo_jax.config.cells import LOSS_AXES
+from tddpo_jax.config.cells import LOSS_AXES, cell_name
 from tddpo_jax.config.dotted import get
 from tddpo_jax.config.own_loss import function_name
 from tddpo_jax.experiments.cell_table import CellTable
@@ -29,17 +30,25 @@ from tddpo_jax.training.step_order import make_order
 WAIT_SECONDS = 5.0
 
 
-def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, Any]]:
+def run_experiment(
+    settings: dict[str, Any],
+    screen: Screen,
+    on_record: Callable[[str, dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
     """Trains every unfinished cell, and returns the summaries of all cells.
 
     Args:
         settings: the settings of the experiment, not yet validated.
         screen: shows progress and warnings.
+        on_record: is called with a cell's name and every line of its `metrics.jsonl`.
 
     Raises:
         UserError: a setting is wrong, or a directory holds a run of another configuration.
     """
     directories = cell_directories(settings)
+    if on_record is not None:
+        for directory in directories:
+            directory.on_record = functools.partial(on_record, cell_name(directory.config))
     check_wandb(directories[0].config)
     _say_ignored_axes(settings, directories, screen)
     _say_ignored_population(directories, screen)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +123,7 @@ class RunDirectory:
         """
         self.path = path
         self.config = config
+        self.on_record: Callable[[dict[str, Any]], None] | None = None
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
         check_output(path)
         if is_free(path):
@@ -192,9 +194,11 @@ class RunDirectory:
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`; the line is in the file when this returns."""
+        """Appends one line to `metrics.jsonl`, and then tells it to `on_record`."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if self.on_record is not None:
+            self.on_record(record)
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`."""

@@ -1,0 +1,435 @@
+"""The package from Python: the verbs of the command line as functions.
+
+    import tddpo_jax
+
+    runs = tddpo_jax.train(data=rows, loss=["td_dpo", "dpo"], beta=[0.05, 0.1], output="runs/x")
+    runs.table()
+    runs["dpo-beta0.05-seed0"].generate("Why?")
+
+Every function does what the verb of its name does, with the same settings, files and errors. What a
+user gets wrong is a `UserError`, whose message is one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tddpo_jax.config.cells import LOSS_AXES, cell_name, expand, ignored_in
+from tddpo_jax.config.dotted import with_value
+from tddpo_jax.config.own_loss import function_name, is_reading
+from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.data.given_rows import save_rows
+from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.system.paths import CHECKOUT, EMBEDDED_CONFIG
+from tddpo_jax.system.xla_flags import set_flags
+
+# Importing these takes seconds, which `import tddpo_jax` must not.
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from tddpo_jax.planning.plan import Plan
+else:
+    DataFrame = Plan = Any
+
+# A path or a hub id, or rows in memory: a list of mappings, or a `datasets.Dataset`.
+Data = str | Path | Iterable[Mapping[str, Any]]
+Loss = str | Callable[..., Any]
+Numbers = float | int | Sequence[float | int]
+# Takes the name of a cell, and a line of its `metrics.jsonl`.
+OnRecord = Callable[[str, dict[str, Any]], None]
+
+
+class Run:
+    """One trained cell and its files."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    @property
+    def name(self) -> str:
+        """The name of the cell, such as `dpo-beta0.05-seed0`."""
+        return cell_name(self._directory.config)
+
+    @property
+    def path(self) -> Path:
+        """The run's directory, which every function takes as a model."""
+        return self._directory.path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings of the run, as in its `config.yaml`."""
+        return self._directory.config.model_dump(mode="json")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`: how the run ended, and its best validation."""
+        return self._directory.summary or {}
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`: training steps and validations."""
+        return self._directory.records()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """What the best policy answers; arguments and errors as for the function `generate`."""
+        return generate(
+            self.path,
+            prompt,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}, {self.summary.get('state', 'unfinished')})"
+
+
+class Runs(Mapping[str, Run]):
+    """The cells of an experiment by name, in the order of the grid."""
+
+    def __init__(self, directories: Sequence[RunDirectory]) -> None:
+        self._runs = {run.name: run for run in map(Run, directories)}
+
+    def __getitem__(self, name: str) -> Run:
+        if name not in self._runs:
+            raise KeyError(f"no cell {name!r}; there are {', '.join(self._runs)}")
+        return self._runs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def table(self) -> DataFrame:
+        """One row per cell: its loss and numbers, how it ended, and its best validation."""
+        import pandas
+
+        return pandas.DataFrame([_row(run) for run in self.values()], index=list(self))
+
+    def __repr__(self) -> str:
+        return f"Runs({', '.join(self)})"
+
+
+def train(
+    *,
+    model: str | Path | None = None,
+    data: Data | None = None,
+    loss: Loss | Sequence[Loss] | None = None,
+    beta: Numbers | None = None,
+    tau: Numbers | None = None,
+    seed: int | Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    on_record: OnRecord | None = None,
+    quiet: bool = False,
+) -> Runs:
+    """Trains one run, or every cell of a grid, and waits until all cells are finished.
+
+    The same call resumes an unfinished run and leaves a finished one alone. Without a model and
+    without data it trains the embedded example.
+
+    Args:
+        model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
+        data: a file, folder or hub id, a data set in memory, or a list of rows. Rows in memory are
+            written into the cache, under a hash of what they hold.
+        loss: the name of a loss, `file.py:function`, or a function that is defined in a file; or a
+            list of these.
+        beta: its beta, or a list.
+        tau: its tau, or a list.
+        seed: the seed, or a list.
+        settings: other settings by dotted name, such as `{"train.max_steps": 3}`.
+        output: the directory of the run or grid.
+        on_record: is called with the name of the cell and every line of its `metrics.jsonl`.
+        quiet: whether to print nothing.
+
+    Returns:
+        The cells. A cell that diverged says so in its `summary`.
+
+    Raises:
+        UserError: a setting, a file or the loss is wrong, or the output holds another run.
+    """
+    given = _settings(model, data, loss, beta, tau, seed, settings, output)
+    _before_jax()
+    from tddpo_jax.experiments.grid import run_experiment
+    from tddpo_jax.runs.grid_directory import cell_directories
+    from tddpo_jax.system.console import Screen
+
+    run_experiment(given, Screen(quiet=quiet), on_record)
+    return Runs(cell_directories(given))
+
+
+def log_probs(
+    model: str | Path,
+    data: Data,
+    *,
+    template: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> list[dict[str, Any]]:
+    """The log-probs of every row's responses in nats, and the numbers of tokens.
+
+    Args:
+        model: as for `train`.
+        data: as for `train`; no prompt or response is cut.
+        template: name of a chat template; default: the tokenizer's own.
+        dtype: dtype of the computation.
+
+    Returns:
+        One mapping per row, as the verb `logps` writes them. A row that cannot be used has its
+        `index` and the reason, `unusable`.
+
+    Raises:
+        UserError: the model or the data is wrong.
+    """
+    _before_jax()
+    from tddpo_jax.commands.logps import log_prob_lines
+
+    return log_prob_lines(str(model), _path_of(data), template, dtype)
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    system: str | None = None,
+    template: str | None = None,
+    raw: bool = False,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    dtype: str = "auto",
+) -> str:
+    """The new text with which a model answers one prompt.
+
+    Args:
+        model: as for `train`.
+        prompt: the user's message, or the beginning of a text if `raw`.
+        system: a system message before the prompt.
+        template: name of a chat template; default: the tokenizer's own.
+        raw: whether to continue the prompt without a chat template.
+        max_new_tokens: most new tokens; default: 256, or half the context if that is less.
+        temperature: temperature of sampling; 0: the likeliest token.
+        top_k: sample from this many of the likeliest tokens; 0: from all.
+        top_p: sample from the likeliest tokens of this total probability.
+        seed: seed of sampling.
+        dtype: dtype of weights and computation.
+
+    Raises:
+        UserError: the model, the prompt or the template is wrong.
+    """
+    _before_jax()
+    from tddpo_jax.generation.generator import generate_text
+
+    completion = generate_text(
+        str(model),
+        prompt,
+        raw=raw,
+        template=template,
+        system=system,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        dtype=dtype,
+    )
+    return completion.text if raw else completion.text.strip()
+
+
+def export(run: str | Path | Run, output: str | Path, *, adapter: bool = False) -> Path:
+    """Writes a run's best policy as a folder that transformers or PEFT loads, and returns it.
+
+    Args:
+        run: the run, or its directory.
+        output: the folder to write; it must not exist yet.
+        adapter: True for a PEFT folder, without merging the adapters.
+
+    Raises:
+        UserError: the run has no policy or no adapters, or the output exists.
+    """
+    _before_jax()
+    from tddpo_jax.commands.export import export_run
+
+    export_run(run.path if isinstance(run, Run) else Path(run), Path(output), adapter=adapter)
+    return Path(output)
+
+
+def plan(
+    *,
+    model: str | Path | None = None,
+    data: Data | None = None,
+    loss: Loss | Sequence[Loss] | None = None,
+    beta: Numbers | None = None,
+    tau: Numbers | None = None,
+    seed: int | Sequence[int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "h100-80",
+) -> Plan:
+    """Predicts whether a run fits on devices of a kind, and how long it takes.
+
+    Args:
+        model: this and the arguments up to `settings`: as for `train`.
+        device: the kind of device, as `--device` names it.
+
+    Returns:
+        The plan; `.fits`, `.peak` in bytes and `.time` are its results.
+
+    Raises:
+        UserError: a setting or the device is wrong.
+    """
+    given = _settings(model, data, loss, beta, tau, seed, settings, None)
+    configs = [resolve(cell) for cell in expand(given)]
+    for line in ignored_in(configs):
+        warnings.warn(line, stacklevel=2)
+    _before_jax()
+    from tddpo_jax.planning.plan import make_plan, members_of
+    from tddpo_jax.system.devices import DEVICES
+
+    if device not in DEVICES:
+        raise UserError(f"device: must be one of {', '.join(DEVICES)}, got {device!r}")
+    return make_plan(configs[0], device, members_of(configs))
+
+
+def report(directory: str | Path | Runs) -> list[str]:
+    """Writes the report on a grid or a run into its directory, and returns the verdict's lines.
+
+    Args:
+        directory: the directory of the grid or run, or what `train` returned.
+
+    Raises:
+        UserError: the directory holds no run, or a file is damaged.
+    """
+    # The report is a program above this package, and computes on the CPU.
+    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.report", str(_directory(directory))],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 2:
+        raise UserError(one_line(done.stderr).removeprefix("error: "))
+    if done.returncode:
+        raise RuntimeError(f"the report failed: {done.stderr.strip()}")
+    return done.stdout.splitlines()
+
+
+def _directory(found: str | Path | Runs) -> Path:
+    if not isinstance(found, Runs):
+        return Path(found)
+    first = next(iter(found.values())).path
+    return first if len(found) == 1 else first.parent
+
+
+def _settings(
+    model: str | Path | None,
+    data: Data | None,
+    loss: Loss | Sequence[Loss] | None,
+    beta: Numbers | None,
+    tau: Numbers | None,
+    seed: int | Sequence[int] | None,
+    settings: Mapping[str, Any] | None,
+    output: str | Path | None,
+) -> dict[str, Any]:
+    """The settings as a command line would give them, not yet validated."""
+    if is_reading():
+        raise UserError(
+            "the file of a loss trains while it is read; put that under if __name__ == '__main__'"
+        )
+    others = dict(settings or {})
+    given: dict[str, Any] = {
+        "model.path": None if model is None else str(model),
+        "data.path": None if data is None else _path_of(data),
+        "loss.name": _names_of(loss),
+        "loss.beta": beta,
+        "loss.tau": tau,
+        "seed": seed,
+        "output": None if output is None else str(output),
+    }
+    given = {
+        name: value if isinstance(value, str | float | int) else list(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    if twice := given.keys() & others.keys():
+        raise UserError(f"{min(twice)}: is given twice, as an argument and in settings")
+    given |= others
+    from_file = not {"model.path", "data.path"} & given.keys()
+    mapping = read_yaml(EMBEDDED_CONFIG) if from_file else {}
+    for name, value in given.items():
+        mapping = with_value(mapping, name, value)
+    return mapping
+
+
+def _path_of(data: Data) -> str:
+    return str(data) if isinstance(data, str | Path) else str(save_rows(data))
+
+
+def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
+    if loss is None or isinstance(loss, str):
+        return loss
+    if callable(loss):
+        return _name_of(loss)
+    return [one if isinstance(one, str) else _name_of(one) for one in loss]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """`file.py:function` of a function at the top of a file.
+
+    Raises:
+        UserError: it is not, so that no later process could find it again.
+    """
+    whole = inspect.unwrap(function)
+    name = getattr(whole, "__qualname__", repr(whole))
+    code = getattr(whole, "__code__", None)
+    file = Path(code.co_filename) if code else None
+    if file is None or not file.is_file() or file.suffix != ".py" or not name.isidentifier():
+        raise UserError(
+            f"loss: {name} is not a function at the top of a file; write it into one, such as "
+            "mine.py, and give 'mine.py:my_loss'"
+        )
+    return f"{file.absolute()}:{name}"
+
+
+def _row(run: Run) -> dict[str, Any]:
+    loss, summary = run.settings["loss"], run.summary
+    best = summary.get("best") or {}
+    return {
+        "loss": function_name(loss["name"]),
+        **{name: loss[name] for name in LOSS_AXES if name in LOSSES[loss["name"]].settings},
+        **loss["set"],
+        "seed": run.settings["seed"],
+        "state": summary.get("state", "unfinished"),
+        **{name: value for name, value in best.items() if name == "step" or "eval_" in name},
+    }
+
+
+def _before_jax() -> None:
+    """XLA reads its flags when JAX starts."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if "jax" not in sys.modules:
+        set_flags()
+    from tddpo_jax.system.cache import use_compilation_cache
+
+    use_compilation_cache()
