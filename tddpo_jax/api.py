@@ -12,7 +12,6 @@ user gets wrong is a `UserError`, whose message is one line.
 
 from __future__ import annotations
 
-import inspect
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tddpo_jax.config.cells import LOSS_AXES, cell_name, expand, ignored_in
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.own_loss import function_name, is_reading
+from tddpo_jax.config.own_loss import function_name, is_reading, name_of_function
 from tddpo_jax.config.schema import read_yaml, resolve
 from tddpo_jax.data.given_rows import save_rows
 from tddpo_jax.errors import UserError, one_line
@@ -390,26 +389,8 @@ def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
     if loss is None or isinstance(loss, str):
         return loss
     if callable(loss):
-        return _name_of(loss)
-    return [one if isinstance(one, str) else _name_of(one) for one in loss]
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    """`file.py:function` of a function at the top of a file.
-
-    Raises:
-        UserError: it is not, so that no later process could find it again.
-    """
-    whole = inspect.unwrap(function)
-    name = getattr(whole, "__qualname__", repr(whole))
-    code = getattr(whole, "__code__", None)
-    file = Path(code.co_filename) if code else None
-    if file is None or not file.is_file() or file.suffix != ".py" or not name.isidentifier():
-        raise UserError(
-            f"loss: {name} is not a function at the top of a file; write it into one, such as "
-            "mine.py, and give 'mine.py:my_loss'"
-        )
-    return f"{file.absolute()}:{name}"
+        return name_of_function(loss)
+    return [one if isinstance(one, str) else name_of_function(one) for one in loss]
 
 
 def _row(run: Run) -> dict[str, Any]:

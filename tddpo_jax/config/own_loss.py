@@ -82,6 +82,58 @@ def load_kept_loss(settings: Mapping[str, Any], run: Path) -> None:
         load_loss(name, file.read_text())
 
 
+def name_of_function(function: Callable[..., Any]) -> str:
+    """`file.py:function` of a function at the top of a file.
+
+    Raises:
+        UserError: it is not, so that no later process could find it again.
+    """
+    whole = inspect.unwrap(function)
+    name = getattr(whole, "__qualname__", repr(whole))
+    code = getattr(whole, "__code__", None)
+    file = Path(code.co_filename) if code else None
+    if file is None or not file.is_file() or file.suffix != ".py" or not name.isidentifier():
+        raise UserError(
+            f"loss: {name} is not a function at the top of a file; write it into one, such as "
+            "mine.py, and give 'mine.py:my_loss'"
+        )
+    return f"{file.absolute()}:{name}"
+
+
+def new_settings(name: str) -> dict[str, Setting]:
+    """The numbers of a loss of one's own that no loss of ours has: the names in `loss.set`.
+
+    Args:
+        name: a name in `LOSSES`.
+    """
+    if not is_own(name):
+        return {}
+    ours = all_settings()
+    return {key: setting for key, setting in LOSSES[name].settings.items() if key not in ours}
+
+
+def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings of a loss of one's own, above the defaults of its function.
+
+    Args:
+        name: the name of the loss in `LOSSES`.
+        given: the section `loss` of the settings.
+
+    Raises:
+        UserError: `set` is not a group.
+    """
+    known = {
+        key: setting.default
+        for key, setting in LOSSES[name].settings.items()
+        if setting.default is not None
+    }
+    new = {key: known.pop(key) for key in new_settings(name) if key in known}
+    numbers = given.get("set", {})
+    if not isinstance(numbers, Mapping):
+        raise UserError(f"loss.set: must be a group of numbers, got {numbers!r}")
+    return {**known, **given, "set": {**new, **numbers}}
+
+
 def is_reading() -> bool:
     """Whether the file of a loss is being run now; a program in it must not train then."""
     return bool(_reading)

@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss
+from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_settings, with_defaults
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
@@ -209,18 +209,6 @@ class LossConfig(Section):
         return self
 
 
-def new_settings(name: str) -> dict[str, Setting]:
-    """The numbers of a loss of one's own that no loss of ours has: the names in `loss.set`.
-
-    Args:
-        name: a name in `LOSSES`.
-    """
-    if not is_own(name):
-        return {}
-    ours = all_settings()
-    return {key: setting for key, setting in LOSSES[name].settings.items() if key not in ours}
-
-
 def loss_section(own: str | None = None) -> type[LossConfig]:
     """The section `loss` of a configuration, with a field for every setting in `LOSSES` now.
 
@@ -256,21 +244,7 @@ def _loss_of(value: Any) -> LossConfig:
         return loss_section().model_validate(value)
     # `cells.expand` has loaded it, unless these are the settings of a run or of another process.
     name = value["name"] if value["name"] in LOSSES else load_loss(value["name"])
-    return loss_section(name).model_validate({**_with_defaults(name, value), "name": name})
-
-
-def _with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given settings of a loss of one's own, above the defaults of its function."""
-    known = {
-        key: setting.default
-        for key, setting in LOSSES[name].settings.items()
-        if setting.default is not None
-    }
-    new = {key: known.pop(key) for key in new_settings(name) if key in known}
-    numbers = given.get("set", {})
-    if not isinstance(numbers, Mapping):
-        raise UserError(f"loss.set: must be a group of numbers, got {numbers!r}")
-    return {**known, **given, "set": {**new, **numbers}}
+    return loss_section(name).model_validate({**with_defaults(name, value), "name": name})
 
 
 class LoraConfig(Section):
