@@ -172,7 +172,7 @@ def _prefill(
 ) -> tuple[Caches, Float[Array, "B V"]]:
     """The caches after the prompts, padded to `slots`, and the logits of the first new token."""
     length = prompts.tokens.shape[1]
-    slot = jnp.arange(length)
+    slot = jnp.arange(length)[None]
     start = (length - prompts.lengths)[:, None]
     # Padding sees the empty range [slot, slot).
     live = slot >= start
@@ -278,7 +278,7 @@ def _attend_cached(
             )[0]
             for x in cache
         )
-        slot = j * block + jnp.arange(block)
+        slot = (j * block + jnp.arange(block))[None]
         seen = (slot >= start[:, None]) & (slot < end)
         scores = product("BKGs,BKSs->BKGS", grouped, keys)
         scores = jnp.where(seen[:, None, None], scores, MASKED)

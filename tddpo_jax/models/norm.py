@@ -29,4 +29,4 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         normed = (x32 * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
-        return normed * self.weight[...].astype(x.dtype)
+        return normed * self.weight[...][None, None].astype(x.dtype)

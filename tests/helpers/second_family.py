@@ -91,7 +91,7 @@ class ZebraConfig:
 
     def angles(self, positions: Int[Array, "B T"]) -> dict[int, Array]:
         return {
-            size: positions[:, :, None] * rope_frequencies(size, theta, None)
+            size: positions[:, :, None] * rope_frequencies(size, theta, None)[None, None]
             for size, theta in THETAS.items()
         }
 

@@ -177,7 +177,7 @@ def dense_attention(
     """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) * (scale or q.shape[-1] ** -0.5)
-    key = jnp.arange(k.shape[1])
+    key = jnp.arange(k.shape[1])[None, None]
     seen = (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
     if window is not None:
         seen &= view.position[:, :, None] - view.position[:, None] < window

@@ -128,9 +128,10 @@ def test_scan_is_a_loop_over_the_layers():
 
     @jax.jit
     def loop(model):
-        angle = view.position[:, :, None] * rope_frequencies(
+        frequencies = rope_frequencies(
             model.config.head_size, model.config.rope_theta, model.config.rope_scaling
         )
+        angle = view.position[:, :, None] * frequencies[None, None]
         x = model.embed[...][TOKENS]
         for number in range(model.config.layers):
             block = jax.tree.map(lambda leaf, number=number: leaf[number], model.layers)

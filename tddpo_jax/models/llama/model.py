@@ -100,7 +100,7 @@ class LlamaConfig:
     def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
         """Radians by which each pair of features is rotated."""
         frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
-        return positions[:, :, None].astype(jnp.float32) * frequencies
+        return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
 
 
 # One key per linear layer, in the order of LINEAR_NAMES.
