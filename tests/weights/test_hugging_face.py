@@ -90,6 +90,10 @@ LLAMA_3 = {
         ({"tie_word_embeddings": None}, {"tied": False}),
         ({"attention_bias": False, "pretraining_tp": 1, "hidden_act": "silu"}, {}),
         ({"torch_dtype": "bfloat16", "max_sequence_length": 4096, "bos_token_id": 7}, {}),
+        ({"is_llama_config": True, "rope_interleaved": False}, {}),
+        ({"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}}, {}),
+        ({"unsloth_version": "2024.9", "unsloth_fixed": True, "_flash_attn_2_enabled": True}, {}),
+        ({"temperature": 0.6, "pruned_heads": {}, "add_cross_attention": False}, {}),
     ],
 )
 def test_older_and_shorter_configs_are_understood(changes, expected, copy):
@@ -108,6 +112,8 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
         ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
+        ({"rope_interleaved": True}, "rope_interleaved = True is not supported"),
+        ({"pruned_heads": {"1": [0]}}, "pruned_heads = {'1': "),
         ({"hidden_size": "24"}, "hidden_size = '24' is not a number"),
         (
             {"num_key_value_heads": 5},

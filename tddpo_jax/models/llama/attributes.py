@@ -6,18 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
-
-# These attributes change no result here: names, token ids, settings of pre-training.
-IGNORED_ATTRIBUTES = (
-    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
-    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
-    *("model_max_length", "max_length", "max_sequence_length", "model_type"),
-)
-
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -28,6 +19,9 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "pretraining_tp": (1, None),
     "sliding_window": (None,),
     "quantization_config": (None,),
+    "rope_interleaved": (False, None),
+    "add_cross_attention": (False, None),
+    "pruned_heads": ({}, None),
 }
 
 
@@ -37,7 +31,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         if name in attributes and attributes[name] not in understood:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
     known = dict(attributes)
-    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
+    for name in (*REQUIRED_VALUES, *BOOKKEEPING):
         known.pop(name, None)
 
     def take(name: str, *default: Any) -> Any:
