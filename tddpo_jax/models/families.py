@@ -19,7 +19,7 @@ class Family(NamedTuple):
     linear_names: tuple[str, ...]  # names of all linear layers of its blocks
 
 
-FAMILIES = {"llama": Family(llama.read_config, LINEAR_NAMES)}
+FAMILIES = {model_type: Family(llama.read_config, LINEAR_NAMES) for model_type in llama.MODEL_TYPES}
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:

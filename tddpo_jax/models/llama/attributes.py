@@ -1,9 +1,12 @@
-"""Reads the attributes of a Llama's `config.json`."""
+"""Reads the attributes of the `config.json` of a Llama or of a relative of it.
+
+The relatives compute what a Llama computes, apart from what `MODEL_TYPES` says of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
@@ -17,7 +20,6 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
     "pretraining_tp": (1, None),
-    "sliding_window": (None,),
     "quantization_config": (None,),
     "rope_interleaved": (False, None),
     "add_cross_attention": (False, None),
@@ -25,14 +27,38 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
+class ModelType(NamedTuple):
+    """What sets a model type apart from the others."""
+
+    required: dict[str, tuple[Any, ...]]  # more of `REQUIRED_VALUES`
+    ignored: tuple[str, ...] = ()  # more attributes that change nothing
+    biases: bool = False  # whether queries, keys and values have biases
+    window: int | None = None  # value of `sliding_window` if the file has none
+
+
+MODEL_TYPES = {
+    "llama": ModelType({"sliding_window": (None,)}),
+    "mistral": ModelType({}, window=4096),
+    # Qwen's window has a switch. While it is off, nothing reads the window's size and layers.
+    "qwen2": ModelType(
+        {"use_sliding_window": (False, None)}, ("sliding_window", "max_window_layers"), biases=True
+    ),
+}
+
+
 def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a Llama. `families.read_config` documents the arguments and the errors."""
-    for name, understood in REQUIRED_VALUES.items():
+    """The shape of a model. `families.read_config` documents the arguments and the errors."""
+    of_type = MODEL_TYPES[attributes["model_type"]]
+    required = {**REQUIRED_VALUES, **of_type.required}
+    for name, understood in required.items():
         if name in attributes and attributes[name] not in understood:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
     known = dict(attributes)
-    for name in (*REQUIRED_VALUES, *BOOKKEEPING):
+    for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
+    for kind in known.pop("layer_types", None) or ():
+        if kind != "full_attention":
+            raise UserError(f"{path}: layer_types = {kind!r} is not supported")
 
     def take(name: str, *default: Any) -> Any:
         if name not in known and not default:
@@ -45,6 +71,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         return value
 
     heads, width = take("num_attention_heads"), take("hidden_size")
+    known.setdefault("sliding_window", of_type.window)
     theta, scaling = _rope(path, known)
     config = LlamaConfig(
         vocabulary=take("vocab_size"),
@@ -61,9 +88,13 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         rope_scaling=scaling,
         norm_epsilon=take("rms_norm_eps"),
         tied=take("tie_word_embeddings", False),
+        biases=of_type.biases,
+        window=take("sliding_window", None),
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    if config.window is not None and config.window < 1:
+        raise UserError(f"{path}: sliding_window must be at least 1, got {config.window}")
     if config.heads % config.key_value_heads or config.head_size % 2:
         raise UserError(
             f"{path}: num_attention_heads ({config.heads}) must be a multiple of "

@@ -1,4 +1,4 @@
-"""Llama as flax.nnx modules.
+"""Llama and its relatives Mistral and Qwen2 as flax.nnx modules.
 
 This module holds shapes and mathematics. It knows no mesh, no files and no loss.
 
@@ -8,8 +8,13 @@ outputs of a linear layer.
 Weights keep the orientation of the Hugging Face checkpoint, `[outputs, inputs]`. Layers are stacked
 on a leading axis. So conversion only renames and stacks.
 
+Checked with the weights of Qwen2.5-Coder-0.5B-Instruct: the log-probs of six real responses of 9 to
+74 tokens agree with transformers to 1.3e-5 of their value (float32, CPU).
+
 References:
     Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models" (2023).
+    Jiang et al., "Mistral 7B" (2023): the window.
+    Yang et al., "Qwen2 Technical Report" (2024): the biases.
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 """
 
@@ -37,7 +42,7 @@ from tddpo_jax.models.tensor_table import Parameter, parameter
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a Llama. It implements `DecoderConfig`.
+    """The shape of a Llama or of a relative of it. It implements `DecoderConfig`.
 
     No field has a default, because a wrong default would go unnoticed.
     """
@@ -54,6 +59,8 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     norm_epsilon: float
     tied: bool
+    biases: bool  # whether queries, keys and values have biases
+    window: int | None  # number of newest positions that a token sees; None: all
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -75,8 +82,8 @@ class LlamaConfig:
         size = self.head_size
         layer = Layer(
             functools.partial(Block, self),
-            AttentionShape(self.heads, self.key_value_heads, size, value_size=size),
-            tensors.LAYER,
+            AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window),
+            (*tensors.LAYER, *(tensors.BIASES if self.biases else ())),
             self.sizes,
         )
         return (Segment(self.layers, (layer,)),)
@@ -119,9 +126,9 @@ class Block(nnx.Module):
         query, key_value = (n * config.head_size for n in (config.heads, config.key_value_heads))
         self.config = config
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.q_proj = Linear(config.width, query, keys[0])
-        self.k_proj = Linear(config.width, key_value, keys[1])
-        self.v_proj = Linear(config.width, key_value, keys[2])
+        self.q_proj = Linear(config.width, query, keys[0], has_bias=config.biases)
+        self.k_proj = Linear(config.width, key_value, keys[1], has_bias=config.biases)
+        self.v_proj = Linear(config.width, key_value, keys[2], has_bias=config.biases)
         self.o_proj = Linear(query, config.width, keys[3])
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.gate_proj = Linear(config.width, config.feed_forward, keys[4])

@@ -1,4 +1,4 @@
-"""The tensors of a Llama: their names in a Hugging Face checkpoint and their form here."""
+"""The tensors of a Llama and its relatives: their names in a checkpoint and their form here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def _linear(hub_part: str, name: str, outputs: str, inputs: str) -> Tensor:
     return Tensor(hub_name, f"{name}.weight", (outputs, inputs), "linear")
 
 
+def _bias(name: str, outputs: str) -> Tensor:
+    return Tensor(f"model.layers.{{}}.self_attn.{name}.bias", f"{name}.bias", (outputs,), "bias")
+
+
 # The tensors of every layer.
 LAYER = (
     _norm("input_layernorm", "attention_norm"),
@@ -32,6 +36,8 @@ LAYER = (
     _linear("mlp", "up_proj", "feed_forward", "width"),
     _linear("mlp", "down_proj", "width", "feed_forward"),
 )
+# Qwen2 has these too.
+BIASES = (_bias("q_proj", "queries"), _bias("k_proj", "keys"), _bias("v_proj", "values"))
 LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
 # Older checkpoints hold this buffer. We compute the frequencies from the config instead.
 DERIVED = ("self_attn.rotary_emb.inv_freq",)
