@@ -230,6 +230,7 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
         norm_epsilon=1e-5,
         tied=True,
         biases=False,
+        head_norms=False,
         window=None,
     )
 

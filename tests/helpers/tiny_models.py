@@ -52,6 +52,7 @@ CONFIG = LlamaConfig(
     norm_epsilon=3e-4,
     tied=False,
     biases=False,
+    head_norms=False,
     window=None,
 )
 HUGGING_FACE = {

@@ -81,6 +81,7 @@ CHANGES = {
     "norm_epsilon": 0.1,
     "tied": True,
     "biases": True,
+    "head_norms": True,
     "window": 5,
 }
 # The length of the trained context changes which data is accepted, not what the model computes.

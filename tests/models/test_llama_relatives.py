@@ -1,4 +1,4 @@
-"""Mistral and Qwen2 on one device and on eight, against transformers' models of the same files."""
+"""Mistral, Qwen2 and Qwen3, on one device and on eight, against transformers on the same files."""
 
 import json
 from typing import Any
@@ -34,6 +34,7 @@ from tddpo_jax.planning.abstract import abstract_weights, placed
 from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.locate import KNOWN_SHAPES
 
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -42,6 +43,7 @@ RELATIVES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "mistral with a window": {"model_type": "mistral", "sliding_window": 9},
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
 }
 # Prompts and answers on both sides of the window.
 PAIRS = tiny_models.random_examples(
@@ -188,3 +190,23 @@ def test_weight_decay_pulls_matrices_alone(folder):
     for path, move in jax.tree_util.tree_leaves_with_path(moves):
         name = path_name(path)
         assert bool(jnp.any(move)) == (not name.endswith("bias") and "norm" not in name), name
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "active"),
+    [
+        ("0.6B", 596_049_920, 595_984_384),
+        ("1.7B", 1_720_574_976, 1_720_451_072),
+        ("4B", 4_022_468_096, 4_022_272_000),
+        ("8B", 8_190_735_360, 7_568_097_280),
+        ("14B", 14_768_307_200, 13_989_969_920),
+        ("32B", 32_762_123_264, 31_983_534_080),
+    ],
+)
+def test_the_sizes_of_qwen3_are_known_without_the_hub(size, parameters, active):
+    """Expected: transformers' models of these sizes, counted on the meta device.
+
+    `active` counts the weights of all products of a token, the head's included."""
+    config = hugging_face.read_config(KNOWN_SHAPES[f"Qwen/Qwen3-{size}"])
+    assert parameter_count(config.parameters) == parameters
+    assert matmul_parameters(config) + config.vocabulary * config.width == active

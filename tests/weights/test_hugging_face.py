@@ -96,6 +96,8 @@ LLAMA_3 = {
         ({"model_type": "mistral"}, {"window": 4096}),
         ({"model_type": "mistral", "sliding_window": 7}, {"window": 7}),
         ({"model_type": "qwen2", "use_sliding_window": False}, {"biases": True}),
+        ({"model_type": "qwen3"}, {"head_norms": True}),
+        ({"model_type": "qwen3", "head_dim": None}, {"head_norms": True, "head_size": 128}),
         (
             {"model_type": "qwen2", "sliding_window": 7, "max_window_layers": 1},
             {"biases": True},
@@ -390,6 +392,7 @@ LLAMA_2_7B = LlamaConfig(
     norm_epsilon=1e-5,
     tied=False,
     biases=False,
+    head_norms=False,
     window=None,
 )
 

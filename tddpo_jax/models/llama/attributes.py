@@ -32,17 +32,20 @@ class ModelType(NamedTuple):
 
     required: dict[str, tuple[Any, ...]]  # more of `REQUIRED_VALUES`
     ignored: tuple[str, ...] = ()  # more attributes that change nothing
-    biases: bool = False  # whether queries, keys and values have biases
+    biases: bool = False  # as in `LlamaConfig`
+    head_norms: bool = False  # as in `LlamaConfig`
+    head_size: int | None = None  # value of `head_dim` if the file has none; None: width / heads
     window: int | None = None  # value of `sliding_window` if the file has none
 
 
+# Qwen's window has a switch. While it is off, nothing reads the window's size and layers.
+SWITCHED_OFF: dict[str, tuple[Any, ...]] = {"use_sliding_window": (False, None)}
+QWEN_WINDOW = ("sliding_window", "max_window_layers")
 MODEL_TYPES = {
     "llama": ModelType({"sliding_window": (None,)}),
     "mistral": ModelType({}, window=4096),
-    # Qwen's window has a switch. While it is off, nothing reads the window's size and layers.
-    "qwen2": ModelType(
-        {"use_sliding_window": (False, None)}, ("sliding_window", "max_window_layers"), biases=True
-    ),
+    "qwen2": ModelType(SWITCHED_OFF, QWEN_WINDOW, biases=True),
+    "qwen3": ModelType(SWITCHED_OFF, QWEN_WINDOW, head_norms=True, head_size=128),
 }
 
 
@@ -78,10 +81,10 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         width=width,
         layers=take("num_hidden_layers"),
         heads=heads,
-        # Both defaults are those of transformers: one key/value head for each head, and heads that
-        # divide the width evenly.
+        # The defaults are those of transformers: one key/value head for each head, and heads that
+        # divide the width evenly, or Qwen3's heads of 128.
         key_value_heads=take("num_key_value_heads", heads),
-        head_size=take("head_dim", width // heads),
+        head_size=take("head_dim", of_type.head_size or width // heads),
         feed_forward=take("intermediate_size"),
         context=take("max_position_embeddings"),
         rope_theta=theta,
@@ -89,6 +92,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         norm_epsilon=take("rms_norm_eps"),
         tied=take("tie_word_embeddings", False),
         biases=of_type.biases,
+        head_norms=of_type.head_norms,
         window=take("sliding_window", None),
     )
     if known:

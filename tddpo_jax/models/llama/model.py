@@ -1,4 +1,4 @@
-"""Llama and its relatives Mistral and Qwen2 as flax.nnx modules.
+"""Llama and its relatives Mistral, Qwen2 and Qwen3 as flax.nnx modules.
 
 This module holds shapes and mathematics. It knows no mesh, no files and no loss.
 
@@ -15,6 +15,7 @@ References:
     Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models" (2023).
     Jiang et al., "Mistral 7B" (2023): the window.
     Yang et al., "Qwen2 Technical Report" (2024): the biases.
+    Yang et al., "Qwen3 Technical Report" (2025): the norms of queries and keys.
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 """
 
@@ -60,6 +61,7 @@ class LlamaConfig:
     norm_epsilon: float
     tied: bool
     biases: bool  # whether queries, keys and values have biases
+    head_norms: bool  # whether every head's query and key is normalised before it is rotated
     window: int | None  # number of newest positions that a token sees; None: all
 
     @property
@@ -74,6 +76,7 @@ class LlamaConfig:
             "values": keys,
             "attended": queries,
             "feed_forward": self.feed_forward,
+            "head": self.head_size,
         }
 
     @property
@@ -83,7 +86,11 @@ class LlamaConfig:
         layer = Layer(
             functools.partial(Block, self),
             AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window),
-            (*tensors.LAYER, *(tensors.BIASES if self.biases else ())),
+            (
+                *tensors.LAYER,
+                *(tensors.BIASES if self.biases else ()),
+                *(tensors.HEAD_NORMS if self.head_norms else ()),
+            ),
             self.sizes,
         )
         return (Segment(self.layers, (layer,)),)
@@ -130,6 +137,9 @@ class Block(nnx.Module):
         self.k_proj = Linear(config.width, key_value, keys[1], has_bias=config.biases)
         self.v_proj = Linear(config.width, key_value, keys[2], has_bias=config.biases)
         self.o_proj = Linear(query, config.width, keys[3])
+        if config.head_norms:
+            self.q_norm = RMSNorm(config.head_size, config.norm_epsilon)
+            self.k_norm = RMSNorm(config.head_size, config.norm_epsilon)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.gate_proj = Linear(config.width, config.feed_forward, keys[4])
         self.up_proj = Linear(config.width, config.feed_forward, keys[5])
@@ -143,9 +153,12 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T H size"], Float[Array, "B T K size"], Float[Array, "B T K size"]]:
         """Queries, keys and values of normed input; queries and keys are rotated."""
         heads = (*x.shape[:2], -1, self.config.head_size)
-        q = rotate(mark_product(self.q_proj(x, keys[0])).reshape(heads), angle)
-        k = rotate(mark_product(self.k_proj(x, keys[1])).reshape(heads), angle)
-        return q, k, mark_product(self.v_proj(x, keys[2])).reshape(heads)
+        q = mark_product(self.q_proj(x, keys[0])).reshape(heads)
+        k = mark_product(self.k_proj(x, keys[1])).reshape(heads)
+        if self.config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        v = mark_product(self.v_proj(x, keys[2])).reshape(heads)
+        return rotate(q, angle), rotate(k, angle), v
 
     def feed_forward(
         self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT

@@ -11,8 +11,8 @@ TIED_EMBED = EMBED._replace(repeated_as=HEAD.hub_name)
 NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
 
 
-def _norm(hub_name: str, name: str) -> Tensor:
-    return Tensor(f"model.layers.{{}}.{hub_name}.weight", f"{name}.weight", ("width",), "norm")
+def _norm(hub_name: str, name: str, axis: str = "width") -> Tensor:
+    return Tensor(f"model.layers.{{}}.{hub_name}.weight", f"{name}.weight", (axis,), "norm")
 
 
 def _linear(hub_part: str, name: str, outputs: str, inputs: str) -> Tensor:
@@ -38,6 +38,11 @@ LAYER = (
 )
 # Qwen2 has these too.
 BIASES = (_bias("q_proj", "queries"), _bias("k_proj", "keys"), _bias("v_proj", "values"))
+# Qwen3 has these too. All heads share them.
+HEAD_NORMS = (
+    _norm("self_attn.q_norm", "q_norm", "head"),
+    _norm("self_attn.k_norm", "k_norm", "head"),
+)
 LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
 # Older checkpoints hold this buffer. We compute the frequencies from the config instead.
 DERIVED = ("self_attn.rotary_emb.inv_freq",)
