@@ -229,6 +229,9 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
         rope_scaling=None,
         norm_epsilon=1e-5,
         tied=True,
+        biases=False,
+        head_norms=False,
+        window=None,
     )
 
 

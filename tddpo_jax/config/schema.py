@@ -10,6 +10,7 @@ settings of the losses.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -201,12 +202,20 @@ class LoraConfig(Section):
     alpha: Positive = Field(
         32.0, description="alpha of the adapters; their output is scaled by alpha / rank"
     )
+    rslora: bool = Field(
+        False, description="scale the adapters' output by alpha / sqrt(rank) instead (rsLoRA)"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the adapters' inputs that training sets to zero"
     )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="names of the linear layers that get adapters; default: all of a block"
     )
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapters' output."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class TrainConfig(Section):

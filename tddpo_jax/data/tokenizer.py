@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.json_files import read_object
 
 # Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
 # vocabulary; where it is not, a private-use character falls back to bytes or to <unk>.
@@ -164,13 +167,26 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             from which transformers makes a tokenizer that splits runs of spaces wrongly.
     """
     _check_json(folder, Path(folder, "tokenizer.model"))
+    code = _code_of(Path(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        # Without this argument, transformers would ask on the terminal whether to run the code.
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         kind = UserError if Path(folder).exists() else NotAtHand
-        raise kind(f"tokenizer {folder}: {one_line(error)}") from None
+        reason = one_line(error)
+        if "trust_remote_code" in reason:
+            reason = code or "needs code of its own, which is never run"
+        raise kind(f"tokenizer {folder}: {reason}") from None
+    if code:
+        warnings.warn(f"tokenizer {folder}: {code}", stacklevel=2)
     _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
     return tokenizer
+
+
+def _code_of(folder: Path) -> str:
+    """Says which code the tokenizer of a local folder asks for; "" if it asks for none."""
+    file = folder / "tokenizer_config.json"
+    return not_run(read_object(file)) if file.is_file() else ""
 
 
 def _check_json(folder: str | Path, vocabulary: Path) -> None:

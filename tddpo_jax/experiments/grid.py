@@ -13,7 +13,7 @@ from tddpo_jax.config.dotted import get
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
 from tddpo_jax.losses.catalogue import LOSSES
-from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
+from tddpo_jax.runs.grid_directory import cell_directories, check_cells, output_of, record_grid
 from tddpo_jax.runs.locks import claim
 from tddpo_jax.runs.metric_writers import check_wandb
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -22,6 +22,8 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.training.checkpoints import saved_steps
 from tddpo_jax.training.loop import train
 from tddpo_jax.training.prepare import Experiment, prepare
+from tddpo_jax.training.run_facts import facts
+from tddpo_jax.training.shared import load_shared
 from tddpo_jax.training.step_order import make_order
 
 # Time between two looks at the cells that other processes train.
@@ -48,11 +50,15 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         screen.say(f"{over} of {len(directories)} cells already finished; skipping them")
     if left:
         experiment = prepare([directory.config for directory in left], screen)
+        check_cells(directories, facts(experiment.shared))
         describe_plan(experiment, len(left), screen)
         record_grid(directories)
         shared = experiment.shared
         steps = make_order(shared.config, len(shared.dataset.train)).total_steps
         train_cells(experiment, left, CellTable(directories, steps), screen)
+    elif any(directory.is_renamed for directory in directories):
+        shared = load_shared([directory.config for directory in directories], screen)
+        check_cells(directories, facts(shared))
     if len(directories) == 1:
         describe_result(directories[0], screen)
     else:

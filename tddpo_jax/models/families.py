@@ -9,6 +9,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.llama import attributes as llama
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.system.foreign_code import not_run
 
 
 class Family(NamedTuple):
@@ -19,7 +20,7 @@ class Family(NamedTuple):
     linear_names: tuple[str, ...]  # names of all linear layers of its blocks
 
 
-FAMILIES = {"llama": Family(llama.read_config, LINEAR_NAMES)}
+FAMILIES = {model_type: Family(llama.read_config, LINEAR_NAMES) for model_type in llama.MODEL_TYPES}
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
@@ -40,7 +41,11 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
         raise UserError(f"{path}: model_type is missing")
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UserError(f"{path}: model_type = {model_type!r} is not supported (only {known})")
+        code = not_run(attributes)
+        raise UserError(
+            f"{path}: model_type = {model_type!r} is not supported (only {known})"
+            + (f"; {code}" if code else "")
+        )
     return FAMILIES[model_type].read_config(attributes, path)
 
 

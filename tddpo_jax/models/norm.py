@@ -25,7 +25,7 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(width))
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*rest D"]) -> Float[Array, "*rest D"]:
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         normed = (x32 * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)

@@ -6,7 +6,7 @@ each array of our tree. Everything that handles weights reads this table:
     conversion                   names and transforms
     placement                    axes
     adapters and quantisation    which tensors are linear layers
-    weight decay                 which tensors are norms
+    weight decay                 which tensors are norms and biases
     operations count and plan    shapes
 """
 
@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-# A linear layer can get an adapter and can be quantised. A norm has no weight decay.
-Kind = Literal["embedding", "linear", "norm"]
+# A linear layer can get an adapter and can be quantised. Norms and biases have no weight decay.
+Kind = Literal["embedding", "linear", "norm", "bias"]
 
 
 class Transform(NamedTuple):

@@ -20,10 +20,12 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
+    check_contents,
     check_output,
     differences,
     identity,
     is_free,
+    without_names,
 )
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.atomic import write_json
@@ -86,6 +88,7 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     # The grid may be older than a setting of the losses. None of its cells reads such a setting.
     for name, value in wanted["loss"].items():
         found = with_value(found, f"loss.{name}", get(found, f"loss.{name}", value))
+    found, wanted = without_names(found), without_names(wanted)
     if found != wanted:
         raise UserError(
             f"output: {root} holds a grid of another configuration: "
@@ -100,6 +103,27 @@ def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, 
     settings = identity(configs[0].model_dump(mode="json", exclude=axes))
     settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
     return settings
+
+
+def check_cells(directories: Sequence[RunDirectory], facts: dict[str, Any]) -> None:
+    """Refuses a model or data other than any of the cells began with.
+
+    Args:
+        directories: the lone run, or cells of a grid. All cells of the grid are checked.
+        facts: what a `run.json` would hold now.
+
+    Raises:
+        UserError: the hashes differ.
+    """
+    runs, file = [directory.path for directory in directories], output_of(directories) / "grid.json"
+    if len(directories) > 1 and file.exists():
+        runs += [file.parent / name for name in read_grid(file)["cells"]]
+
+    def check() -> None:
+        for run in dict.fromkeys(runs):
+            check_contents(run, facts)
+
+    agree(check)
 
 
 def record_grid(directories: Sequence[RunDirectory]) -> None:

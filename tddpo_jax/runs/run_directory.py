@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.schema import Config, DataConfig, read_yaml
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
@@ -35,6 +35,9 @@ LOCK_FILE = "claim.lock"  # of `locks.py`
 JOBS_FOLDER = "jobs"  # of `commands/submit.py`
 # These sections do not change what a run computes, only where: a run may resume on other devices.
 PLACEMENT = ("mesh", "hosts")
+# These settings name files, or a part of the data. A run knows its files by their contents, whose
+# hashes are in `run.json`.
+NAMES = ("model.path", "data.path", "data.validation")
 
 
 def is_free(path: Path) -> bool:
@@ -115,12 +118,15 @@ class RunDirectory:
             config: the settings of the run.
 
         Raises:
-            UserError: the directory holds a run of another configuration, or files of another
+            UserError: the directory holds a run of another configuration (other names of its model
+                and data are allowed, see `check_contents`), or files of another
                 kind, or cannot be written to.
         """
         self.path = path
         self.config = config
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
+        # Whether the run exists and began with other names of its model or data.
+        self.is_renamed = False
         check_output(path)
         if is_free(path):
             return
@@ -128,7 +134,8 @@ class RunDirectory:
         if not stored.exists():
             raise UserError(f"output: {path} exists and does not hold a run")
         found = read_yaml(stored)
-        there, here = identity(found), identity(self._resolved)
+        there, here = (without_names(identity(each)) for each in (found, self._resolved))
+        self.is_renamed = names_of(found) != names_of(self._resolved)
         if there != here:
             raise UserError(
                 f"output: {path} holds a run of another configuration: "
@@ -155,22 +162,13 @@ class RunDirectory:
             raise UserError(f"output: {self.path} is not on a file system that all hosts share")
 
     def _create(self, facts: dict[str, Any]) -> None:
-        self._check_contents(facts)
+        check_contents(self.path, facts)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
-
-    def _check_contents(self, facts: dict[str, Any]) -> None:
-        before = read_part(self.path, "run.json") or facts
-        for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
-            # Runs of earlier versions do not record the hash of their adapter.
-            if what in before[part] and before[part][what] != facts[part][what]:
-                raise UserError(
-                    f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
-                )
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -228,13 +226,48 @@ class RunDirectory:
         write_json(self.path / "summary.json", summary)
 
 
+def check_contents(run: Path, facts: dict[str, Any]) -> None:
+    """Refuses a model or data other than a run began with; a directory without a run passes.
+
+    Args:
+        run: the run's directory.
+        facts: what `run.json` would hold now.
+
+    Raises:
+        UserError: a hash in `run.json` differs.
+    """
+    before = read_part(run, "run.json") or facts
+    for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
+        # Runs of earlier versions do not record the hash of their adapter.
+        if what not in before[part] or before[part][what] == facts[part][what]:
+            continue
+        name, first = facts[part]["path"], before[part]["path"]
+        if name == first:
+            raise UserError(f"{part}.path: {name} has changed since {run} began")
+        raise UserError(f"{part}.path: {name} differs from {first}, with which {run} began")
+
+
+def names_of(settings: dict[str, Any]) -> list[Any]:
+    """The values of `NAMES` in the settings; None for a share of the rows, which is no name."""
+    values = (get(settings, name) for name in NAMES)
+    return [value if isinstance(value, str) else None for value in values]
+
+
+def without_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of `NAMES` that are names."""
+    for name, value in zip(NAMES, names_of(settings), strict=True):
+        settings = settings if value is None else without_value(settings, name)
+    return settings
+
+
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; two runs are the same if these are equal."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
-    # Earlier versions did not know every setting of the data; their runs had each at its default.
-    if isinstance(computed.get("data"), dict):
-        defaults = DataConfig().model_dump(mode="json")
-        computed = {**computed, "data": {**defaults, **computed["data"]}}
+    # Earlier versions did not know every setting of these sections; their runs had the defaults.
+    for name, section in (("data", DataConfig()), ("lora", LoraConfig())):
+        if isinstance(computed.get(name), dict):
+            defaults = section.model_dump(mode="json")
+            computed = {**computed, name: {**defaults, **computed[name]}}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of

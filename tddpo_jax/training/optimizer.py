@@ -22,12 +22,12 @@ from tddpo_jax.placement.shardings import path_name
 def _decayed(params: Any, model: DecoderConfig) -> Any:
     """True for every parameter that gets weight decay.
 
-    The norms' weights get none, because it would pull them to zero.
+    Norms and biases get none: they are few, and decay would pull the norms' weights to zero.
 
     Raises:
         KeyError: a parameter is neither in the model's table nor part of an adapter.
     """
-    decayed = {each.path: each.tensor.kind != "norm" for each in model.parameters}
+    decayed = {each.path: each.tensor.kind not in ("norm", "bias") for each in model.parameters}
     for weight in linear_parameters(model.parameters):
         decayed |= dict.fromkeys(adapter_paths(weight), True)
     return jax.tree_util.tree_map_with_path(lambda path, _: decayed[path_name(path)], params)

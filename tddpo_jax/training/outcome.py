@@ -44,7 +44,8 @@ def export_best(population: Population, state: TrainState, step: int) -> None:
             hugging_face.export(model, files.base, folder, checkpoint_dtype(files.base))
         else:
             name = base_name(run.config.model.path, files)
-            export_adapter(model, folder, name, experiment.shared.hashes.fingerprint)
+            known_by, rslora = experiment.shared.hashes.fingerprint, run.config.lora.rslora
+            export_adapter(model, folder, name, known_by, rslora=rslora)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import parameter_spec, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
 from tddpo_jax.system.atomic import replace_folder
+from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
@@ -55,7 +57,11 @@ def read_config(folder: Path) -> DecoderConfig:
             unknown.
     """
     path = folder / "config.json"
-    return families.read_config(read_object(path), str(path))
+    attributes = read_object(path)
+    config = families.read_config(attributes, str(path))
+    if code := not_run(attributes):
+        warnings.warn(f"{path}: {code}", stacklevel=2)
+    return config
 
 
 def checkpoint_dtype(folder: Path) -> np.dtype:

@@ -27,11 +27,13 @@ from tiny_tokenizers import byte_level, sentencepiece
 from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
+from tddpo_jax.data.dataset_folders import rows_of, splits_of
 from tddpo_jax.data.examples import Unusable
 from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.errors import UserError
 
 # Of `IDS` alone, read for a context of 64.
 HASH_OF_IDS = "2910b624197299b58975dfc93d8b003fae054825d27474f458948c4927e37d1e"
@@ -508,6 +510,47 @@ def test_load_tokenizer(tmp_path):
     assert load_tokenizer(tmp_path)("the  red ball")["input_ids"] == ids
     Path(tmp_path, "tokenizer.model").touch()
     assert load_tokenizer(str(tmp_path))("the  red ball")["input_ids"] == ids
+
+
+CODE = "open({!r}, 'w')"
+ASKED = (
+    r"tokenizer .*model: auto_map asks to run code of its own \(own\.OwnTokenizer\), "
+    r"which is never run"
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ("PreTrainedTokenizerFast", pytest.warns(UserWarning, match=ASKED)),
+        ("OwnTokenizer", pytest.raises(UserError, match=ASKED)),
+    ],
+    ids=["a known class is used", "an unknown class is refused"],
+)
+def test_a_tokenizers_own_code_is_never_run(known, expected, tmp_path, monkeypatch):
+    """Nobody is asked, and the code would write a file."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    byte_level().save_pretrained(folder)
+    (folder / "own.py").write_text(CODE.format(str(ran)))
+    (folder / "config.json").write_text(json.dumps({"model_type": "own"}))
+    file = folder / "tokenizer_config.json"
+    asked = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}, "tokenizer_class": known}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **asked}))
+    with expected:
+        load_tokenizer(folder)
+    assert not ran.exists()
+
+
+def test_a_data_sets_own_code_is_never_run(tmp_path):
+    folder, ran = tmp_path / "rows", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "rows.py").write_text(CODE.format(str(ran)))
+    with pytest.raises(UserError, match=r"data .*rows: is a script, rows\.py, which is never run"):
+        splits_of(str(folder), None)
+    with pytest.raises(UserError, match=r"data .*rows: is a script, rows\.py, which is never run"):
+        rows_of(str(folder), None, None)
+    assert not ran.exists()
 
 
 def test_load_tokenizer_that_is_wrong(tmp_path):

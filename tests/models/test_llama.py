@@ -80,6 +80,9 @@ CHANGES = {
     "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64),
     "norm_epsilon": 0.1,
     "tied": True,
+    "biases": True,
+    "head_norms": True,
+    "window": 5,
 }
 # The length of the trained context changes which data is accepted, not what the model computes.
 ELSEWHERE = {"context"}

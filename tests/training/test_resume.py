@@ -281,6 +281,30 @@ def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
     assert {**after, "claim.lock": 0} == {**before, "claim.lock": 0}
 
 
+def test_a_run_knows_its_files_by_their_contents(finished, inputs, tmp_path):
+    """Copies under other names are the same run; with one id changed they are another."""
+    model = shutil.copytree(inputs.model, tmp_path / "model")
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    for name, file in files.items():
+        shutil.copyfile(getattr(inputs, name), file)
+    before = tiny_runs.times(finished)
+    renamed = {
+        "model.path": str(model),
+        "data.path": str(files["train"]),
+        "data.validation": str(files["validation"]),
+    }
+    (summary,) = tiny_runs.run(inputs, finished, renamed)
+    assert summary == json.loads((finished / "summary.json").read_text())
+    rows = [json.loads(line) for line in files["validation"].read_text().splitlines()]
+    rows[3]["prompt_ids"][0] = 7
+    tiny_runs.write_rows(files["validation"], rows)
+    with pytest.raises(ValueError, match=r"data\.path: .* differs from .*, with which .* began"):
+        tiny_runs.run(inputs, finished, renamed)
+    assert tiny_runs.times(finished) == before
+    with pytest.raises(ValueError, match=r"data\.validation is .*, asked for 0\.25"):
+        tiny_runs.run(inputs, finished, {"data.validation": 0.25})
+
+
 def test_an_adapter_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
     """The base is the same: the run goes on from an adapter that it did not begin with."""
     lora = {"train.mode": "lora", "lora.rank": 2, "train.max_steps": 1, "train.eval_every": None}

@@ -1,23 +1,17 @@
-"""Reads the attributes of a Llama's `config.json`."""
+"""Reads the attributes of the `config.json` of a Llama or of a relative of it.
+
+The relatives compute what a Llama computes, apart from what `MODEL_TYPES` says of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
-
-# These attributes change no result here: names, token ids, settings of pre-training.
-IGNORED_ATTRIBUTES = (
-    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
-    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
-    *("model_max_length", "max_length", "max_sequence_length", "model_type"),
-)
-
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -26,19 +20,48 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
     "pretraining_tp": (1, None),
-    "sliding_window": (None,),
     "quantization_config": (None,),
+    "rope_interleaved": (False, None),
+    "add_cross_attention": (False, None),
+    "pruned_heads": ({}, None),
+}
+
+
+class ModelType(NamedTuple):
+    """What sets a model type apart from the others."""
+
+    required: dict[str, tuple[Any, ...]]  # more of `REQUIRED_VALUES`
+    ignored: tuple[str, ...] = ()  # more attributes that change nothing
+    biases: bool = False  # as in `LlamaConfig`
+    head_norms: bool = False  # as in `LlamaConfig`
+    head_size: int | None = None  # value of `head_dim` if the file has none; None: width / heads
+    window: int | None = None  # value of `sliding_window` if the file has none
+
+
+# Qwen's window has a switch. While it is off, nothing reads the window's size and layers.
+SWITCHED_OFF: dict[str, tuple[Any, ...]] = {"use_sliding_window": (False, None)}
+QWEN_WINDOW = ("sliding_window", "max_window_layers")
+MODEL_TYPES = {
+    "llama": ModelType({"sliding_window": (None,)}),
+    "mistral": ModelType({}, window=4096),
+    "qwen2": ModelType(SWITCHED_OFF, QWEN_WINDOW, biases=True),
+    "qwen3": ModelType(SWITCHED_OFF, QWEN_WINDOW, head_norms=True, head_size=128),
 }
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a Llama. `families.read_config` documents the arguments and the errors."""
-    for name, understood in REQUIRED_VALUES.items():
+    """The shape of a model. `families.read_config` documents the arguments and the errors."""
+    of_type = MODEL_TYPES[attributes["model_type"]]
+    required = {**REQUIRED_VALUES, **of_type.required}
+    for name, understood in required.items():
         if name in attributes and attributes[name] not in understood:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
     known = dict(attributes)
-    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
+    for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
+    for kind in known.pop("layer_types", None) or ():
+        if kind != "full_attention":
+            raise UserError(f"{path}: layer_types = {kind!r} is not supported")
 
     def take(name: str, *default: Any) -> Any:
         if name not in known and not default:
@@ -51,25 +74,31 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
         return value
 
     heads, width = take("num_attention_heads"), take("hidden_size")
+    known.setdefault("sliding_window", of_type.window)
     theta, scaling = _rope(path, known)
     config = LlamaConfig(
         vocabulary=take("vocab_size"),
         width=width,
         layers=take("num_hidden_layers"),
         heads=heads,
-        # Both defaults are those of transformers: one key/value head for each head, and heads that
-        # divide the width evenly.
+        # The defaults are those of transformers: one key/value head for each head, and heads that
+        # divide the width evenly, or Qwen3's heads of 128.
         key_value_heads=take("num_key_value_heads", heads),
-        head_size=take("head_dim", width // heads),
+        head_size=take("head_dim", of_type.head_size or width // heads),
         feed_forward=take("intermediate_size"),
         context=take("max_position_embeddings"),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_epsilon=take("rms_norm_eps"),
         tied=take("tie_word_embeddings", False),
+        biases=of_type.biases,
+        head_norms=of_type.head_norms,
+        window=take("sliding_window", None),
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    if config.window is not None and config.window < 1:
+        raise UserError(f"{path}: sliding_window must be at least 1, got {config.window}")
     if config.heads % config.key_value_heads or config.head_size % 2:
         raise UserError(
             f"{path}: num_attention_heads ({config.heads}) must be a multiple of "
