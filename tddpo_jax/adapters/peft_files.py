@@ -209,7 +209,7 @@ def _names(weight: Parameter, factor: str) -> list[str]:
     """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
     ending = f"lora_{factor.upper()}.weight"
     return [
-        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.hub_names()
+        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
     ]
 
 

@@ -55,6 +55,9 @@ class LlamaConfig:
     norm_epsilon: float
     tied: bool
 
+    embedding_scale = 1.0
+    carried = ()
+
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the axes of its tensors, by the axes' names."""
