@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,8 +174,7 @@ def export_adapter(
     if not is_first():
         return
     with replace_folder(folder) as partial:
-        targets = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
-        attributes = _attributes(next(iter(adapters.values())), targets, base_name)
+        attributes = _attributes(next(iter(adapters.values())), _modules(weights), base_name)
         (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
         if base_fingerprint is not None:
@@ -186,7 +186,20 @@ def export_adapter(
             (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
-def _attributes(adapter: Adapter, targets: list[str], base_name: str) -> dict[str, Any]:
+def _modules(weights: Sequence[Parameter]) -> list[str] | str:
+    """`target_modules`: the last names of the adapted layers, or a pattern for their whole names.
+
+    Beside a part that we do not train, names alone would also reach that part's layers.
+    """
+    names = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
+    if all(weight.tensor.module_name is None for weight in weights):
+        return names
+    begins = {weight.module_names()[0].partition("layers.")[0] for weight in weights}
+    alternatives = ("|".join(map(re.escape, sorted(each))) for each in (begins, names))
+    return r"(.*\.)?({})layers\..*\.({})".format(*alternatives)
+
+
+def _attributes(adapter: Adapter, targets: list[str] | str, base_name: str) -> dict[str, Any]:
     rank = adapter.a.shape[1]
     return {
         "peft_type": "LORA",

@@ -157,7 +157,12 @@ def _with_config(folder: Path, path: str) -> Path:
 
 # The project ships these shapes, so planning for these hub ids needs no network.
 KNOWN_SHAPES = {
-    f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
+    **{f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")},
+    **{
+        f"google/gemma-3-{size}-{kind}": SHAPES / f"gemma-3-{size}"
+        for size in ("1b", "4b", "12b", "27b")
+        for kind in ("it", "pt")
+    },
 }
 
 

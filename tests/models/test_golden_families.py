@@ -4,16 +4,23 @@
 transformers 5.24 in float32 with eager attention. Its own error against float64 is below 1e-5. A
 mistake of a family's mathematics changes a log-prob by 1e-3 to 6."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import tiny_models
+import torch
+from tiny_adapters import adapted
+from transformers import AutoModelForCausalLM
 
 from tddpo_jax.adapters.adapter_set import adapter_set
+from tddpo_jax.adapters.peft_files import export_adapter
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.generation.batching import continue_prompts
@@ -35,9 +42,13 @@ def family(request):
     return folder / "model", json.loads((folder / "golden.json").read_text())
 
 
+def load(name):
+    return hugging_face.load(GOLDEN / name / "model", tiny_models.one_device(), jnp.float32)
+
+
 @pytest.fixture(scope="module")
 def model(family):
-    return hugging_face.load(family[0], tiny_models.one_device(), jnp.float32)
+    return load(family[0].parent.name)
 
 
 def examples_of(numbers):
@@ -62,19 +73,19 @@ def test_the_table_holds_the_model(family, model):
     assert parameter_count(model.config.parameters) == family[1]["parameters"]
 
 
-def test_every_token_has_the_log_prob_of_transformers(family, model):
-    """Both responses share their prompt here, and all pairs share a row of the stream."""
-    _, numbers = family
+@tiny_models.quick_jit
+def token_logps(model, batch):
+    """The log-prob of every target of one packed row."""
+    states = tiny_models.run(model, batch)[0, batch.score_position[0]]
+    log_probs = jax.nn.log_softmax(states @ model.head_weight.T)
+    return jnp.take_along_axis(log_probs, batch.score_target[0][:, None], axis=1)[:, 0]
+
+
+def largest_error(model, numbers):
+    """Of any token's log-prob, in nats, where both responses of a pair share their prompt."""
     batch = packed(numbers, 1)
-
-    @tiny_models.quick_jit
-    def token_logps(model, batch):
-        states = tiny_models.run(model, batch)[0, batch.score_position[0]]
-        log_probs = jax.nn.log_softmax(states @ model.head_weight.T)
-        return jnp.take_along_axis(log_probs, batch.score_target[0][:, None], axis=1)[:, 0]
-
     found = np.asarray(token_logps(model, jax.tree.map(jnp.asarray, batch)))
-    position = batch.positions[0][batch.score_position[0]]
+    position, errors = batch.positions[0][batch.score_position[0]], []
     for number, row in enumerate(batch.example[0]):
         pair = numbers["pairs"][row]
         for branch, name in enumerate(RESPONSES):
@@ -82,7 +93,12 @@ def test_every_token_has_the_log_prob_of_transformers(family, model):
             own = batch.score_branch[0] == 2 * number + branch
             order = np.argsort(position[own])
             np.testing.assert_array_equal(batch.score_target[0][own][order], pair[f"{name}_ids"])
-            np.testing.assert_allclose(found[own][order], pair[f"{name}_logps"], atol=1e-4)
+            errors.append(np.abs(found[own][order] - pair[f"{name}_logps"]).max())
+    return max(errors)
+
+
+def test_every_token_has_the_log_prob_of_transformers(family, model):
+    assert largest_error(model, family[1]) < 1e-4
 
 
 def gradient_norms(model, batch):
@@ -150,3 +166,74 @@ def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
     for name, tensor in stored.items():
         assert written[name].tobytes() == tensor.tobytes(), name
     assert hub_tensors(model.config.parameters).keys() <= stored.keys()
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_peft_computes_with_our_adapter_what_we_compute(family, model, tmp_path):
+    """On the text part alone: a vision part has linear layers of the same names."""
+    folder, _ = family
+    ours = adapted(model, 1, rank=2)
+    export_adapter(ours, tmp_path, str(folder))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 300, (2, 21)).astype(np.int32)
+    with torch.no_grad():
+        wanted = theirs(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    found = tiny_models.hidden_states(ours, tokens) @ ours.head_weight.T
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    adapted_modules = {name for name, _ in theirs.named_parameters() if "lora_" in name}
+    assert not any("vision" in name for name in adapted_modules)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+def with_config(**changes):
+    """A mistake in one number of the config."""
+
+    def change(model, patch):
+        model.config = dataclasses.replace(model.config, **changes)
+
+    return change
+
+
+def plain_norms(model, patch):
+    """`w` in place of `1 + w`."""
+    for each in model.config.parameters:
+        if each.tensor.kind == "norm":
+            weight = functools.reduce(getattr, each.path.split("."), model)
+            weight[...] = weight[...] - 1
+
+
+def unscaled_embedding(model, patch):
+    patch.setattr(type(model.config), "embedding_scale", 1.0)
+
+
+def exact_gelu(model, patch):
+    gelu = jax.nn.gelu
+    patch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
+
+
+MISTAKES = {
+    "no window": ("gemma3-text", with_config(window=10**6)),
+    "a window of one more": ("gemma3-text", with_config(window=9)),
+    "one theta": ("gemma3-text", with_config(local_theta=1e6)),
+    "plain norms": ("gemma3-text", plain_norms),
+    "no embedding scale": ("gemma3-text", unscaled_embedding),
+    "exact gelu": ("gemma3-text", exact_gelu),
+    "no rope scaling": ("gemma3", with_config(rope_factor=1.0)),
+    "scores by head size": ("gemma3", with_config(score_scalar=20.0)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(mistake, monkeypatch):
+    """Each changes some log-prob by ten times the bound of the test above, or more."""
+    name, make = MISTAKES[mistake]
+    model, numbers = load(name), json.loads((GOLDEN / name / "golden.json").read_text())
+    make(model, monkeypatch)
+    token_logps.clear_cache()
+    assert largest_error(model, numbers) > 1e-3
