@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +193,7 @@ def export_adapter(
     if not is_first():
         return
     with replace_folder(folder) as partial:
-        targets = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
+        targets = _modules(weights)
         attributes = _attributes(next(iter(adapters.values())), targets, base_name, rslora)
         (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
         save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -205,8 +206,21 @@ def export_adapter(
             (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
+def _modules(weights: Sequence[Parameter]) -> list[str] | str:
+    """`target_modules`: the last names of the adapted layers, or a pattern for their whole names.
+
+    Beside a part that we do not train, names alone would also reach that part's layers.
+    """
+    names = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
+    if all(weight.tensor.module_name is None for weight in weights):
+        return names
+    begins = {weight.module_names()[0].partition("layers.")[0] for weight in weights}
+    alternatives = ("|".join(map(re.escape, sorted(each))) for each in (begins, names))
+    return r"(.*\.)?({})layers\..*\.({})".format(*alternatives)
+
+
 def _attributes(
-    adapter: Adapter, targets: list[str], base_name: str, rslora: bool
+    adapter: Adapter, targets: list[str] | str, base_name: str, rslora: bool
 ) -> dict[str, Any]:
     rank = adapter.a.shape[1]
     unit = LoraConfig(rank=rank, alpha=1.0, rslora=rslora).scale
@@ -231,7 +245,7 @@ def _names(weight: Parameter, factor: str) -> list[str]:
     """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
     ending = f"lora_{factor.upper()}.weight"
     return [
-        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.hub_names()
+        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
     ]
 
 

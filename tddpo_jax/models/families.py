@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.gemma3 import attributes as gemma3
+from tddpo_jax.models.gemma3 import tensors as gemma3_tensors
 from tddpo_jax.models.llama import attributes as llama
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.foreign_code import not_run
@@ -20,7 +22,13 @@ class Family(NamedTuple):
     linear_names: tuple[str, ...]  # names of all linear layers of its blocks
 
 
-FAMILIES = {model_type: Family(llama.read_config, LINEAR_NAMES) for model_type in llama.MODEL_TYPES}
+LLAMA = Family(llama.read_config, LINEAR_NAMES)
+GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
+FAMILIES = {
+    **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
+    "gemma3_text": GEMMA3,  # text alone
+    "gemma3": GEMMA3,  # with a vision part
+}
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:

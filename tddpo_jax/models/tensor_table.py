@@ -38,6 +38,9 @@ class Tensor(NamedTuple):
     kind: Kind
     transform: Transform | None = None  # None: our array equals the checkpoint's tensor
     repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
+    module_name: str | None = (
+        None  # name in transformers' own model, where the checkpoint's differs
+    )
 
 
 class Parameter(NamedTuple):
@@ -80,6 +83,11 @@ class Parameter(NamedTuple):
         return {
             self.tensor.hub_name.format(layer): place for place, layer in enumerate(self.layers)
         }
+
+    def module_names(self) -> list[str]:
+        """The names of its tensors in transformers' own model, in the order of the layers."""
+        name = self.tensor.module_name or self.tensor.hub_name
+        return [name] if self.layers is None else [name.format(layer) for layer in self.layers]
 
 
 def parameter(

@@ -57,6 +57,8 @@ class ZebraConfig:
     tied: bool = True
     layers: int = 5
     derived: tuple[str, ...] = ("stripes",)
+    carried: tuple[str, ...] = ()
+    embedding_scale: float = 1.0
 
     def _layer(self, shape: AttentionShape) -> Layer:
         sizes = {

@@ -64,6 +64,9 @@ class LlamaConfig:
     head_norms: bool  # whether every head's query and key is normalised before it is rotated
     window: int | None  # number of newest positions that a token sees; None: all
 
+    embedding_scale = 1.0
+    carried = ()
+
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the axes of its tensors, by the axes' names."""
