@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
                 judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid),
                 asked,
                 key,
-                parameters=judge.accepted_before(rows, asked),
+                accepted=judge.accepted_before(rows, asked),
                 data=data.record,
                 append=append,
                 update=update,

@@ -127,7 +127,12 @@ def _made_with(rows: Iterable[Judgment], model: str) -> dict[str, Any]:
         "response_models": _distinct(row.response_model for row in own),
         "base_url": _distinct(row.base_url for row in own),
         "sampling": _distinct(
-            {"requested": row.requested, "accepted": row.parameters} for row in own
+            {
+                "requested": row.requested,
+                "accepted": row.parameters,
+                "system_role": row.system_role,
+            }
+            for row in own
         ),
         "data": _distinct(row.data for row in own),
         "generation": _distinct(row.generation for row in own),

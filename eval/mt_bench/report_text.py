@@ -140,7 +140,9 @@ def _at(urls: Sequence[str | None]) -> str:
 
 
 def _sampling(
-    requested: Mapping[str, int | float] | None, accepted: Mapping[str, int | float] | None
+    requested: Mapping[str, int | float] | None,
+    accepted: Mapping[str, int | float] | None,
+    system_role: bool,
 ) -> str | None:
     if requested is None or accepted is None:
         return None
@@ -148,6 +150,7 @@ def _sampling(
     refused = [
         name for name in requested if name not in accepted and not (name == "max_tokens" and limits)
     ]
+    refused += [] if system_role else ["system role"]
     said = [f"{name} {value:g}" for name, value in accepted.items()]
     return ", ".join(said + [f"{name} not accepted" for name in refused])
 

@@ -65,6 +65,8 @@ def test_only_the_current_request_counts_and_counts_once() -> None:
         (0, "array[0]", None),
         (5, "array[5]", None),
         (11, "[[11]]", None),
+        (5, "<think>e.g. [[5]]</think> [[9]]", 9.0),
+        (5, "<think>e.g. [[5]]", None),
         (-1, "$ERROR$", None),
         (float("nan"), "", None),
     ],
