@@ -1,10 +1,19 @@
-"""The prompts of a user's preference file."""
+"""The prompts that a policy is asked: of a user's preference file, or of a run's own validation."""
 
 from __future__ import annotations
 
 from eval.tasks.embedded import Conversation
+from tddpo_jax.config.schema import Config
+from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.sources import read_rows
+from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
+from tddpo_jax.system.cache import cache_folder
+from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.locate import resolve
+
+TokenIds = list[int]
+Prompt = Conversation | TokenIds
 
 
 def read_prompts(path: str) -> list[Conversation]:
@@ -26,3 +35,24 @@ def read_prompts(path: str) -> list[Conversation]:
         if messages not in prompts:
             prompts.append(messages)
     return prompts
+
+
+def validation_prompts(config: Config) -> list[TokenIds]:
+    """The prompts of a run's validation data as the run encoded them, each prompt once.
+
+    Raises:
+        UserError: the run's data or model cannot be read any more, or it had no validation data.
+    """
+    files = resolve(config.model.path)
+    dataset = load_dataset(
+        config.data,
+        load_tokenizer_if_any(files.tokenizer),
+        context=hugging_face.read_config(files.base).context,
+        cache=cache_folder(),
+    )
+    prompts = dict.fromkeys(tuple(example.prompt.tolist()) for example in dataset.validation)
+    if not prompts:
+        raise UserError(
+            f"{config.output}: the run has no validation data to take prompts from; give --prompts"
+        )
+    return [list(prompt) for prompt in prompts]
