@@ -19,6 +19,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
+from tddpo_jax.config.nesting import TOO_DEEP, is_too_deep
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import Loss, Setting
@@ -415,8 +416,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         value = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"config {path}: {TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8 text, or no such date
         raise UserError(f"config {path}: not YAML: {one_line(error)}") from None
+    if is_too_deep(value):
+        raise UserError(f"config {path}: {TOO_DEEP}")
     if not isinstance(value, dict):
         raise UserError(f"config {path}: must hold a mapping of settings")
     return value
