@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from eval.mt_bench.benchmark import Record
 from eval.mt_bench.endpoint import (
     Judge,
     JudgeStopped,
@@ -114,7 +115,7 @@ def run(
     key: str,
     *,
     accepted: Accepted,
-    data: Mapping[str, str | int],
+    data: Record,
     append: Callable[[Mapping[str, Any]], None],
     update: Callable[[int, int], None],
 ) -> Counter[str]:
@@ -151,7 +152,7 @@ def run(
             tally.failed(failure)
         else:
             tally.succeeded()
-            append({**row.model_dump(), "data": dict(data)})
+            append({**row.model_dump(), "data": data})
         done += 1
         update(done, len(requests))
         return True

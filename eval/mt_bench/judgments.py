@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticCustomError
 
+from eval.mt_bench.benchmark import Record
 from eval.mt_bench.json_lines import Row
 from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
 
@@ -29,7 +30,7 @@ class Judgment(Row):
         requested: the sampling that was wanted.
         parameters: the sampling that the endpoint accepted.
         system_role: whether the endpoint took the system message; if not, the user's began with it.
-        data: `Data.record`: SHA-256 of questions, prompts and references.
+        data: `Data.record`.
         generation: how the answer was generated, from the answer's own file.
     """
 
@@ -51,11 +52,11 @@ class Judgment(Row):
     finish_reason: str | None = None
     response_model: str | None = None
     usage: dict[str, int] | None = None
-    requested: dict[str, int | float] | None = None
-    parameters: dict[str, int | float] | None = None
+    requested: dict[str, int | pydantic.FiniteFloat] | None = None
+    parameters: dict[str, int | pydantic.FiniteFloat] | None = None
     system_role: bool = True
     base_url: str | None = None
-    data: dict[str, str | int] | None = None
+    data: Record | None = None
     generation: dict[str, Any] | None = None
 
     @pydantic.model_validator(mode="before")

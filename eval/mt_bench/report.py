@@ -42,7 +42,7 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
 def asked_now(rows: Sequence[Judgment], files: Iterable[AnswerFile], data: Data) -> dict[Slot, Key]:
     """The current request of each slot: made from the answers, with the last row's judge."""
     last = rows[-1]
-    requested = last.requested or Judge(model=last.judge[0]).requested
+    requested = Judge(model=last.judge[0]).requested | (last.requested or {})
     judge = Judge(
         model=last.judge[0],
         temperature=float(requested["temperature"]),

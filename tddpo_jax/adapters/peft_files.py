@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import positive_number, whole_number
 from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.models.tensor_table import Parameter, linear_parameters
@@ -79,10 +80,14 @@ def read_peft_config(folder: Path) -> PeftConfig:
         if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
             continue
         raise UserError(f"{path}: {name} = {value!r} is not supported")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(taken[name], (int, float)) or taken[name] <= 0:
-            raise UserError(f"{path}: {name} must be a positive number, got {taken[name]!r}")
-    return PeftConfig(int(taken["r"]), float(taken["lora_alpha"]), taken["lora_dropout"] or 0.0)
+    dropout = taken["lora_dropout"] or 0
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: lora_dropout must be a number in [0, 1), got {dropout!r}")
+    return PeftConfig(
+        whole_number(taken["r"], "r", str(path)),
+        positive_number(taken["lora_alpha"], "lora_alpha", str(path)),
+        float(dropout),
+    )
 
 
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 LEVELS = 100
 TOO_DEEP = "its lists or objects are nested too deeply"
 # YAML's aliases can repeat a value so often that no memory holds the repeats.
-MOST_AT_A_LEVEL = 1_000_000
+MOST_AT_A_LEVEL = 100_000
 
 
 def is_too_deep(value: Any) -> bool:

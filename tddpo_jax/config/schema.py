@@ -80,7 +80,9 @@ class ModelConfig(Section):
     """The model, and how it is computed."""
 
     path: str = Field(
-        "embedded", description="Hugging Face folder, hub id, run directory, or `embedded`"
+        "embedded",
+        min_length=1,
+        description="Hugging Face folder, hub id, run directory, or `embedded`",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -103,6 +105,7 @@ class DataConfig(Section):
 
     path: str = Field(
         "embedded",
+        min_length=1,
         description="JSON, JSONL, CSV or Parquet file, a pattern of files, folder, hub id or "
         "`owner/name@revision`, or `embedded`",
     )

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.json_files import read_object
 
 # Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
 # vocabulary; where it is not, a private-use character falls back to bytes or to <unk>.
@@ -160,17 +161,46 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a hub id.
 
     Raises:
-        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
-            from which transformers makes a tokenizer that splits runs of spaces wrongly.
+        UserError: there is none (`NotAtHand` of a hub id); or a file of it is damaged; or there is
+            only a `tokenizer.model`, from which transformers makes a tokenizer that splits runs of
+            spaces wrongly.
     """
     _check_json(folder, Path(folder, "tokenizer.model"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, ImportError) as error:
+        _try_out(tokenizer)
+    except Exception as error:  # whatever damaged files make transformers and tokenizers raise
+        for file in sorted(Path(folder).glob("*token*.json")):
+            read_object(file)  # names the file, if it is no JSON
         kind = UserError if Path(folder).exists() else NotAtHand
-        raise kind(f"tokenizer {folder}: {one_line(error)}") from None
+        raise kind(f"tokenizer {folder}: {_reason(error)}") from None
     _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
     return tokenizer
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fails if the tokenizer cannot do what all use of it begins with.
+
+    Raises:
+        ValueError: a letter makes no token, or a special token is not one token.
+        Exception: whatever the tokenizer raises.
+    """
+    letter, _ = _alone(tokenizer, ["a", "\ue000"])  # the second is in hardly any vocabulary
+    if not letter:
+        raise ValueError("the letter a makes no token")
+    if "" in tokenizer.all_special_tokens:
+        raise ValueError("a special token is an empty text")
+    for name in ("bos_token", "eos_token"):
+        token = getattr(tokenizer, name)
+        if token is not None and len(_alone(tokenizer, [token])[0]) != 1:
+            raise ValueError(f"{name} {token!r} is not one token")
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line; those of Python's own that are mere names need their kind."""
+    said = one_line(error)
+    known = isinstance(error, (OSError, ValueError, ImportError))
+    return said if known else f"damaged or incomplete ({type(error).__name__}: {said})"
 
 
 def _check_json(folder: str | Path, vocabulary: Path) -> None:

@@ -46,6 +46,21 @@ def test_prompts_are_read_once_each(tmp_path):
     file.write_text('{"prompt": "P"}\n{"prompt": []}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl row 1 has an empty conversation"):
         read_prompts(str(file))
+    for row, said in (
+        ({"prompt": [[]]}, "'prompt' must be a list of"),
+        ({"prompt": [{"role": "user"}]}, "a message in 'prompt' has no content"),
+        ({"chosen": "Human: Q"}, "'chosen' must be a list of"),
+        ({"question": "Q"}, "has none of the columns prompt, "),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=rf"rows\.jsonl row 0: {said}"):
+            read_prompts(str(file))
+
+
+def test_prompts_of_sharegpt_are_understood(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"conversations": [{"from": "human", "value": "Q"}]}) + "\n")
+    assert read_prompts(str(file)) == [[{"role": "user", "content": "Q"}]]
 
 
 def test_the_embedded_task_has_prompts_and_a_rule():
