@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +12,7 @@ from jaxtyping import Float
 
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.schema import Config, read_yaml, resolve
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid
 from tddpo_jax.runs.records import best_metric, read_records
@@ -281,8 +280,8 @@ def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
     """A file of numbers for each validation response, of the shape of `like` if that is given."""
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    except Exception as error:  # whatever a damaged file makes numpy raise
+        raise UserError(f"{file}: cannot be read: {one_line(error)}") from None
     if getattr(values, "shape", ())[1:] not in ((1,), (2,)) or values.dtype.kind != "f":
         raise UserError(f"{file}: must hold one number for each response of each validation row")
     if like is not None and values.shape != like.shape:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from eval.mt_bench.json_lines import Row, read_rows
 from tddpo_jax.errors import UserError
@@ -63,6 +64,16 @@ class Answer(Row):
         return self.choices[0].turns
 
 
+class Record(TypedDict):
+    """What every judgment records about these files: their SHA-256 and the rest as it is named."""
+
+    questions: str
+    question_count: int
+    prompts: str
+    references: str
+    reference: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """What a judgment depends on besides the answer and the judge.
@@ -71,14 +82,13 @@ class Data:
         questions: the questions, by id.
         prompts: the judge's prompts, by name.
         references: the reference answers, by question id.
-        record: what every judgment records about these files: their SHA-256, the reference's name,
-            the number of questions.
+        record: what every judgment records about all this.
     """
 
     questions: Mapping[int, Question]
     prompts: Mapping[str, JudgePrompt]
     references: Mapping[int, Answer]
-    record: Mapping[str, str | int]
+    record: Record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from eval.mt_bench.benchmark import Record
 from eval.mt_bench.endpoint import (
     Judge,
     JudgeStopped,
-    Parameters,
     Reply,
     RequestFailed,
     RequestRefused,
@@ -26,6 +26,7 @@ from eval.mt_bench.endpoint import (
     complete,
 )
 from eval.mt_bench.judgments import Judgment, Key, by_key, latest_keys
+from eval.mt_bench.negotiation import Accepted
 from eval.mt_bench.requests import Request, parse_rating, request_hash
 
 # A run stops after so many requests in a row have failed. A refused request says little about the
@@ -99,13 +100,13 @@ def carried_over(
     return [known[key] for key in keys if key in known and latest[key[0]] != key]
 
 
-def accepted_before(rows: Sequence[Judgment], judge: Judge) -> Parameters:
-    """The parameters that the same judge accepted in an earlier run, else the wanted ones."""
+def accepted_before(rows: Sequence[Judgment], judge: Judge) -> Accepted:
+    """What the same judge accepted in an earlier run, else what is wanted."""
     for row in reversed(rows):
         same = row.judge[0] == judge.model and row.base_url == judge.where
         if same and row.requested == judge.requested and row.parameters is not None:
-            return row.parameters
-    return judge.requested
+            return Accepted(row.parameters, row.system_role)
+    return Accepted(judge.requested)
 
 
 def run(
@@ -113,8 +114,8 @@ def run(
     judge: Judge,
     key: str,
     *,
-    parameters: Parameters,
-    data: Mapping[str, str | int],
+    accepted: Accepted,
+    data: Record,
     append: Callable[[Mapping[str, Any]], None],
     update: Callable[[int, int], None],
 ) -> Counter[str]:
@@ -124,7 +125,7 @@ def run(
         requests: the requests, in order.
         judge: whom to ask and how.
         key: the endpoint's key. No row and no message holds it.
-        parameters: the sampling to start with, from `accepted_before`.
+        accepted: what to start with, from `accepted_before`.
         data: `Data.record`, written into every row.
         append: writes a row.
         update: called with the number of requests that were judged or failed, and of all.
@@ -151,7 +152,7 @@ def run(
             tally.failed(failure)
         else:
             tally.succeeded()
-            append({**row.model_dump(), "data": dict(data)})
+            append({**row.model_dump(), "data": data})
         done += 1
         update(done, len(requests))
         return True
@@ -163,7 +164,7 @@ def run(
     async def judge_all() -> None:
         queue = iter(requests)
         async with client(judge, key) as opened:
-            session = Session(client=opened, judge=judge, key=key, parameters=parameters)
+            session = Session(client=opened, judge=judge, key=key, accepted=accepted)
             # Requests go out one at a time until one is judged. That one shows what the endpoint
             # accepts, and whether there is an endpoint at all.
             while not tally.judged and await judge_next(session, queue):
@@ -220,7 +221,8 @@ async def judged(session: Session, request: Request) -> Judgment:
             "completion_tokens": sum(reply.completion_tokens for reply in replies),
         },
         requested=judge.requested,
-        parameters=reply.parameters,
+        parameters=reply.accepted.parameters,
+        system_role=reply.accepted.system_role,
         base_url=judge.where,
         generation=request.generation,
     )

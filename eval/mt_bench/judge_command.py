@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
+import urllib.parse
 from pathlib import Path
 
 from eval.mt_bench import judge
@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
                 judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid),
                 asked,
                 key,
-                parameters=judge.accepted_before(rows, asked),
+                accepted=judge.accepted_before(rows, asked),
                 data=data.record,
                 append=append,
                 update=update,
@@ -140,10 +140,18 @@ def _default_output(answers: Path, judge_model: str) -> Path:
 def _base_url(given: str | None) -> str | None:
     """The endpoint's URL. The client would read the variable too, but would not tell."""
     url = given or os.environ.get("OPENAI_BASE_URL") or None
-    if url is not None and not re.match(r"https?://[^/]", url):
+    if url is not None and not _names_a_host(url):
         # The message does not quote the URL, because some users put keys into URLs.
         raise UserError("--base-url: must begin with http:// or https:// and name a host")
     return url
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets of an address that do not close, or a port that is none
+        return False
 
 
 def _api_key(asked: Judge, *, required: bool) -> str:

@@ -42,7 +42,7 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
 def asked_now(rows: Sequence[Judgment], files: Iterable[AnswerFile], data: Data) -> dict[Slot, Key]:
     """The current request of each slot: made from the answers, with the last row's judge."""
     last = rows[-1]
-    requested = last.requested or Judge(model=last.judge[0]).requested
+    requested = Judge(model=last.judge[0]).requested | (last.requested or {})
     judge = Judge(
         model=last.judge[0],
         temperature=float(requested["temperature"]),
@@ -127,7 +127,12 @@ def _made_with(rows: Iterable[Judgment], model: str) -> dict[str, Any]:
         "response_models": _distinct(row.response_model for row in own),
         "base_url": _distinct(row.base_url for row in own),
         "sampling": _distinct(
-            {"requested": row.requested, "accepted": row.parameters} for row in own
+            {
+                "requested": row.requested,
+                "accepted": row.parameters,
+                "system_role": row.system_role,
+            }
+            for row in own
         ),
         "data": _distinct(row.data for row in own),
         "generation": _distinct(row.generation for row in own),

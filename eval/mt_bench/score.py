@@ -82,7 +82,7 @@ def _scores(model_id: str, rows: list[Judgment]) -> Scores:
     seeds = _seeds(model_id, rows)
     category = {row.question_id: category_of(row) for row in rows}
     questions = tuple(sorted(category))
-    total = max((int(row.data["question_count"]) for row in rows if row.data), default=QUESTIONS)
+    total = max((row.data["question_count"] for row in rows if row.data), default=QUESTIONS)
     if len(questions) > total:
         raise UserError(
             f"{model_id}: {len(questions)} questions were judged, but there are {total}"

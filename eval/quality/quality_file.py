@@ -17,7 +17,7 @@ FILE = "quality.json"
 
 
 class _Quality(Content):
-    scores: list[float]  # one number per prompt
+    scores: list[float] | None = None  # one number per prompt; None without a rule
     kl_per_token: float | None = None
 
 

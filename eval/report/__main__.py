@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
+from tddpo_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.split_seed < 0:
+        raise UserError(f"--split-seed: must be at least 0, got {options.split_seed}")
     # Imported late, so that a mistake in the options is reported at once.
     import jax
 

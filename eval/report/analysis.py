@@ -178,14 +178,17 @@ def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
         "reference a policy moved. In DiscoPOP's paper (arXiv 2406.08414) the loss with the worst "
         "accuracy did not have the worst MT-Bench score."
     )
-    first = tested[0].study.score
+    first, cells = tested[0].study.score, experiment.cells
     if first.name == "accuracy":
+        # The rule of eval.quality scores the answers of runs on the embedded data alone.
+        ruled = all(not cell.config or cell.config.data.path == "embedded" for cell in cells)
+        made_by = "python -m eval.quality and " if ruled else ""
         return (
-            f"{warning} There is no score of answers here yet (python -m eval.quality and python "
-            "-m eval.mt_bench make them). What is said below about two losses is therefore about "
-            "held-out reward accuracy, not about the quality of answers."
+            f"{warning} There is no score of answers here yet ({made_by}python -m eval.mt_bench "
+            "can make one). What is said below about two losses is therefore about held-out "
+            "reward accuracy, not about the quality of answers."
         )
-    metrics = {cell.best_metric for cell in experiment.cells if cell.config}
+    metrics = {cell.best_metric for cell in cells if cell.config}
     chosen_by = ", ".join(sorted(metrics))
     return (
         f"{warning} Losses are compared by {first.title} of the policy in best/. Within each run "

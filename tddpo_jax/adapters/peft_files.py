@@ -31,6 +31,7 @@ from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import positive_number, whole_number
 from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.models.tensor_table import Parameter, linear_parameters
@@ -84,14 +85,15 @@ def read_peft_config(folder: Path) -> PeftConfig:
         if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
             continue
         raise UserError(f"{path}: {name} = {value!r} is not supported")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(taken[name], (int, float)) or taken[name] <= 0:
-            raise UserError(f"{path}: {name} must be a positive number, got {taken[name]!r}")
-    if taken["use_rslora"] not in (True, False, None):
-        raise UserError(f"{path}: use_rslora must be true or false, got {taken['use_rslora']!r}")
-    rank, alpha, stabilised = int(taken["r"]), float(taken["lora_alpha"]), taken["use_rslora"]
+    dropout, stabilised = taken["lora_dropout"] or 0, taken["use_rslora"]
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: lora_dropout must be a number in [0, 1), got {dropout!r}")
+    if stabilised not in (True, False, None):
+        raise UserError(f"{path}: use_rslora must be true or false, got {stabilised!r}")
+    rank = whole_number(taken["r"], "r", str(path))
+    alpha = positive_number(taken["lora_alpha"], "lora_alpha", str(path))
     scale = LoraConfig(rank=rank, alpha=alpha, rslora=bool(stabilised)).scale
-    return PeftConfig(rank, scale, taken["lora_dropout"] or 0.0)
+    return PeftConfig(rank, scale, float(dropout))
 
 
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:

@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
+from tddpo_jax.config.nesting import TOO_DEEP, is_too_deep
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import Loss, Setting
@@ -80,7 +81,9 @@ class ModelConfig(Section):
     """The model, and how it is computed."""
 
     path: str = Field(
-        "embedded", description="Hugging Face folder, hub id, run directory, or `embedded`"
+        "embedded",
+        min_length=1,
+        description="Hugging Face folder, hub id, run directory, or `embedded`",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -103,6 +106,7 @@ class DataConfig(Section):
 
     path: str = Field(
         "embedded",
+        min_length=1,
         description="JSON, JSONL, CSV or Parquet file, a pattern of files, folder, hub id or "
         "`owner/name@revision`, or `embedded`",
     )
@@ -424,8 +428,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         value = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"config {path}: {TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8 text, or no such date
         raise UserError(f"config {path}: not YAML: {one_line(error)}") from None
+    if is_too_deep(value):
+        raise UserError(f"config {path}: {TOO_DEEP}")
     if not isinstance(value, dict):
         raise UserError(f"config {path}: must hold a mapping of settings")
     return value

@@ -92,7 +92,8 @@ def _missing(name: str, config: str | None, error: Exception) -> UserError:
     import datasets
 
     kind = UserError if Path(name).exists() else NotAtHand
-    reason = one_line(error)
+    # `datasets` says only that generating failed, and keeps the reason as the cause.
+    reason = one_line(": ".join(str(each) for each in (error, error.__cause__) if each))
     if "Dataset scripts" in reason:
         script = reason.rpartition(" ")[2]
         return UserError(f"data {name}: is a script, {script}, which is never run")

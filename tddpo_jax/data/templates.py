@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
@@ -178,7 +177,7 @@ def encode_prompt(
 
     Raises:
         UserError: as `chat_format`; or the template refuses the conversation; or a text comes with
-            a system message.
+            a system message, or is no Unicode.
     """
     style = chat_format(tokenizer, template)
     if isinstance(messages_or_text, str):
@@ -189,6 +188,10 @@ def encode_prompt(
         first = [] if system is None else [{"role": "system", "content": system}]
         (messages, _, _), mark = _quoted(style, [*first, *messages_or_text])
         prompt = Text(render(style, messages, add_generation_prompt=True), mark)
+    try:
+        prompt.text.encode()
+    except UnicodeEncodeError:
+        raise UserError("a prompt holds half a surrogate pair, so it is no Unicode text") from None
     return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
 
 
@@ -354,8 +357,8 @@ def _apply(
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE,
         )
-    # A template's own mistake over a row, such as a sum of a text and a list, is Python's error.
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    # A template is a program. Its mistake, such as a sum of a text and a list, is Python's error.
+    except Exception as error:
         raise UserError(f"template: {one_line(error)}") from None
     assert isinstance(text, str)
     return text

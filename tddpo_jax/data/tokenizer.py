@@ -163,17 +163,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a hub id.
 
     Raises:
-        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
-            from which transformers makes a tokenizer that splits runs of spaces wrongly.
+        UserError: there is none (`NotAtHand` of a hub id); or a file of it is damaged; or there is
+            only a `tokenizer.model`, from which transformers makes a tokenizer that splits runs of
+            spaces wrongly.
     """
     _check_json(folder, Path(folder, "tokenizer.model"))
     code = _code_of(Path(folder))
     try:
         # Without this argument, transformers would ask on the terminal whether to run the code.
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        _try_out(tokenizer)
+    except Exception as error:  # whatever damaged files make transformers and tokenizers raise
+        for file in sorted(Path(folder).glob("*token*.json")):
+            read_object(file)  # names the file, if it is no JSON
         kind = UserError if Path(folder).exists() else NotAtHand
-        reason = one_line(error)
+        reason = _reason(error)
         if "trust_remote_code" in reason:
             reason = code or "needs code of its own, which is never run"
         raise kind(f"tokenizer {folder}: {reason}") from None
@@ -187,6 +191,31 @@ def _code_of(folder: Path) -> str:
     """Says which code the tokenizer of a local folder asks for; "" if it asks for none."""
     file = folder / "tokenizer_config.json"
     return not_run(read_object(file)) if file.is_file() else ""
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fails if the tokenizer cannot do what all use of it begins with.
+
+    Raises:
+        ValueError: a letter makes no token, or a special token is not one token.
+        Exception: whatever the tokenizer raises.
+    """
+    letter, _ = _alone(tokenizer, ["a", "\ue000"])  # the second is in hardly any vocabulary
+    if not letter:
+        raise ValueError("the letter a makes no token")
+    if "" in tokenizer.all_special_tokens:
+        raise ValueError("a special token is an empty text")
+    for name in ("bos_token", "eos_token"):
+        token = getattr(tokenizer, name)
+        if token is not None and len(_alone(tokenizer, [token])[0]) != 1:
+            raise ValueError(f"{name} {token!r} is not one token")
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line; those of Python's own that are mere names need their kind."""
+    said = one_line(error)
+    known = isinstance(error, (OSError, ValueError, ImportError))
+    return said if known else f"damaged or incomplete ({type(error).__name__}: {said})"
 
 
 def _check_json(folder: str | Path, vocabulary: Path) -> None:

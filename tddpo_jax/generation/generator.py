@@ -123,7 +123,18 @@ class Generator:
         keys: Sequence[tuple[int, ...]],
         adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continues every prompt. `continue_prompts` documents the arguments and the errors."""
+        """Continues every prompt. `continue_prompts` documents the arguments and the errors.
+
+        Raises:
+            UserError: also if the tokenizer gave a prompt an id that the model does not know.
+        """
+        vocabulary = self.adapters.model.config.vocabulary
+        largest = max((int(prompt.max()) for prompt in prompts if prompt.size), default=0)
+        if largest >= vocabulary:
+            raise UserError(
+                f"a prompt holds the id {largest}, but the model has {vocabulary} ids; "
+                "the tokenizer is that of another model"
+            )
         continuations = continue_prompts(
             self.adapters,
             prompts,
@@ -217,5 +228,8 @@ def _configured_stops(files: ModelFiles) -> list[int]:
         file = files.base / name
         if file.is_file():
             break
-    ids = read_object(file).get("eos_token_id")
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    given = read_object(file).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, got {given!r}")
+    return ids

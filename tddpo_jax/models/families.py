@@ -47,7 +47,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
     model_type = attributes.get("model_type")
     if model_type is None:
         raise UserError(f"{path}: model_type is missing")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         code = not_run(attributes)
         raise UserError(

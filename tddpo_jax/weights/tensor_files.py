@@ -69,6 +69,8 @@ def _names_in(file: Path) -> list[str]:
     try:
         with safe_open(file, "np") as tensors:
             return list(tensors.keys())
+    except UnicodeError:  # a file name of the index
+        raise UserError(f"{str(file)!r}: no file can have this name") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a whole safetensors file: {error}") from None
 

@@ -180,6 +180,11 @@ MISTAKES = {
     "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], but config\.json"),
     "half of the weights": ("--model {truncated}", r"not a whole safetensors file"),
     "no tokenizer for texts": ("--model {mute} --data {chat}", r"holds texts, .* no tokenizer"),
+    "a tokenizer without its parts": (
+        "--model {partless} --data {chat}",
+        r"tokenizer \S+partless: damaged or incomplete",
+    ),
+    "a config without heads": ("--model {headless}", r"num_attention_heads must be .* got 0"),
     "layers that NF4 cannot block": (
         "--model {narrow} --train.mode qlora",
         r"train\.mode qlora: \w+ has 32 inputs",
@@ -218,14 +223,19 @@ def files(inputs, tmp_path_factory):
         for name, content in contents.items():
             paths[name] = folder / f"{name}{suffix}"
             paths[name].write_text(content)
-    changed = {"mistral": {"model_type": "mistral"}, "wide": {"hidden_size": 128}}
-    for name in (*changed, "truncated", "mute"):
+    changed = {
+        "mistral": {"model_type": "mistral"},
+        "wide": {"hidden_size": 128},
+        "headless": {"num_attention_heads": 0},
+    }
+    for name in (*changed, "truncated", "mute", "partless"):
         paths[name] = folder / name
         shutil.copytree(inputs.model, paths[name])
         config = json.loads((inputs.model / "config.json").read_text())
         (paths[name] / "config.json").write_text(json.dumps({**config, **changed.get(name, {})}))
     weights = paths["truncated"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
+    (paths["partless"] / "tokenizer.json").write_text("{}")
     for file in paths["mute"].glob("tokenizer*"):
         file.unlink()
     small = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 32}

@@ -102,22 +102,25 @@ def _asked(cell: Cell) -> str:
 def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
     """The rule's score of sampled answers, as `python -m eval.quality` wrote it, and notes.
 
+    There is none for cells that were trained on data which the rule does not know.
+
     Raises:
         UserError: the cells were asked different things.
     """
-    found = {
+    measured = {
         cell.name: quality for cell in experiment.cells if (quality := quality_of(cell)) is not None
     }
     stale = [
         cell.name
         for cell in experiment.cells
-        if cell.ended and cell.name not in found and (cell.folder / FILE).exists()
+        if cell.ended and cell.name not in measured and (cell.folder / FILE).exists()
     ]
     notes = note(
         stale,
         "answer quality: {} measured with another policy than the one in best/ now (python -m "
         "eval.quality measures them again)",
     )
+    found = {name: quality for name, quality in measured.items() if quality["scores"] is not None}
     if not found:
         return [], notes
     first = next(iter(found))

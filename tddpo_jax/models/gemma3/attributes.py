@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import positive_number, whole_number
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.gemma3.model import Gemma3Config
 
@@ -88,11 +89,8 @@ def _read_text(attributes: Mapping[str, Any], path: str, *, has_vision: bool) ->
         value = DEFAULTS.get(name) if value is None else value
         if value is None:
             raise UserError(f"{path}: {name} is missing")
-        kinds = (int, float) if name in REALS else (int,)
-        if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
-            kind = "number" if name in REALS else "whole number"
-            raise UserError(f"{path}: {name} = {value!r} is not a positive {kind}")
-        numbers[name] = value
+        check = positive_number if name in REALS else whole_number
+        numbers[name] = check(value, name, path)
     layers, period = numbers["num_hidden_layers"], numbers["sliding_window_pattern"]
     _check_layer_types(known.pop("layer_types", None), layers, period, path)
     local_theta, whole_theta, factor = _rope(known, path)
@@ -118,8 +116,8 @@ def _read_text(attributes: Mapping[str, Any], path: str, *, has_vision: bool) ->
         local_theta=local_theta,
         whole_theta=whole_theta,
         rope_factor=factor,
-        score_scalar=float(numbers["query_pre_attn_scalar"]),
-        norm_epsilon=float(numbers["rms_norm_eps"]),
+        score_scalar=numbers["query_pre_attn_scalar"],
+        norm_epsilon=numbers["rms_norm_eps"],
         has_vision=has_vision,
     )
 
@@ -142,20 +140,32 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
     bases = known.pop("rope_local_base_freq", None), known.pop("rope_theta", None)
     scaling = known.pop("rope_scaling", None) or {}
     by_kind = known.pop("rope_parameters", None)
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
     if by_kind is None:
         local, whole = {"rope_theta": bases[0]}, {"rope_theta": bases[1], **scaling}
-    elif isinstance(by_kind, Mapping) and set(by_kind) == {LOCAL, WHOLE}:
+    elif _has_both_kinds(by_kind):
         local, whole = dict(by_kind[LOCAL]), dict(by_kind[WHOLE])
     else:
-        raise UserError(f"{path}: rope_parameters must have {LOCAL} and {WHOLE}")
+        raise UserError(f"{path}: rope_parameters must have objects {LOCAL} and {WHOLE}")
     for rope in (local, whole):
         kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
         rope.pop("type", None)
         scales = {"default": {"rope_theta"}, "linear": {"rope_theta", "factor"}}
         if set(rope) - scales.get(kind, set()) or (kind == "linear" and rope is local):
             raise UserError(f"{path}: rope of type {kind!r} with {sorted(rope)} is not supported")
+    numbers = {
+        "rope_local_base_freq": local.get("rope_theta") or LOCAL_THETA,
+        "rope_theta": whole.get("rope_theta") or WHOLE_THETA,
+        "factor": whole.get("factor") or 1.0,
+    }
+    first, second, factor = (positive_number(each, name, path) for name, each in numbers.items())
+    return first, second, factor
+
+
+def _has_both_kinds(ropes: Any) -> bool:
     return (
-        float(local.get("rope_theta") or LOCAL_THETA),
-        float(whole.get("rope_theta") or WHOLE_THETA),
-        float(whole.get("factor") or 1.0),
+        isinstance(ropes, Mapping)
+        and set(ropes) == {LOCAL, WHOLE}
+        and all(isinstance(each, Mapping) for each in ropes.values())
     )

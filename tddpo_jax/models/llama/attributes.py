@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import LARGEST, positive_number, whole_number
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
+
+MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -59,46 +62,46 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     known = dict(attributes)
     for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
-    for kind in known.pop("layer_types", None) or ():
+    kinds = known.pop("layer_types", None) or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind != "full_attention":
             raise UserError(f"{path}: layer_types = {kind!r} is not supported")
 
-    def take(name: str, *default: Any) -> Any:
-        if name not in known and not default:
+    def count(name: str, default: int | None = None, at_most: int = LARGEST) -> int:
+        if name not in known and default is None:
             raise UserError(f"{path}: {name} is missing")
         value = known.pop(name, None)
-        if value is None and default:
-            return default[0]
-        if not isinstance(value, (int, float)):
-            raise UserError(f"{path}: {name} = {value!r} is not a number")
-        return value
+        return whole_number(default if value is None else value, name, path, at_most)
 
-    heads, width = take("num_attention_heads"), take("hidden_size")
-    known.setdefault("sliding_window", of_type.window)
+    heads, width = count("num_attention_heads"), count("hidden_size")
+    window = known.pop("sliding_window", of_type.window)
     theta, scaling = _rope(path, known)
+    if "rms_norm_eps" not in known:
+        raise UserError(f"{path}: rms_norm_eps is missing")
+    tied = known.pop("tie_word_embeddings", None)
+    if tied not in (True, False, None):
+        raise UserError(f"{path}: tie_word_embeddings = {tied!r} is neither true nor false")
     config = LlamaConfig(
-        vocabulary=take("vocab_size"),
+        vocabulary=count("vocab_size"),
         width=width,
-        layers=take("num_hidden_layers"),
+        layers=count("num_hidden_layers", at_most=MOST_LAYERS),
         heads=heads,
         # The defaults are those of transformers: one key/value head for each head, and heads that
         # divide the width evenly, or Qwen3's heads of 128.
-        key_value_heads=take("num_key_value_heads", heads),
-        head_size=take("head_dim", of_type.head_size or width // heads),
-        feed_forward=take("intermediate_size"),
-        context=take("max_position_embeddings"),
+        key_value_heads=count("num_key_value_heads", heads),
+        head_size=count("head_dim", of_type.head_size or width // heads),
+        feed_forward=count("intermediate_size"),
+        context=count("max_position_embeddings"),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_epsilon=take("rms_norm_eps"),
-        tied=take("tie_word_embeddings", False),
+        norm_epsilon=positive_number(known.pop("rms_norm_eps"), "rms_norm_eps", path),
+        tied=bool(tied),
         biases=of_type.biases,
         head_norms=of_type.head_norms,
-        window=take("sliding_window", None),
+        window=None if window is None else whole_number(window, "sliding_window", path),
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
-    if config.window is not None and config.window < 1:
-        raise UserError(f"{path}: sliding_window must be at least 1, got {config.window}")
     if config.heads % config.key_value_heads or config.head_size % 2:
         raise UserError(
             f"{path}: num_attention_heads ({config.heads}) must be a multiple of "
@@ -114,19 +117,28 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
     `rope_scaling`.
     """
-    scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
+    scaling = known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
+    scaling = dict(scaling)
     known.pop("rope_scaling", None)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
-    theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
+    given = (known.pop("rope_theta", None), scaling.get("rope_theta"), 10000.0)
+    theta = next(each for each in given if each is not None)
+    theta = positive_number(theta, "rope_theta", path)
     scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     scaling.pop("type", None)
     if kind == "default" and not scaling:
-        return float(theta), None
+        return theta, None
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or set(scaling) != set(fields):
         raise UserError(
             f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
         )
-    factor, low, high, original_context = (scaling[field] for field in fields)
-    return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)
+    *factors, original_context = fields
+    factor, low, high = (positive_number(scaling[field], field, path) for field in factors)
+    if low >= high:
+        raise UserError(f"{path}: low_freq_factor must be less than high_freq_factor")
+    context = whole_number(scaling[original_context], original_context, path)
+    return theta, RopeScaling(factor, low, high, context)

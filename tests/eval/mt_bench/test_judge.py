@@ -187,6 +187,8 @@ def test_concurrency_is_used_and_bounded(bench: Bench) -> None:
     ("options", "said"),
     [
         (["--base-url", "localhost:8000"], "--base-url: must begin"),
+        (["--base-url", "http://[::1"], "--base-url: must begin"),
+        (["--base-url", "http://h:99999/v1"], "--base-url: must begin"),
         (["--concurrency", "0"], "--concurrency: must be at least 1"),
         (["--temperature", "nan"], "--temperature: must be at least"),
         (["--attempts", "many"], "--attempts: invalid int value: 'many'"),

@@ -157,13 +157,16 @@ def test_what_a_score_is_made_with_is_printed(tmp_path: Path, report: Report) ->
 
     rows = lines(path)
     other = [
-        {**row, "parameters": {"max_completion_tokens": 2048}}
+        {**row, "parameters": {"max_completion_tokens": 2048}, "system_role": False}
         if row["model_id"] == "tuned"
         else row
         for row in rows
     ]
     _, out, _ = report(write_lines(path, other), "--baseline", "base")
-    assert "max_completion_tokens 2048, temperature not accepted  (tuned)" in out
+    assert (
+        "max_completion_tokens 2048, temperature not accepted, system role not accepted  (tuned)"
+        in out
+    )
     assert "tuned: judged in another way than base; these differ: sampling" in out
 
 
