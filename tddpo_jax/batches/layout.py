@@ -48,6 +48,12 @@ class Example(NamedTuple):
     row: int  # number of the row in the source file
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
+    source: str = ""  # name of the data set, where there are several
+
+    @property
+    def place(self) -> int | str:
+        """Where the row is, for messages: its number, and its data set where there are several."""
+        return f"{self.row} of {self.source}" if self.source else self.row
 
 
 class Batch(NamedTuple):

@@ -35,24 +35,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-class _Once(argparse.Action):
-    """Keeps a value, and refuses a second one.
-
-    Several data sets might be meant as a mixture. The last one alone would then count.
-    """
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(f"{option_string} is given more than once; only one value can count")
-        setattr(namespace, self.dest, values)
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`, `--template` and `--dtype`."""
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
@@ -66,12 +48,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in setting_fields():
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
-        several = name in GRID_AXES or name == "lora.targets"
+        several = name in GRID_AXES or name in ("lora.targets", "data.path")
         switch = bool in (field.annotation, *get_args(field.annotation))
         parser.add_argument(
             *names,
             dest=name,
-            action=_Once if name == "data.path" else "store",
+            # Data sets that are named one by one are a mixture, like those that are named at once.
+            action="extend" if name == "data.path" else "store",
             default=argparse.SUPPRESS,
             metavar=name.rpartition(".")[2].upper(),
             nargs="+" if several else "?" if switch else None,
@@ -94,7 +77,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         config = EMBEDDED_CONFIG
     mapping = read_yaml(config) if config is not None else {}
     for name, value in given.items():
-        alone = name in GRID_AXES and len(value) == 1
+        alone = name in (*GRID_AXES, "data.path") and len(value) == 1
         mapping = with_value(mapping, name, value[0] if alone else value)
     return mapping
 

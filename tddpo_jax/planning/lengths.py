@@ -8,8 +8,9 @@ import numpy as np
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
-from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
+from tddpo_jax.data.dataset import branch_limits, load_dataset
 from tddpo_jax.data.examples import Dataset
+from tddpo_jax.data.mixture import read_mixture
 from tddpo_jax.data.templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.models.architecture import DecoderConfig
@@ -46,12 +47,12 @@ def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, st
         if hub.answers():
             raise
         with contextlib.suppress(hub.NotAtHand):
-            check_sources(config.data)
+            read_mixture(config.data)
         missing = str(error).partition(":")[0]
-        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
+        stated = f"stated lengths of dpo-mix-7k in place of {config.data.names}"
         because = f"because the hub cannot be reached: no {missing}"
         return stated_dataset(config, model), f"{stated}, {because}"
-    return dataset, f"{config.data.path}, template {dataset.template}"
+    return dataset, f"{config.data.names}, template {dataset.template}"
 
 
 def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:

@@ -101,7 +101,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
 
 def _check_weights(population: Population, state: TrainState, step: int) -> None:
     """Ends members with weights that are not finite; without validation data nothing else would."""
-    rows = [example.row for example in population.examples_of(step - 1)]
+    rows = [example.place for example in population.examples_of(step - 1)]
     for number, run in enumerate(population.members):
         weights = jax.tree.leaves(population.state_of(state.trainable, number))
         if run.diverged or all(bool(jnp.isfinite(weight).all()) for weight in weights):

@@ -92,7 +92,6 @@ SAME_CHAT = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_CHAT)
 def test_shapes_of_one_conversation(tmp_path, shape):
     (pair,) = load(tmp_path, [SAME_CHAT[shape]], template="llama-2").train
@@ -122,7 +121,6 @@ SAME_RESPONSE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_RESPONSE)
 def test_shapes_of_one_response(tmp_path, shape):
     """The example is the pair's without its rejected response."""
@@ -141,7 +139,6 @@ def test_texts_and_ids_of_one_response_are_verbatim(tmp_path):
     assert as_lists(ids.train) == [(0, [1, 20], [30, 2])]
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 def test_columns_of_a_pair_make_a_pair_whatever_else_is_there(tmp_path):
     """UltraFeedback's rows have `messages` too, and sampled pairs may keep their `response_ids`."""
     row = {**conversation(), "prompt": "what is red?", "messages": [user("a"), assistant("b")]}

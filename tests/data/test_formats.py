@@ -8,6 +8,7 @@ import pytest
 from tiny_rows import assistant, conversation, load, user, write
 
 from tddpo_jax.data.formats import ParsedRow, parse_row, shape
+from tddpo_jax.data.remarks import remarks
 from tddpo_jax.data.sources import read_source
 
 ASKED = [user("what is red?")]
@@ -199,7 +200,10 @@ def test_a_file_without_a_usable_row_says_what_it_holds(tmp_path):
 
 def test_what_nothing_reads_is_named_once(tmp_path):
     row = {**PLAIN, "prompt": [{**ASKED[0], "id": 3}], "score": 1.0, "empty": None}
-    with pytest.warns(UserWarning, match="nothing reads") as caught:
-        load(tmp_path, [row] * 3)
-    (warning,) = caught
-    assert str(warning.message).endswith("the columns score and the keys of messages id")
+    other = write(tmp_path / "other.jsonl", [row])
+    dataset = load(tmp_path, [row] * 3, validation=other)
+    assert list(remarks(dataset)) == ["not read: columns score and keys of messages id"]
+    more = write(tmp_path / "more.jsonl", [{**row, "id": 1}])
+    lines = list(remarks(load(tmp_path, [], path=other, validation=more)))
+    assert [line.rpartition("/")[2] for line in lines] == ["more.jsonl", "other.jsonl"]
+    assert list(remarks(load(tmp_path, [PLAIN]))) == []
