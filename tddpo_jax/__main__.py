@@ -158,8 +158,16 @@ def plan_command(arguments: Sequence[str]) -> int:
         "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print N examples of each data set as the model sees them, and plan nothing",
+    )
     add_settings(parser)
     given = parser.parse_args(arguments)
+    if given.show is not None and given.show < 0:
+        parser.error(f"--show: must be a number of examples, got {given.show}")
     cells = expand(settings_of(given))
     configs = [resolve(cell) for cell in cells]
     for line in ignored_in(configs):
@@ -169,6 +177,11 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # A plan is computed on the CPU. It uses none of the devices that it is for.
     jax.config.update("jax_platforms", "cpu")
+    if given.show is not None:
+        from tddpo_jax.planning.examples_text import examples_text
+
+        print("\n".join(examples_text(configs[0], given.show)))
+        return 0
     from tddpo_jax.planning.plan import make_plan, members_of
     from tddpo_jax.planning.plan_text import as_json, lines
 

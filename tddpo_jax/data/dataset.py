@@ -16,6 +16,7 @@ from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import DEFAULT_MAX_LENGTH, DataConfig
 from tddpo_jax.data.examples import (
     Dataset,
+    Fitted,
     Limits,
     Split,
     Unusable,
@@ -80,6 +81,36 @@ def load_dataset(
         check_vocabulary(source.name, examples, vocab_size)
     not_read = {source.name: source.not_read for source in mixture.sources if source.not_read}
     return dataclasses.replace(dataset, not_read=not_read)
+
+
+def load_fitted(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    context: int,
+    cache: Path,
+    count: int,
+    vocab_size: int | None = None,
+) -> tuple[Dataset, list[Fitted]]:
+    """The data of a run, and the first `count` training examples of each data set, whole and cut.
+
+    The other arguments and the errors are those of `load_dataset`.
+    """
+    dataset = load_dataset(config, tokenizer, context=context, cache=cache, vocab_size=vocab_size)
+    mixture = read_mixture(config)
+    style = _style(config.template, tokenizer, mixture.sources)
+    shown: list[Fitted] = []
+    for source in mixture.training:
+        label = source.name if len(mixture.training) > 1 else ""
+        taken = [each for each in dataset.train if each.source == label][:count]
+        row_at = dict(zip(source.numbers, source.rows, strict=True))
+        wholes = encode([(each.row, row_at[each.row]) for each in taken], style)
+        shown += [
+            Fitted(whole, cut)
+            for whole, cut in zip(wholes, taken, strict=True)
+            if isinstance(whole, Example)
+        ]
+    return dataset, shown
 
 
 def load_uncut_examples(

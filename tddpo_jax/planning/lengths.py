@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
@@ -35,13 +36,8 @@ def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, st
         UserError: the data or the model is wrong; the stated lengths replace only files on a hub
             that cannot be reached.
     """
-    path = config.model.path
     try:
-        tokenizer = (
-            load_tokenizer_if_any(resolve(path).tokenizer)
-            if is_local(path)
-            else load_tokenizer(path)
-        )
+        tokenizer = tokenizer_of(config.model.path)
         dataset = load_dataset(config.data, tokenizer, context=model.context, cache=cache_folder())
     except hub.NotAtHand as error:
         if hub.answers():
@@ -53,6 +49,17 @@ def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, st
         because = f"because the hub cannot be reached: no {missing}"
         return stated_dataset(config, model), f"{stated}, {because}"
     return dataset, f"{config.data.names}, template {dataset.template}"
+
+
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model, if it has one; of a hub id, no weights are loaded.
+
+    Raises:
+        UserError: there is no such model (`NotAtHand` of a hub id).
+    """
+    if is_local(model):
+        return load_tokenizer_if_any(resolve(model).tokenizer)
+    return load_tokenizer(model)
 
 
 def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:

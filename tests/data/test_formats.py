@@ -8,7 +8,7 @@ import pytest
 from tiny_rows import assistant, conversation, load, user, write
 
 from tddpo_jax.data.formats import ParsedRow, parse_row, shape
-from tddpo_jax.data.remarks import remarks
+from tddpo_jax.data.remarks import description
 from tddpo_jax.data.sources import read_source
 
 ASKED = [user("what is red?")]
@@ -202,8 +202,8 @@ def test_what_nothing_reads_is_named_once(tmp_path):
     row = {**PLAIN, "prompt": [{**ASKED[0], "id": 3}], "score": 1.0, "empty": None}
     other = write(tmp_path / "other.jsonl", [row])
     dataset = load(tmp_path, [row] * 3, validation=other)
-    assert list(remarks(dataset)) == ["not read: columns score and keys of messages id"]
+    assert list(description("", dataset))[1:] == ["not read: columns score and keys of messages id"]
     more = write(tmp_path / "more.jsonl", [{**row, "id": 1}])
-    lines = list(remarks(load(tmp_path, [], path=other, validation=more)))
+    lines = list(description("", load(tmp_path, [], path=other, validation=more)))[1:]
     assert [line.rpartition("/")[2] for line in lines] == ["more.jsonl", "other.jsonl"]
-    assert list(remarks(load(tmp_path, [PLAIN]))) == []
+    assert len(list(description("", load(tmp_path, [PLAIN])))) == 1

@@ -21,7 +21,7 @@ from tiny_rows import (
 
 from tddpo_jax.config.schema import DataConfig, resolve
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.remarks import remarks
+from tddpo_jax.data.remarks import description
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_mixture_has_the_stated_shares(tmp_path, pair):
     mixed = load(tmp_path, [], path=sets)
     assert sources(mixed.train) == {first: 10, second: 20}
     assert mixed.counts[first] == {"train_rows": 10, "validation_rows": 0}
-    assert next(remarks(mixed)) == f"{first}: 10 training, 0 validation"
+    assert list(description("", mixed))[1] == f"{first}: 10 training, 0 validation"
     rows = [example.row for example in mixed.train if example.source == first]
     assert rows == sorted(rows)
     assert set(rows) <= set(range(40))
