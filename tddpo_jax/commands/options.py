@@ -12,7 +12,14 @@ from typing import Any, NoReturn, get_args
 
 from tddpo_jax.config.cells import GRID_AXES
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
+from tddpo_jax.config.schema import (
+    DataSource,
+    ModelConfig,
+    read_yaml,
+    resolve,
+    setting_fields,
+)
+from tddpo_jax.errors import UserError
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
 SHORT_NAMES = {
@@ -40,6 +47,40 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
     parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def add_one_data_set(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` for a single data set, and the settings that say how to read it."""
+    fields = dict(setting_fields())
+    parser.add_argument(
+        *("--data", "--data.path"),
+        dest="data.path",
+        required=True,
+        action="append",
+        metavar="DATA",
+        help="file, pattern of files, folder, hub id, or `embedded`",
+    )
+    for name in ("data.split", "data.config", "data.columns"):
+        parser.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar=name.rpartition(".")[2].upper(),
+            help=fields[name].description,
+        )
+
+
+def data_set_of(arguments: argparse.Namespace) -> DataSource:
+    """The data set that the options of `add_one_data_set` name.
+
+    Raises:
+        UserError: there are several, or a setting is wrong.
+    """
+    given = {name.removeprefix("data."): value for name, value in vars(arguments).items()}
+    settings = {name: given[name] for name in ("path", "split", "config", "columns")}
+    source, *others = resolve({"data": settings}).data.sources
+    if others:
+        raise UserError("data.path: this verb takes one data set at a time")
+    return source
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

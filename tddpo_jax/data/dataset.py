@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
-from tddpo_jax.config.schema import DEFAULT_MAX_LENGTH, DataConfig
+from tddpo_jax.config.schema import DEFAULT_MAX_LENGTH, DataConfig, DataSource
 from tddpo_jax.data.examples import (
     Dataset,
     Fitted,
@@ -114,7 +114,7 @@ def load_fitted(
 
 
 def load_uncut_examples(
-    path: str | Path,
+    data: DataSource,
     tokenizer: PreTrainedTokenizerBase | None,
     template: str | None,
 ) -> list[Example | Unusable]:
@@ -125,7 +125,7 @@ def load_uncut_examples(
     Raises:
         UserError: one line that names the file and row and column, or the template.
     """
-    source = read_source(path)
+    source = read_source(data.path, data.split, data.config, data.columns)
     return encode(list(enumerate(source.rows)), _style(template, tokenizer, [source]))
 
 
@@ -236,6 +236,7 @@ def _write_cache(file: Path, dataset: Dataset, hash_of_rows: str) -> None:
             lengths=np.array([len(part) for part in parts]),
             index=np.array([example.row for example in examples]),
             source=np.array([names.index(example.source) for example in examples]),
+            scored=np.concatenate([each for example in examples for each in example.scores]),
             facts=np.array(json.dumps(facts)),
         )
 
@@ -254,15 +255,19 @@ def _stored(file: Path, hash_of_rows: str) -> Dataset:
     # Opened here, because numpy leaves a file open that is no archive.
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
-        source = stored["source"].tolist()
+        source, scored = stored["source"].tolist(), stored["scored"]
         facts = json.loads(str(stored["facts"]))
     if facts.pop("hash_of_rows") != hash_of_rows or lengths.sum() != len(ids):
         raise ValueError("holds something else")
     names = facts.pop("names")
     parts, each = np.split(ids, np.cumsum(lengths)[:-1]), len(lengths) // len(index)
-    examples = [
-        Example(row, parts[n * each], tuple(parts[n * each + 1 : (n + 1) * each]), names[of])
-        for n, (row, of) in enumerate(zip(index, source, strict=True))
-    ]
+    said = lengths.reshape(-1, each)[:, 1:].ravel()
+    masks = np.split(scored, np.cumsum(said)[:-1])
+    examples = []
+    for n, (row, of) in enumerate(zip(index, source, strict=True)):
+        prompt, *responses = parts[n * each : (n + 1) * each]
+        mask = tuple(masks[n * (each - 1) : (n + 1) * (each - 1)])
+        partly = None if all(map(np.all, mask)) else mask
+        examples.append(Example(row, prompt, tuple(responses), names[of], partly))
     train = facts.pop("train")
     return Dataset(train=examples[:train], validation=examples[train:], **facts)

@@ -3,7 +3,7 @@
 A row that cannot be used is listed with its reason, never silently lost:
 
     empty prompt, empty response      nothing there, or white space; a last message of white space
-    differing histories               the two conversations differ before their last message
+    differing histories               the two conversations differ before their answers
     identical branches                two responses with the same ids
     identical after truncation        the same ids once they are cut
     template: …                       the template refuses the conversation, in its own words
@@ -32,6 +32,7 @@ from tddpo_jax.data.omissions import omission
 from tddpo_jax.data.sources import Source, none_usable
 from tddpo_jax.data.templates import (
     ChatFormat,
+    ExampleIds,
     ExampleText,
     branches,
     chat_example,
@@ -119,7 +120,8 @@ def cut(example: Example, limits: Limits, bos: int | None) -> Example:
         prompt = np.concatenate([head, tail])
     room = limits.max_length - len(prompt)
     responses = tuple(response[:room] for response in example.responses)
-    return example._replace(prompt=prompt, responses=responses)
+    scored = example.scored and tuple(each[:room] for each in example.scored)
+    return example._replace(prompt=prompt, responses=responses, scored=scored)
 
 
 def validation_prompts(prompts: Sequence[np.ndarray], split: Split) -> set[bytes]:
@@ -314,13 +316,20 @@ def _encode_some(
         if isinstance(row, str):
             results.append(Unusable(index, row))
             continue
-        ids = next(encoded) if isinstance(row, ExampleText) else (row.prompt, row.responses)
-        prompt, *responses = (np.asarray(part, np.int32) for part in (ids[0], *ids[1]))
+        ids = next(encoded) if isinstance(row, ExampleText) else row
+        prompt, *responses = (np.asarray(part, np.int32) for part in (ids.prompt, *ids.responses))
         # The tokenizer's normaliser may leave nothing of a text such as a zero-width space.
         usable = len(prompt) > 0
-        example = Example(index, prompt, tuple(responses))
+        example = Example(index, prompt, tuple(responses), scored=_scored(ids))
         results.append(example if usable else Unusable(index, "empty prompt"))
     return results
+
+
+def _scored(ids: ExampleIds | ParsedRow) -> tuple[np.ndarray, ...] | None:
+    """Which tokens of each response are predicted; None if all are."""
+    if isinstance(ids, ParsedRow) or all(map(all, ids.scored)):
+        return None
+    return tuple(np.asarray(each, bool) for each in ids.scored)
 
 
 def _written(row: ParsedRow | str, style: ChatFormat | None) -> ExampleText | ParsedRow | str:
@@ -342,8 +351,8 @@ def _omission(row: ParsedRow, style: ChatFormat, example: ExampleText) -> str | 
     """The reason why the template does not write all of a conversation, or None if it does."""
     before, answers = branches(row.prompt, row.responses, row.continues)
     for answer, said in zip(answers, example.responses, strict=True):
-        text = (example.prompt.text + said.text).replace(said.mark, "")
-        reason = omission(style, [*before, answer], row.tools, text)
+        text = "".join(each.text for each in (example.prompt, *said)).replace(said[0].mark, "")
+        reason = omission(style, [*before, *answer], row.tools, text)
         if reason is not None:
             return reason
     return None

@@ -3,8 +3,9 @@
 A row of a preference pair has one of these shapes:
 
 *   `chosen`, `rejected`: conversations, lists of messages that share all but their last one
-    (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists hold
-    nothing but the answers.
+    (dpo-mix-7k, UltraFeedback), or all but an agent's way to it: calls and what the tools gave. The
+    loss then counts the assistant's messages. A `prompt` text beside them counts only where the
+    lists hold nothing but the answers.
 *   `prompt`, a conversation, and `chosen`, `rejected`: its continuations, lists or texts (TRL).
     Where the prompt ends with the assistant's first words, the answers continue them. A
     conversation that repeats the prompt is taken as it is.

@@ -69,9 +69,11 @@ def example_lines(example: Fitted, tokenizer: PreTrainedTokenizerBase | None) ->
     counts = (f"{name} {_count(*both)}" for name, both in parts.items())
     yield f"row {cut.place}: {', '.join(counts)}"
     yield from _paragraph("prompt", _texts([cut.prompt], tokenizer)[0])
-    for name, response in zip(names, cut.responses, strict=True):
-        _, said = _texts([cut.prompt, response], tokenizer)
-        yield from _paragraph(name, f"{OPEN}{said}{CLOSE}")
+    for name, response, scored in zip(names, cut.responses, cut.scores, strict=True):
+        turns = np.split(response, np.flatnonzero(np.diff(scored)) + 1)
+        _, *texts = _texts([cut.prompt, *turns], tokenizer)
+        texts[::2] = [f"{OPEN}{text}{CLOSE}" for text in texts[::2]]
+        yield from _paragraph(name, "".join(texts))
 
 
 def _count(cut: np.ndarray, whole: np.ndarray) -> str:

@@ -289,6 +289,21 @@ VERB_MISTAKES = {
     "an unknown option": ("logps", "{all} --beta 3", r"unrecognized arguments: --beta 3"),
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
+    "two data sets": (
+        "logps",
+        "{all} --data {chat} --data {id}",
+        r"data\.path: .* one data set",
+    ),
+    "a split of a file": (
+        "logps",
+        "{all} --data {chat} --data.split x",
+        r"data\.split: \S+ is a",
+    ),
+    "columns that are no pairs": (
+        "logps",
+        "{all} --data {chat} --data.columns x",
+        r"data\.columns: must be pairs such as",
+    ),
     "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is neither"),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
@@ -305,7 +320,8 @@ VERB_MISTAKES = {
 def test_a_mistake_of_another_verb_is_one_line_too(name, inputs, files, trained, tmp_path, capsys):
     verb, words, message = VERB_MISTAKES[name]
     new = tmp_path / "new"
-    whole = f"--model {inputs.model} --data {inputs.train} --output {new}"
+    data = "" if "--data" in words else f"--data {inputs.train}"
+    whole = f"--model {inputs.model} {data} --output {new}"
     given = words.format(**files, all=whole, new=new, run=trained).split()
     assert run(verb, *given) == 2
     printed = capsys.readouterr()

@@ -24,7 +24,7 @@ from tiny_rows import (
 )
 from tiny_tokenizers import byte_level, sentencepiece
 
-from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.config.schema import DataConfig, DataSource
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
 from tddpo_jax.data.examples import Unusable
@@ -240,7 +240,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
 def test_uncut_pairs_are_every_row_in_order(tmp_path):
     long = conversation("what " * 3000)
     file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
-    pairs = load_uncut_examples(file, TOKENIZER, "llama-2")
+    pairs = load_uncut_examples(DataSource(path=file), TOKENIZER, "llama-2")
     assert len(pairs) == len(REASONS) + 2
     assert len(pairs[0].prompt) > 3000
     unusable = [pair for pair in pairs if isinstance(pair, Unusable)]

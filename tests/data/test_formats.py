@@ -74,6 +74,18 @@ def test_a_system_column_is_the_first_message():
     assert "system column differs" in parse_row({**with_message, "system": "Be rude."})
 
 
+def test_the_prompt_or_the_conversations_may_lack_the_system_message():
+    asked = parse_row({**conversation(), "prompt": [SYSTEM, *ASKED]})
+    assert asked == parse_row({**conversation(), "system": "Be kind."})
+    both = {name: [SYSTEM, *messages] for name, messages in conversation().items()}
+    assert parse_row({**both, "prompt": ASKED}) == asked
+    other = [{**SYSTEM, "content": "Be rude."}, *ASKED]
+    assert "not the beginning" in parse_row({**both, "prompt": other})
+    one = {**both, "rejected": conversation()["rejected"]}
+    assert parse_row({**one, "prompt": [SYSTEM, *ASKED]}) == asked
+    assert parse_row(one) == "differing histories"
+
+
 def test_a_system_column_stands_before_a_text_with_an_empty_line_between():
     row = {"system": "Be kind.", "prompt": "Q", "chosen": "a", "rejected": "b"}
     assert parse_row(row) == ParsedRow("text", "Be kind.\n\nQ", ("a", "b"))
@@ -94,7 +106,7 @@ def test_two_texts_split_at_the_assistants_last_turn():
 def test_a_prompt_that_the_conversation_holds_is_not_put_in_front_again():
     branches = {name: [SYSTEM, *messages] for name, messages in conversation(chosen="a").items()}
     assert parse_row({**branches, "prompt": ASKED}) == parse_row(branches)
-    others = [SYSTEM, *ASKED], [user("something else")], [user("x"), assistant("y"), *ASKED]
+    others = [user("something else")], [user("x"), assistant("y"), *ASKED]
     for prompt in others:
         reason = parse_row({**conversation(), "prompt": prompt})
         assert reason == "the prompt is not the beginning of the conversation"
