@@ -53,7 +53,7 @@ def add_one_data_set(parser: argparse.ArgumentParser) -> None:
     """Adds `--data` for a single data set, and the settings that say how to read it."""
     fields = dict(setting_fields())
     parser.add_argument(
-        *("--data", "--data.path"),
+        "--data",
         dest="data.path",
         required=True,
         action="append",
