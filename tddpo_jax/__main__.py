@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.commands.exit_status import run_command
-from tddpo_jax.commands.options import Parser, add_model, add_settings, settings_of
+from tddpo_jax.commands.options import (
+    Parser,
+    add_model,
+    add_one_data_set,
+    add_settings,
+    data_set_of,
+    settings_of,
+)
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in
 from tddpo_jax.config.schema import resolve
@@ -73,14 +80,13 @@ def logps_command(arguments: Sequence[str]) -> int:
     """Writes one JSON line per row: index, log-probs of the responses, token counts."""
     parser = Parser(prog="logps", description="Write the log-probs of every row's responses.")
     add_model(parser)
-    parser.add_argument(
-        "--data", required=True, help="file, pattern of files, folder, hub id, or `embedded`"
-    )
+    add_one_data_set(parser)
     parser.add_argument("--output", required=True, help="file to write")
     given = parser.parse_args(arguments)
+    data = data_set_of(given)
     from tddpo_jax.commands.logps import write_log_probs
 
-    write_log_probs(given.model, given.data, Path(given.output), given.template, given.dtype)
+    write_log_probs(given.model, data, Path(given.output), given.template, given.dtype)
     return 0
 
 
@@ -107,6 +113,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--prompt", required=True, help="text of the user's message")
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
     parser.add_argument("--system", help="system message before the prompt")
+    parser.add_argument("--begin", help="beginning of the answer, which is continued")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -158,8 +165,16 @@ def plan_command(arguments: Sequence[str]) -> int:
         "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print N examples of each data set as the model sees them, and plan nothing",
+    )
     add_settings(parser)
     given = parser.parse_args(arguments)
+    if given.show is not None and given.show < 0:
+        parser.error(f"--show: must be a number of examples, got {given.show}")
     cells = expand(settings_of(given))
     configs = [resolve(cell) for cell in cells]
     for line in ignored_in(configs):
@@ -169,6 +184,11 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # A plan is computed on the CPU. It uses none of the devices that it is for.
     jax.config.update("jax_platforms", "cpu")
+    if given.show is not None:
+        from tddpo_jax.planning.examples_text import examples_text
+
+        print("\n".join(examples_text(configs[0], given.show)))
+        return 0
     from tddpo_jax.planning.plan import make_plan, members_of
     from tddpo_jax.planning.plan_text import as_json, lines
 

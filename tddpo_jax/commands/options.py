@@ -12,7 +12,14 @@ from typing import Any, NoReturn, get_args
 
 from tddpo_jax.config.cells import GRID_AXES
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
+from tddpo_jax.config.schema import (
+    DataSource,
+    ModelConfig,
+    read_yaml,
+    resolve,
+    setting_fields,
+)
+from tddpo_jax.errors import UserError
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
 SHORT_NAMES = {
@@ -35,29 +42,45 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
-class _Once(argparse.Action):
-    """Keeps a value, and refuses a second one.
-
-    Several data sets might be meant as a mixture. The last one alone would then count.
-    """
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(f"{option_string} is given more than once; only one value can count")
-        setattr(namespace, self.dest, values)
-
-
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds `--model`, `--template` and `--dtype`."""
     parser.add_argument("--model", required=True, help="Hugging Face or PEFT folder, run, hub id")
     parser.add_argument("--template", help="chat template (default: the tokenizer's own)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def add_one_data_set(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` for a single data set, and the settings that say how to read it."""
+    fields = dict(setting_fields())
+    parser.add_argument(
+        "--data",
+        dest="data.path",
+        required=True,
+        action="append",
+        metavar="DATA",
+        help="file, pattern of files, folder, hub id, or `embedded`",
+    )
+    for name in ("data.split", "data.config", "data.columns"):
+        parser.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar=name.rpartition(".")[2].upper(),
+            help=fields[name].description,
+        )
+
+
+def data_set_of(arguments: argparse.Namespace) -> DataSource:
+    """The data set that the options of `add_one_data_set` name.
+
+    Raises:
+        UserError: there are several, or a setting is wrong.
+    """
+    given = {name.removeprefix("data."): value for name, value in vars(arguments).items()}
+    settings = {name: given[name] for name in ("path", "split", "config", "columns")}
+    source, *others = resolve({"data": settings}).data.sources
+    if others:
+        raise UserError("data.path: this verb takes one data set at a time")
+    return source
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +89,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in setting_fields():
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
-        several = name in GRID_AXES or name == "lora.targets"
+        several = name in GRID_AXES or name in ("lora.targets", "data.path")
         switch = bool in (field.annotation, *get_args(field.annotation))
         parser.add_argument(
             *names,
             dest=name,
-            action=_Once if name == "data.path" else "store",
+            # Data sets that are named one by one are a mixture, like those that are named at once.
+            action="extend" if name == "data.path" else "store",
             default=argparse.SUPPRESS,
             metavar=name.rpartition(".")[2].upper(),
             nargs="+" if several else "?" if switch else None,
@@ -94,7 +118,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         config = EMBEDDED_CONFIG
     mapping = read_yaml(config) if config is not None else {}
     for name, value in given.items():
-        alone = name in GRID_AXES and len(value) == 1
+        alone = name in (*GRID_AXES, "data.path") and len(value) == 1
         mapping = with_value(mapping, name, value[0] if alone else value)
     return mapping
 

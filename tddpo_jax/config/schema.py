@@ -29,7 +29,7 @@ DEFAULT_MAX_LENGTH = 2048  # tokens of one branch
 DEFAULT_FRACTION = 0.1  # of the rows, for validation
 
 # pydantic adds these names of types to the place of an error, after the field's name.
-VALUE_TYPES = ("float", "str", "bool", "constrained-int")
+VALUE_TYPES = ("float", "str", "bool", "constrained-int", "one", "several")
 
 
 def _at_least_one(value: int) -> int:
@@ -64,6 +64,8 @@ def _columns(value: Any) -> Any:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Columns = Annotated[dict[str, str] | None, BeforeValidator(_columns)]
 AxisSize = Annotated[int, AfterValidator(_at_least_one)]
 
 
@@ -101,19 +103,55 @@ class ModelConfig(Section):
     )
 
 
+class DataSource(Section):
+    """One data set of a mixture. What it leaves open is as in the section `data`."""
+
+    path: str
+    split: str | None = None
+    config: str | None = None
+    columns: Columns = None
+    fraction: Share | None = None
+
+
+def _sources(value: Any) -> Any:
+    """One path, or the data sets of a mixture, of which some may be only a path."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    sources = [{"path": each} if isinstance(each, str) else each for each in value]
+    if not sources:
+        raise ValueError("must name a data set")
+    for number, source in enumerate(sources):
+        if source in sources[:number]:
+            raise ValueError("names a data set twice")
+    return sources[0]["path"] if len(value) == 1 and isinstance(value[0], str) else sources
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, (list, tuple)) else "one"
+
+
 class DataConfig(Section):
     """The data, and how examples become batches."""
 
-    path: str = Field(
+    path: Annotated[
+        Annotated[str, pydantic.Tag("one")]
+        | Annotated[tuple[DataSource, ...], pydantic.Tag("several")],
+        pydantic.Discriminator(_one_or_several),
+        BeforeValidator(_sources),
+    ] = Field(
         "embedded",
         min_length=1,
         description="JSON, JSONL, CSV or Parquet file, a pattern of files, folder, hub id or "
-        "`owner/name@revision`, or `embedded`",
+        "`owner/name@revision`, or `embedded`; several are mixed; in a file, each may have its own "
+        "path, split, config, columns and fraction",
     )
     split: str | None = Field(None, description="the split to train on; default: `train`")
     config: str | None = Field(None, description="the config of a data set that has several")
-    columns: Annotated[dict[str, str] | None, BeforeValidator(_columns)] = Field(
+    columns: Columns = Field(
         None, description="our names and the data's, as prompt=instruction,chosen=good"
+    )
+    fraction: Share = Field(
+        1.0, description="share of the training rows that is used, drawn by data.split_seed"
     )
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
@@ -121,7 +159,7 @@ class DataConfig(Section):
         f"none; default: the dataset's own, else {DEFAULT_FRACTION}",
     )
     split_seed: int = Field(
-        0, description="seed of the split by fraction; --seed does not change it"
+        0, description="seed of the split and draw by fraction; --seed does not change it"
     )
     template: str | None = Field(
         None, description="name of a chat template; default: the tokenizer's own, else `plain`"
@@ -147,6 +185,19 @@ class DataConfig(Section):
     rows: Count | None = Field(
         None, description="rows of one micro-batch; default: one per data-parallel device"
     )
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets to train on, with nothing left open."""
+        several = [DataSource(path=self.path)] if isinstance(self.path, str) else self.path
+        shared = {name: getattr(self, name) for name in DataSource.model_fields if name != "path"}
+        own = ({name: value for name, value in each if value is not None} for each in several)
+        return [DataSource.model_validate({**shared, **each}) for each in own]
+
+    @property
+    def names(self) -> str:
+        """The data sets in words."""
+        return " + ".join(source.path for source in self.sources)
 
 
 class LossConfig(Section):

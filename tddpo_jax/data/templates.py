@@ -18,6 +18,7 @@ The named templates, for the question `Q` and the answer `A`:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
 from tddpo_jax.errors import UserError, one_line
 
 Messages = Sequence[Mapping[str, Any]]
+Answer = str | Message | list[Message]
 
 PLAIN = """\
 {%- for message in messages -%}
@@ -119,10 +121,21 @@ class ChatFormat:
 
 
 class ExampleText(NamedTuple):
-    """A prompt and its responses with their ends of turn."""
+    """A prompt and its responses with their ends of turn.
+
+    A response is what the assistant says, and then in turn what it is told and says.
+    """
 
     prompt: Text
-    responses: tuple[Text, ...]
+    responses: tuple[tuple[Text, ...], ...]
+
+
+class ExampleIds(NamedTuple):
+    """Token ids of a prompt and its responses, and which ids the assistant says."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    scored: list[list[bool]]
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatFormat:
@@ -168,7 +181,8 @@ def encode_prompt(
     Args:
         tokenizer: any fast tokenizer of transformers.
         messages_or_text: a conversation, written by the template up to where the assistant begins
-            to speak; or a text, taken verbatim behind the beginning of sequence, no template.
+            to speak, or behind the assistant's words that end it; or a text, taken verbatim behind
+            the beginning of sequence, no template.
         template: as in `chat_format`.
         system: a system message to put in front of the conversation.
 
@@ -187,7 +201,7 @@ def encode_prompt(
     else:
         first = [] if system is None else [{"role": "system", "content": system}]
         (messages, _, _), mark = _quoted(style, [*first, *messages_or_text])
-        prompt = Text(render(style, messages, add_generation_prompt=True), mark)
+        prompt = Text(_prompt(style, messages), mark)
     try:
         prompt.text.encode()
     except UnicodeEncodeError:
@@ -195,32 +209,44 @@ def encode_prompt(
     return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
 
 
+def _prompt(style: ChatFormat, messages: list[Message]) -> str:
+    """A conversation up to where the model goes on: a new turn, or the assistant's own words."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return render(style, messages, add_generation_prompt=True)
+    *asked, begun = messages
+    prompt = render(style, asked, add_generation_prompt=True)
+    # A word behind the beginning keeps its last spaces from templates that trim a content.
+    said = {**begun, "content": f"{begun['content']}a"}
+    whole = render(style, [*asked, said])
+    return _continued(style, prompt, begun["content"], [_response(style, prompt, whole)])[0]
+
+
 def branches(
-    history: Messages, responses: Sequence[str | Message], continues: bool = False
-) -> tuple[list[Message], list[Message]]:
-    """The messages before the answers, and the answers.
+    history: Messages, responses: Sequence[Answer], continues: bool = False
+) -> tuple[list[Message], list[list[Message]]]:
+    """The messages before the answers, and the messages of each answer.
 
     Args:
         history: the prompt's messages.
-        responses: texts, or messages that have more than a content.
+        responses: texts, messages that have more than a content, or several messages.
         continues: whether the responses continue the last message of the history. That message then
             belongs to each answer.
     """
     before = [dict(message) for message in history]
-    answers = [
-        {"role": "assistant", "content": each} if isinstance(each, str) else dict(each)
-        for each in responses
-    ]
-    if continues:
-        begun = before.pop()
-        answers = [{**begun, "content": begun["content"] + each["content"]} for each in answers]
-    return before, answers
+    begun = before.pop() if continues else {"role": "assistant", "content": ""}
+    return before, [_messages(each, begun) for each in responses]
+
+
+def _messages(answer: Answer, begun: Message) -> list[Message]:
+    if isinstance(answer, str):
+        return [{**begun, "content": begun["content"] + answer}]
+    return [dict(each) for each in (answer if isinstance(answer, list) else [answer])]
 
 
 def chat_example(
     style: ChatFormat,
     history: Messages,
-    responses: Sequence[str | Message],
+    responses: Sequence[Answer],
     *,
     tools: list[Any] | None = None,
     continues: bool = False,
@@ -239,14 +265,16 @@ def chat_example(
     """
     asked, answers = branches(history, responses, continues)
     begun = history[-1]["content"] if continues else ""
-    (messages, quoted_tools, begun), mark = _quoted(style, [*asked, *answers], tools, begun)
-    asked, answers = messages[: len(asked)], messages[len(asked) :]
+    flat = [*asked, *itertools.chain.from_iterable(answers)]
+    (messages, quoted_tools, begun), mark = _quoted(style, flat, tools, begun)
+    each = iter(messages)
+    asked, *answers = [list(itertools.islice(each, len(part))) for part in (asked, *answers)]
     prompt = render(style, asked, quoted_tools, add_generation_prompt=True)
-    wholes = [render(style, [*asked, answer], quoted_tools) for answer in answers]
-    said = [_response(style, prompt, whole) for whole in wholes]
+    said = [_parts(style, prompt, asked, answer, quoted_tools) for answer in answers]
     if continues:
-        prompt, said = _continued(style, prompt, begun, said)
-    return ExampleText(Text(prompt, mark), tuple(Text(text, mark, prompt) for text in said))
+        prompt, texts = _continued(style, prompt, begun, [first for (first,) in said])
+        said = [[text] for text in texts]
+    return ExampleText(Text(prompt, mark), tuple(_texts(prompt, mark, parts) for parts in said))
 
 
 def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> ExampleText:
@@ -259,19 +287,27 @@ def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> Ex
     body = _without_lost_spaces(style, prompt)
     spaces = prompt[len(body) :]
     said = (_verbatim_response(style, body, spaces + response) for response in responses)
-    return ExampleText(Text(body), tuple(said))
+    return ExampleText(Text(body), tuple((each,) for each in said))
 
 
-def encode_examples(
-    style: ChatFormat, examples: Sequence[ExampleText]
-) -> list[tuple[list[int], list[list[int]]]]:
+def encode_examples(style: ChatFormat, examples: Sequence[ExampleText]) -> list[ExampleIds]:
     """Ids of the prompt and of the responses of each example."""
-    texts = [text for example in examples for text in (example.prompt, *example.responses)]
-    ids = iter(encode(style.encoder, texts))
-    return [
-        (_with_bos(style, next(ids)), [next(ids) for _ in example.responses])
+    texts = [
+        text
         for example in examples
+        for text in (example.prompt, *itertools.chain.from_iterable(example.responses))
     ]
+    ids = iter(encode(style.encoder, texts))
+    encoded = []
+    for example in examples:
+        prompt = _with_bos(style, next(ids))
+        parts = [[next(ids) for _ in texts] for texts in example.responses]
+        responses = [list(itertools.chain.from_iterable(each)) for each in parts]
+        scored = [
+            [number % 2 == 0 for number, part in enumerate(each) for _ in part] for each in parts
+        ]
+        encoded.append(ExampleIds(prompt, responses, scored))
+    return encoded
 
 
 # ---- what a template does ------------------------------------------------------------------------
@@ -376,6 +412,39 @@ def render(
         UserError: the template refuses the conversation.
     """
     return _apply(style.encoder.tokenizer, style.jinja, messages, add_generation_prompt, tools)
+
+
+def _parts(
+    style: ChatFormat,
+    prompt: str,
+    asked: list[Message],
+    answer: list[Message],
+    tools: list[Any] | None,
+) -> list[str]:
+    """What the assistant says in an answer, and between that what it is told, in turn.
+
+    Each thing that it says is written as it would be if the conversation ended there, and as it is
+    in the whole. A template that writes a later message anew, such as one that strips an earlier
+    thought, cannot be trained on the whole.
+    """
+    parts: list[str] = []
+    written = prompt
+    for end, message in enumerate(answer, 1):
+        if message["role"] != "assistant":
+            continue
+        before = [*asked, *answer[: end - 1]]
+        start = render(style, before, tools, add_generation_prompt=True) if parts else prompt
+        if not start.startswith(written):
+            raise UserError("template: does not write an answer of several messages in turn")
+        said = _response(style, start, render(style, [*asked, *answer[:end]], tools))
+        parts += [start[len(written) :], said] if parts else [said]
+        written = start + said
+    return parts
+
+
+def _texts(prompt: str, mark: str, parts: Sequence[str]) -> tuple[Text, ...]:
+    befores = itertools.accumulate(parts, initial=prompt)
+    return tuple(Text(text, mark, before) for text, before in zip(parts, befores, strict=False))
 
 
 def _response(style: ChatFormat, prompt: str, whole: str) -> str:

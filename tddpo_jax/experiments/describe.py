@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tddpo_jax.data.remarks import description
 from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.placement.shardings import bytes_of_device
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -27,12 +28,8 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
     what = "pairs" if data.responses == 2 else "examples of one response"
-    dropped = ", ".join(f"{len(rows)} {reason}" for reason, rows in data.dropped.items() if rows)
-    screen.say(
-        f"data     {config.data.path}: {len(data.train)} training and {len(data.validation)} "
-        f"validation {what}, template {data.template}; dropped: {dropped or 'none'}; "
-        f"cut: {data.cut_prompts} prompts, {data.cut_responses} responses"
-    )
+    for number, line in enumerate(description(config.data.names, data)):
+        screen.say(f"{'' if number else 'data':<9}{line}")
     order = make_order(config, len(data.train))
     rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in shared.shapes)
     screen.say(

@@ -176,6 +176,7 @@ def generate_text(
     raw: bool = False,
     template: str | None = None,
     system: str | None = None,
+    begin: str | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -191,6 +192,7 @@ def generate_text(
         raw: whether to continue the prompt without a chat template.
         template: a named chat template; default: the tokenizer's own.
         system: a system message before the prompt.
+        begin: beginning of the answer, which the model continues.
         temperature: as in `Sampling`.
         top_k: as in `Sampling`.
         top_p: as in `Sampling`.
@@ -206,7 +208,10 @@ def generate_text(
         UserError: the user's input is wrong.
     """
     generator = Generator.from_path(model, dtype, template=template)
-    start = prompt if raw else [{"role": "user", "content": prompt}]
+    begun = [] if begin is None else [{"role": "assistant", "content": begin}]
+    if raw and begun:
+        raise UserError("begin: a raw prompt has no answer to begin; write the beginning behind it")
+    start = prompt if raw else [{"role": "user", "content": prompt}, *begun]
     ids = encode_prompt(generator.tokenizer, start, template, system=system)
     if max_new_tokens is None:
         max_new_tokens = min(Sampling().max_new_tokens, generator.context // 2)

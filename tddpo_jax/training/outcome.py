@@ -76,14 +76,16 @@ def record_divergence(
     return end_diverged(population.members[number], step, reason, rows, population.order)
 
 
-def rows_behind(examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]) -> list[int]:
+def rows_behind(
+    examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]
+) -> list[int | str]:
     """The rows of the data whose log-probs are not finite; all rows if every log-prob is finite."""
     finite = np.isfinite(logps).all(axis=-1)
-    rows = [example.row for example, good in zip(examples, finite, strict=True) if not good]
-    return rows or [example.row for example in examples]
+    rows = [example.place for example, good in zip(examples, finite, strict=True) if not good]
+    return rows or [example.place for example in examples]
 
 
-def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
+def end_diverged(run: Member, step: int, what: str, rows: list[int | str], order: Order) -> str:
     """Ends a run as diverged; returns a line with the reason.
 
     Args:

@@ -36,15 +36,17 @@ def facts(shared: Shared) -> dict[str, Any]:
             "parameters": parameter_count(shared.model_config.parameters),
         },
         "data": {
-            "path": shared.config.data.path,
+            "path": shared.config.data.names,
             "sha256": data.content_hash,
             "template": data.template,
             "train_rows": len(data.train),
             "validation_rows": len(data.validation),
+            "sources": data.counts,
             "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
             "dropped_rows": data.dropped,
             "cut_prompts": data.cut_prompts,
             "cut_responses": data.cut_responses,
+            "not_read": data.not_read,
         },
         "micro_batches": [dataclasses.asdict(shape) for shape in shared.shapes],
     }

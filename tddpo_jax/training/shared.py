@@ -138,8 +138,8 @@ def check_loss(config: Config, dataset: Dataset) -> None:
     if LOSSES[config.loss.name].responses > dataset.responses:
         fitting = [name for name, loss in LOSSES.items() if loss.responses <= dataset.responses]
         raise UserError(
-            f"loss.name: {config.loss.name} compares two responses, but {config.data.path} has one "
-            f"per prompt; choose one of {', '.join(fitting)}"
+            f"loss.name: {config.loss.name} compares two responses, but {config.data.names} has "
+            f"one per prompt; choose one of {', '.join(fitting)}"
         )
 
 

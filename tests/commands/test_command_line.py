@@ -82,6 +82,12 @@ def test_several_values_are_an_axis_and_one_is_not():
     assert (get(settings, "seed"), get(settings, "loss.tau")) == ("3", "1")
 
 
+def test_data_sets_named_at_once_or_one_by_one_are_a_mixture():
+    at_once = parsed("--data", "a", "b", "--model", "m")
+    assert at_once == parsed("--data", "a", "--model", "m", "--data.path", "b")
+    assert get(at_once, "data.path") == ["a", "b"]
+
+
 def test_a_switch_needs_no_value():
     assert get(parsed("--model", "m", "--train.population"), "train.population") is True
     assert get(parsed("--model", "m", "--train.population", "no"), "train.population") == "no"
@@ -125,9 +131,13 @@ MISTAKES = {
         "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
         r"train\.best_metric: .*'eval_logps/rejected' for data with one response",
     ),
-    "two data sets": (
-        "--data {single} --data {chat}",
-        r"--data is given more than once; only one value can count",
+    "two data sets of different kinds": (
+        "--data {single} --data {chat} --data.validation 0",
+        r"data\.path: a row of \S+chat\.jsonl has 2 responses, one of \S+single\.jsonl has 1 resp",
+    ),
+    "a data set that is named twice": (
+        "--data {chat} --data {chat}",
+        r"data\.path: names a data set twice",
     ),
     "a pattern that nothing matches": ("--data {folder}/*.csv", r"\*\.csv: no file matches"),
     "nesting beyond measure": ("--data {deep}", r"deep\.jsonl line 1: .* nested too deeply"),
@@ -289,6 +299,21 @@ VERB_MISTAKES = {
     "an unknown option": ("logps", "{all} --beta 3", r"unrecognized arguments: --beta 3"),
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
+    "two data sets": (
+        "logps",
+        "{all} --data {chat} --data {id}",
+        r"data\.path: .* one data set",
+    ),
+    "a split of a file": (
+        "logps",
+        "{all} --data {chat} --data.split x",
+        r"data\.split: \S+ is a",
+    ),
+    "columns that are no pairs": (
+        "logps",
+        "{all} --data {chat} --data.columns x",
+        r"data\.columns: must be pairs such as",
+    ),
     "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is neither"),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
@@ -305,7 +330,8 @@ VERB_MISTAKES = {
 def test_a_mistake_of_another_verb_is_one_line_too(name, inputs, files, trained, tmp_path, capsys):
     verb, words, message = VERB_MISTAKES[name]
     new = tmp_path / "new"
-    whole = f"--model {inputs.model} --data {inputs.train} --output {new}"
+    data = "" if "--data" in words else f"--data {inputs.train}"
+    whole = f"--model {inputs.model} {data} --output {new}"
     given = words.format(**files, all=whole, new=new, run=trained).split()
     assert run(verb, *given) == 2
     printed = capsys.readouterr()

@@ -24,7 +24,7 @@ from tiny_rows import (
 )
 from tiny_tokenizers import byte_level, sentencepiece
 
-from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.config.schema import DataConfig, DataSource
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
 from tddpo_jax.data.dataset_folders import rows_of, splits_of
@@ -94,7 +94,6 @@ SAME_CHAT = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_CHAT)
 def test_shapes_of_one_conversation(tmp_path, shape):
     (pair,) = load(tmp_path, [SAME_CHAT[shape]], template="llama-2").train
@@ -124,7 +123,6 @@ SAME_RESPONSE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_RESPONSE)
 def test_shapes_of_one_response(tmp_path, shape):
     """The example is the pair's without its rejected response."""
@@ -143,7 +141,6 @@ def test_texts_and_ids_of_one_response_are_verbatim(tmp_path):
     assert as_lists(ids.train) == [(0, [1, 20], [30, 2])]
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 def test_columns_of_a_pair_make_a_pair_whatever_else_is_there(tmp_path):
     """UltraFeedback's rows have `messages` too, and sampled pairs may keep their `response_ids`."""
     row = {**conversation(), "prompt": "what is red?", "messages": [user("a"), assistant("b")]}
@@ -245,7 +242,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
 def test_uncut_pairs_are_every_row_in_order(tmp_path):
     long = conversation("what " * 3000)
     file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
-    pairs = load_uncut_examples(file, TOKENIZER, "llama-2")
+    pairs = load_uncut_examples(DataSource(path=file), TOKENIZER, "llama-2")
     assert len(pairs) == len(REASONS) + 2
     assert len(pairs[0].prompt) > 3000
     unusable = [pair for pair in pairs if isinstance(pair, Unusable)]

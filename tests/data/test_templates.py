@@ -50,7 +50,7 @@ WORDS = st.text(st.sampled_from("a the\n▁é🙂<>/s[]\t "), max_size=30)
 def pair_ids(tokenizer, template, history, chosen, rejected):
     style = chat_format(tokenizer, template)
     example = chat_example(style, history, [chosen, rejected])
-    prompt, responses = encode_examples(style, [example])[0]
+    prompt, responses, _ = encode_examples(style, [example])[0]
     return prompt, *responses
 
 
@@ -95,7 +95,7 @@ def test_named_templates_write(template, expected):
     pair = chat_example(style, LONG, ["near ", "far"])
     if template in ("plain", "llama-2"):
         expected = expected.replace("near ", "near")
-    assert pair.prompt.text + pair.responses[0].text == expected
+    assert pair.prompt.text + pair.responses[0][0].text == expected
 
 
 @pytest.mark.parametrize(("tokenizer", "template"), COMBINATIONS)
@@ -125,10 +125,10 @@ def test_pieces_join_into_the_whole(name, template, question, answer):
     tokenizer = TOKENIZERS[name]
     style = chat_format(tokenizer, template)
     pair = chat_example(style, [{"role": "user", "content": question}], [answer])
-    prompt, (chosen,) = encode_examples(style, [pair])[0]
-    if pair.responses[0].mark:
+    prompt, (chosen,), _ = encode_examples(style, [pair])[0]
+    if pair.responses[0][0].mark:
         return  # the whole, encoded at once, would take the quoted token for a special one
-    text = pair.prompt.text + pair.responses[0].text
+    text = pair.prompt.text + pair.responses[0][0].text
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert (prompt + chosen)[-len(whole) :] == whole
     assert len(prompt + chosen) - len(whole) in (0, 1)  # the `<s>` that only llama-2 writes itself
@@ -167,7 +167,7 @@ def test_verbatim_texts(tokenizer, prompt):
     """BOS + prompt; response + end of sequence; together the ids of the joined text."""
     style = chat_format(tokenizer, None)
     example = text_example(style, prompt, [" ball", "ball"])
-    ids, (chosen, rejected) = encode_examples(style, [example])[0]
+    ids, (chosen, rejected), _ = encode_examples(style, [example])[0]
     assert ids == encode_prompt(tokenizer, prompt).tolist()
     assert ids == tokenizer(prompt)["input_ids"]
     end = tokenizer.eos_token_id
@@ -185,7 +185,7 @@ def test_texts_written_elsewhere():
     """A prompt that brings its own special tokens keeps them; one end of turn is not doubled."""
     style = chat_format(LLAMA_2, None)
     pair = text_example(style, "<s>[INST] hi [/INST]", [" a</s>", " b </s> c"])
-    prompt, (chosen, rejected) = encode_examples(style, [pair])[0]
+    prompt, (chosen, rejected), _ = encode_examples(style, [pair])[0]
     assert prompt.count(1) == 1
     assert chosen == encode_examples(style, [text_example(style, "hi", [" a"])])[0][1][0]
     assert rejected.count(2) == 1
@@ -217,7 +217,7 @@ def test_tokenizers_own_template():
     style = chat_format(own, None)
     assert style.name == "tokenizer"
     pair = chat_example(style, QUESTION, ["A"])
-    assert pair.prompt.text + pair.responses[0].text == "user=what is red?</s>!assistant=A</s>"
+    assert pair.prompt.text + pair.responses[0][0].text == "user=what is red?</s>!assistant=A</s>"
     assert chat_format(own, "plain").name == "plain"
     assert chat_format(LLAMA_2, None).name == "plain"
 

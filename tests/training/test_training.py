@@ -75,6 +75,24 @@ def test_rows_that_cannot_be_used_are_listed_in_run_json(inputs, tmp_path):
     assert data["train_rows"] == 18
 
 
+def test_a_mixture_trains_and_records_the_rows_of_each_data_set(inputs, tmp_path):
+    sets = [{"path": str(inputs.train), "fraction": 0.5}, str(inputs.validation)]
+    changes = {"data.path": sets, "data.validation": 0.2, "train.epochs": 1}
+    tiny_runs.run(inputs, tmp_path / "run", changes)
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert data["path"] == f"{inputs.train} + {inputs.validation}"
+    assert data["sources"] == {
+        str(inputs.train): {"train_rows": 7, "validation_rows": 2},
+        str(inputs.validation): {"train_rows": 6, "validation_rows": 1},
+    }
+    # An epoch of steps of 5 pairs sees each of the 13 rows once.
+    assert [line["epoch"] for line in tiny_runs.training_lines(tmp_path / "run")] == [
+        0,
+        1 / 3,
+        2 / 3,
+    ]
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 
