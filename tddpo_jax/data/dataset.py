@@ -33,8 +33,8 @@ from tddpo_jax.data.sources import (
     read_source,
     split_names,
 )
-from tddpo_jax.data.templates import ChatFormat, chat_format
-from tddpo_jax.data.tokenizer import tokenizer_json
+from tddpo_jax.data.templates import ChatFormat, chat_format, check_continues
+from tddpo_jax.data.tokenizer import pattern, tokenizer_json
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import write_file
 
@@ -187,7 +187,10 @@ def _style(
         return None
     if tokenizer is None:
         raise UserError(f"data {sources[0].name}: holds texts, and there is no tokenizer for them")
-    return chat_format(tokenizer, template)
+    style = chat_format(tokenizer, template)
+    if "chat" in found:
+        check_continues(style)
+    return style
 
 
 def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: list[object]) -> str:
@@ -195,6 +198,9 @@ def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: l
     if style is not None:
         digest.update(style.jinja.encode())
         digest.update(tokenizer_json(style.encoder.tokenizer).encode())
+        special = style.encoder.special.pattern
+        if special != pattern(style.encoder.special_tokens).pattern:
+            digest.update(special.encode())
     for source in sources:
         digest.update(b"source")
         for row in source.rows:

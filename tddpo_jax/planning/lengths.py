@@ -10,7 +10,7 @@ from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
 from tddpo_jax.data.examples import Dataset
-from tddpo_jax.data.templates import check_name
+from tddpo_jax.data.named_templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.system import hub
