@@ -96,11 +96,11 @@ def test_adapters_start_as_the_reference_and_learn(adapted):
     assert second["kl"] > 0
     files = {path.name for path in (directory / "best").iterdir()}
     quantized = {"quantized_base.json"} if mode == "qlora" else set()
-    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    for_chats = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert files == {
         *("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"),
         *quantized,
-        *tokenizer,
+        *for_chats,
     }
     # Readers of other accounts may read what the creator of an ordinary file lets them read.
     ordinary = directory / "config.yaml"
