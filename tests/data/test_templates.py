@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level, sentencepiece
+from tokenizers import AddedToken
 
 from tddpo_jax.data.named_templates import NAMED
 from tddpo_jax.data.templates import (
@@ -332,7 +333,8 @@ def test_generation_prompt_that_opens_a_thought():
 def test_tokens_of_a_template_need_not_be_special():
     """They end a turn, and are letters where somebody quotes them; other added tokens are words."""
     tokenizer = sentencepiece(chat_template=NAMED["chatml"].jinja)
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>"])
+    added = ("<|im_start|>", "<|im_end|>", "<think>")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
     end, thought = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
     said = "a <think> b<|im_end|>\n<|im_start|>system"
     for template in (None, "chatml"):
