@@ -60,7 +60,7 @@ class Settings:
     """How to generate.
 
     Attributes:
-        template: a name of `tddpo_jax.data.templates.NAMED`; None for the tokenizer's own.
+        template: a name of `tddpo_jax.data.named_templates.NAMED`; None for the tokenizer's own.
         system: the system prompt; None for no system prompt.
         temperature: the temperature of every question; None for FastChat's, by category.
         top_k: sample from this many tokens; 0 for all.

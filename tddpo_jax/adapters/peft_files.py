@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 from qwix import QArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
@@ -39,8 +39,10 @@ from tddpo_jax.placement.shardings import replicated
 from tddpo_jax.system.agreement import is_first
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
+from tddpo_jax.weights.tensor_files import write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
@@ -164,6 +166,7 @@ def export_adapter(
     folder: Path,
     base_name: str,
     base_fingerprint: str | None = None,
+    companions: Companions | None = None,
     *,
     rslora: bool = False,
 ) -> None:
@@ -176,6 +179,7 @@ def export_adapter(
         base_name: hub id or path of the base, for `base_model_name_or_path`.
         base_fingerprint: the fingerprint by which `weights.locate.resolve` checks the base; None:
             no check.
+        companions: what to write beside the adapter.
         rslora: whether the folder describes the adapters as rsLoRA. They compute the same.
 
     Raises:
@@ -198,7 +202,12 @@ def export_adapter(
         targets = _modules(weights)
         attributes = _attributes(next(iter(adapters.values())), targets, base_name, rslora)
         (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
-        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        specs = {
+            name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in tensors.items()
+        }
+        write_tensors(partial / WEIGHTS_FILE, specs, tensors.__getitem__)
+        if companions is not None:
+            write_companions(companions, partial)
         if base_fingerprint is not None:
             known_by = {"fingerprint": base_fingerprint}
             (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")

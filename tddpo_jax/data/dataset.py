@@ -29,8 +29,8 @@ from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.mixture import Mixture, read_mixture
 from tddpo_jax.data.omissions import OMISSION
 from tddpo_jax.data.sources import Source, read_source
-from tddpo_jax.data.templates import ChatFormat, chat_format
-from tddpo_jax.data.tokenizer import tokenizer_json
+from tddpo_jax.data.templates import ChatFormat, chat_format, check_continues
+from tddpo_jax.data.tokenizer import pattern, tokenizer_json
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import write_file
 
@@ -166,7 +166,10 @@ def _style(
         return None
     if tokenizer is None:
         raise UserError(f"data {sources[0].name}: holds texts, and there is no tokenizer for them")
-    return chat_format(tokenizer, template)
+    style = chat_format(tokenizer, template)
+    if "chat" in found:
+        check_continues(style)
+    return style
 
 
 def _content_hash(
@@ -179,6 +182,9 @@ def _content_hash(
     if style is not None:
         digest.update(style.jinja.encode())
         digest.update(tokenizer_json(style.encoder.tokenizer).encode())
+        special = style.encoder.special.pattern
+        if special != pattern(style.encoder.special_tokens).pattern:
+            digest.update(special.encode())
     for source in mixture.sources:
         digest.update(b"source")
         if source.numbers != list(range(len(source.rows))):

@@ -41,6 +41,7 @@ from tddpo_jax.data.templates import (
 )
 from tddpo_jax.errors import UserError
 
+VERBATIM = "verbatim"  # in the place of a template's name, if no row is a conversation
 ROWS_AT_ONCE = 256  # between two reports of progress
 
 
@@ -210,7 +211,7 @@ def build(
         dropped=dict(dropped),
         cut_prompts=sum(len(one.cut.prompt) < len(one.whole.prompt) for one in everything),
         cut_responses=sum(one.cut_responses for one in everything),
-        template=style.name if style is not None and "chat" in kinds(sources) else "verbatim",
+        template=style.name if style is not None and "chat" in kinds(sources) else VERBATIM,
         content_hash=content_hash,
     )
 

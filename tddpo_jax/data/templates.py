@@ -3,24 +3,18 @@
 A prompt and its response are encoded once each and concatenated. The ids of a prompt are exactly
 what generation starts from: training and generation both call this file. The beginning of sequence
 is there once, if the template writes it or the tokenizer's own `encode` adds it, and a response
-ends with exactly one end of turn: the special token that the template puts after a response, or
-the tokenizer's end of sequence where the template puts none.
+ends with exactly one end of turn: the added token that the template puts after a response, or the
+tokenizer's end of sequence where the template puts none.
 
-The named templates, for the question `Q` and the answer `A`:
-
-    plain     User: Q\\nAssistant: A                and then the tokenizer's end of sequence
-    llama-2   <s>[INST] Q [/INST] A </s>            a system message goes into the first turn
-    llama-3   <|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nQ<|eot_id|>
-              <|start_header_id|>assistant<|end_header_id|>\\n\\nA<|eot_id|>           (one line)
-    chatml    <|im_start|>user\\nQ<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>
-    zephyr    <|user|>\\nQ</s>\\n<|assistant|>\\nA</s>
+A policy's folder gets the template that is used here, so other programs make the same ids. They may
+write another date, see `template_date.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,81 +22,25 @@ from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.data.messages import Message, map_leaves, texts_in
-from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
+from tddpo_jax.data.named_templates import NAMED, check_name
+from tddpo_jax.data.template_date import AT_DATE
+from tddpo_jax.data.tokenizer import (
+    Encoder,
+    Text,
+    added_tokens,
+    encode,
+    make_encoder,
+    pattern,
+    quote,
+)
 from tddpo_jax.errors import UserError, one_line
 
 Messages = Sequence[Mapping[str, Any]]
 Answer = str | Message | list[Message]
 
-PLAIN = """\
-{%- for message in messages -%}
-{{ message['role'] | capitalize ~ ': ' ~ message['content'] | trim ~ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
-"""
-
-LLAMA_2 = """\
-{%- set has_system = messages[0]['role'] == 'system' -%}
-{%- for message in (messages[1:] if has_system else messages) -%}
-{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') -%}
-{{ raise_exception('llama-2 wants user and assistant in turn, after at most one system message') }}
-{%- elif message['role'] == 'assistant' -%}
-{{ ' ' ~ message['content'] | trim ~ ' ' ~ eos_token }}
-{%- else -%}
-{%- set system = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' -%}
-{%- set text = (system if has_system and loop.first else '') ~ message['content'] -%}
-{{ bos_token ~ '[INST] ' ~ text | trim ~ ' [/INST]' }}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-LLAMA_3 = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ '<|start_header_id|>' ~ message['role'] ~ '<|end_header_id|>\\n\\n' }}
-{{- message['content'] | trim ~ '<|eot_id|>' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif -%}
-"""
-
-CHATML = """\
-{%- for message in messages -%}
-{{ '<|im_start|>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
-"""
-
-ZEPHYR = """\
-{%- for message in messages -%}
-{{ '<|' ~ message['role'] ~ '|>\\n' ~ message['content'] ~ eos_token ~ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}
-"""
-
-
-class NamedTemplate(NamedTuple):
-    """A Jinja source and what the tokenizer must have for it: `bos_token`, `eos_token`, or texts
-    of special tokens."""
-
-    jinja: str
-    needs: tuple[str, ...]
-
-
-NAMED = {
-    "plain": NamedTemplate(PLAIN, ("eos_token",)),
-    "llama-2": NamedTemplate(LLAMA_2, ("bos_token", "eos_token")),
-    "llama-3": NamedTemplate(
-        LLAMA_3, ("bos_token", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    ),
-    "chatml": NamedTemplate(CHATML, ("<|im_start|>", "<|im_end|>")),
-    "zephyr": NamedTemplate(ZEPHYR, ("eos_token",)),
-}
-
-# Templates of the Llama 3 family may write today's date, which would change the data's ids every
-# midnight. This is the date they write themselves when there is no clock.
-TEMPLATE_DATE = "26 Jul 2024"
+# Makes a template write the beginning of sequence first. A line break behind a comment is not
+# written, and the template's first line still is a line of its own.
+BEGINNING = "{{ bos_token }}{# the tokenizer adds it, the template does not #}\n"
 
 
 @dataclass(frozen=True)
@@ -111,8 +49,9 @@ class ChatFormat:
 
     encoder: Encoder
     name: str  # of the template; "tokenizer" for the tokenizer's own
-    jinja: str
-    bos: int | None  # goes in front of a prompt that does not begin with it
+    jinja: str  # writes the beginning of sequence, if the tokenizer uses one
+    bos: int | None  # goes in front of a text without a template that does not begin with it
+    continues: bool  # a conversation begins with the generation prompt of its question
     suffix: str  # what the template writes after a response
     ending: str  # what of it belongs to the response: all up to the end of turn
     end_of_turn: str  # ends a response that the template writes
@@ -148,11 +87,15 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Cha
 
     Raises:
         UserError: no such template; the tokenizer lacks a token the template needs, or any end of
-            sequence; the template does not continue its own generation prompt.
+            sequence; the template does not write an answer.
     """
-    encoder = make_encoder(tokenizer)
-    name, jinja = _named(encoder, template)
-    suffix = _suffix(tokenizer, name, jinja)
+    name, jinja = _named(tokenizer, template)
+    prompt, whole = _probe(tokenizer, name, jinja)
+    adds_bos = _adds_bos(tokenizer)
+    if adds_bos and not whole.startswith(str(tokenizer.bos_token)):
+        jinja = BEGINNING + jinja
+    suffix = whole.rpartition(ANSWER)[2]
+    encoder = _with_controls(make_encoder(tokenizer), whole.partition(QUESTION)[0] + suffix)
     ending, end_of_turn = _ending(encoder, name, suffix)
     end_of_text = tokenizer.eos_token or end_of_turn
     (turn_id,), (text_id,) = encode(encoder, [Text(end_of_turn), Text(end_of_text)])
@@ -160,7 +103,8 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Cha
         encoder=encoder,
         name=name,
         jinja=jinja,
-        bos=tokenizer.bos_token_id if _adds_bos(tokenizer) else None,
+        bos=tokenizer.bos_token_id if adds_bos else None,
+        continues=whole.startswith(prompt),
         suffix=suffix,
         ending=ending,
         end_of_turn=end_of_turn,
@@ -313,28 +257,33 @@ def encode_examples(style: ChatFormat, examples: Sequence[ExampleText]) -> list[
 # ---- what a template does ------------------------------------------------------------------------
 
 
-def check_name(template: str) -> None:
-    """Raises UserError for a template that `NAMED` does not have."""
-    if template not in NAMED:
-        raise UserError(f"template {template!r}: no such template; there are {', '.join(NAMED)}")
+QUESTION, ANSWER = "question", "answer"
 
 
-def _named(encoder: Encoder, template: str | None) -> tuple[str, str]:
-    tokenizer = encoder.tokenizer
+def check_continues(style: ChatFormat) -> None:
+    """Raises UserError if no answer can be trained on, because none follows a generation prompt."""
+    if not style.continues:
+        raise UserError(
+            f"template {style.name!r}: a conversation does not continue its generation prompt; "
+            "choose another with data.template"
+        )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
     if template is None and tokenizer.chat_template is not None:
         return "tokenizer", tokenizer.get_chat_template()
     name = "plain" if template is None else template
     check_name(name)
-    missing = [need for need in NAMED[name].needs if not _has_token(encoder, need)]
+    missing = [need for need in NAMED[name].needs if not _has_token(tokenizer, need)]
     if missing:
         raise UserError(f"template {name!r}: the tokenizer lacks {', '.join(missing)}")
     return name, NAMED[name].jinja
 
 
-def _has_token(encoder: Encoder, need: str) -> bool:
+def _has_token(tokenizer: PreTrainedTokenizerBase, need: str) -> bool:
     if need in ("bos_token", "eos_token"):
-        return getattr(encoder.tokenizer, need) is not None
-    return encoder.special.fullmatch(need) is not None
+        return getattr(tokenizer, need) is not None
+    return need in added_tokens(tokenizer)
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -343,30 +292,38 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _suffix(tokenizer: PreTrainedTokenizerBase, name: str, jinja: str) -> str:
-    """What the template writes after a response."""
-    answer = "answer"
-    question = [{"role": "user", "content": "question"}]
+def _probe(tokenizer: PreTrainedTokenizerBase, name: str, jinja: str) -> tuple[str, str]:
+    """What the template writes for a question, and for a question and its answer."""
+    question = [{"role": "user", "content": QUESTION}]
     prompt = _apply(tokenizer, jinja, question, add_generation_prompt=True)
-    whole = _apply(tokenizer, jinja, [*question, {"role": "assistant", "content": answer}])
-    if not whole.startswith(prompt) or answer not in whole[len(prompt) :]:
+    whole = _apply(tokenizer, jinja, [*question, {"role": "assistant", "content": ANSWER}])
+    if ANSWER not in whole.partition(QUESTION)[2]:
         raise UserError(
-            f"template {name!r}: a conversation does not continue its generation prompt; "
-            "choose another with data.template"
+            f"template {name!r}: does not write an answer; choose another with data.template"
         )
-    return whole.rpartition(answer)[2]
+    return prompt, whole
+
+
+def _with_controls(encoder: Encoder, written: str) -> Encoder:
+    """The same encoder, to which the added tokens in a template's text are special tokens.
+
+    Some tokenizers have a template's tokens as added tokens that are not special. Other such tokens
+    stay ordinary words, for example `<think>`, which a model may have to say.
+    """
+    found = {token for token in added_tokens(encoder.tokenizer) if token in written}
+    return replace(encoder, special=pattern(encoder.special_tokens | found))
 
 
 def _ending(encoder: Encoder, name: str, suffix: str) -> tuple[str, str]:
     """What of a suffix belongs to the response, and the end of turn, which is the last of it: the
-    suffix's first special token, or the end of sequence where it has none."""
+    suffix's first added token, or the end of sequence where it has none."""
     found = encoder.special.search(suffix)
     if found:
         return suffix[: found.end()], found.group()
     if suffix.strip():
         raise UserError(
             f"template {name!r}: ends a response with {suffix.strip()!r}, "
-            "which is no special token of the tokenizer"
+            "which is no added token of the tokenizer"
         )
     end = encoder.tokenizer.eos_token
     if end is None:
@@ -388,10 +345,9 @@ def _apply(
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tools=tools,
-            chat_template=jinja,
+            chat_template=AT_DATE + jinja,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            date_string=TEMPLATE_DATE,
         )
     # A template is a program. Its mistake, such as a sum of a text and a list, is Python's error.
     except Exception as error:

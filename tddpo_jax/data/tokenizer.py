@@ -5,15 +5,17 @@
     encoded behind an anchor, and the anchor's ids are taken off again.
 *   Special tokens quoted in somebody's words are ordinary text. `quote` breaks them up with a mark
     before a template is laid around the words; what is still whole after that is the template's.
+    The tokens of a template count as special even where the tokenizer does not call them so.
 *   Nothing is added to a text: no beginning and no end of sequence.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +39,8 @@ class Encoder:
     """A tokenizer and what it does to the ends of texts, found out by `make_encoder`."""
 
     tokenizer: PreTrainedTokenizerBase
-    special: re.Pattern[str]  # any special token
+    special_tokens: frozenset[str]  # by the tokenizer's own word
+    special: re.Pattern[str]  # any of these, or a template's token
     has_prefix: bool  # a text alone begins with a dummy prefix
     special_restarts: bool  # a text behind a special token begins as if it stood alone
     drops_spaces: bool  # spaces at the end of a text are lost
@@ -55,17 +58,29 @@ class Text(NamedTuple):
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """Looks once at what a tokenizer does."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # Longest first, so that a token is found before one that is its beginning.
-    specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    end = tokenizer.eos_token or (specials[0] if specials else "")
+    specials = frozenset(added | set(tokenizer.all_special_tokens))
+    end = tokenizer.eos_token or max(sorted(specials), key=len, default="")
     alone, with_space, special, behind = _alone(tokenizer, ["a", "a ", end, end + "a"])
     return Encoder(
         tokenizer=tokenizer,
-        special=re.compile("|".join(map(re.escape, specials)) or r"(?!)"),
+        special_tokens=specials,
+        special=pattern(specials),
         has_prefix=str(tokenizer.convert_ids_to_tokens(alone)[0]).startswith(SPACES),
         special_restarts=behind == special + alone,
         drops_spaces=with_space == alone,
     )
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens that were added to a vocabulary, special or not, but for those of white space."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return {token for token in added | set(tokenizer.all_special_tokens) if token.strip()}
+
+
+def pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these tokens; the longest, where one is the beginning of another."""
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def quote(encoder: Encoder, words: Sequence[str]) -> tuple[list[str], str]:
@@ -109,12 +124,25 @@ def _encode_quoted(encoder: Encoder, text: Text) -> list[int]:
             continue
         if encoder.special.fullmatch(piece):
             ids += _alone(encoder.tokenizer, [piece])[0]
-        else:
-            words = Text(piece.replace(text.mark, ""), before=before)
-            function = _behind if _continues(encoder, words) else _alone
-            ids += function(encoder.tokenizer, [words.text], quoted=True)[0]
-        before = piece
+            before = piece
+            continue
+        for words in _letters_apart(encoder, piece.replace(text.mark, "")):
+            behind = _continues(encoder, Text(words, before=before))
+            function = _behind if behind else _alone
+            ids += function(encoder.tokenizer, [words], quoted=True)[0]
+            before = words
     return ids
+
+
+def _letters_apart(encoder: Encoder, words: str) -> Iterator[str]:
+    """Words, cut behind the first letter of every quoted token that the tokenizer would keep whole.
+
+    It takes special tokens apart by itself, but not a template's tokens that are not special.
+    """
+    whole = (found for found in encoder.special.finditer(words))
+    cuts = [found.start() + 1 for found in whole if found[0] not in encoder.special_tokens]
+    for start, end in itertools.pairwise([0, *cuts, len(words)]):
+        yield words[start:end]
 
 
 def _alone(

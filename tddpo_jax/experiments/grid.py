@@ -15,8 +15,8 @@ from tddpo_jax.experiments.describe import describe_plan, describe_result
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import cell_directories, check_cells, output_of, record_grid
 from tddpo_jax.runs.locks import claim
-from tddpo_jax.runs.metric_writers import check_wandb
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.weights_and_biases import check_wandb
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.checkpoints import saved_steps
@@ -41,7 +41,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         UserError: a setting is wrong, or a directory holds a run of another configuration.
     """
     directories = cell_directories(settings)
-    check_wandb(directories[0].config)
+    check_wandb(directories[0].config, len(directories))
     _say_ignored_axes(settings, directories, screen)
     _say_ignored_population(directories, screen)
     left = _unfinished(directories)

@@ -12,7 +12,7 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import branch_limits, load_dataset
 from tddpo_jax.data.examples import Dataset
 from tddpo_jax.data.mixture import read_mixture
-from tddpo_jax.data.templates import check_name
+from tddpo_jax.data.named_templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.system import hub

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from tddpo_jax.adapters.peft_files import export_adapter
 from tddpo_jax.batches.layout import Example
+from tddpo_jax.runs.model_card import model_card
 from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
@@ -18,6 +19,7 @@ from tddpo_jax.training.population import Member, Population
 from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.companions import Companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import base_name
 
@@ -40,12 +42,15 @@ def export_best(population: Population, state: TrainState, step: int) -> None:
             continue
         model = experiment.policy.model(population.state_of(state.trainable, number))
         folder = run.directory.path / "best"
+        card = model_card(run.directory.path, adapter=run.config.train.mode != "full")
+        companions = Companions(files.base, files.tokenizer, experiment.shared.chat, card)
         if run.config.train.mode == "full":
-            hugging_face.export(model, files.base, folder, checkpoint_dtype(files.base))
+            dtype = checkpoint_dtype(files.base)
+            hugging_face.export(model, files.base, folder, dtype, companions)
         else:
             name = base_name(run.config.model.path, files)
             known_by, rslora = experiment.shared.hashes.fingerprint, run.config.lora.rslora
-            export_adapter(model, folder, name, known_by, rslora=rslora)
+            export_adapter(model, folder, name, known_by, companions, rslora=rslora)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:

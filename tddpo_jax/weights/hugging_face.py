@@ -36,6 +36,7 @@ from tddpo_jax.system.agreement import agree, is_first, whole
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
@@ -186,7 +187,11 @@ def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Ten
 
 
 def export(
-    model: Decoder, source: Path, output: Path, dtype: jnp.dtype | type | None = None
+    model: Decoder,
+    source: Path,
+    output: Path,
+    dtype: jnp.dtype | type | None = None,
+    companions: Companions | None = None,
 ) -> None:
     """Writes a Hugging Face folder with our weights and copies of all else that `source` holds.
 
@@ -199,6 +204,7 @@ def export(
         source: the Hugging Face folder from which the model was loaded.
         output: the folder to write; replaced if it exists.
         dtype: dtype of the stored tensors; default: the model's own.
+        companions: what replaces files of `source`, and comes beside them.
     """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
@@ -224,6 +230,8 @@ def export(
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
+            if companions is not None:
+                write_companions(companions, folder)
         for file, shard in zip(files, shards, strict=True):
             path = Path(os.devnull) if folder is None else folder / file
             # All hosts take part in gathering each tensor, in the same order.

@@ -199,7 +199,11 @@ def board(directory: Path) -> list[tuple[int, str, float]]:
             at += 12 + length + 4
             if event.HasField("session_log"):
                 shown = [value for value in shown if value[0] < event.step]
-            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            shown += [
+                (event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+                if value.WhichOneof("value") == "simple_value"
+            ]
     return shown
 
 

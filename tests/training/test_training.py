@@ -201,7 +201,8 @@ def test_tensorboard_shows_the_same_numbers(finished):
         for name, value in line.items()
         if name != "step"
     ]
-    assert tiny_runs.board(finished) == written
+    shown = [value for value in tiny_runs.board(finished) if not value[1].startswith("best/")]
+    assert shown == written
 
 
 def test_td_dpo_is_what_its_metrics_say(inputs, tmp_path):
