@@ -12,7 +12,7 @@ from typing import Any
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_model, add_settings, settings_of
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
-from tddpo_jax.config.cells import expand, ignored_in
+from tddpo_jax.config.cells import expand, ignored_in, populations
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.system import hosts, watch
 from tddpo_jax.system.devices import DEVICES
@@ -169,10 +169,10 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # A plan is computed on the CPU. It uses none of the devices that it is for.
     jax.config.update("jax_platforms", "cpu")
-    from tddpo_jax.planning.plan import make_plan, members_of
+    from tddpo_jax.planning.plan import make_plan
     from tddpo_jax.planning.plan_text import as_json, lines
 
-    plan = make_plan(configs[0], given.device, members_of(configs))
+    plan = make_plan(configs[0], given.device, len(populations(configs)[0]))
     if given.json:
         print(json.dumps(as_json(plan, len(cells)), indent=2))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,26 @@ def cell_name(config: Config) -> str:
     loss = config.loss
     tau = f"-tau{loss.tau}" if "tau" in LOSSES[loss.name].settings else ""
     return f"{loss.name}-beta{loss.beta}{tau}-seed{config.seed}"
+
+
+def populations(cells: Sequence[Config]) -> list[list[Config]]:
+    """The groups of cells that train together, each in one program.
+
+    With `train.population` a group has cells of one seed, and at most as many as that setting says.
+    Otherwise it is a single cell.
+    """
+    population = cells[0].train.population if cells else False
+    if not population:
+        return [[cell] for cell in cells]
+    size = len(cells) if population is True else population
+    of_seeds: dict[int, list[Config]] = defaultdict(list)
+    for cell in cells:
+        of_seeds[cell.seed].append(cell)
+    return [
+        of_seed[first : first + size]
+        for of_seed in of_seeds.values()
+        for first in range(0, len(of_seed), size)
+    ]
 
 
 def ignored_in(cells: Sequence[Config]) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from tddpo_jax.config.cells import LOSS_AXES
+from tddpo_jax.config.cells import LOSS_AXES, populations
 from tddpo_jax.config.dotted import get
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result
 from tddpo_jax.losses.catalogue import LOSSES
-from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
+from tddpo_jax.runs.grid_directory import (
+    cell_directories,
+    output_of,
+    record_grid,
+    recorded_losses,
+)
 from tddpo_jax.runs.locks import claim
 from tddpo_jax.runs.metric_writers import check_wandb
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -47,12 +51,15 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
         over = len(directories) - len(left)
         screen.say(f"{over} of {len(directories)} cells already finished; skipping them")
     if left:
-        experiment = prepare([directory.config for directory in left], screen)
+        # Its programs serve the whole grid, whatever is left of it. Programs of fewer losses give
+        # other last digits.
+        configs = [directory.config for directory in directories]
+        experiment = prepare(configs, screen, recorded_losses(directories))
         describe_plan(experiment, len(left), screen)
         record_grid(directories)
         shared = experiment.shared
         steps = make_order(shared.config, len(shared.dataset.train)).total_steps
-        train_cells(experiment, left, CellTable(directories, steps), screen)
+        train_cells(experiment, directories, CellTable(directories, steps), screen)
     if len(directories) == 1:
         describe_result(directories[0], screen)
     else:
@@ -74,7 +81,8 @@ def _say_ignored_axes(
 
 
 def _say_ignored_population(directories: Sequence[RunDirectory], screen: Screen) -> None:
-    if directories[0].config.train.population and max(map(len, _populations(directories))) == 1:
+    population = directories[0].config.train.population
+    if population and max(map(len, _populations(directories))) == 1:
         screen.say("warning: train.population has no effect here: every cell trains alone")
 
 
@@ -85,7 +93,7 @@ def train_cells(
 
     Args:
         experiment: the loaded model and data.
-        cells: the unfinished cells.
+        cells: all cells, the finished ones among them.
         table: shows the state of all cells.
         screen: shows progress.
     """
@@ -101,26 +109,47 @@ def _train_cells(
     experiment: Experiment, cells: Sequence[RunDirectory], table: CellTable, screen: Screen
 ) -> None:
     waiting = False
-    populations = _populations(cells)
-    while populations:
-        left = []
-        for population in populations:
-            with claim([directory.path for directory in population]) as ours:
+    left = [group for group in _populations(cells) if _unfinished(group)]
+    while left:
+        held = []
+        for population in left:
+            rest = _unfinished(population)
+            with claim([directory.path for directory in rest]) as ours:
                 # Another process may have finished some of these cells since the last look.
-                rest = _unfinished(population)
+                rest = _unfinished(rest)
                 if not ours:
-                    left.append(rest)
+                    held.append(population)
                     table.refuse(rest)
                 for group in _in_step(rest) if ours else ():
                     with table.training(group, screen):
-                        train(experiment, [cell.config for cell in group], group, screen)
-        if len(left) == len(populations):
+                        _train_population(experiment, population, group, screen)
+        if len(held) == len(left):
             if not waiting:
-                held = sum(map(len, left))
-                screen.say(f"waiting for other processes to finish their cells ({held})")
+                count = sum(len(_unfinished(population)) for population in held)
+                screen.say(f"waiting for other processes to finish their cells ({count})")
             waiting = True
             time.sleep(WAIT_SECONDS)
-        populations = [rest for rest in left if rest]
+        left = [group for group in held if _unfinished(group)]
+
+
+def _train_population(
+    experiment: Experiment,
+    population: Sequence[RunDirectory],
+    group: Sequence[RunDirectory],
+    screen: Screen,
+) -> None:
+    """Trains a group of a population's cells, beside those that diverged earlier.
+
+    A diverged cell keeps its place, as it does until the process ends. The program of a smaller
+    population gives other last digits.
+    """
+    over = agree(lambda: [_has_diverged(cell) for cell in population])
+    kept = [cell for cell, ended in zip(population, over, strict=True) if ended or cell in group]
+    train(experiment, [cell.config for cell in kept], kept, screen)
+
+
+def _has_diverged(cell: RunDirectory) -> bool:
+    return cell.summary is not None and cell.summary["state"] == "diverged"
 
 
 def _unfinished(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -129,26 +158,9 @@ def _unfinished(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 
 def _populations(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:
-    """The groups of cells that train together.
-
-    With `train.population` a group has cells of one seed. Otherwise it is a single cell.
-    """
-    population = cells[0].config.train.population if cells else False
-    if not population:
-        return [[cell] for cell in cells]
-    size = len(cells) if population is True else population
-    return [
-        of_seed[first : first + size]
-        for of_seed in _by_seed(cells).values()
-        for first in range(0, len(of_seed), size)
-    ]
-
-
-def _by_seed(cells: Sequence[RunDirectory]) -> dict[int, list[RunDirectory]]:
-    seeds: dict[int, list[RunDirectory]] = collections.defaultdict(list)
-    for cell in cells:
-        seeds[cell.config.seed].append(cell)
-    return seeds
+    """The groups of cells that train together, whatever is left of them."""
+    directories = {cell.config: cell for cell in cells}
+    return [[directories[config] for config in group] for group in populations(list(directories))]
 
 
 def _in_step(cells: Sequence[RunDirectory]) -> list[list[RunDirectory]]:

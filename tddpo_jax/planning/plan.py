@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     Args:
         config: settings of the cell, or of one cell of a population.
         device: a name in `DEVICES`.
-        members: number of policies that train in one program, see `members_of`.
+        members: number of policies that train in one program, see `config.cells.populations`.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
@@ -143,18 +142,6 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
         compiled=compiled,
         failed=failed,
     )
-
-
-def members_of(cells: Sequence[Config]) -> int:
-    """The number of cells that train in one program.
-
-    With `train.population`, these are the cells with the seed of the first one.
-    """
-    first = cells[0]
-    of_seed, population = sum(cell.seed == first.seed for cell in cells), first.train.population
-    if not population:
-        return 1
-    return of_seed if population is True else min(of_seed, population)
 
 
 # ---- what is planned for -------------------------------------------------------------------------

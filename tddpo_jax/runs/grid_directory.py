@@ -17,6 +17,7 @@ from tddpo_jax.config.cells import cell_name, expand
 from tddpo_jax.config.dotted import get, with_value
 from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
@@ -100,6 +101,15 @@ def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, 
     settings = identity(configs[0].model_dump(mode="json", exclude=axes))
     settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
     return settings
+
+
+def recorded_losses(directories: Sequence[RunDirectory]) -> list[str]:
+    """The losses of the cells that earlier commands recorded in the grid's `grid.json`, if any."""
+    file = output_of(directories) / "grid.json"
+    if len(directories) == 1 or not agree(file.exists):
+        return []
+    rates = get(read_grid(file)["settings"], "train.learning_rate", {})
+    return [loss for loss in rates if loss in LOSSES]
 
 
 def record_grid(directories: Sequence[RunDirectory]) -> None:

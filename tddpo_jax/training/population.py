@@ -32,8 +32,13 @@ class Member:
 
     config: Config
     directory: RunDirectory
-    writer: Writer
+    writer: Writer | None  # None if the run had diverged before; only its place is kept
     diverged: bool
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Writes one line of metrics."""
+        if self.writer is not None:
+            self.writer.log(record)
 
 
 @dataclasses.dataclass(frozen=True)

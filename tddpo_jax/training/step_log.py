@@ -74,7 +74,7 @@ class StepLog:
             metrics["learning_rate"] = learning_rate(train_config, step, order.total_steps)
             if step % train_config.log_every == 0:
                 epoch = order.epoch(step)
-                run.writer.log({"step": step, "epoch": epoch, **metrics, **shared})
+                run.log({"step": step, "epoch": epoch, **metrics, **shared})
         living = [number for number, run in enumerate(population.members) if not run.diverged]
         if not living:
             return
