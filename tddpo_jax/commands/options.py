@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, get_args
 
+from pydantic.fields import FieldInfo
+
 from tddpo_jax.config.cells import GRID_AXES
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
@@ -76,8 +78,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             metavar=name.rpartition(".")[2].upper(),
             nargs="+" if several else "?" if switch else None,
             const=True if switch else None,
-            help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
+            help=_help(field).replace("%", "%%"),
         )
+
+
+def _help(field: FieldInfo) -> str:
+    """The description of a setting, with its default unless that depends on other settings."""
+    default = "" if field.default_factory else f" (default {field.default})"
+    return f"{field.description or ''}{default}".strip()
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

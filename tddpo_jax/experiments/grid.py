@@ -10,7 +10,7 @@ from typing import Any
 from tddpo_jax.config.cells import LOSS_AXES, populations
 from tddpo_jax.config.dotted import get
 from tddpo_jax.experiments.cell_table import CellTable
-from tddpo_jax.experiments.describe import describe_plan, describe_result
+from tddpo_jax.experiments.describe import describe_plan, describe_result, describe_warnings
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import (
     cell_directories,
@@ -63,6 +63,8 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     if len(directories) == 1:
         describe_result(directories[0], screen)
     else:
+        for directory in directories:
+            describe_warnings(directory, screen)
         screen.say(f"compare the cells: python -m eval.report {output_of(directories)}")
     return agree(lambda: [directory.summary or {} for directory in directories])
 

@@ -81,7 +81,7 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
     )
     rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
     yield (
-        f"steps      {work.order.total_steps} of {work.order.batch_pairs} {what}s in "
+        f"steps      {work.order.total_steps} of {work.order.per_step} {what}s in "
         f"{work.micro_batches:.1f} micro-batches of {rows} tokens, {work.padding:.1%} padding"
     )
     if plan.members > 1:

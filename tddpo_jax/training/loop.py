@@ -107,6 +107,7 @@ def train(
             knobs, totals = population.knobs(step), population.totals_of(step)
             sums = program.zeros(state)
             for number, batch in enumerate(next(batches)):
+                log.starts(batch)
                 key = population.dropout_key(step, number)
                 sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
             state, metrics = program.update(state, sums, knobs, totals)

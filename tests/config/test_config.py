@@ -78,6 +78,20 @@ def test_the_defaults_are_the_experiments_numbers():
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 32, None)
 
 
+@pytest.mark.parametrize(("mode", "rate"), [("full", 1e-5), ("lora", 1e-4), ("qlora", 1e-4)])
+def test_the_default_learning_rate_is_that_of_the_mode(mode, rate):
+    assert resolve({"train": {"mode": mode}}).train.learning_rate == rate
+    given = {"mode": mode, "learning_rate": 3e-6}
+    assert resolve({"train": given}).train.learning_rate == 3e-6
+    described = dict(setting_fields())["train.learning_rate"].description
+    assert f"{rate:g} for {mode}" in described
+
+
+def test_an_unknown_mode_is_the_only_problem_told():
+    with pytest.raises(ValueError, match=r"^train\.mode: [^;]*$"):
+        resolve({"train": {"mode": "half"}})
+
+
 REFUSED = {
     "loss.tau": [-1, 0, "cold", float("nan"), float("inf"), None, [1, 2]],
     "loss.beta": [-0.1, "much", float("nan"), float("-inf"), None],

@@ -14,7 +14,7 @@ from eval.experiment import read_experiment
 from eval.quality.quality_file import standing_of
 from tddpo_jax.config.cells import cell_name, expand
 from tddpo_jax.config.schema import Config, resolve
-from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.run_directory import EVEN_STEPS, RunDirectory
 
 NORMAL = statistics.NormalDist()
 STEPS = 20
@@ -169,6 +169,7 @@ def facts(pairs: int) -> dict[str, object]:
             "validation_rows": pairs,
             "dropped": {},
         },
+        "step_sizes": EVEN_STEPS,
     }
 
 
