@@ -30,8 +30,9 @@ def train_command(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="run.py",
-        description="Train on preference pairs or single responses. Several values of "
-        "--loss, --beta, --tau or --seed make a grid.",
+        description="Train on preference pairs or single responses. Several values of --loss, "
+        "--seed, a number of a loss (such as --beta), --train.learning-rate or "
+        "--train.weight-decay make a grid.",
     )
     add_settings(parser)
     add_submission(parser)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from pydantic.fields import FieldInfo
 
-from tddpo_jax.config.cells import GRID_AXES
+from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
@@ -65,10 +65,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds `--config` and an option for every setting of the schema."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    axes = grid_axes()
     for name, field in setting_fields():
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
-        several = name in GRID_AXES or name == "lora.targets"
+        several = name in axes or name == "lora.targets"
         switch = bool in (field.annotation, *get_args(field.annotation))
         parser.add_argument(
             *names,
@@ -101,8 +102,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if config is None and not {"model.path", "data.path"} & set(given):
         config = EMBEDDED_CONFIG
     mapping = read_yaml(config) if config is not None else {}
+    axes = grid_axes()
     for name, value in given.items():
-        alone = name in GRID_AXES and len(value) == 1
+        alone = name in axes and len(value) == 1
         mapping = with_value(mapping, name, value[0] if alone else value)
     return mapping
 

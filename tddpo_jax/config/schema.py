@@ -1,8 +1,8 @@
 """The schema of a run: every setting with its type, default and bounds.
 
 A `Config` is one cell of a grid, fully resolved: it holds scalars only. A YAML file or a command
-line may give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`).
-`cells.expand` makes one mapping per cell. `resolve` turns a mapping into a `Config`, or raises a
+line may give lists for the axes of a grid, see `cells.grid_axes`. `cells.expand` makes one mapping
+per cell. `resolve` turns a mapping into a `Config`, or raises a
 one-line `UserError` that names the field. The rows of `losses.catalogue.LOSSES` declare the
 settings of the losses.
 """

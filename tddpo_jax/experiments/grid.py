@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tddpo_jax.config.cells import LOSS_AXES, populations
+from tddpo_jax.config.cells import grid_axes, populations
 from tddpo_jax.config.dotted import get
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result, describe_warnings
@@ -30,6 +30,8 @@ from tddpo_jax.training.step_order import make_order
 
 # Time between two looks at the cells that other processes train.
 WAIT_SECONDS = 5.0
+# The numbers of a loss that are named even if a grid has one value of them.
+ALWAYS_SAID = ("beta", "tau")
 
 
 def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, Any]]:
@@ -72,12 +74,14 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
 def _say_ignored_axes(
     settings: dict[str, Any], directories: Sequence[RunDirectory], screen: Screen
 ) -> None:
-    given = {axis: get(settings, f"loss.{axis}") for axis in LOSS_AXES}
+    numbers = [axis.removeprefix("loss.") for axis in grid_axes() if axis.startswith("loss.")]
+    given = {axis: get(settings, f"loss.{axis}") for axis in numbers if axis != "name"}
     counts = {axis: len(values) for axis, values in given.items() if isinstance(values, list)}
     for name in dict.fromkeys(directory.config.loss.name for directory in directories):
-        own = [axis for axis in LOSS_AXES if axis in LOSSES[name].settings]
+        read = LOSSES[name].settings
+        own = [axis for axis in given if axis in read and (axis in counts or axis in ALWAYS_SAID)]
         for axis, count in counts.items():
-            if count > 1 and axis not in own:
+            if count > 1 and axis not in read:
                 per = " and ".join([*own, "seed"])
                 screen.say(f"{name} has no {axis}: it has one cell, not {count}, per {per}")
 

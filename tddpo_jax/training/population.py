@@ -105,7 +105,9 @@ class Population:
     def _knobs_of(self, config: Config, step: int) -> Knobs:
         objective, loss = self.experiment.programs.setting.objective, dict(config.loss)
         rate = learning_rate(config.train, step, self.order.total_steps)
-        return Knobs(objective.which(loss), objective.scalars(loss), rate)
+        return Knobs(
+            objective.which(loss), objective.scalars(loss), rate, config.train.weight_decay
+        )
 
     def dropout_key(self, step: int, number: int) -> Array | None:
         """The key of the adapters' dropout in micro-batch `number` of a step; None without it."""

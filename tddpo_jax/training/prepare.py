@@ -45,7 +45,7 @@ def prepare(configs: Sequence[Config], screen: Screen, losses: Sequence[str] = (
     """Loads the model and the data, and computes the reference's log-probs or finds them.
 
     Args:
-        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        configs: the cells; they differ in `config.cells.grid_axes` alone.
         screen: shows progress and warnings.
         losses: names of losses that the programs serve first, beside those of the cells.
 
