@@ -19,10 +19,10 @@ from tddpo_jax.commands.options import (
     settings_of,
 )
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
-from tddpo_jax.config.cells import expand, ignored_in
+from tddpo_jax.config.cells import expand, ignored_in, populations
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.system import hosts, watch
-from tddpo_jax.system.devices import DEVICES
+from tddpo_jax.system.devices import DEVICES, find_device
 from tddpo_jax.system.hub import offline_unless_it_answers
 
 
@@ -37,8 +37,9 @@ def train_command(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="run.py",
-        description="Train on preference pairs or single responses. Several values of "
-        "--loss, --beta, --tau or --seed make a grid.",
+        description="Train on preference pairs or single responses. Several values of --loss, "
+        "--seed, a number of a loss (such as --beta), --train.learning-rate or "
+        "--train.weight-decay make a grid.",
     )
     add_settings(parser)
     add_submission(parser)
@@ -162,7 +163,18 @@ def plan_command(arguments: Sequence[str]) -> int:
         prog="plan", description="Predict whether a run fits in memory and how long it takes."
     )
     parser.add_argument(
-        "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"
+        "--device",
+        default="h100-80",
+        help=f"kind of device (default h100-80): {', '.join(DEVICES)}",
+    )
+    parser.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="memory in place of the device's own"
+    )
+    parser.add_argument(
+        "--device-tflops",
+        type=float,
+        metavar="N",
+        help="10^12 operations per second, dense in bfloat16, in place of the device's own",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(
@@ -175,6 +187,7 @@ def plan_command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.show is not None and given.show < 0:
         parser.error(f"--show: must be a number of examples, got {given.show}")
+    find_device(given.device, given.device_memory, given.device_tflops)
     cells = expand(settings_of(given))
     configs = [resolve(cell) for cell in cells]
     for line in ignored_in(configs):
@@ -189,10 +202,16 @@ def plan_command(arguments: Sequence[str]) -> int:
 
         print("\n".join(examples_text(configs[0], given.show)))
         return 0
-    from tddpo_jax.planning.plan import make_plan, members_of
+    from tddpo_jax.planning.plan import make_plan
     from tddpo_jax.planning.plan_text import as_json, lines
 
-    plan = make_plan(configs[0], given.device, members_of(configs))
+    plan = make_plan(
+        configs[0],
+        given.device,
+        len(populations(configs)[0]),
+        memory_gib=given.device_memory,
+        tflops=given.device_tflops,
+    )
     if given.json:
         print(json.dumps(as_json(plan, len(cells)), indent=2))
     else:

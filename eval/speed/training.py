@@ -80,7 +80,7 @@ class Trainer:
         # A usual beta and rate, the same for all members.
         self.knobs = jax.tree.map(
             lambda x: np.full(members, x, np.int32 if isinstance(x, int) else np.float32),
-            Knobs(0, objective.scalars(self.loss), 1e-5),
+            Knobs(0, objective.scalars(self.loss), 1e-5, TrainConfig().weight_decay),
         )
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), shapes[0].responses), np.float32)

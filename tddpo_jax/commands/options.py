@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, get_args
 
-from tddpo_jax.config.cells import GRID_AXES
+from pydantic.fields import FieldInfo
+
+from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.schema import (
     DataSource,
@@ -86,10 +88,11 @@ def data_set_of(arguments: argparse.Namespace) -> DataSource:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds `--config` and an option for every setting of the schema."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    axes = grid_axes()
     for name, field in setting_fields():
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
-        several = name in GRID_AXES or name in ("lora.targets", "data.path")
+        several = name in axes or name in ("lora.targets", "data.path")
         switch = bool in (field.annotation, *get_args(field.annotation))
         parser.add_argument(
             *names,
@@ -100,8 +103,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             metavar=name.rpartition(".")[2].upper(),
             nargs="+" if several else "?" if switch else None,
             const=True if switch else None,
-            help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
+            help=_help(field).replace("%", "%%"),
         )
+
+
+def _help(field: FieldInfo) -> str:
+    """The description of a setting, with its default unless that depends on other settings."""
+    default = "" if field.default_factory else f" (default {field.default})"
+    return f"{field.description or ''}{default}".strip()
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,8 +126,9 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if config is None and not {"model.path", "data.path"} & set(given):
         config = EMBEDDED_CONFIG
     mapping = read_yaml(config) if config is not None else {}
+    axes = grid_axes()
     for name, value in given.items():
-        alone = name in (*GRID_AXES, "data.path") and len(value) == 1
+        alone = (name in axes or name == "data.path") and len(value) == 1
         mapping = with_value(mapping, name, value[0] if alone else value)
     return mapping
 

@@ -1,8 +1,8 @@
 """The cells of an experiment and their directories; this module starts no device.
 
 A lone cell writes into the output directory itself. Several cells write into one directory each,
-below the output directory. Beside them, `grid.json` holds the cells' names and the settings that
-they share.
+below the output directory. Beside them, `grid.json` holds the cells' names, their losses, the axes
+beyond those of every grid, and the settings that all cells share.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import pydantic
 
-from tddpo_jax.config.cells import cell_name, expand
-from tddpo_jax.config.dotted import get, with_value
+from tddpo_jax.config.cells import BASE_AXES, cell_name, expand, varying_axes
+from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.schema import Config, resolve
 from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
@@ -30,6 +31,8 @@ from tddpo_jax.runs.run_directory import (
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.json_files import Content, read_as
+
+RATE = "train.learning_rate"
 
 
 def cell_directories(settings: dict[str, Any]) -> list[RunDirectory]:
@@ -45,7 +48,8 @@ def cell_directories(settings: dict[str, Any]) -> list[RunDirectory]:
     check_output(root)
     if not is_free(root):
         _check_grid(root, configs)
-    return [RunDirectory(root / cell_name(config), config) for config in configs]
+    axes = _axes(root, configs)
+    return [RunDirectory(root / cell_name(config, axes), config) for config in configs]
 
 
 def output_of(directories: Sequence[RunDirectory]) -> Path:
@@ -61,16 +65,39 @@ def _root(configs: Sequence[Config]) -> Path:
 
 class _Grid(Content):
     cells: Annotated[list[str], pydantic.Field(min_length=1)]
+    # Earlier versions wrote neither: their grids had no other axes, and a rate for each loss.
+    losses: list[str] = pydantic.Field(default_factory=list)
+    axes: list[str] = pydantic.Field(default_factory=list)
     settings: dict[str, Any]
 
 
 def read_grid(file: Path) -> dict[str, Any]:
-    """Reads a `grid.json`: the names of the `cells`, and the `settings` that they share.
+    """Reads a `grid.json`: the names of the `cells`, their `losses`, `axes` and shared `settings`.
 
     Raises:
         UserError: the file is missing or damaged.
     """
-    return read_as(file, _Grid).model_dump()
+    grid = read_as(file, _Grid).model_dump()
+    rates = get(grid["settings"], "train.learning_rate", {})
+    return {**grid, "losses": grid["losses"] or list(rates if isinstance(rates, dict) else ())}
+
+
+def _axes(root: Path, configs: Sequence[Config]) -> list[str]:
+    """The axes whose values are in the names of the cells, beside those of every grid.
+
+    Those of a recorded grid stay, because the names of its cells do.
+    """
+    axes, file = varying_axes(configs), root / "grid.json"
+    if not file.exists():
+        return axes
+    recorded: list[str] = read_grid(file)["axes"]
+    new = [axis for axis in axes if axis not in recorded]
+    if new:
+        raise UserError(
+            f"output: {root} holds a grid with one value of {new[0]}; give another directory for "
+            "a grid with several"
+        )
+    return recorded
 
 
 def _check_grid(root: Path, configs: Sequence[Config]) -> None:
@@ -78,13 +105,14 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     file = root / "grid.json"
     if not file.exists():
         raise UserError(f"output: {root} exists and does not hold a grid")
-    found = identity(read_grid(file)["settings"])
-    rates = get(found, "train.learning_rate")
-    if not isinstance(rates, dict):
-        raise UserError(f"{file}: settings.train.learning_rate: must map each loss to its rate")
-    wanted = _shared(configs, found)
-    # A loss that is new in this grid may have any rate.
-    found["train"]["learning_rate"] = wanted["train"]["learning_rate"] | rates
+    found, axes = identity(read_grid(file)["settings"]), _axes(root, configs)
+    wanted = _shared(configs, found, axes)
+    if RATE not in axes:
+        rates = get(found, RATE)
+        if not isinstance(rates, dict):
+            raise UserError(f"{file}: settings.{RATE}: must map each loss to its rate")
+        # A loss that is new in this grid may have any rate.
+        found = with_value(found, RATE, get(wanted, RATE) | rates)
     # The grid may be older than a setting of the losses. None of its cells reads such a setting.
     for name, value in wanted["loss"].items():
         found = with_value(found, f"loss.{name}", get(found, f"loss.{name}", value))
@@ -96,13 +124,29 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
         )
 
 
-def _shared(configs: Sequence[Config], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the cells of a grid share, with the learning rates of all its losses."""
-    axes: dict[str, Any] = {"loss": {"name", "beta", "tau"}, "seed": True, "output": True}
+def _shared(
+    configs: Sequence[Config], earlier: Mapping[str, Any], axes: Sequence[str]
+) -> dict[str, Any]:
+    """The settings that the cells of a grid share.
+
+    They have the learning rates of all its losses, unless the rate is one of its axes.
+    """
+    settings = configs[0].model_dump(mode="json")
+    for axis in (*BASE_AXES, *axes, "output"):
+        settings = without_value(settings, axis)
+    settings = identity(settings)
+    if RATE in axes:
+        return settings
     rates = {config.loss.name: config.train.learning_rate for config in configs}
-    settings = identity(configs[0].model_dump(mode="json", exclude=axes))
-    settings["train"]["learning_rate"] = get(earlier, "train.learning_rate", {}) | rates
-    return settings
+    return with_value(settings, RATE, get(earlier, RATE, {}) | rates)
+
+
+def recorded_losses(directories: Sequence[RunDirectory]) -> list[str]:
+    """The losses of the cells that earlier commands recorded in the grid's `grid.json`, if any."""
+    file = output_of(directories) / "grid.json"
+    if len(directories) == 1 or not agree(file.exists):
+        return []
+    return [loss for loss in read_grid(file)["losses"] if loss in LOSSES]
 
 
 def check_cells(directories: Sequence[RunDirectory], facts: dict[str, Any]) -> None:
@@ -133,16 +177,26 @@ def record_grid(directories: Sequence[RunDirectory]) -> None:
         UserError: another command has begun a grid of another configuration there.
     """
     if len(directories) > 1:
-        agree(lambda: _record([directory.config for directory in directories]))
+        agree(lambda: _record(directories))
 
 
-def _record(configs: Sequence[Config]) -> None:
+def _record(directories: Sequence[RunDirectory]) -> None:
+    configs = [directory.config for directory in directories]
     root = _root(configs)
     with alone_in(root):
         if not is_free(root):
             _check_grid(root, configs)
         file = root / "grid.json"
-        earlier = read_grid(file) if file.exists() else {"cells": [], "settings": {}}
-        cells = list(dict.fromkeys([*earlier["cells"], *map(cell_name, configs)]))
-        grid = {"cells": cells, "settings": _shared(configs, earlier["settings"])}
+        earlier = read_grid(file) if file.exists() else {"cells": [], "losses": [], "settings": {}}
+        axes = _axes(root, configs)
+        names = [directory.path.name for directory in directories]
+        if names != [cell_name(config, axes) for config in configs]:
+            raise UserError(f"output: {root} holds a grid over {', '.join(axes)}, begun just now")
+        losses = [config.loss.name for config in configs]
+        grid = {
+            "cells": list(dict.fromkeys([*earlier["cells"], *names])),
+            "losses": list(dict.fromkeys([*earlier["losses"], *losses])),
+            "axes": axes,
+            "settings": _shared(configs, earlier["settings"], axes),
+        }
         write_json(file, grid)

@@ -40,6 +40,11 @@ PLACEMENT = ("mesh", "hosts")
 NAMES = ("model.path", "data.path", "data.validation")
 
 
+# How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
+# they made full steps, and a last one of the remainder.
+EVEN_STEPS = "even"
+
+
 def is_free(path: Path) -> bool:
     """Whether a new run or grid may begin in a directory: it has no files, or is missing."""
     if not path.exists():
@@ -154,8 +159,8 @@ class RunDirectory:
             facts: the content of `run.json`, see `training.run_facts`.
 
         Raises:
-            UserError: the weights or the data have changed since the run began, or this host does
-                not see the files that the first host wrote.
+            UserError: the weights, the data or the sizes of the steps have changed since the run
+                began, or this host does not see the files that the first host wrote.
         """
         agree(lambda: self._create(facts))
         if not (self.path / "run.json").exists():
@@ -163,12 +168,21 @@ class RunDirectory:
 
     def _create(self, facts: dict[str, Any]) -> None:
         check_contents(self.path, facts)
+        self._check_step_sizes(read_part(self.path, "run.json") or facts)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
+
+    def _check_step_sizes(self, before: dict[str, Any]) -> None:
+        had_remainder = before["data"]["train_rows"] % self.config.train.batch_pairs > 0
+        if had_remainder and before.get("step_sizes") != EVEN_STEPS:
+            raise UserError(
+                f"output: {self.path} was begun by an earlier version, whose steps have other "
+                "sizes; finish it with that version, or begin anew in another directory"
+            )
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -219,6 +233,11 @@ class RunDirectory:
         """
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the validation responses, `[examples, N]`; the first validation saves them."""
+        return np.load(self.path / "evaluations" / "lengths.npy", allow_pickle=False)
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.training.population import Member, Population
+from tddpo_jax.training.result_warnings import result_warnings
 from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
@@ -115,7 +116,7 @@ def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:
-    """Writes and returns `summary.json`: how the run ended, its best validation, its export.
+    """Writes and returns `summary.json`: how the run ended, its best validation, its warnings.
 
     Args:
         run: the member.
@@ -130,15 +131,17 @@ def _summarise(run: Member, steps: int) -> dict[str, Any]:
     tested = [record for record in records if "eval_loss" in record]
     divergence = run.directory.divergence
     exported = (run.directory.path / "best").exists()
+    best = best_record(tested, metric)
     summary = {
         "state": "diverged" if run.diverged else "finished",
         "steps": divergence["step"] if divergence else steps,
         "best_metric": metric,
-        "best": best_record(tested, metric),
+        "best": best,
         "first": tested[0] if tested else None,
         "last": tested[-1] if tested else None,
         "divergence": divergence,
         "export": "best" if exported else None,
+        "warnings": result_warnings(tested[0], best, run.directory.lengths) if best else [],
     }
     run.directory.finish(summary)
     return summary

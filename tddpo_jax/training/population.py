@@ -32,8 +32,13 @@ class Member:
 
     config: Config
     directory: RunDirectory
-    writer: Writer
+    writer: Writer | None  # None if the run had diverged before; only its place is kept
     diverged: bool
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Writes one line of metrics."""
+        if self.writer is not None:
+            self.writer.log(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +105,9 @@ class Population:
     def _knobs_of(self, config: Config, step: int) -> Knobs:
         objective, loss = self.experiment.programs.setting.objective, dict(config.loss)
         rate = learning_rate(config.train, step, self.order.total_steps)
-        return Knobs(objective.which(loss), objective.scalars(loss), rate)
+        return Knobs(
+            objective.which(loss), objective.scalars(loss), rate, config.train.weight_decay
+        )
 
     def dropout_key(self, step: int, number: int) -> Array | None:
         """The key of the adapters' dropout in micro-batch `number` of a step; None without it."""

@@ -41,18 +41,20 @@ class Experiment:
     reference: Reference
 
 
-def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
+def prepare(configs: Sequence[Config], screen: Screen, losses: Sequence[str] = ()) -> Experiment:
     """Loads the model and the data, and computes the reference's log-probs or finds them.
 
     Args:
-        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        configs: the cells; they differ in `config.cells.grid_axes` alone.
         screen: shows progress and warnings.
+        losses: names of losses that the programs serve first, beside those of the cells.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
     """
     shared = load_shared(configs, screen)
-    objective = objective_of(dict(cell.loss) for cell in configs)
+    names = dict.fromkeys([*losses, *(cell.loss.name for cell in configs)])
+    objective = objective_of({**dict(shared.config.loss), "name": name} for name in names)
     policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train, shared.model_config)
     setting = StepSetting(

@@ -13,6 +13,7 @@ import jax
 
 from tddpo_jax import __version__
 from tddpo_jax.models.tensor_table import parameter_count
+from tddpo_jax.runs.run_directory import EVEN_STEPS
 from tddpo_jax.system.paths import PACKAGE
 from tddpo_jax.training.shared import Shared
 
@@ -48,6 +49,7 @@ def facts(shared: Shared) -> dict[str, Any]:
             "cut_responses": data.cut_responses,
             "not_read": data.not_read,
         },
+        "step_sizes": EVEN_STEPS,
         "micro_batches": [dataclasses.asdict(shape) for shape in shared.shapes],
     }
 

@@ -62,7 +62,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     """Locates the model, reads the data, and chooses how both are laid over the devices.
 
     Args:
-        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        configs: the cells; they differ in `config.cells.grid_axes` alone.
         screen: shows progress and warnings.
 
     Raises:

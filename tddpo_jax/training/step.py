@@ -1,10 +1,10 @@
 """The compiled step: log-probs of a micro-batch, their gradients, and the optimiser's update.
 
-Every number of a loss, the learning rate and the choice of the loss are arguments, so a whole grid
-shares these programs. The functions of this file are for one policy. A program trains a population
-of policies: its `knobs` and results have a leading axis M of members. If there are several members,
-parameters, optimiser states and sums have that axis too, and the functions are mapped over it. All
-members share one frozen base.
+Every number of a loss, the learning rate, the weight decay and the choice of the loss are
+arguments, so a whole grid shares these programs. The functions of this file are for one policy. A
+program trains a population of policies: its `knobs` and results have a leading axis M of members.
+If there are several members, parameters, optimiser states and sums have that axis too, and the
+functions are mapped over it. All members share one frozen base.
 
 Letters: M members, B rows, T stream positions, D width, V vocabulary, P examples of a row,
 N responses of an example.
@@ -49,7 +49,9 @@ class StepSetting:
     graphdef: nnx.GraphDef  # structure of the model, for (trained, frozen) parameters
     model: DecoderConfig
     objective: Objective  # the losses that `Knobs.which` chooses among
-    optimizer: optax.GradientTransformation  # the step scales its updates by -learning rate
+    optimizer: (
+        optax.GradientTransformationExtraArgs
+    )  # the step scales its updates by -learning rate
     how: Computation
     responses: int = 2  # number of responses per example
 
@@ -217,7 +219,7 @@ def update(
         grad_norm = optax.tree.norm(sums.gradients)
         alive = state.alive & jnp.isfinite(grad_norm) & jnp.isfinite(sums.metrics["loss"])
         changes, new_optimizer = setting.optimizer.update(
-            sums.gradients, state.optimizer, state.trainable
+            sums.gradients, state.optimizer, state.trainable, weight_decay=knobs.weight_decay
         )
         new_trained = jax.tree.map(
             lambda p, change: p - knobs.learning_rate * change, state.trainable, changes

@@ -88,7 +88,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
             rows = rows_behind(validation, logps[number])
             screen.say(end_diverged(run, step, what, rows, population.order))
             continue
-        run.writer.log({"step": step, "epoch": population.order.epoch(step), **metrics})
+        run.log({"step": step, "epoch": population.order.epoch(step), **metrics})
         run.directory.save_evaluation(step, logps[number])
         if step == 0:
             run.directory.save_evaluation("reference", reference)

@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
 def make_inputs(folder: Path) -> Inputs:
     """Writes a model, 18 training pairs and 7 validation pairs.
 
-    With steps of 5 pairs, the last step of an epoch has 3.
+    With steps of at most 5 pairs, an epoch has steps of 4 and 5.
     """
     model = tiny_models.save(folder / "model", tiny_models.hugging_face(**SHAPE), sentencepiece())
     inputs = Inputs(model, folder / "train.jsonl", folder / "validation.jsonl")

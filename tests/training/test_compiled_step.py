@@ -58,7 +58,7 @@ def step(request):
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
     scalars = dict.fromkeys(objective.scalar_names, ones)
-    knobs = Knobs(np.zeros(members, np.int32), scalars, ones)
+    knobs = Knobs(np.zeros(members, np.int32), scalars, ones, 0.01 * ones)
     state = program.start(stacked([trainable] * members))
     arguments = program.zeros(state), state, Frozen(base, None), knobs, batch, Totals(1.0, 1.0)
     with pytest.MonkeyPatch.context() as patch:

@@ -29,6 +29,7 @@ from tiny_interruptions import (
 )
 
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.training import loop
 from tddpo_jax.training.checkpoints import Checkpoints
@@ -193,6 +194,30 @@ def test_a_grid_goes_on_where_it_ended(inputs, tmp_path, monkeypatch):
     assert tiny_runs.times(tmp_path / "grid" / first) == before
     for cell in (first, second):
         assert_same_run(tmp_path / "grid" / cell, tmp_path / "whole" / cell)
+
+
+def test_a_grid_of_which_one_loss_is_left_keeps_its_programs(inputs, tmp_path, monkeypatch):
+    """A program for that loss alone would give other last digits."""
+    changes = {"loss.name": ["td_dpo", "dpo"], "loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    cell = "dpo-beta0.05-seed0"
+    within = on_line(lambda path, line: path.name == cell and line["step"] == 3)
+    killed_run(inputs, tmp_path / "grid", monkeypatch, within, changes)
+    tiny_runs.run(inputs, tmp_path / "grid", changes)
+    for name in (cell, "dpo-beta0.5-seed0"):
+        assert_same_run(tmp_path / "grid" / name, tmp_path / "whole" / name)
+
+
+def test_a_part_of_a_grid_has_the_programs_of_the_whole(inputs, tmp_path):
+    """A command with some cells of a recorded grid computes what the whole command does."""
+    short = {"loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    changes = {**short, "loss.name": ["td_dpo", "dpo"]}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    record_grid(cell_directories(tiny_runs.settings(inputs, tmp_path / "grid", changes)))
+    tiny_runs.run(inputs, tmp_path / "grid", {**short, "loss.name": "dpo"})
+    for beta in (0.05, 0.5):
+        name = f"dpo-beta{beta}-seed0"
+        assert_same_run(tmp_path / "grid" / name, tmp_path / "whole" / name)
 
 
 def test_a_killed_process_resumes(inputs, tmp_path):

@@ -68,7 +68,9 @@ def losses(mode, fsdp, tensor, attention="xla"):
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
     scalars = dict.fromkeys(objective.scalar_names, one)
-    knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one)
+    knobs = Knobs(
+        np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one, np.float32(0.01) * one
+    )
     totals = Totals(float(len(LENGTHS)), float(LENGTHS[:, 1].sum()))
     state, seen = program.start(trainable), []
     for _ in range(STEPS):

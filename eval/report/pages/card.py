@@ -82,6 +82,12 @@ def _searched(experiment: Experiment) -> list[dict[str, Any]]:
         "beta": list(experiment.betas),
         "tau": sorted({float(point.tau) for point in points if point.tau is not None}),
         "seed": list(experiment.seeds),
+        **{
+            name: sorted(
+                {dict(point.others)[name] for point in points if name in dict(point.others)}
+            )
+            for name in experiment.other_axes
+        },
     }
     return [{"name": name, "range": values} for name, values in axes.items() if values]
 
@@ -96,7 +102,10 @@ def _score(study: Study) -> dict[str, Any]:
         "margins": score.margins._asdict() if score.margins else None,
         "settings": [
             {
-                **point._asdict(),
+                "loss": point.loss,
+                "beta": point.beta,
+                "tau": point.tau,
+                **dict(point.others),
                 **_estimate(found),
                 "chosen_by_the_halves": [one.text for one in study.arms[point].chosen],
             }

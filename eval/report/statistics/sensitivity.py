@@ -85,10 +85,13 @@ class Ratio:
 
 
 def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
-    """The arms of each loss and tau, sorted by beta. `best` counts as a tau."""
+    """The arms of each loss and tau, sorted by beta. `best` counts as a tau.
+
+    If a grid has other axes, these are the arms at their best values.
+    """
     found: dict[Series, list[Arm]] = {}
     for point in sorted(arms, key=lambda point: point.place):
-        if point.beta != "best":
+        if point.beta != "best" and not point.others:
             found.setdefault((point.loss, point.tau), []).append(arms[point])
     return found
 
