@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from eval.mt_bench.endpoint import (
+from .endpoint import (
     Judge,
     JudgeStopped,
     Parameters,
@@ -25,8 +25,8 @@ from eval.mt_bench.endpoint import (
     client,
     complete,
 )
-from eval.mt_bench.judgments import Judgment, Key, by_key, latest_keys
-from eval.mt_bench.requests import Request, parse_rating, request_hash
+from .judgments import Judgment, Key, by_key, latest_keys
+from .requests import Request, parse_rating, request_hash
 
 # A run stops after so many requests in a row have failed. A refused request says little about the
 # next one, so more of them are allowed.

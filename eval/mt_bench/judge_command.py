@@ -8,16 +8,17 @@ import re
 import sys
 from pathlib import Path
 
-from eval.mt_bench import judge
-from eval.mt_bench.arguments import at_least, data_option, load_benchmark
-from eval.mt_bench.benchmark import REFERENCE, answer_files
-from eval.mt_bench.endpoint import Judge
-from eval.mt_bench.estimate import BYTES_PER_TOKEN, Estimate, estimate
-from eval.mt_bench.json_lines import appending, read_rows
-from eval.mt_bench.judgments import Judgment
-from eval.mt_bench.requests import requests_for
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
+
+from . import judge
+from .arguments import at_least, data_option, load_benchmark
+from .benchmark import REFERENCE, answer_files
+from .endpoint import Judge
+from .estimate import BYTES_PER_TOKEN, Estimate, estimate
+from .json_lines import appending, read_rows
+from .judgments import Judgment
+from .requests import requests_for
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eval.mt_bench.json_lines import Row
-from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
+from .json_lines import Row
+from .requests import Turn, fastchat_rating, parse_rating
 
 # What a row answers, except for the text: the model's file, the judge, the question, the turn.
 Slot = tuple[str, str, int, int]

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from eval.quality.ngrams import distinct, repetition
-from eval.tasks.embedded import Conversation, score
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.config.schema import ModelConfig
@@ -27,6 +25,9 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.weights.locate import resolve
+
+from ..tasks.embedded import Conversation, score
+from .ngrams import distinct, repetition
 
 
 class Asked(NamedTuple):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from eval.tasks.embedded import Conversation
 from tddpo_jax.data.sources import read_rows
 from tddpo_jax.errors import UserError
+
+from ..tasks.embedded import Conversation
 
 
 def read_prompts(path: str) -> list[Conversation]:

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.experiment import Experiment, read_experiment
-from eval.report.number_formats import plural
-from eval.report.read.find_scores import Found, find_scores
-from eval.report.statistics.arms import best_settings
-from eval.report.statistics.intervals import Resampling, resampling
-from eval.report.statistics.score_statistics import Study, study_both_ways
-from eval.report.statistics.verdicts import Claim, Verdict, count, examine
 from tddpo_jax.errors import UserError
+
+from ..experiment import Experiment, read_experiment
+from .number_formats import plural
+from .read.find_scores import Found, find_scores
+from .statistics.arms import best_settings
+from .statistics.intervals import Resampling, resampling
+from .statistics.score_statistics import Study, study_both_ways
+from .statistics.verdicts import Claim, Verdict, count, examine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +182,8 @@ def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
     first = tested[0].study.score
     if first.name == "accuracy":
         return (
-            f"{warning} There is no score of answers here yet (python -m eval.quality and python "
-            "-m eval.mt_bench make them). What is said below about two losses is therefore about "
+            f"{warning} There is no score of answers here yet (tddpo quality and tddpo mt-bench "
+            "make them). What is said below about two losses is therefore about "
             "held-out reward accuracy, not about the quality of answers."
         )
     metrics = {cell.best_metric for cell in experiment.cells if cell.config}

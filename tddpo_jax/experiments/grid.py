@@ -56,7 +56,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     if len(directories) == 1:
         describe_result(directories[0], screen)
     else:
-        screen.say(f"compare the cells: python -m eval.report {output_of(directories)}")
+        screen.say(f"compare the cells: python -m tddpo_jax report {output_of(directories)}")
     return agree(lambda: [directory.summary or {} for directory in directories])
 
 

@@ -108,7 +108,7 @@ def test_the_verdict_comes_first_and_everything_is_there(grid: Path) -> None:
     assert places == sorted(places)
     for part in (NAMES[0], "0" * 40, "a" * 64, "learning_rate", "16 cells: 13 finished"):
         assert part in text
-    assert f"python -m eval.report '{grid}'" in text
+    assert f"python -m tddpo_jax report '{grid}'" in text
 
 
 def test_markdown_says_the_same_and_its_pictures_exist(grid: Path) -> None:
