@@ -35,6 +35,7 @@ def train_command(arguments: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="tddpo train",
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description="Train on preference pairs or single responses. Several values of "
         "--loss, --beta, --tau or --seed make a grid.",
     )
@@ -44,7 +45,8 @@ def train_command(arguments: Sequence[str]) -> int:
     settings, jobs = settings_of(given), jobs_of(given)
     if jobs is not None:
         return _submit(settings, jobs)
-    host = resolve(expand(settings)[0]).hosts
+    configs = [resolve(cell) for cell in expand(settings)]
+    host = configs[0].hosts
     tell_parent = watch.parent()
     if hosts.is_host(host) and tell_parent is None:
         return watch.run_watched(arguments)
@@ -157,7 +159,9 @@ def plan_command(arguments: Sequence[str]) -> int:
         The exit status: 1 if the run does not fit.
     """
     parser = Parser(
-        prog="tddpo plan", description="Predict whether a run fits in memory and how long it takes."
+        prog="tddpo plan",
+        usage="%(prog)s [--device KIND] [--json] [--config FILE] [--SETTING VALUE ...]",
+        description="Predict whether a run fits in memory and how long it takes.",
     )
     parser.add_argument(
         "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"

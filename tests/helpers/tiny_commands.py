@@ -14,11 +14,33 @@ from tddpo_jax.commands.exit_status import run_command
 
 
 def run(verb: str, *arguments: Any) -> Any:
-    """Runs a command in this process and returns its exit status."""
+    """Runs a command in this process and returns its exit status.
+
+    If an option occurs twice, a test's own value replaces the usual one before it. Only `train`'s
+    `--data` is passed on as often as it is given.
+    """
+    words = [str(argument) for argument in arguments]
     try:
-        return run_command(COMMANDS[verb], [str(argument) for argument in arguments])
+        return run_command(
+            COMMANDS[verb], _last_of_each(words, "--data" if verb == "train" else "")
+        )
     except SystemExit as exit:  # argparse exits like this
         return exit.code
+
+
+def _last_of_each(words: list[str], kept: str) -> list[str]:
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    last = {group[0]: number for number, group in enumerate(groups)}
+    return [
+        word
+        for number, group in enumerate(groups)
+        if group[0] == kept or last[group[0]] == number
+        for word in group
+    ]
 
 
 def training_options(
