@@ -19,7 +19,7 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 
 from . import fetch_command, generate_command, judge_command, report_command
-from .endpoint import JudgeStopped
+from .judge_settings import JudgeStopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from .endpoint import Judge
+from .judge_settings import Judge
 from .judgments import Judgment
 from .requests import Request
 

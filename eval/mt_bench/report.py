@@ -11,10 +11,10 @@ from tddpo_jax.errors import UserError
 
 from .benchmark import AnswerFile, Data
 from .difference import difference, holm, interval
-from .endpoint import Judge
 from .json_lines import read_rows
-from .judge import key_of
+from .judge_settings import Judge
 from .judgments import Judgment, Key, Slot, current
+from .remaining import key_of
 from .requests import requests_for
 from .score import Scores, mean, scores_of, sd_over_seeds
 

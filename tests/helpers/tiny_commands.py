@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_runs
+from last_options import last_of_each
 from tiny_runs import Inputs
 
 from tddpo_jax.__main__ import COMMANDS
@@ -21,26 +22,9 @@ def run(verb: str, *arguments: Any) -> Any:
     """
     words = [str(argument) for argument in arguments]
     try:
-        return run_command(
-            COMMANDS[verb], _last_of_each(words, "--data" if verb == "train" else "")
-        )
+        return run_command(COMMANDS[verb], last_of_each(words, "--data" if verb == "train" else ""))
     except SystemExit as exit:  # argparse exits like this
         return exit.code
-
-
-def _last_of_each(words: list[str], kept: str) -> list[str]:
-    groups: list[list[str]] = []
-    for word in words:
-        if word.startswith("--") or not groups:
-            groups.append([])
-        groups[-1].append(word)
-    last = {group[0]: number for number, group in enumerate(groups)}
-    return [
-        word
-        for number, group in enumerate(groups)
-        if group[0] == kept or last[group[0]] == number
-        for word in group
-    ]
 
 
 def training_options(
