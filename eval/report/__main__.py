@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
+from tddpo_jax.runs.run_directory import check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +47,11 @@ def _command(arguments: Sequence[str]) -> int:
     import jax
 
     from .analysis import analyse
-    from .pages.page import write_report
+    from .pages.page import FIGURES, write_report
 
     # A report needs no accelerator. It must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
+    check_output(options.directory / FIGURES)
     analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
     files = write_report(analysis, f"python -m tddpo_jax report {shlex.join(arguments)}")
     for line in (*analysis.headlines, *analysis.notes, *files):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,6 +321,8 @@ def test_outputs_that_are_not_ours_are_refused(inputs, trained, tmp_path, capsys
     (tmp_path / "folder" / "file").write_text("mine")
     before = tiny_runs.times(tmp_path), tiny_runs.times(trained)
     for output, several, message in (
+        (Path("/proc/run"), (), "/proc/run: cannot be made: No such file"),  # whoever asks
+        (tmp_path / ("x" * 300), (0.1, 0.2), "File name too long"),
         (tmp_path / "file", (), "is not a writable directory"),
         (tmp_path / "file", (0.1, 0.2), "is not a writable directory"),
         (tmp_path / "file" / "below", (), "is not a writable directory"),
@@ -346,6 +349,11 @@ VERB_MISTAKES = {
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),
+    "a place where no folder can be": (
+        "export",
+        "--run {run} --output /proc/x/y",
+        r"output: /proc/x: cannot be made: No such",
+    ),
     "a place below a file": ("logps", "{all} --output {train}/x", r"output: .* is not a writable"),
     "no such run": ("export", "--run runs/none --output {new}", r"run: runs/none: there is no"),
     "no run": ("export", "--run {nothing} --output {new}", r"model\.path: .* no config\.json"),

@@ -245,6 +245,16 @@ def test_a_grid_that_has_not_begun(tmp_path: Path) -> None:
     assert [row["state"] for row in rows] == ["missing", "missing"]
 
 
+def test_a_file_in_the_pictures_place_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "report_figures"
+    place.touch()
+    assert main([str(tmp_path)]) == 2
+    told = f"error: output: {place}: {place} is not a writable directory\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert main([str(tmp_path / "nowhere")]) == 2
