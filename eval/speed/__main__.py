@@ -208,7 +208,7 @@ def _option(name: str) -> str:
 def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     if given.model:
         for name in SIZES:
-            if any(word.partition("=")[0] == _option(name) for word in arguments):
+            if any(word.partition("=")[0].replace("_", "-") == _option(name) for word in arguments):
                 raise UserError(f"{_option(name)}: --model gives the shape")
         return read_llama(Path(given.model))
     if given.width % (2 * given.heads):
