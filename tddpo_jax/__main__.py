@@ -1,7 +1,8 @@
-"""`python -m tddpo_jax VERB` or `tddpo VERB`: train, logps, export, generate, plan."""
+"""`python -m tddpo_jax VERB` or `tddpo VERB`: trains, measures, reports."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tddpo_jax import __version__
+from tddpo_jax.commands.environment import environment
+from tddpo_jax.commands.evaluation import run_program
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import (
     Parser,
@@ -21,6 +25,7 @@ from tddpo_jax.commands.options import (
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in, populations
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.system import hosts, watch
 from tddpo_jax.system.devices import DEVICES, find_device
 from tddpo_jax.system.hub import offline_unless_it_answers
@@ -36,7 +41,8 @@ def train_command(arguments: Sequence[str]) -> int:
         The exit status: 1 if a lone run diverged.
     """
     parser = Parser(
-        prog="run.py",
+        prog="tddpo train",
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description="Train on preference pairs or single responses. Several values of --loss, "
         "--seed, a number of a loss (such as --beta), --train.learning-rate or "
         "--train.weight-decay make a grid.",
@@ -47,7 +53,8 @@ def train_command(arguments: Sequence[str]) -> int:
     settings, jobs = settings_of(given), jobs_of(given)
     if jobs is not None:
         return _submit(settings, jobs)
-    host = resolve(expand(settings)[0]).hosts
+    configs = [resolve(cell) for cell in expand(settings)]
+    host = configs[0].hosts
     tell_parent = watch.parent()
     if hosts.is_host(host) and tell_parent is None:
         return watch.run_watched(arguments)
@@ -79,7 +86,7 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
 
 def logps_command(arguments: Sequence[str]) -> int:
     """Writes one JSON line per row: index, log-probs of the responses, token counts."""
-    parser = Parser(prog="logps", description="Write the log-probs of every row's responses.")
+    parser = Parser(prog="tddpo logps", description="Write the log-probs of every row's responses.")
     add_model(parser)
     add_one_data_set(parser)
     parser.add_argument("--output", required=True, help="file to write")
@@ -93,7 +100,7 @@ def logps_command(arguments: Sequence[str]) -> int:
 
 def export_command(arguments: Sequence[str]) -> int:
     """Writes the best policy of a run as a Hugging Face folder or as a PEFT folder."""
-    parser = Parser(prog="export", description="Write a run's best policy as a folder.")
+    parser = Parser(prog="tddpo export", description="Write a run's best policy as a folder.")
     parser.add_argument("--run", required=True, help="run directory")
     parser.add_argument("--output", required=True, help="folder to write; must not exist yet")
     parser.add_argument(
@@ -109,7 +116,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
 def generate_command(arguments: Sequence[str]) -> int:
     """Prints the model's answer and nothing else."""
-    parser = Parser(prog="generate", description="Answer a prompt; print only the new text.")
+    parser = Parser(prog="tddpo generate", description="Answer a prompt; print only the new text.")
     add_model(parser)
     parser.add_argument("--prompt", required=True, help="text of the user's message")
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
@@ -160,7 +167,9 @@ def plan_command(arguments: Sequence[str]) -> int:
         The exit status: 1 if the run does not fit.
     """
     parser = Parser(
-        prog="plan", description="Predict whether a run fits in memory and how long it takes."
+        prog="tddpo plan",
+        usage="%(prog)s [--device KIND] [--json] [--config FILE] [--SETTING VALUE ...]",
+        description="Predict whether a run fits in memory and how long it takes.",
     )
     parser.add_argument(
         "--device",
@@ -219,22 +228,71 @@ def plan_command(arguments: Sequence[str]) -> int:
     return int(not plan.fits)
 
 
+def quality_command(arguments: Sequence[str]) -> int:
+    """Scores sampled answers of a run, a grid or a model without a judge."""
+    return run_program("quality", arguments)
+
+
+def mt_bench_command(arguments: Sequence[str]) -> int:
+    """Runs MT-Bench with any OpenAI-compatible judge."""
+    return run_program("mt_bench", arguments)
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Reports on a grid or a run: verdict, intervals, pictures."""
+    return run_program("report", arguments)
+
+
+def speed_command(arguments: Sequence[str]) -> int:
+    """Measures the speed of training and of decoding."""
+    return run_program("speed", arguments)
+
+
+def env_command(arguments: Sequence[str]) -> int:
+    """Prints versions, devices and folders, for a bug report."""
+    Parser(prog="tddpo env", description=env_command.__doc__).parse_args(arguments)
+    for name, value in environment().items():
+        print(f"{name:17}{value}")
+    return 0
+
+
+# The first line of a verb's docstring is its line in `tddpo --help`.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
+    "plan": plan_command,
+    "generate": generate_command,
     "logps": logps_command,
     "export": export_command,
-    "generate": generate_command,
-    "plan": plan_command,
+    "quality": quality_command,
+    "mt-bench": mt_bench_command,
+    "report": report_command,
+    "speed": speed_command,
+    "env": env_command,
 }
+
+
+def _parser() -> Parser:
+    lines = (f"  {verb:10}{(run.__doc__ or '').splitlines()[0]}" for verb, run in COMMANDS.items())
+    parser = Parser(
+        prog="tddpo",
+        usage="tddpo VERB ...",
+        description="Preference optimisation of language models in JAX.",
+        epilog="\n".join(("verbs:", *lines, "", "`tddpo VERB --help` tells more on each.")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tddpo_jax {__version__}")
+    parser.add_argument("verb", help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> int:
     """Runs the verb that the command line names; returns its exit status."""
-    parser = Parser(prog="tddpo", description=__doc__)
-    parser.add_argument("verb", choices=COMMANDS)
-    given = parser.parse_args(sys.argv[1:2])
+    parser = _parser()
+    verb = parser.parse_args(sys.argv[1:2]).verb
+    if verb not in COMMANDS:
+        parser.error(f"verb {verb!r}: no such verb{did_you_mean(verb, COMMANDS)}")
     # The other verbs begin anew.
-    return run_command(COMMANDS[given.verb], sys.argv[2:], resumes=given.verb == "train")
+    return run_command(COMMANDS[verb], sys.argv[2:], resumes=verb == "train")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from eval.mt_bench.json_lines import Row, read_rows
 from tddpo_jax.errors import UserError
+
+from .json_lines import Row, read_rows
 
 REFERENCE = "gpt-4"  # the model that wrote FastChat's reference answers
 # FastChat's NEED_REF_CATS: for these categories the judge sees a reference answer.
@@ -112,7 +113,7 @@ def load_data(folder: str | Path, reference: str = REFERENCE) -> Data:
     if not (folder / QUESTIONS).exists():
         raise UserError(
             f"{folder / QUESTIONS}: no such file; "
-            "run `python -m eval.mt_bench fetch` or give --data-dir"
+            "run `python -m tddpo_jax mt-bench fetch` or give --data-dir"
         )
     references = folder / "mt_bench" / "reference_answer" / f"{reference}.jsonl"
     questions = _by_id(folder / QUESTIONS, read_rows(folder / QUESTIONS, Question))

@@ -8,20 +8,17 @@ request failed, and another may succeed: `RequestFailed`.
 from __future__ import annotations
 
 import dataclasses
-import urllib.parse
 from typing import Annotated, Any
 
 import openai
 import pydantic
 
-from eval.mt_bench.negotiation import Accepted, Parameters, without_refused
 from tddpo_jax.errors import UserError
 
+from .judge_settings import Accepted, Judge, JudgeStopped
+from .negotiation import without_refused
+
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-
-
-class JudgeStopped(RuntimeError):
-    """No further request can succeed for now. All judgments so far are stored."""
 
 
 class RequestFailed(RuntimeError):
@@ -30,48 +27,6 @@ class RequestFailed(RuntimeError):
 
 class RequestRefused(RequestFailed):
     """The endpoint refuses this request, for example because its text is too long."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Whom to ask and how.
-
-    Attributes:
-        model: the judge's name at its endpoint.
-        base_url: the URL of an OpenAI-compatible endpoint; None for OpenAI's own.
-        key_name: the environment variable that holds the key; messages name it.
-        max_tokens: the limit on tokens of one judgment.
-        attempts: how often to ask before a request without a rating counts as invalid.
-        concurrency: requests at a time.
-        max_retries: how often the client repeats a request after 408, 409, 429, 5xx and broken
-            connections. It obeys a `Retry-After` of up to 120 s.
-        timeout: seconds for one request.
-    """
-
-    model: str
-    base_url: str | None = None
-    key_name: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_tokens: int = 2048
-    attempts: int = 3
-    concurrency: int = 8
-    max_retries: int = 5
-    timeout: float = 600.0
-
-    @property
-    def requested(self) -> Parameters:
-        """The sampling that is wanted."""
-        return {"temperature": self.temperature, "max_tokens": self.max_tokens}
-
-    @property
-    def where(self) -> str | None:
-        """The base URL without user, password and query: keys may hide there."""
-        if self.base_url is None:
-            return None
-        url = urllib.parse.urlsplit(self.base_url)
-        return urllib.parse.urlunsplit(
-            (url.scheme, url.netloc.rpartition("@")[2], url.path, "", "")
-        )
 
 
 @dataclasses.dataclass

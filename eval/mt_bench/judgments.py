@@ -8,9 +8,9 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticCustomError
 
-from eval.mt_bench.benchmark import Record
-from eval.mt_bench.json_lines import Row
-from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
+from .benchmark import Record
+from .json_lines import Row
+from .requests import Turn, fastchat_rating, parse_rating
 
 # What a row answers, except for the text: the model's file, the judge, the question, the turn.
 Slot = tuple[str, str, int, int]

@@ -7,12 +7,10 @@ refusal is understood once; the request goes out again without what was refused.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import openai
 
-Parameters = dict[str, int | float]
-Message = dict[str, str]
+from .judge_settings import Accepted
 
 # The limit on new tokens has two names. Some endpoints know neither.
 NEXT_TOKEN_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": None}
@@ -25,27 +23,6 @@ ROLE = re.compile(r"\broles?\b|\b(system|developer) (message|prompt|instruction)
 ROLE_REFUSAL = re.compile(
     rf"{REFUSAL.pattern}|\bmust\b|\bonly\b|invalid|unexpected|not enabled", re.I
 )
-
-
-class Accepted(NamedTuple):
-    """What an endpoint is known to accept.
-
-    Attributes:
-        parameters: the sampling.
-        system_role: whether it takes a system message. If not, the text of that message stands at
-            the beginning of the user's.
-    """
-
-    parameters: Parameters
-    system_role: bool = True
-
-    def messages(self, wanted: list[Message]) -> list[Message]:
-        """The messages to send in place of a system and a user message."""
-        if self.system_role:
-            return wanted
-        system, user = (message["content"] for message in wanted)
-        text = f"{system.rstrip()}\n\n{user}" if system.strip() else user
-        return [{"role": "user", "content": text}]
 
 
 def without_refused(accepted: Accepted, error: openai.APIError, max_tokens: int) -> Accepted | None:

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.mt_bench.benchmark import AnswerFile, Data
-from eval.mt_bench.difference import difference, holm, interval
-from eval.mt_bench.endpoint import Judge
-from eval.mt_bench.json_lines import read_rows
-from eval.mt_bench.judge import key_of
-from eval.mt_bench.judgments import Judgment, Key, Slot, current
-from eval.mt_bench.requests import requests_for
-from eval.mt_bench.score import Scores, mean, scores_of, sd_over_seeds
 from tddpo_jax.errors import UserError
+
+from .benchmark import AnswerFile, Data
+from .difference import difference, holm, interval
+from .json_lines import read_rows
+from .judge_settings import Judge
+from .judgments import Judgment, Key, Slot, current
+from .remaining import key_of
+from .requests import requests_for
+from .score import Scores, mean, scores_of, sd_over_seeds
 
 # Two models should share these facts. Otherwise their difference is not one of answers alone.
 JUDGED_WITH = ("response_models", "base_url", "sampling", "data")

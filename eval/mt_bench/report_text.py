@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.mt_bench.fetch import CHECKSUMS
+from .fetch import CHECKSUMS
 
 Result = Mapping[str, Mapping[str, Any]]
 

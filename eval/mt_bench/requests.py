@@ -13,8 +13,9 @@ import json
 import re
 from typing import Any, Literal
 
-from eval.mt_bench.benchmark import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
 from tddpo_jax.errors import UserError
+
+from .benchmark import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
 
 Turn = Literal[1, 2]
 

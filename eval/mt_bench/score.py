@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from eval.mt_bench.judgments import Judgment
 from tddpo_jax.errors import UserError
+
+from .judgments import Judgment
 
 QUESTIONS = 80
 TURNS = 2

@@ -1,4 +1,4 @@
-"""Held-out quality without a judge: `python -m eval.quality RUN_OR_GRID_OR_MODEL`.
+"""Held-out quality without a judge: `python -m tddpo_jax quality RUN_OR_GRID_OR_MODEL`.
 
 The command samples one answer per prompt from the policy and from its base. It measures what shows
 a broken policy before a judge costs money: the embedded rule's score and win rate, length, distinct
@@ -21,10 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.experiment import read_experiment
-from eval.quality.prompts import Prompt, read_prompts, validation_prompts
-from eval.quality.quality_file import FILE, Standing, is_of, read_quality, standing_of
-from eval.tasks import embedded
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import Config, MeshConfig
@@ -34,6 +30,11 @@ from tddpo_jax.runs.run_directory import read_part
 from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
+
+from ..experiment import read_experiment
+from ..tasks import embedded
+from .prompts import Prompt, read_prompts, validation_prompts
+from .quality_file import FILE, Standing, is_of, read_quality, standing_of
 
 
 class Subject(NamedTuple):
@@ -97,7 +98,9 @@ def _base_path(run: Path, given: str | None) -> str:
 
 
 def _command(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="eval.quality", description="Quality of sampled answers, without a judge.")
+    parser = Parser(
+        prog="tddpo quality", description="Quality of sampled answers, without a judge."
+    )
     parser.add_argument("path", help="run, grid or model directory")
     parser.add_argument("--base", help="model to compare with (default: what the run started from)")
     parser.add_argument(
@@ -110,8 +113,9 @@ def _command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.most < 1:
         raise UserError(f"--most: must be at least 1, got {given.most}")
-    from eval.quality.measure import Asked, Base, load_policy, measure, sampled_answers
     from tddpo_jax.generation.sampling import Sampling
+
+    from .measure import Asked, Base, load_policy, measure, sampled_answers
 
     use_compilation_cache()
     sampling = Sampling(given.temperature, max_new_tokens=given.max_new_tokens)
@@ -159,9 +163,9 @@ def _is_known(folder: Path, standing: Standing | None, about: dict[str, Any]) ->
     return found is not None and is_of(found, standing) and found.get("asked") == about["asked"]
 
 
-def main() -> int:
-    """The command line."""
-    return run_command(_command, sys.argv[1:])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int32
 
-from eval.quality.ngrams import distinct, repetition
-from eval.quality.prompts import Prompt
-from eval.tasks.embedded import score
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.config.schema import ModelConfig
@@ -29,6 +26,10 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.weights.locate import resolve
+
+from ..tasks.embedded import score
+from .ngrams import distinct, repetition
+from .prompts import Prompt
 
 
 class Asked(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.tasks.embedded import Conversation
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.messages import UnusableRow, is_stored_conversation, read_messages
@@ -15,6 +14,8 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import resolve
+
+from ..tasks.embedded import Conversation
 
 COLUMNS = ("prompt", "conversations", "messages", "chosen")  # the first that a row has counts
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from eval.experiment import Cell
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.system.json_files import Content, read_as
+
+from ..experiment import Cell
 
 FILE = "quality.json"
 

@@ -8,19 +8,22 @@ validated once. A mistake becomes one line on stderr and exit status 2.
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn, get_args
+import sys
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.schema import (
+    Config,
     DataSource,
     ModelConfig,
     read_yaml,
     resolve,
     setting_fields,
 )
+from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
@@ -35,13 +38,52 @@ DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line, without the usage."""
+    """An argument parser that reports an error in one line, without the usage.
+
+    An option that is given twice is refused, because the last one alone would count. Options may be
+    spelt with underscores, as YAML spells them.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        for action in (None, "store"):
+            self.register("action", action, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses the words; an unknown option is an error with the name that may be meant."""
+        words = [_with_hyphens(word) for word in (sys.argv[1:] if args is None else args)]
+        given, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            meant = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return given, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def _with_hyphens(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+class _Once(argparse.Action):
+    """Keeps a value, and refuses a second one."""
+
+    _filled: argparse.Namespace | None = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if self._filled is namespace:
+            one = "give its values together" if self.nargs == "+" else "only one value can count"
+            parser.error(f"{option_string} is given more than once; {one}")
+        self._filled = namespace
+        setattr(namespace, self.dest, values)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -86,15 +128,19 @@ def data_set_of(arguments: argparse.Namespace) -> DataSource:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config` and an option for every setting of the schema."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    axes = grid_axes()
+    """Adds `--config` and an option for every setting of the schema, in the schema's groups."""
+    run = parser.add_argument_group("run", "The run or grid as a whole.")
+    run.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    groups, axes = {"": run}, grid_axes()
     for name, field in setting_fields():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section, _about(section))
         option = "--" + name.replace("_", "-")
         names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
         several = name in axes or name in ("lora.targets", "data.path")
         switch = bool in (field.annotation, *get_args(field.annotation))
-        parser.add_argument(
+        groups[section].add_argument(
             *names,
             dest=name,
             # Data sets that are named one by one are a mixture, like those that are named at once.
@@ -107,10 +153,20 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _about(section: str) -> str:
+    """The first line of what the schema says about a group of settings."""
+    return (Config.model_fields[section].annotation.__doc__ or "").splitlines()[0]
+
+
 def _help(field: FieldInfo) -> str:
-    """The description of a setting, with its default unless that depends on other settings."""
-    default = "" if field.default_factory else f" (default {field.default})"
-    return f"{field.description or ''}{default}".strip()
+    """The description of a setting, its choices, and its default unless others decide that."""
+    text = field.description or ""
+    if get_origin(field.annotation) is Literal:
+        text += f"; one of {', '.join(get_args(field.annotation))}"
+    # A setting without a value of its own describes its default, if it has one.
+    if field.default is None or field.default_factory:
+        return text
+    return f"{text} (default {'no' if field.default is False else field.default})"
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -21,15 +21,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
 from tddpo_jax.config.nesting import TOO_DEEP, is_too_deep
+from tddpo_jax.config.problems import one_line_of
+from tddpo_jax.config.unique_keys import UniqueKeys
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import Loss, Setting
 
 DEFAULT_MAX_LENGTH = 2048  # tokens of one branch
 DEFAULT_FRACTION = 0.1  # of the rows, for validation
-
-# pydantic adds these names of types to the place of an error, after the field's name.
-VALUE_TYPES = ("float", "str", "bool", "constrained-int", "one", "several")
 
 
 def _at_least_one(value: int) -> int:
@@ -77,6 +76,15 @@ class Section(pydantic.BaseModel):
     def __hash__(self) -> int:
         """The hash of the settings as JSON: some are mappings, which have no hash of their own."""
         return hash(self.model_dump_json())
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Refuses `epochs: yes`, which pydantic would read as 1."""
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("must not be yes or no")
+        return value
 
 
 class ModelConfig(Section):
@@ -161,7 +169,9 @@ class DataConfig(Section):
         0, description="seed of the split and draw by fraction; --seed does not change it"
     )
     template: str | None = Field(
-        None, description="name of a chat template; default: the tokenizer's own, else `plain`"
+        None,
+        description="a chat template: plain, llama-2, llama-3, chatml or zephyr; default: the "
+        "tokenizer's own, else plain",
     )
     max_length: Count | None = Field(
         None,
@@ -200,7 +210,10 @@ class DataConfig(Section):
 
 
 class LossConfig(Section):
-    """The name of the loss; `loss_section` adds the settings of all losses."""
+    """The loss and its settings.
+
+    `loss_section` adds the settings of all losses.
+    """
 
     name: str = Field(DEFAULT_LOSS, description="name of the loss (short: --loss)")
 
@@ -470,32 +483,24 @@ def resolve(mapping: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(mapping)
     except pydantic.ValidationError as error:
+        names = [name for name, _ in setting_fields()]
         # Pydantic also reports a default that depends on a wrong setting. The latter says enough.
         problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
-        raise UserError("; ".join(map(_problem, problems))) from None
-
-
-def _problem(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"] if part not in VALUE_TYPES)
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: no such setting"
-    if problem["type"] == "value_error" and "." in problem["msg"].partition(":")[0]:
-        return problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "model_type":
-        return f"{name or 'config'}: must be a group of settings, got {problem['input']!r}"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+        raise UserError(one_line_of(problems, [*Config.model_fields, *names])) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or does not hold a mapping.
+        UserError: the file is missing, is not YAML, has a key twice, or does not hold a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text())
+        value = yaml.load(Path(path).read_text(), UniqueKeys)
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from None
     except RecursionError:
         raise UserError(f"config {path}: {TOO_DEEP}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8 text, or no such date

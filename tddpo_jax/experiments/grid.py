@@ -74,7 +74,7 @@ def run_experiment(settings: dict[str, Any], screen: Screen) -> list[dict[str, A
     else:
         for directory in directories:
             describe_warnings(directory, screen)
-        screen.say(f"compare the cells: python -m eval.report {output_of(directories)}")
+        screen.say(f"compare the cells: python -m tddpo_jax report {output_of(directories)}")
     return agree(lambda: [directory.summary or {} for directory in directories])
 
 

@@ -51,7 +51,7 @@ class ZeroCentredRMSNorm(nnx.Module):
         return (_normed(x, self.epsilon) * factor).astype(x.dtype)
 
 
-def _like(x: Float[Array, "*any D"], weight: Float[Array, " D"]) -> Float[Array, "*any D"]:
+def _like(x: Float[Array, "*any D"], weight: Float[Array, " D"]) -> Float[Array, "*ones D"]:
     """The weight with as many axes as the input."""
     return weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +58,15 @@ def is_free(path: Path) -> bool:
 
 def check_output(path: Path) -> None:
     """Raises UserError unless the path is a writable directory or can be made into one."""
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"output: {path}: {nearest} is not a writable directory")
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK):
+            # The permissions may allow what the file system does not. `is_free` ignores the suffix.
+            tempfile.TemporaryDirectory(dir=nearest, suffix=PARTIAL).cleanup()
+            return
+    except OSError as error:
+        raise UserError(f"output: {path}: cannot be made: {error.strerror}") from None
+    raise UserError(f"output: {path}: {nearest} is not a writable directory")
 
 
 class _Model(Content):

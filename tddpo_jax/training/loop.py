@@ -100,6 +100,7 @@ def train(
         steps = range(first_step, order.total_steps)
         batches = stack.enter_context(ahead(population.batches_of, steps, STEPS_PACKED_AHEAD))
         update_bar = stack.enter_context(screen.stage("training"))
+        experiment.programs.say_if_new(program.add_gradients, "the training step", screen)
         log.start_clock()
         for step in steps:
             if population.has_ended:

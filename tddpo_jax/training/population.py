@@ -22,7 +22,7 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import learning_rate
 from tddpo_jax.training.prepare import Experiment
 from tddpo_jax.training.state import Knobs, Totals, TrainState, member
-from tddpo_jax.training.step import Program
+from tddpo_jax.training.step import FORWARD, Program
 from tddpo_jax.training.step_order import Order
 
 
@@ -121,5 +121,6 @@ class Population:
     ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
         """Log-probs of examples under every member's policy, and exact KLs or zeros, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
+        self.experiment.programs.say_if_new(self.program.log_probs, FORWARD, self.screen)
         run = functools.partial(self.program.log_probs, state.trainable, frozen)
         return log_probs(run, examples, shared.shapes, shared.mesh, progress)

@@ -21,7 +21,7 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import Policy, load_policy
 from tddpo_jax.training.shared import Shared, load_shared
-from tddpo_jax.training.step import Programs, StepSetting
+from tddpo_jax.training.step import FORWARD, Programs, StepSetting
 
 
 class Reference(NamedTuple):
@@ -84,7 +84,9 @@ def _reference(
     """The reference's log-probs of one part of the data: from the cache, or computed now."""
 
     def compute() -> np.ndarray:
-        run = functools.partial(programs.of(1).log_probs_of_one, policy.loaded, policy.frozen)
+        forward = programs.of(1).log_probs_of_one
+        programs.say_if_new(forward, FORWARD, screen)
+        run = functools.partial(forward, policy.loaded, policy.frozen)
         with screen.stage(f"reference, {part}") as update:
             logps, _ = log_probs(run, examples, shared.shapes, shared.mesh, update)
         return logps[0]

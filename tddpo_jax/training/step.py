@@ -39,7 +39,11 @@ from tddpo_jax.placement.shardings import (
     tree_shardings,
 )
 from tddpo_jax.scoring.forward import hidden_states
+from tddpo_jax.system.console import Screen
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, member, stacked
+
+# Lines for the user call the program of the log-probs so.
+FORWARD = "the forward pass"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,12 +271,25 @@ class Programs:
         """
         self.setting, self.trained = setting, trained
         self._made: dict[int, Program] = {}
+        self._called: set[int] = set()
 
     def of(self, members: int) -> Program:
         """The program for a population of this size."""
         if members not in self._made:
             self._made[members] = make_program(self.setting, self.trained, members)
         return self._made[members]
+
+    def say_if_new(self, function: Callable, what: str, screen: Screen) -> None:
+        """Says that a function is about to compile, which may take minutes: before its first call.
+
+        Args:
+            function: a function of one of the programs.
+            what: the function in words.
+            screen: prints the line.
+        """
+        if id(function) not in self._called:
+            self._called.add(id(function))
+            screen.say(f"compiling {what}")
 
 
 def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> Program:

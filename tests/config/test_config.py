@@ -169,7 +169,7 @@ def test_a_population_is_a_switch_or_a_largest_size(given, meant):
 
 @pytest.mark.parametrize("given", [-1, 2.5, "many"])
 def test_a_population_of_another_size_is_refused(given):
-    with pytest.raises(ValueError, match=r"^train\.population: Input should be"):
+    with pytest.raises(ValueError, match=r"^train\.population: must be yes or no, or "):
         resolve({"train": {"population": given, "mode": "lora"}})
 
 
@@ -203,7 +203,7 @@ def test_each_loss_names_the_settings_it_reads():
 
 
 def test_an_unknown_loss_is_refused_with_the_names_of_all():
-    with pytest.raises(ValueError, match=r"^loss\.name: .* got 'ppo'$") as error:
+    with pytest.raises(ValueError, match=r"^loss\.name: .* got 'ppo'") as error:
         resolve({"loss": {"name": "ppo"}})
     assert all(repr(name) in str(error.value) for name in LOSSES)
 

@@ -214,6 +214,17 @@ def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, caps
     assert (tmp_path / "run" / "summary.json").exists()  # and one cell is a run, not a grid
 
 
+def test_a_grid_says_once_that_it_compiles(inputs, tmp_path, capsys):
+    changes = {**SHORT, "loss.name": "dpo", "loss.beta": [0.05, 0.1]}
+    run_experiment(tiny_runs.settings(inputs, tmp_path / "run", changes), Screen())
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("compiling the forward pass") == 1
+    assert said.count("compiling the training step") == 1
+    assert said.index("compiling the training step") < said.index(
+        next(line for line in said if line.startswith("training "))
+    )
+
+
 def test_a_loss_without_beta_has_one_cell_per_seed(tmp_path):
     losses = {"name": ["sft", "dpo"], "beta": [0.1, 0.2]}
     cells = cell_directories({"loss": losses, "seed": [0, 1], "output": str(tmp_path / "grid")})

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from eval.experiment import Cell, Experiment
-from eval.report.analysis import Analysis, Tested
-from eval.report.read.settings import learning_rates
-from eval.report.statistics.arms import best_settings
-from eval.report.statistics.intervals import Estimate
-from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.verdicts import Claim
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
+
+from ...experiment import Cell, Experiment
+from ..analysis import Analysis, Tested
+from ..read.settings import learning_rates
+from ..statistics.arms import best_settings
+from ..statistics.intervals import Estimate
+from ..statistics.score_statistics import Study
+from ..statistics.verdicts import Claim
 
 
 def card(analysis: Analysis) -> dict[str, Any]:

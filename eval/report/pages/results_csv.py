@@ -6,9 +6,9 @@ import csv
 import io
 import math
 
-from eval.report.analysis import Analysis
-from eval.report.pages.run_tables import largest_gradient, speed
-from eval.report.read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
+from ..analysis import Analysis
+from ..read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
+from .run_tables import largest_gradient, speed
 
 
 def results_csv(analysis: Analysis) -> str:

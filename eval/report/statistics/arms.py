@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from eval.experiment import Experiment, Point
-from eval.report.read.scores import Score
+from ...experiment import Experiment, Point
+from ..read.scores import Score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.experiment import Point
-from eval.report.statistics.arms import Arm, means_over_items
-from eval.report.statistics.intervals import Resampling, means_of, span
-from eval.uncertainty import LEVEL, Interval, t_interval
+from ...experiment import Point
+from ...uncertainty import LEVEL, Interval, t_interval
+from .arms import Arm, means_over_items
+from .intervals import Resampling, means_of, span
 
 Series = tuple[
     str, float | Literal["best"] | None

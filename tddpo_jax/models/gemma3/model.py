@@ -134,7 +134,7 @@ class Gemma3Config:
     def angles(self, positions: Int[Array, "B T"]) -> Angles:
         place = positions[:, :, None].astype(jnp.float32)
         local, whole = (
-            rope_frequencies(self.head_size, theta, None)
+            rope_frequencies(self.head_size, theta, None)[None, None]
             for theta in (self.local_theta, self.whole_theta)
         )
         return Angles(place * local, place * (whole / self.rope_factor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,18 @@ def test_json_lines_stay_whole_when_judgments_come_at_once(bench: Bench) -> None
         done = bench.judge(server)
     assert all(row["judgment"].startswith(long) for row in done.rows)
     assert all(json.loads(line) for line in bench.judgments.read_text().splitlines())
+
+
+def test_only_asking_needs_the_client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("judge", "endpoint"):
+        monkeypatch.delitem(sys.modules, f"eval.mt_bench.{name}", raising=False)
+        monkeypatch.delattr(sys.modules["eval.mt_bench"], name, raising=False)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with judge_server(rate) as server:
+        estimated = bench.judge(server, "--dry-run")
+        asked = bench.judge(server)
+    assert estimated.status == 0
+    assert (asked.status, asked.rows, server.calls) == (2, [], [])
+    assert asked.err == (
+        "error: judge: the package openai is not installed: pip install 'tddpo-jax[judge]'\n"
+    )
