@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.own_loss import LOSS_FILE, function_name, load_kept_loss
+from tddpo_jax.config.cells import axis_values, cell_name
+from tddpo_jax.config.own_loss import LOSS_FILE, load_kept_loss
 from tddpo_jax.config.schema import Config, read_yaml, resolve
-from tddpo_jax.errors import UserError
+from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid
 from tddpo_jax.runs.records import best_metric, read_records
@@ -25,23 +25,25 @@ Record = dict[str, Any]
 
 # The losses of the experiment come first, in this order; others follow by name.
 LOSS_ORDER = ("td_dpo", "dpo", "discopop")
-_NAME = re.compile(
-    r"(?P<loss>\w+)-beta(?P<beta>[\d.e+-]+?)(-tau(?P<tau>[\d.e+-]+?))?"
-    r"(?P<own>(-[a-zA-Z_]\w*[\d.e+-]+?)*)-seed(?P<seed>\d+)"
-)
+_NUMBER = r"[\d.e+-]+?"
 
 
 class Point(NamedTuple):
-    """A setting of a loss, or the best of several settings (`beta` or `tau` is then `best`)."""
+    """A setting of a loss, or the best of several settings (`beta` or `tau` is then `best`).
+
+    `others` has the values on the grid's other axes, such as `("learning_rate", 1e-4)`. Without
+    them, the point of such a grid is the best of all their values.
+    """
 
     loss: str
     beta: float | Literal["best"]
     tau: float | Literal["best"] | None
+    others: tuple[tuple[str, float], ...] = ()
 
     @property
     def text(self) -> str:
         """The point in words: `td_dpo, beta 0.01, tau 0.5`."""
-        parts = [("beta", self.beta), ("tau", self.tau)]
+        parts = [("beta", self.beta), ("tau", self.tau), *self.others]
         shown = [_value(name, value) for name, value in parts if value is not None]
         return ", ".join([self.loss, *shown])
 
@@ -53,7 +55,10 @@ class Point(NamedTuple):
     @property
     def series(self) -> str:
         """The name of a line over beta: `td_dpo, tau 0.5`, `dpo`."""
-        return self.loss if self.tau is None else f"{self.loss}, {_value('tau', self.tau)}"
+        parts = [("tau", self.tau), *self.others]
+        return ", ".join(
+            [self.loss, *(_value(n, value) for n, value in parts if value is not None)]
+        )
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -61,10 +66,11 @@ class Point(NamedTuple):
         known = self.loss in LOSS_ORDER
         order = LOSS_ORDER.index(self.loss) if known else len(LOSS_ORDER)
         numbers = (_last_if_best(self.beta), _last_if_best(self.tau))
-        return order, self.loss, *numbers
+        return order, self.loss, *numbers, self.others
 
 
 def _value(name: str, value: float | str) -> str:
+    name = name.replace("_", " ")
     return f"best {name}" if isinstance(value, str) else f"{name} {value:g}"
 
 
@@ -152,6 +158,11 @@ class Experiment:
         """All betas, ascending."""
         return tuple(sorted({float(point.beta) for point in self.points}))
 
+    @property
+    def other_axes(self) -> tuple[str, ...]:
+        """The names of the axes beside loss, beta, tau and seed."""
+        return tuple(dict.fromkeys(name for point in self.points for name, _ in point.others))
+
     def diverged(self, point: Point) -> tuple[int, int]:
         """How many cells of a setting diverged, and how many have ended."""
         own = [cell for cell in self.cells if cell.point == point and cell.ended]
@@ -169,14 +180,14 @@ def read_experiment(folder: Path) -> Experiment:
         UserError: the folder holds no run, a file is damaged, or the cells do not belong together.
     """
     if (folder / "config.yaml").exists():
-        return Experiment(folder, (_read_cell(folder),), is_grid=False)
-    cells = sorted(
-        map(_read_cell, _folders(folder)), key=lambda cell: (cell.point.place, cell.seed)
-    )
+        return Experiment(folder, (_read_cell(folder, ()),), is_grid=False)
+    axes = read_grid(folder / "grid.json")["axes"] if _is_grid(folder) else ()
+    read = (_read_cell(cell, axes) for cell in _folders(folder))
+    cells = sorted(read, key=lambda cell: (cell.point.place, cell.seed))
     if _is_grid(folder):
-        _check_names(cells)
-    _check_distinct(cells)
+        _check_names(cells, axes)
     _check_same_losses(cells)
+    _check_distinct(cells)
     _check_same_pairs(cells)
     return Experiment(folder, tuple(cells), is_grid=True)
 
@@ -194,20 +205,21 @@ def _folders(folder: Path) -> list[Path]:
     return found
 
 
-def _read_cell(folder: Path) -> Cell:
+def _read_cell(folder: Path, axes: Sequence[str]) -> Cell:
     if not (folder / "config.yaml").exists():
-        return _missing_cell(folder)
+        return _missing_cell(folder, axes)
     config = _config(folder / "config.yaml")
     loss = config.loss
     records = read_records(folder / "metrics.jsonl")
     divergence, summary = (read_part(folder, f"{name}.json") for name in ("divergence", "summary"))
     state: State = "diverged" if divergence else "finished" if summary else "unfinished"
     evaluations = _evaluations(folder, records) if state != "unfinished" else _NOTHING
-    has_tau = "tau" in LOSSES[loss.name].settings
+    tau = loss.tau if "tau" in LOSSES[loss.name].settings else None
+    others = tuple(axis_values(config, axes).items())
     return Cell(
         name=folder.resolve().name,
         folder=folder,
-        point=Point(loss.title, loss.beta, loss.tau if has_tau else None),
+        point=Point(loss.title, loss.beta, tau, others),
         seed=config.seed,
         state=state,
         config=config,
@@ -227,15 +239,23 @@ def _config(file: Path) -> Config:
         raise UserError(f"{file}: {error}") from None
 
 
-def _missing_cell(folder: Path) -> Cell:
-    found = _NAME.fullmatch(folder.name)
+def _missing_cell(folder: Path, axes: Sequence[str]) -> Cell:
+    names = [axis.rpartition(".")[2] for axis in axes]
+    numbers = "".join(f"(-{name}(?P<{name}>{_NUMBER}))?" for name in ("tau", *names))
+    pattern = rf"(?P<loss>\w+)-beta(?P<beta>{_NUMBER}){numbers}-seed(?P<seed>\d+)"
+    found = re.fullmatch(pattern, folder.name)
     if found is None:
         raise UserError(f"{folder.parent / 'grid.json'}: {folder.name!r} is not the name of a cell")
     tau = None if found["tau"] is None else float(found["tau"])
     return Cell(
         name=folder.name,
         folder=folder,
-        point=Point(found["loss"] + found["own"].replace("-", " "), float(found["beta"]), tau),
+        point=Point(
+            found["loss"],
+            float(found["beta"]),
+            tau,
+            tuple((name, float(found[name])) for name in names if found[name] is not None),
+        ),
         seed=int(found["seed"]),
         state="missing",
         config=None,
@@ -286,8 +306,8 @@ def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
     """A file of numbers for each validation response, of the shape of `like` if that is given."""
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+    except Exception as error:  # whatever a damaged file makes numpy raise
+        raise UserError(f"{file}: cannot be read: {one_line(error)}") from None
     if getattr(values, "shape", ())[1:] not in ((1,), (2,)) or values.dtype.kind != "f":
         raise UserError(f"{file}: must hold one number for each response of each validation row")
     if like is not None and values.shape != like.shape:
@@ -295,10 +315,13 @@ def _array(file: Path, like: np.ndarray | None = None) -> np.ndarray:
     return values
 
 
-def _check_names(cells: list[Cell]) -> None:
+def _check_names(cells: list[Cell], axes: Sequence[str]) -> None:
     for cell in cells:
-        if cell.config is not None and cell_name(cell.config) != cell.folder.name:
-            raise UserError(f"{cell.folder / 'config.yaml'}: belongs to {cell_name(cell.config)}")
+        if cell.config is None:
+            continue
+        name = cell_name(cell.config, axes)
+        if name != cell.folder.name:
+            raise UserError(f"{cell.folder / 'config.yaml'}: belongs to {name}")
 
 
 def _check_distinct(cells: list[Cell]) -> None:
@@ -317,7 +340,7 @@ def _check_same_losses(cells: list[Cell]) -> None:
         if cell.config is None or not kept.exists():
             continue
         text = kept.read_text()
-        first, one = texts.setdefault(function_name(cell.config.loss.name), (text, cell))
+        first, one = texts.setdefault(cell.config.loss.title, (text, cell))
         if text != first:
             raise UserError(f"{kept} and {one.folder / LOSS_FILE} differ: name the losses apart")
 

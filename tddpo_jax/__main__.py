@@ -1,7 +1,8 @@
-"""`python -m tddpo_jax VERB` or `tddpo VERB`: train, logps, export, generate, plan, check-loss."""
+"""`python -m tddpo_jax VERB` or `tddpo VERB`: trains, measures, reports."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
@@ -9,19 +10,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tddpo_jax import __version__
+from tddpo_jax.commands.environment import environment
+from tddpo_jax.commands.evaluation import run_program
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import (
     Parser,
     add_loss_settings,
     add_model,
+    add_one_data_set,
     add_settings,
+    data_set_of,
     settings_of,
 )
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
-from tddpo_jax.config.cells import expand, ignored_in
+from tddpo_jax.config.cells import expand, ignored_in, populations
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.system import hosts, watch
-from tddpo_jax.system.devices import DEVICES
+from tddpo_jax.system.devices import DEVICES, find_device
 from tddpo_jax.system.hub import offline_unless_it_answers
 
 
@@ -35,9 +42,11 @@ def train_command(arguments: Sequence[str]) -> int:
         The exit status: 1 if a lone run diverged.
     """
     parser = Parser(
-        prog="run.py",
-        description="Train on preference pairs or single responses. Several values of "
-        "--loss, --beta, --tau or --seed make a grid.",
+        prog="tddpo train",
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        description="Train on preference pairs or single responses. Several values of --loss, "
+        "--seed, a number of a loss (such as --beta), --train.learning-rate or "
+        "--train.weight-decay make a grid.",
     )
     add_settings(parser)
     add_submission(parser)
@@ -45,7 +54,8 @@ def train_command(arguments: Sequence[str]) -> int:
     settings, jobs = settings_of(given), jobs_of(given)
     if jobs is not None:
         return _submit(settings, jobs)
-    host = resolve(expand(settings)[0]).hosts
+    configs = [resolve(cell) for cell in expand(settings)]
+    host = configs[0].hosts
     tell_parent = watch.parent()
     if hosts.is_host(host) and tell_parent is None:
         return watch.run_watched(arguments)
@@ -77,22 +87,21 @@ def _submit(settings: dict[str, Any], jobs: Jobs) -> int:
 
 def logps_command(arguments: Sequence[str]) -> int:
     """Writes one JSON line per row: index, log-probs of the responses, token counts."""
-    parser = Parser(prog="logps", description="Write the log-probs of every row's responses.")
+    parser = Parser(prog="tddpo logps", description="Write the log-probs of every row's responses.")
     add_model(parser)
-    parser.add_argument(
-        "--data", required=True, help="file, pattern of files, folder, hub id, or `embedded`"
-    )
+    add_one_data_set(parser)
     parser.add_argument("--output", required=True, help="file to write")
     given = parser.parse_args(arguments)
+    data = data_set_of(given)
     from tddpo_jax.commands.logps import write_log_probs
 
-    write_log_probs(given.model, given.data, Path(given.output), given.template, given.dtype)
+    write_log_probs(given.model, data, Path(given.output), given.template, given.dtype)
     return 0
 
 
 def export_command(arguments: Sequence[str]) -> int:
     """Writes the best policy of a run as a Hugging Face folder or as a PEFT folder."""
-    parser = Parser(prog="export", description="Write a run's best policy as a folder.")
+    parser = Parser(prog="tddpo export", description="Write a run's best policy as a folder.")
     parser.add_argument("--run", required=True, help="run directory")
     parser.add_argument("--output", required=True, help="folder to write; must not exist yet")
     parser.add_argument(
@@ -108,11 +117,12 @@ def export_command(arguments: Sequence[str]) -> int:
 
 def generate_command(arguments: Sequence[str]) -> int:
     """Prints the model's answer and nothing else."""
-    parser = Parser(prog="generate", description="Answer a prompt; print only the new text.")
+    parser = Parser(prog="tddpo generate", description="Answer a prompt; print only the new text.")
     add_model(parser)
     parser.add_argument("--prompt", required=True, help="text of the user's message")
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
     parser.add_argument("--system", help="system message before the prompt")
+    parser.add_argument("--begin", help="beginning of the answer, which is continued")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
@@ -158,14 +168,36 @@ def plan_command(arguments: Sequence[str]) -> int:
         The exit status: 1 if the run does not fit.
     """
     parser = Parser(
-        prog="plan", description="Predict whether a run fits in memory and how long it takes."
+        prog="tddpo plan",
+        usage="%(prog)s [--device KIND] [--json] [--config FILE] [--SETTING VALUE ...]",
+        description="Predict whether a run fits in memory and how long it takes.",
     )
     parser.add_argument(
-        "--device", default="h100-80", choices=DEVICES, help="kind of device (default h100-80)"
+        "--device",
+        default="h100-80",
+        help=f"kind of device (default h100-80): {', '.join(DEVICES)}",
+    )
+    parser.add_argument(
+        "--device-memory", type=float, metavar="GIB", help="memory in place of the device's own"
+    )
+    parser.add_argument(
+        "--device-tflops",
+        type=float,
+        metavar="N",
+        help="10^12 operations per second, dense in bfloat16, in place of the device's own",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print N examples of each data set as the model sees them, and plan nothing",
+    )
     add_settings(parser)
     given = parser.parse_args(arguments)
+    if given.show is not None and given.show < 0:
+        parser.error(f"--show: must be a number of examples, got {given.show}")
+    find_device(given.device, given.device_memory, given.device_tflops)
     cells = expand(settings_of(given))
     configs = [resolve(cell) for cell in cells]
     for line in ignored_in(configs):
@@ -175,10 +207,21 @@ def plan_command(arguments: Sequence[str]) -> int:
 
     # A plan is computed on the CPU. It uses none of the devices that it is for.
     jax.config.update("jax_platforms", "cpu")
-    from tddpo_jax.planning.plan import make_plan, members_of
+    if given.show is not None:
+        from tddpo_jax.planning.examples_text import examples_text
+
+        print("\n".join(examples_text(configs[0], given.show)))
+        return 0
+    from tddpo_jax.planning.plan import make_plan
     from tddpo_jax.planning.plan_text import as_json, lines
 
-    plan = make_plan(configs[0], given.device, members_of(configs))
+    plan = make_plan(
+        configs[0],
+        given.device,
+        len(populations(configs)[0]),
+        memory_gib=given.device_memory,
+        tflops=given.device_tflops,
+    )
     if given.json:
         print(json.dumps(as_json(plan, len(cells)), indent=2))
     else:
@@ -187,7 +230,7 @@ def plan_command(arguments: Sequence[str]) -> int:
 
 
 def check_loss_command(arguments: Sequence[str]) -> int:
-    """Examines a loss and draws it as text.
+    """Examines a loss, yours or one of ours, and draws it as text.
 
     Args:
         arguments: the command line after the verb.
@@ -195,7 +238,7 @@ def check_loss_command(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 if the loss fails.
     """
-    parser = Parser(prog="check-loss", description="Examine a loss: yours, or one of ours.")
+    parser = Parser(prog="tddpo check-loss", description="Examine a loss: yours, or one of ours.")
     add_loss_settings(parser)
     parser.add_argument("--output", metavar="FILE.svg", help="also draw it into this file")
     given = parser.parse_args(arguments)
@@ -211,23 +254,72 @@ def check_loss_command(arguments: Sequence[str]) -> int:
     return int(not passed)
 
 
+def quality_command(arguments: Sequence[str]) -> int:
+    """Scores sampled answers of a run, a grid or a model without a judge."""
+    return run_program("quality", arguments)
+
+
+def mt_bench_command(arguments: Sequence[str]) -> int:
+    """Runs MT-Bench with any OpenAI-compatible judge."""
+    return run_program("mt_bench", arguments)
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Reports on a grid or a run: verdict, intervals, pictures."""
+    return run_program("report", arguments)
+
+
+def speed_command(arguments: Sequence[str]) -> int:
+    """Measures the speed of training and of decoding."""
+    return run_program("speed", arguments)
+
+
+def env_command(arguments: Sequence[str]) -> int:
+    """Prints versions, devices and folders, for a bug report."""
+    Parser(prog="tddpo env", description=env_command.__doc__).parse_args(arguments)
+    for name, value in environment().items():
+        print(f"{name:17}{value}")
+    return 0
+
+
+# The first line of a verb's docstring is its line in `tddpo --help`.
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
+    "plan": plan_command,
+    "generate": generate_command,
     "logps": logps_command,
     "export": export_command,
-    "generate": generate_command,
-    "plan": plan_command,
     "check-loss": check_loss_command,
+    "quality": quality_command,
+    "mt-bench": mt_bench_command,
+    "report": report_command,
+    "speed": speed_command,
+    "env": env_command,
 }
+
+
+def _parser() -> Parser:
+    lines = (f"  {verb:12}{(run.__doc__ or '').splitlines()[0]}" for verb, run in COMMANDS.items())
+    parser = Parser(
+        prog="tddpo",
+        usage="tddpo VERB ...",
+        description="Preference optimisation of language models in JAX.",
+        epilog="\n".join(("verbs:", *lines, "", "`tddpo VERB --help` tells more on each.")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tddpo_jax {__version__}")
+    parser.add_argument("verb", help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> int:
     """Runs the verb that the command line names; returns its exit status."""
-    parser = Parser(prog="tddpo", description=__doc__)
-    parser.add_argument("verb", choices=COMMANDS)
-    given = parser.parse_args(sys.argv[1:2])
+    parser = _parser()
+    verb = parser.parse_args(sys.argv[1:2]).verb
+    if verb not in COMMANDS:
+        parser.error(f"verb {verb!r}: no such verb{did_you_mean(verb, COMMANDS)}")
     # The other verbs begin anew.
-    return run_command(COMMANDS[given.verb], sys.argv[2:], resumes=given.verb == "train")
+    return run_command(COMMANDS[verb], sys.argv[2:], resumes=verb == "train")
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tddpo_jax.config.cells import LOSS_AXES, cell_name, expand, ignored_in
+from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.own_loss import function_name, is_reading, name_of_function
-from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.config.own_loss import is_reading, name_of_function
+from tddpo_jax.config.schema import DataSource, read_yaml, resolve
 from tddpo_jax.data.given_rows import save_rows
 from tddpo_jax.errors import UserError, one_line
-from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.grid_directory import cell_directories, cell_names
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.system.paths import CHECKOUT, EMBEDDED_CONFIG
+from tddpo_jax.system.paths import ABOVE, EMBEDDED_CONFIG
 from tddpo_jax.system.xla_flags import set_flags
 
 # Importing these takes seconds, which `import tddpo_jax` must not.
@@ -41,6 +41,8 @@ else:
 
 # A path or a hub id, or rows in memory: a list of mappings, or a `datasets.Dataset`.
 Data = str | Path | Iterable[Mapping[str, Any]]
+# One data set, or the paths and hub ids of a mixture.
+DataSets = Data | Sequence[str | Path]
 Loss = str | Callable[..., Any]
 Numbers = float | int | Sequence[float | int]
 # Takes the name of a cell, and a line of its `metrics.jsonl`.
@@ -50,13 +52,10 @@ OnRecord = Callable[[str, dict[str, Any]], None]
 class Run:
     """One trained cell and its files."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, name: str, directory: RunDirectory) -> None:
+        """A cell of a name, such as `dpo-beta0.05-seed0`, and its directory."""
+        self.name = name
         self._directory = directory
-
-    @property
-    def name(self) -> str:
-        """The name of the cell, such as `dpo-beta0.05-seed0`."""
-        return cell_name(self._directory.config)
 
     @property
     def path(self) -> Path:
@@ -105,7 +104,9 @@ class Runs(Mapping[str, Run]):
     """The cells of an experiment by name, in the order of the grid."""
 
     def __init__(self, directories: Sequence[RunDirectory]) -> None:
-        self._runs = {run.name: run for run in map(Run, directories)}
+        names = cell_names(directories)
+        self._configs = [directory.config for directory in directories]
+        self._runs = dict(zip(names, map(Run, names, directories), strict=True))
 
     def __getitem__(self, name: str) -> Run:
         if name not in self._runs:
@@ -122,7 +123,13 @@ class Runs(Mapping[str, Run]):
         """One row per cell: its loss and numbers, how it ended, and its best validation."""
         import pandas
 
-        return pandas.DataFrame([_row(run) for run in self.values()], index=list(self))
+        axes = ["loss.beta", "loss.tau", *varying_axes(self._configs)]
+        rows = [
+            {"loss": config.loss.title, **axis_values(config, axes), "seed": config.seed}
+            | _end(run)
+            for config, run in zip(self._configs, self.values(), strict=True)
+        ]
+        return pandas.DataFrame(rows, index=list(self))
 
     def __repr__(self) -> str:
         return f"Runs({', '.join(self)})"
@@ -131,7 +138,7 @@ class Runs(Mapping[str, Run]):
 def train(
     *,
     model: str | Path | None = None,
-    data: Data | None = None,
+    data: DataSets | None = None,
     loss: Loss | Sequence[Loss] | None = None,
     beta: Numbers | None = None,
     tau: Numbers | None = None,
@@ -149,13 +156,14 @@ def train(
     Args:
         model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
         data: a file, folder or hub id, a data set in memory, or a list of rows. Rows in memory are
-            written into the cache, under a hash of what they hold.
+            written into the cache, under a hash of what they hold. Several paths or ids are mixed.
         loss: the name of a loss, `file.py:function`, or a function that is defined in a file; or a
             list of these.
         beta: its beta, or a list.
         tau: its tau, or a list.
         seed: the seed, or a list.
-        settings: other settings by dotted name, such as `{"train.max_steps": 3}`.
+        settings: other settings by dotted name, such as `{"train.max_steps": 3}`. The axes of a
+            grid may have lists, such as `{"loss.set.scale": [1, 2]}`.
         output: the directory of the run or grid.
         on_record: is called with the name of the cell and every line of its `metrics.jsonl`.
         quiet: whether to print nothing.
@@ -169,7 +177,6 @@ def train(
     given = _settings(model, data, loss, beta, tau, seed, settings, output)
     _before_jax()
     from tddpo_jax.experiments.grid import run_experiment
-    from tddpo_jax.runs.grid_directory import cell_directories
     from tddpo_jax.system.console import Screen
 
     run_experiment(given, Screen(quiet=quiet), on_record)
@@ -180,6 +187,9 @@ def log_probs(
     model: str | Path,
     data: Data,
     *,
+    split: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
     template: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> list[dict[str, Any]]:
@@ -187,7 +197,10 @@ def log_probs(
 
     Args:
         model: as for `train`.
-        data: as for `train`; no prompt or response is cut.
+        data: one data set, as for `train`; no prompt or response is cut.
+        split: this, `config` and `columns`: as in the section `data` of the settings.
+        config: see `split`.
+        columns: see `split`.
         template: name of a chat template; default: the tokenizer's own.
         dtype: dtype of the computation.
 
@@ -198,10 +211,16 @@ def log_probs(
     Raises:
         UserError: the model or the data is wrong.
     """
+    source = DataSource(
+        path=_path_of(data),
+        split=split,
+        config=config,
+        columns=None if columns is None else dict(columns),
+    )
     _before_jax()
     from tddpo_jax.commands.logps import log_prob_lines
 
-    return log_prob_lines(str(model), _path_of(data), template, dtype)
+    return log_prob_lines(str(model), source, template, dtype)
 
 
 def generate(
@@ -209,6 +228,7 @@ def generate(
     prompt: str,
     *,
     system: str | None = None,
+    begin: str | None = None,
     template: str | None = None,
     raw: bool = False,
     max_new_tokens: int | None = None,
@@ -224,6 +244,7 @@ def generate(
         model: as for `train`.
         prompt: the user's message, or the beginning of a text if `raw`.
         system: a system message before the prompt.
+        begin: beginning of the answer, which the model continues.
         template: name of a chat template; default: the tokenizer's own.
         raw: whether to continue the prompt without a chat template.
         max_new_tokens: most new tokens; default: 256, or half the context if that is less.
@@ -245,6 +266,7 @@ def generate(
         raw=raw,
         template=template,
         system=system,
+        begin=begin,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -276,19 +298,23 @@ def export(run: str | Path | Run, output: str | Path, *, adapter: bool = False) 
 def plan(
     *,
     model: str | Path | None = None,
-    data: Data | None = None,
+    data: DataSets | None = None,
     loss: Loss | Sequence[Loss] | None = None,
     beta: Numbers | None = None,
     tau: Numbers | None = None,
     seed: int | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "h100-80",
+    memory_gib: float | None = None,
+    tflops: float | None = None,
 ) -> Plan:
     """Predicts whether a run fits on devices of a kind, and how long it takes.
 
     Args:
         model: this and the arguments up to `settings`: as for `train`.
         device: the kind of device, as `--device` names it.
+        memory_gib: GiB of the device's memory; default: its own.
+        tflops: 10^12 operations per second of the device, dense in bfloat16; default: its own.
 
     Returns:
         The plan; `.fits`, `.peak` in bytes and `.time` are its results.
@@ -301,12 +327,10 @@ def plan(
     for line in ignored_in(configs):
         warnings.warn(line, stacklevel=2)
     _before_jax()
-    from tddpo_jax.planning.plan import make_plan, members_of
-    from tddpo_jax.system.devices import DEVICES
+    from tddpo_jax.planning.plan import make_plan
 
-    if device not in DEVICES:
-        raise UserError(f"device: must be one of {', '.join(DEVICES)}, got {device!r}")
-    return make_plan(configs[0], device, members_of(configs))
+    members = len(populations(configs)[0])
+    return make_plan(configs[0], device, members, memory_gib=memory_gib, tflops=tflops)
 
 
 def report(directory: str | Path | Runs) -> list[str]:
@@ -318,10 +342,10 @@ def report(directory: str | Path | Runs) -> list[str]:
     Raises:
         UserError: the directory holds no run, or a file is damaged.
     """
-    # The report is a program above this package, and computes on the CPU.
-    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    # The verb computes on the CPU. Here JAX may have begun on an accelerator.
+    path = os.pathsep.join(filter(None, (str(ABOVE), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, "-m", "eval.report", str(_directory(directory))],
+        [sys.executable, "-m", "tddpo_jax", "report", str(_directory(directory))],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -343,7 +367,7 @@ def _directory(found: str | Path | Runs) -> Path:
 
 def _settings(
     model: str | Path | None,
-    data: Data | None,
+    data: DataSets | None,
     loss: Loss | Sequence[Loss] | None,
     beta: Numbers | None,
     tau: Numbers | None,
@@ -359,7 +383,7 @@ def _settings(
     others = dict(settings or {})
     given: dict[str, Any] = {
         "model.path": None if model is None else str(model),
-        "data.path": None if data is None else _path_of(data),
+        "data.path": None if data is None else _paths_of(data),
         "loss.name": _names_of(loss),
         "loss.beta": beta,
         "loss.tau": tau,
@@ -381,7 +405,14 @@ def _settings(
     return mapping
 
 
-def _path_of(data: Data) -> str:
+def _paths_of(data: DataSets) -> str | list[str]:
+    paths = data if isinstance(data, Sequence) and not isinstance(data, str) else ()
+    if paths and all(isinstance(one, str | Path) for one in paths):
+        return [str(one) for one in paths]
+    return _path_of(data)
+
+
+def _path_of(data: DataSets) -> str:
     return str(data) if isinstance(data, str | Path) else str(save_rows(data))
 
 
@@ -393,14 +424,11 @@ def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
     return [one if isinstance(one, str) else name_of_function(one) for one in loss]
 
 
-def _row(run: Run) -> dict[str, Any]:
-    loss, summary = run.settings["loss"], run.summary
+def _end(run: Run) -> dict[str, Any]:
+    """How a run ended, and its best validation."""
+    summary = run.summary
     best = summary.get("best") or {}
     return {
-        "loss": function_name(loss["name"]),
-        **{name: loss[name] for name in LOSS_AXES if name in LOSSES[loss["name"]].settings},
-        **loss["set"],
-        "seed": run.settings["seed"],
         "state": summary.get("state", "unfinished"),
         **{name: value for name, value in best.items() if name == "step" or "eval_" in name},
     }

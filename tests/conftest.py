@@ -26,6 +26,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # two cores have waited for each other for ever.
 os.environ.setdefault("NPROC", "32")
 
+# Arrays of different rank may fit by accident, so the axes that one of them lacks are written out,
+# in the processes that tests start as well.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+jax.config.update("jax_numpy_rank_promotion", os.environ["JAX_NUMPY_RANK_PROMOTION"])
+
 # This must come before anything asks for a device. Tests on several devices are never skipped.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -59,14 +59,23 @@ def tree(file):
 
 
 def imports(file):
-    """Dotted names of everything a file imports, at its top or inside its functions."""
+    """Dotted names of everything a file imports, at its top or inside its functions.
+
+    In `eval/`, which is a package of its own or a part of ours, modules import each other
+    relatively. Everywhere else imports are absolute.
+    """
+    folder = file.relative_to(ROOT).parts[:-1]
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
+            relative = node.level > 0
+            inside = folder[0] == "eval" and (relative or (node.module or "").startswith("eval"))
+            assert relative == inside, f"{file}: line {node.lineno}"
+            above = folder[: len(folder) + 1 - node.level] if relative else ()
+            module = ".".join((*above, *filter(None, [node.module])))
             # What is imported from a package may be a module of it.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def layers_imported(file, top):

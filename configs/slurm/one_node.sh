@@ -18,4 +18,4 @@
 set -euo pipefail
 # Since SLURM 22.05, srun does not read sbatch's --cpus-per-task.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-srun python run.py --config configs/llama2_7b.yaml "$@"
+srun python run.py --config "${CONFIG:-configs/llama2_7b.yaml}" "$@"

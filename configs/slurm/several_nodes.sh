@@ -23,4 +23,4 @@ set -euo pipefail
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # With --kill-on-bad-exit no process waits for one that has failed.
 srun --kill-on-bad-exit=1 \
-  python run.py --config configs/llama2_7b.yaml --mesh.data -1 --mesh.fsdp 8 "$@"
+  python run.py --config "${CONFIG:-configs/llama2_7b.yaml}" --mesh.data -1 --mesh.fsdp "${FSDP:-8}" "$@"

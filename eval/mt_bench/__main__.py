@@ -1,4 +1,4 @@
-"""The command line: `python -m eval.mt_bench fetch | generate | judge | report`.
+"""The verb `mt-bench`: `python -m tddpo_jax mt-bench fetch | generate | judge | report`.
 
     fetch                                           questions, judge prompts, reference answers
     generate --model DIR --seed 0 1 2               one file of answers per seed
@@ -15,10 +15,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from eval.mt_bench import fetch_command, generate_command, judge_command, report_command
-from eval.mt_bench.endpoint import JudgeStopped
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
+
+from . import fetch_command, generate_command, judge_command, report_command
+from .judge_settings import JudgeStopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of all commands."""
-    top = Parser(prog="python -m eval.mt_bench", description="MT-Bench (FastChat's files)")
+    top = Parser(prog="tddpo mt-bench", description="MT-Bench (FastChat's files)")
     commands = top.add_subparsers(required=True, metavar="fetch | generate | judge | report")
     fetch_command.add_options(
         commands.add_parser("fetch", help="download questions, prompts, references")

@@ -19,8 +19,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from eval.mt_bench.benchmark import Answer, Question
-from eval.mt_bench.json_lines import appending, read_rows
 from tddpo_jax.data.templates import chat_format, encode_prompt
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion
@@ -28,6 +26,9 @@ from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights.locate import resolve
 from tddpo_jax.weights.tensor_files import content_hash, files_hash
+
+from .benchmark import Answer, Question
+from .json_lines import appending, read_rows
 
 # FastChat's temperature_config. Categories that are not listed are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -60,7 +61,7 @@ class Settings:
     """How to generate.
 
     Attributes:
-        template: a name of `tddpo_jax.data.templates.NAMED`; None for the tokenizer's own.
+        template: a name of `tddpo_jax.data.named_templates.NAMED`; None for the tokenizer's own.
         system: the system prompt; None for no system prompt.
         temperature: the temperature of every question; None for FastChat's, by category.
         top_k: sample from this many tokens; 0 for all.

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.mt_bench.benchmark import REFERENCE, Data, load_data
-from eval.mt_bench.fetch import default_folder
+from .benchmark import REFERENCE, Data, load_data
+from .fetch import default_folder
 
 
 def data_option(command: argparse.ArgumentParser) -> None:

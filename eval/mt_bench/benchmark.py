@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
-from eval.mt_bench.json_lines import Row, read_rows
 from tddpo_jax.errors import UserError
+
+from .json_lines import Row, read_rows
 
 REFERENCE = "gpt-4"  # the model that wrote FastChat's reference answers
 # FastChat's NEED_REF_CATS: for these categories the judge sees a reference answer.
@@ -63,6 +65,16 @@ class Answer(Row):
         return self.choices[0].turns
 
 
+class Record(TypedDict):
+    """What every judgment records about these files: their SHA-256 and the rest as it is named."""
+
+    questions: str
+    question_count: int
+    prompts: str
+    references: str
+    reference: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """What a judgment depends on besides the answer and the judge.
@@ -71,14 +83,13 @@ class Data:
         questions: the questions, by id.
         prompts: the judge's prompts, by name.
         references: the reference answers, by question id.
-        record: what every judgment records about these files: their SHA-256, the reference's name,
-            the number of questions.
+        record: what every judgment records about all this.
     """
 
     questions: Mapping[int, Question]
     prompts: Mapping[str, JudgePrompt]
     references: Mapping[int, Answer]
-    record: Mapping[str, str | int]
+    record: Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ def load_data(folder: str | Path, reference: str = REFERENCE) -> Data:
     if not (folder / QUESTIONS).exists():
         raise UserError(
             f"{folder / QUESTIONS}: no such file; "
-            "run `python -m eval.mt_bench fetch` or give --data-dir"
+            "run `python -m tddpo_jax mt-bench fetch` or give --data-dir"
         )
     references = folder / "mt_bench" / "reference_answer" / f"{reference}.jsonl"
     questions = _by_id(folder / QUESTIONS, read_rows(folder / QUESTIONS, Question))

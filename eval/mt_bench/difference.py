@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from eval.mt_bench.score import Scores, mean, weighted_means
-from eval.uncertainty import DRAWS, LEVEL, quantiles, resampled
+from ..uncertainty import DRAWS, LEVEL, quantiles, resampled
+from .score import Scores, mean, weighted_means
 
 POWER = 0.8
 

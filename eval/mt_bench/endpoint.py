@@ -1,4 +1,4 @@
-"""A judge's endpoint: the client, the parameters it accepts, and what its errors mean.
+"""A judge's endpoint: the client, what it answers, and what its errors mean.
 
 Errors are of three kinds. The user must act, because the key is refused or the model is unknown:
 `UserError`. No request can succeed for now, because the quota is spent: `JudgeStopped`. This
@@ -8,27 +8,17 @@ request failed, and another may succeed: `RequestFailed`.
 from __future__ import annotations
 
 import dataclasses
-import re
-import urllib.parse
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 import pydantic
 
 from tddpo_jax.errors import UserError
 
-Parameters = dict[str, int | float]
+from .judge_settings import Accepted, Judge, JudgeStopped
+from .negotiation import without_refused
 
-# The limit on new tokens has two names. Some endpoints know neither.
-NEXT_TOKEN_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": None}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
-REFUSAL = re.compile(
-    r"unsupported|not support|not permitted|not allowed|unrecogni[sz]ed|unknown|deprecated", re.I
-)
-
-
-class JudgeStopped(RuntimeError):
-    """No further request can succeed for now. All judgments so far are stored."""
 
 
 class RequestFailed(RuntimeError):
@@ -39,61 +29,18 @@ class RequestRefused(RequestFailed):
     """The endpoint refuses this request, for example because its text is too long."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Whom to ask and how.
-
-    Attributes:
-        model: the judge's name at its endpoint.
-        base_url: the URL of an OpenAI-compatible endpoint; None for OpenAI's own.
-        key_name: the environment variable that holds the key; messages name it.
-        max_tokens: the limit on tokens of one judgment.
-        attempts: how often to ask before a request without a rating counts as invalid.
-        concurrency: requests at a time.
-        max_retries: how often the client repeats a request after 408, 409, 429, 5xx and broken
-            connections. It obeys a `Retry-After` of up to 120 s.
-        timeout: seconds for one request.
-    """
-
-    model: str
-    base_url: str | None = None
-    key_name: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_tokens: int = 2048
-    attempts: int = 3
-    concurrency: int = 8
-    max_retries: int = 5
-    timeout: float = 600.0
-
-    @property
-    def requested(self) -> Parameters:
-        """The sampling that is wanted."""
-        return {"temperature": self.temperature, "max_tokens": self.max_tokens}
-
-    @property
-    def where(self) -> str | None:
-        """The base URL without user, password and query: keys may hide there."""
-        if self.base_url is None:
-            return None
-        url = urllib.parse.urlsplit(self.base_url)
-        return urllib.parse.urlunsplit(
-            (url.scheme, url.netloc.rpartition("@")[2], url.path, "", "")
-        )
-
-
 @dataclasses.dataclass
 class Session:
     """An open client, and what one run has learnt about the endpoint.
 
     Attributes:
-        parameters: the sampling that the endpoint is known to accept. The dict is replaced, never
-            changed in place.
+        accepted: what the endpoint is known to accept.
     """
 
     client: openai.AsyncOpenAI
     judge: Judge
     key: str = dataclasses.field(repr=False)
-    parameters: Parameters
+    accepted: Accepted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +48,9 @@ class Reply:
     """What a judge answered.
 
     Attributes:
+        text: without what the endpoint returns as reasoning in another field.
         retries: how often the client repeated the request.
-        parameters: the sampling of the request.
+        accepted: what the endpoint accepted in the request.
     """
 
     text: str
@@ -111,11 +59,18 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     retries: int
-    parameters: Parameters
+    accepted: Accepted
+
+
+def _text_of_parts(content: Any) -> Any:
+    """Some endpoints send the content as a list of parts, of which only texts are the answer."""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return content
+    return "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
 
 
 class Message(pydantic.BaseModel):
-    content: str | None = None
+    content: Annotated[str | None, pydantic.BeforeValidator(_text_of_parts)] = None
 
 
 class Choice(pydantic.BaseModel):
@@ -158,20 +113,20 @@ async def _no_retry_of_quota(response: Any) -> None:
 async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | None:
     """Asks for one chat completion; None if the answer is not one.
 
-    Parameters that the endpoint refuses are replaced or dropped in `session.parameters`, for this
-    and all later requests.
+    What the endpoint refuses is replaced or dropped in `session.accepted`, for this and all later
+    requests.
 
     Raises:
         UserError, JudgeStopped, RequestFailed: as the head of this file says.
     """
     while True:
-        sent = session.parameters
+        sent = session.accepted
         try:
             create: Any = session.client.chat.completions.with_raw_response.create
             response = await create(
                 model=session.judge.model,
-                messages=messages,
-                **sent,
+                messages=sent.messages(messages),
+                **sent.parameters,
             )
         except openai.APIError as error:
             accepted = without_refused(sent, error, session.judge.max_tokens)
@@ -179,13 +134,13 @@ async def complete(session: Session, messages: list[dict[str, str]]) -> Reply | 
                 raise explained(error, session) from None
             # Other requests under way are refused for the same reason. The first one's finding
             # stays.
-            if session.parameters is sent:
-                session.parameters = accepted
+            if session.accepted is sent:
+                session.accepted = accepted
             continue
         return _reply(_hidden(response.http_response.text, session.key), response, sent)
 
 
-def _reply(body: str, response: Any, parameters: Parameters) -> Reply | None:
+def _reply(body: str, response: Any, accepted: Accepted) -> Reply | None:
     try:
         completion = Completion.model_validate_json(body)
     except pydantic.ValidationError:
@@ -199,34 +154,8 @@ def _reply(body: str, response: Any, parameters: Parameters) -> Reply | None:
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         retries=response.retries_taken,
-        parameters=parameters,
+        accepted=accepted,
     )
-
-
-def without_refused(
-    parameters: Parameters, error: openai.APIError, max_tokens: int
-) -> Parameters | None:
-    """The parameters without those that an error refuses; None if it is about something else.
-
-    A token limit is first tried under its other name, and dropped only if that is refused too.
-    """
-    if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
-        return None
-    refused = [name for name in parameters if _refuses(error, name)]
-    if not refused:
-        return None
-    accepted = {name: value for name, value in parameters.items() if name not in refused}
-    other_names = [NEXT_TOKEN_LIMIT.get(name) for name in refused]
-    return accepted | {name: max_tokens for name in other_names if name is not None}
-
-
-def _refuses(error: openai.APIError, name: str) -> bool:
-    if error.code in ("unsupported_parameter", "unsupported_value") and error.param is not None:
-        return error.param == name
-    # Some endpoints refuse in words only. An error about a limit that is too large also names the
-    # parameter; the second pattern tells the two apart.
-    said = str(error.message)
-    return bool(re.search(rf"\b{name}\b", said) and REFUSAL.search(said))
 
 
 def explained(error: openai.APIError, session: Session) -> Exception:

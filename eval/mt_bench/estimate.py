@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from eval.mt_bench.endpoint import Judge
-from eval.mt_bench.judgments import Judgment
-from eval.mt_bench.requests import Request
+from .judge_settings import Judge
+from .judgments import Judgment
+from .requests import Request
 
 # For English text and the tokenizers of current judges. Chat markup adds a few tokens a message.
 BYTES_PER_TOKEN = 4

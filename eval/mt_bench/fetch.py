@@ -6,9 +6,10 @@ import hashlib
 import urllib.request
 from pathlib import Path
 
-from eval.mt_bench.benchmark import JUDGE_PROMPTS, QUESTIONS, sha256
 from tddpo_jax.system.atomic import write_file
 from tddpo_jax.system.cache import cache_folder
+
+from .benchmark import JUDGE_PROMPTS, QUESTIONS, sha256
 
 COMMIT = "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
 SOURCE = f"https://raw.githubusercontent.com/lm-sys/FastChat/{COMMIT}/fastchat/llm_judge/data"

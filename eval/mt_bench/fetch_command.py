@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from eval.mt_bench.arguments import data_option
-from eval.mt_bench.benchmark import load_data
-from eval.mt_bench.fetch import COMMIT, SOURCE, default_folder, differing, fetch
+from .arguments import data_option
+from .benchmark import load_data
+from .fetch import COMMIT, SOURCE, default_folder, differing, fetch
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eval.mt_bench.arguments import at_least, data_option, load_benchmark
 from tddpo_jax.commands.options import DTYPES
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
+
+from .arguments import at_least, data_option, load_benchmark
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -42,8 +43,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # Only this command needs JAX. Loading JAX takes longer than the judge's first answer.
-    from eval.mt_bench import answers
     from tddpo_jax.generation.generator import Generator
+
+    from . import answers
 
     questions = list(load_benchmark(options).questions.values())[: options.first]
     settings = answers.Settings(

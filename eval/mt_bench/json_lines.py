@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 import pydantic
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.system.json_files import whole_lines
+from tddpo_jax.system.json_files import parse, problem, whole_lines
 
 
 class Row(pydantic.BaseModel):
@@ -46,13 +46,13 @@ def read_rows(path: str | Path, kind: type[RowT]) -> list[RowT]:
 
 def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
     try:
-        return kind.model_validate(json.loads(line))
+        return kind.model_validate(parse(line))
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"]) or kind.__name__.lower()
-        raise UserError(f"{path}, row {number}: {name}: {problem['msg']}") from None
-    except ValueError:
-        raise UserError(f"{path}, row {number}: not JSON") from None
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
+        raise UserError(f"{path}, row {number}: {name}: {first['msg']}") from None
+    except ValueError as error:
+        raise UserError(f"{path}, row {number}: {problem(error)}") from None
 
 
 @contextlib.contextmanager

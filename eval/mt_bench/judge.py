@@ -14,19 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from eval.mt_bench.endpoint import (
-    Judge,
-    JudgeStopped,
-    Parameters,
-    Reply,
-    RequestFailed,
-    RequestRefused,
-    Session,
-    client,
-    complete,
-)
-from eval.mt_bench.judgments import Judgment, Key, by_key, latest_keys
-from eval.mt_bench.requests import Request, parse_rating, request_hash
+from .benchmark import Record
+from .endpoint import Reply, RequestFailed, RequestRefused, Session, client, complete
+from .judge_settings import Accepted, Judge, JudgeStopped
+from .judgments import Judgment
+from .requests import Request, parse_rating, request_hash
 
 # A run stops after so many requests in a row have failed. A refused request says little about the
 # next one, so more of them are allowed.
@@ -66,55 +58,13 @@ class Tally:
             raise JudgeStopped(f"{said}: {failure}")
 
 
-def key_of(request: Request, judge: Judge) -> Key:
-    """The key that finds a judgment of this request."""
-    slot = request.model, judge.model, request.question_id, request.turn
-    return slot, request.prompt, request_hash(judge.model, request, judge.requested)
-
-
-def pending(
-    requests: Sequence[Request],
-    rows: Sequence[Judgment],
-    judge: Judge,
-    *,
-    retry_invalid: bool = False,
-) -> list[Request]:
-    """The requests that no row answers. Another text, prompt or sampling is another request."""
-    known = by_key(rows)
-    done = {key for key, row in known.items() if row.rating is not None or not retry_invalid}
-    return [request for request in requests if key_of(request, judge) not in done]
-
-
-def carried_over(
-    requests: Sequence[Request], rows: Sequence[Judgment], judge: Judge
-) -> list[Judgment]:
-    """Rows to write again, because an answer was changed, judged, and changed back.
-
-    The judge is not asked again. The copy makes the current row the last one of its slot: without
-    answer files, `judgments.current` takes the last row for the current one.
-    """
-    known = by_key(rows)
-    latest = latest_keys(rows)
-    keys = [key_of(request, judge) for request in requests]
-    return [known[key] for key in keys if key in known and latest[key[0]] != key]
-
-
-def accepted_before(rows: Sequence[Judgment], judge: Judge) -> Parameters:
-    """The parameters that the same judge accepted in an earlier run, else the wanted ones."""
-    for row in reversed(rows):
-        same = row.judge[0] == judge.model and row.base_url == judge.where
-        if same and row.requested == judge.requested and row.parameters is not None:
-            return row.parameters
-    return judge.requested
-
-
 def run(
     requests: Sequence[Request],
     judge: Judge,
     key: str,
     *,
-    parameters: Parameters,
-    data: Mapping[str, str | int],
+    accepted: Accepted,
+    data: Record,
     append: Callable[[Mapping[str, Any]], None],
     update: Callable[[int, int], None],
 ) -> Counter[str]:
@@ -124,7 +74,7 @@ def run(
         requests: the requests, in order.
         judge: whom to ask and how.
         key: the endpoint's key. No row and no message holds it.
-        parameters: the sampling to start with, from `accepted_before`.
+        accepted: what to start with, from `accepted_before`.
         data: `Data.record`, written into every row.
         append: writes a row.
         update: called with the number of requests that were judged or failed, and of all.
@@ -151,7 +101,7 @@ def run(
             tally.failed(failure)
         else:
             tally.succeeded()
-            append({**row.model_dump(), "data": dict(data)})
+            append({**row.model_dump(), "data": data})
         done += 1
         update(done, len(requests))
         return True
@@ -163,7 +113,7 @@ def run(
     async def judge_all() -> None:
         queue = iter(requests)
         async with client(judge, key) as opened:
-            session = Session(client=opened, judge=judge, key=key, parameters=parameters)
+            session = Session(client=opened, judge=judge, key=key, accepted=accepted)
             # Requests go out one at a time until one is judged. That one shows what the endpoint
             # accepts, and whether there is an endpoint at all.
             while not tally.judged and await judge_next(session, queue):
@@ -220,7 +170,8 @@ async def judged(session: Session, request: Request) -> Judgment:
             "completion_tokens": sum(reply.completion_tokens for reply in replies),
         },
         requested=judge.requested,
-        parameters=reply.parameters,
+        parameters=reply.accepted.parameters,
+        system_role=reply.accepted.system_role,
         base_url=judge.where,
         generation=request.generation,
     )

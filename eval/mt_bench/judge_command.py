@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
+import urllib.parse
 from pathlib import Path
+from types import ModuleType
 
-from eval.mt_bench import judge
-from eval.mt_bench.arguments import at_least, data_option, load_benchmark
-from eval.mt_bench.benchmark import REFERENCE, answer_files
-from eval.mt_bench.endpoint import Judge
-from eval.mt_bench.estimate import BYTES_PER_TOKEN, Estimate, estimate
-from eval.mt_bench.json_lines import appending, read_rows
-from eval.mt_bench.judgments import Judgment
-from eval.mt_bench.requests import requests_for
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
+
+from .arguments import at_least, data_option, load_benchmark
+from .benchmark import REFERENCE, answer_files
+from .estimate import BYTES_PER_TOKEN, Estimate, estimate
+from .json_lines import appending, read_rows
+from .judge_settings import Judge
+from .judgments import Judgment
+from .remaining import accepted_before, carried_over, pending
+from .requests import requests_for
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -88,27 +90,28 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output or _default_output(files[0].path, asked.model)
     if options.dry_run:
         rows = read_rows(output, Judgment) if output.exists() else []
-        todo = judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid)
+        todo = pending(requests, rows, asked, retry_invalid=options.retry_invalid)
         _print_estimate(options, len(requests), estimate(todo, rows, asked), asked.model)
         return 0
+    judge = _judge_module()
     key = _api_key(asked, required=bool(options.api_key_env) or asked.base_url is None)
     with appending(output) as append:
         rows = read_rows(output, Judgment)
-        for row in judge.carried_over(requests, rows, asked):
+        for row in carried_over(requests, rows, asked):
             append(row.model_dump())
         with Screen().stage("judging") as update:
             failed = judge.run(
-                judge.pending(requests, rows, asked, retry_invalid=options.retry_invalid),
+                pending(requests, rows, asked, retry_invalid=options.retry_invalid),
                 asked,
                 key,
-                parameters=judge.accepted_before(rows, asked),
+                accepted=accepted_before(rows, asked),
                 data=data.record,
                 append=append,
                 update=update,
             )
     rows = read_rows(output, Judgment)
-    left = len(judge.pending(requests, rows, asked))
-    unrated = len(judge.pending(requests, rows, asked, retry_invalid=True)) - left
+    left = len(pending(requests, rows, asked))
+    unrated = len(pending(requests, rows, asked, retry_invalid=True)) - left
     print(f"{output}: {len(requests) - left} of {len(requests)} requests judged")
     if unrated:
         print(f"{unrated} judgments have no valid rating (see --retry-invalid)")
@@ -116,6 +119,19 @@ def _run(options: argparse.Namespace) -> int:
         said = f"{times} requests failed; the next run asks them again: {reason}"
         print(said, file=sys.stderr)
     return 1 if failed else 0
+
+
+def _judge_module() -> ModuleType:
+    """The module that asks the judge. It needs the client."""
+    try:
+        from . import judge
+    except ModuleNotFoundError as error:
+        if error.name != "openai":
+            raise
+        raise UserError(
+            "judge: the package openai is not installed: pip install 'tddpo-jax[judge]'"
+        ) from None
+    return judge
 
 
 def _asked(options: argparse.Namespace) -> Judge:
@@ -140,10 +156,18 @@ def _default_output(answers: Path, judge_model: str) -> Path:
 def _base_url(given: str | None) -> str | None:
     """The endpoint's URL. The client would read the variable too, but would not tell."""
     url = given or os.environ.get("OPENAI_BASE_URL") or None
-    if url is not None and not re.match(r"https?://[^/]", url):
+    if url is not None and not _names_a_host(url):
         # The message does not quote the URL, because some users put keys into URLs.
         raise UserError("--base-url: must begin with http:// or https:// and name a host")
     return url
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets of an address that do not close, or a port that is none
+        return False
 
 
 def _api_key(asked: Judge, *, required: bool) -> str:

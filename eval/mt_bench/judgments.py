@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eval.mt_bench.json_lines import Row
-from eval.mt_bench.requests import Turn, fastchat_rating, parse_rating
+import pydantic
+from pydantic_core import PydanticCustomError
+
+from .benchmark import Record
+from .json_lines import Row
+from .requests import Turn, fastchat_rating, parse_rating
 
 # What a row answers, except for the text: the model's file, the judge, the question, the turn.
 Slot = tuple[str, str, int, int]
@@ -25,7 +29,8 @@ class Judgment(Row):
         usage: tokens over all attempts.
         requested: the sampling that was wanted.
         parameters: the sampling that the endpoint accepted.
-        data: `Data.record`: SHA-256 of questions, prompts and references.
+        system_role: whether the endpoint took the system message; if not, the user's began with it.
+        data: `Data.record`.
         generation: how the answer was generated, from the answer's own file.
     """
 
@@ -47,11 +52,21 @@ class Judgment(Row):
     finish_reason: str | None = None
     response_model: str | None = None
     usage: dict[str, int] | None = None
-    requested: dict[str, int | float] | None = None
-    parameters: dict[str, int | float] | None = None
+    requested: dict[str, int | pydantic.FiniteFloat] | None = None
+    parameters: dict[str, int | pydantic.FiniteFloat] | None = None
+    system_role: bool = True
     base_url: str | None = None
-    data: dict[str, str | int] | None = None
+    data: Record | None = None
     generation: dict[str, Any] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _is_single(cls, row: Any) -> Any:
+        if isinstance(row, dict) and "model_1" in row and "model" not in row:
+            raise PydanticCustomError(
+                "pairwise", "compares two answers; only ratings of single answers are read"
+            )
+        return row
 
     @property
     def slot(self) -> Slot:
@@ -65,17 +80,20 @@ class Judgment(Row):
 
     @property
     def rating(self) -> float | None:
-        """The score if it counts: from 1 to 10, and not from FastChat's single-bracket fallback."""
+        """The score if it counts: from 1 to 10, and as we read it where FastChat read it.
+
+        FastChat's parser also takes a single bracket and a number in a judge's reasoning.
+        """
         if self.invalid is not None or not 1 <= self.score <= 10:
             return None
-        if parse_rating(self.judgment) is None and fastchat_rating(self.judgment) == self.score:
-            return None
-        return float(self.score)
+        by_fastchat = fastchat_rating(self.judgment) == self.score
+        rating = parse_rating(self.judgment) if by_fastchat else self.score
+        return None if rating is None else float(rating)
 
     @property
     def fastchat_score(self) -> int | float:
         """The score that FastChat would have stored. Its parser is laxer than ours."""
-        return self.score if self.invalid is None else fastchat_rating(self.judgment)
+        return fastchat_rating(self.judgment) if self.judgment else self.score
 
 
 def by_key(rows: Iterable[Judgment]) -> dict[Key, Judgment]:

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.mt_bench.benchmark import AnswerFile, Data
-from eval.mt_bench.difference import difference, holm, interval
-from eval.mt_bench.endpoint import Judge
-from eval.mt_bench.json_lines import read_rows
-from eval.mt_bench.judge import key_of
-from eval.mt_bench.judgments import Judgment, Key, Slot, current
-from eval.mt_bench.requests import requests_for
-from eval.mt_bench.score import Scores, mean, scores_of, sd_over_seeds
 from tddpo_jax.errors import UserError
+
+from .benchmark import AnswerFile, Data
+from .difference import difference, holm, interval
+from .json_lines import read_rows
+from .judge_settings import Judge
+from .judgments import Judgment, Key, Slot, current
+from .remaining import key_of
+from .requests import requests_for
+from .score import Scores, mean, scores_of, sd_over_seeds
 
 # Two models should share these facts. Otherwise their difference is not one of answers alone.
 JUDGED_WITH = ("response_models", "base_url", "sampling", "data")
@@ -42,7 +43,7 @@ def read_judgments(paths: Iterable[str | Path], judge_model: str | None = None) 
 def asked_now(rows: Sequence[Judgment], files: Iterable[AnswerFile], data: Data) -> dict[Slot, Key]:
     """The current request of each slot: made from the answers, with the last row's judge."""
     last = rows[-1]
-    requested = last.requested or Judge(model=last.judge[0]).requested
+    requested = Judge(model=last.judge[0]).requested | (last.requested or {})
     judge = Judge(
         model=last.judge[0],
         temperature=float(requested["temperature"]),
@@ -127,7 +128,12 @@ def _made_with(rows: Iterable[Judgment], model: str) -> dict[str, Any]:
         "response_models": _distinct(row.response_model for row in own),
         "base_url": _distinct(row.base_url for row in own),
         "sampling": _distinct(
-            {"requested": row.requested, "accepted": row.parameters} for row in own
+            {
+                "requested": row.requested,
+                "accepted": row.parameters,
+                "system_role": row.system_role,
+            }
+            for row in own
         ),
         "data": _distinct(row.data for row in own),
         "generation": _distinct(row.generation for row in own),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from eval.mt_bench.arguments import data_option, load_benchmark
-from eval.mt_bench.benchmark import REFERENCE, answer_files
-from eval.mt_bench.report import asked_now, read_judgments, report
-from eval.mt_bench.report_text import as_text, fastchat_text
-from eval.mt_bench.score import fastchat_scores
 from tddpo_jax.errors import UserError
+
+from .arguments import data_option, load_benchmark
+from .benchmark import REFERENCE, answer_files
+from .report import asked_now, read_judgments, report
+from .report_text import as_text, fastchat_text
+from .score import fastchat_scores
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.mt_bench.fetch import CHECKSUMS
+from .fetch import CHECKSUMS
 
 Result = Mapping[str, Mapping[str, Any]]
 
@@ -129,6 +129,11 @@ def _joined(values: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(value or "not recorded" for value in values)) or "not recorded"
 
 
+def _of(record: Mapping[str, Any], name: str) -> str:
+    """A fact that a row should record; rows of other programs may use its key for other things."""
+    return str(record.get(name, "not recorded"))
+
+
 def _file(checksum: str) -> str:
     origin = "FastChat's" if checksum in CHECKSUMS.values() else "not FastChat's"
     return f"{origin} ({checksum[:8]})"
@@ -140,7 +145,9 @@ def _at(urls: Sequence[str | None]) -> str:
 
 
 def _sampling(
-    requested: Mapping[str, int | float] | None, accepted: Mapping[str, int | float] | None
+    requested: Mapping[str, int | float] | None,
+    accepted: Mapping[str, int | float] | None,
+    system_role: bool,
 ) -> str | None:
     if requested is None or accepted is None:
         return None
@@ -148,6 +155,7 @@ def _sampling(
     refused = [
         name for name in requested if name not in accepted and not (name == "max_tokens" and limits)
     ]
+    refused += [] if system_role else ["system role"]
     said = [f"{name} {value:g}" for name, value in accepted.items()]
     return ", ".join(said + [f"{name} not accepted" for name in refused])
 
@@ -155,12 +163,16 @@ def _sampling(
 def _generation(made: Mapping[str, Any] | None) -> str | None:
     if made is None:
         return None
-    system = "no system prompt" if made["system"] is None else f"system prompt {made['system']!r}"
-    return (
-        f"template {made['template']} ({made['template_sha256'][:8]}), {system}, "
-        f"temperature {made['temperature']}, top_k {made['top_k']}, top_p {made['top_p']}, "
-        f"{made['max_new_tokens']} new tokens, {made['dtype']}, weights {made['weights'][:8]}"
+    system = made.get("system")
+    parts = (
+        f"template {_of(made, 'template')} ({_of(made, 'template_sha256')[:8]})",
+        "no system prompt" if system is None else f"system prompt {system!r}",
+        *(f"{name} {_of(made, name)}" for name in ("temperature", "top_k", "top_p")),
+        f"{_of(made, 'max_new_tokens')} new tokens",
+        _of(made, "dtype"),
+        f"weights {_of(made, 'weights')[:8]}",
     )
+    return ", ".join(parts)
 
 
 def fastchat_text(result: Result) -> str:

@@ -13,10 +13,15 @@ import json
 import re
 from typing import Any, Literal
 
-from eval.mt_bench.benchmark import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
 from tddpo_jax.errors import UserError
 
+from .benchmark import REFERENCE_CATEGORIES, AnswerFile, Data, JudgePrompt
+
 Turn = Literal[1, 2]
+
+# How models mark their reasoning: `<think>` and its variants, Mistral's `[THINK]`.
+REASONING_START = re.compile(r"\s*(<(think|thinking|thought|reasoning)>|\[THINK\])", re.I)
+REASONING_END = re.compile(r"(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +125,24 @@ def request_hash(judge: str, request: Request, requested: dict[str, int | float]
 
 
 def parse_rating(text: str) -> int | float | None:
-    """The number in the first `[[number]]` of a judgment, or None.
+    """The number in the first `[[number]]` of a judgment, behind the judge's reasoning, or None.
 
     The prompts ask for 1 to 10. If the first number is outside of that there is no rating, whatever
     follows it. A single-bracket `[5]` is never a rating, because it may be an index into an array.
+    Reasoning often quotes the prompt's own example of a rating. It reaches to the last mark of its
+    end; without such a mark, reasoning that was opened is all there is.
 
     >>> parse_rating("Rating: [[7.5]]"), parse_rating("array[0] is [5]"), parse_rating("[[11]]")
     (7.5, None, None)
     """
-    rating = _first_number(r"\[\[(\d+\.?\d*)\]\]", text)
+    rating = _first_number(r"\[\[(\d+\.?\d*)\]\]", _verdict(text))
     return rating if rating is not None and 1 <= rating <= 10 else None
+
+
+def _verdict(text: str) -> str:
+    """A judgment without its reasoning. Many a chat template opens it before the judgment."""
+    behind = REASONING_END.split(text)[-1]
+    return "" if REASONING_START.match(behind) else behind
 
 
 def fastchat_rating(text: str) -> int | float:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from eval.mt_bench.judgments import Judgment
 from tddpo_jax.errors import UserError
+
+from .judgments import Judgment
 
 QUESTIONS = 80
 TURNS = 2
@@ -82,7 +83,7 @@ def _scores(model_id: str, rows: list[Judgment]) -> Scores:
     seeds = _seeds(model_id, rows)
     category = {row.question_id: category_of(row) for row in rows}
     questions = tuple(sorted(category))
-    total = max((int(row.data["question_count"]) for row in rows if row.data), default=QUESTIONS)
+    total = max((row.data["question_count"] for row in rows if row.data), default=QUESTIONS)
     if len(questions) > total:
         raise UserError(
             f"{model_id}: {len(questions)} questions were judged, but there are {total}"

@@ -1,8 +1,11 @@
-"""Held-out quality without a judge: `python -m eval.quality RUN_OR_GRID_OR_MODEL`.
+"""Held-out quality without a judge: `python -m tddpo_jax quality RUN_OR_GRID_OR_MODEL`.
 
 The command samples one answer per prompt from the policy and from its base. It measures what shows
 a broken policy before a judge costs money: the embedded rule's score and win rate, length, distinct
 n-grams, repetition, answers that never end, and the KL to the base per token (see `measure`).
+
+The rule knows the embedded world alone. A run on other data is asked the prompts of its own
+validation data and gets the figures that need no rule. So does a model with prompts of the user's.
 
 The figures are shown, and written as `quality.json` into the folder of each run or model. In a
 grid, every finished cell is measured: by its `best/`, or by the base if it diverged before it had
@@ -18,13 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.experiment import read_experiment
-from eval.quality.prompts import read_prompts
-from eval.quality.quality_file import FILE, Standing, is_of, read_quality, standing_of
-from eval.tasks import embedded
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
-from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import read_part
@@ -32,11 +31,17 @@ from tddpo_jax.system.atomic import write_json
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
 
+from ..experiment import read_experiment
+from ..tasks import embedded
+from .prompts import Prompt, read_prompts, validation_prompts
+from .quality_file import FILE, Standing, is_of, read_quality, standing_of
+
 
 class Subject(NamedTuple):
-    """A cell with the policy that stands for it, or a model, which has no standing."""
+    """A cell with its config and the policy that stands for it, or a model, which has neither."""
 
     folder: Path
+    config: Config | None
     standing: Standing | None
 
 
@@ -47,14 +52,40 @@ def subjects_of(path: Path) -> list[Subject]:
         UserError: no cell of the grid has finished.
     """
     if (path / "config.yaml").is_file():
-        return [Subject(path, standing_of(cell)) for cell in read_experiment(path).cells]
+        return _subjects(path)
     if not (path / "grid.json").is_file():
-        return [Subject(path, None)]
-    standings = {cell.folder: standing_of(cell) for cell in read_experiment(path).cells}
-    found = [Subject(folder, standing) for folder, standing in standings.items() if standing]
+        return [Subject(path, None, None)]
+    found = [subject for subject in _subjects(path) if subject.standing]
     if not found:
         raise UserError(f"{path}: no cell of the grid has finished yet")
     return found
+
+
+def _subjects(path: Path) -> list[Subject]:
+    cells = read_experiment(path).cells
+    return [Subject(cell.folder, cell.config, standing_of(cell)) for cell in cells]
+
+
+def _prompts(subject: Subject, given: str | None) -> Sequence[Prompt]:
+    """What to ask: the given prompts, the run's own, or the embedded ones."""
+    if given is not None:
+        return read_prompts(given)
+    if subject.config is None or _is_embedded(subject.config):
+        return embedded.prompts()
+    return validation_prompts(subject.config)
+
+
+def _why_no_rule(subject: Subject, prompts: str | None) -> str | None:
+    """Why the embedded rule does not score the answers; None if it does."""
+    if subject.config is not None and not _is_embedded(subject.config):
+        return f"the run's data is {subject.config.data.path}"
+    if subject.config is None and prompts is not None:
+        return f"the prompts are those of {prompts}"
+    return None
+
+
+def _is_embedded(config: Config) -> bool:
+    return config.data.path == "embedded"
 
 
 def _base_path(run: Path, given: str | None) -> str:
@@ -67,11 +98,13 @@ def _base_path(run: Path, given: str | None) -> str:
 
 
 def _command(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="eval.quality", description="Quality of sampled answers, without a judge.")
+    parser = Parser(
+        prog="tddpo quality", description="Quality of sampled answers, without a judge."
+    )
     parser.add_argument("path", help="run, grid or model directory")
     parser.add_argument("--base", help="model to compare with (default: what the run started from)")
     parser.add_argument(
-        "--prompts", help="preference file whose prompts to ask (default: embedded)"
+        "--prompts", help="preference file whose prompts to ask (default: the run's own)"
     )
     parser.add_argument("--most", type=int, default=400, help="largest number of prompts to ask")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -80,32 +113,43 @@ def _command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.most < 1:
         raise UserError(f"--most: must be at least 1, got {given.most}")
-    from eval.quality.measure import Asked, Base, load_policy, measure, sampled_answers
     from tddpo_jax.generation.sampling import Sampling
 
+    from .measure import Asked, Base, load_policy, measure, sampled_answers
+
     use_compilation_cache()
-    prompts = embedded.prompts() if given.prompts is None else read_prompts(given.prompts)
     sampling = Sampling(given.temperature, max_new_tokens=given.max_new_tokens)
-    asked = Asked(prompts[: given.most], sampling, given.seed)
     screen = Screen()
     mesh = make_mesh(MeshConfig())
-    bases: dict[str, Base] = {}
-    for folder, standing in subjects_of(Path(given.path)):
+    bases: dict[tuple[str, str], Base] = {}
+    for subject in subjects_of(Path(given.path)):
+        folder, config, standing = subject
         path = _base_path(folder, given.base)
+        why = _why_no_rule(subject, given.prompts)
+        asked = Asked(
+            _prompts(subject, given.prompts)[: given.most],
+            sampling,
+            given.seed,
+            template=None if config is None else config.data.template,
+            has_rule=why is None,
+        )
         about = {"asked": asked.record | {"base": path}}
         if _is_known(folder, standing, about):
             screen.say(f"{folder.name}: already measured; skipped")
             continue
-        if path not in bases:
-            policy = load_policy(path, mesh)
-            bases[path] = Base(policy, sampled_answers(policy.generator, asked))
-        base = bases[path]
+        if why is not None:
+            screen.say(f"{folder.name}: no score, because {why}, and the rule is the embedded one")
+        key = path, json.dumps(asked.record)
+        if key not in bases:
+            policy = load_policy(path, mesh, asked.template)
+            bases[key] = Base(policy, sampled_answers(policy.generator, asked))
+        base = bases[key]
         by_base = standing is not None and standing.policy == "base"
-        policy = base.policy if by_base else load_policy(str(folder), mesh)
+        policy = base.policy if by_base else load_policy(str(folder), mesh, asked.template)
         figures = measure(policy, base, asked, mesh)
         shown = {n: round(v, 4) for n, v in figures.items() if isinstance(v, float)}
-        why = " (its base, because it diverged before it had a best/)" if by_base else ""
-        screen.say(f"{folder.name}{why}: {json.dumps(shown)}")
+        which = " (its base, because it diverged before it had a best/)" if by_base else ""
+        screen.say(f"{folder.name}{which}: {json.dumps(shown)}")
         # `embedded` and hub ids are not folders of the user's, so their figures are only shown.
         if folder.is_dir():
             written = (standing._asdict() if standing else {}) | about | figures
@@ -119,9 +163,9 @@ def _is_known(folder: Path, standing: Standing | None, about: dict[str, Any]) ->
     return found is not None and is_of(found, standing) and found.get("asked") == about["asked"]
 
 
-def main() -> int:
-    """The command line."""
-    return run_command(_command, sys.argv[1:])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

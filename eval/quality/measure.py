@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int32
 
-from eval.quality.ngrams import distinct, repetition
-from eval.tasks.embedded import Conversation, score
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.config.schema import ModelConfig
@@ -28,13 +27,24 @@ from tddpo_jax.placement.computation import computation
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.weights.locate import resolve
 
+from ..tasks.embedded import score
+from .ngrams import distinct, repetition
+from .prompts import Prompt
+
 
 class Asked(NamedTuple):
-    """The fixed prompts and how answers are sampled."""
+    """The fixed prompts and how answers are sampled.
 
-    prompts: list[Conversation]
+    Attributes:
+        template: the chat template, which also ends an answer; None for the tokenizer's own.
+        has_rule: whether the embedded world's rule can score the answers.
+    """
+
+    prompts: Sequence[Prompt]
     sampling: Sampling
     seed: int
+    template: str | None = None
+    has_rule: bool = True
 
     @property
     def record(self) -> dict[str, Any]:
@@ -62,42 +72,62 @@ class Base(NamedTuple):
     answers: list[Completion]
 
 
-def load_policy(path: str, mesh: Mesh) -> Policy:
+def load_policy(path: str, mesh: Mesh, template: str | None = None) -> Policy:
     """Loads the policy of a run, a folder or a hub id in float32.
 
     Raises:
         UserError: there is no model at `path`.
     """
-    generator = Generator.from_path(path, "float32")
+    generator = Generator.from_path(path, "float32", template=template)
     return Policy(generator, load_model(resolve(path), mesh, jnp.float32))
 
 
 def sampled_answers(generator: Generator, asked: Asked) -> list[Completion]:
     """One sampled answer per prompt. Prompt i has the key (seed, i), whatever the model."""
-    ids = [encode_prompt(generator.tokenizer, prompt, None) for prompt in asked.prompts]
+    ids = _prompt_ids(generator, asked)
     keys = [(asked.seed, number) for number in range(len(ids))]
     return generator.generate(ids, [asked.sampling] * len(ids), keys)
 
 
+def _prompt_ids(generator: Generator, asked: Asked) -> list[Int32[np.ndarray, " n"]]:
+    return [
+        np.array(prompt, np.int32)
+        if isinstance(prompt[0], int)
+        else encode_prompt(generator.tokenizer, prompt, asked.template)
+        for prompt in asked.prompts
+    ]
+
+
 def measure(policy: Policy, base: Base, asked: Asked, mesh: Mesh) -> dict[str, Any]:
-    """All figures of one policy. `scores` holds one number per prompt, the rest are means."""
+    """All figures of one policy. `scores` holds one number per prompt, the rest are means.
+
+    Without a rule there are no `scores`, and none of the figures made of them.
+    """
     same = policy is base.policy
     ours = base.answers if same else sampled_answers(policy.generator, asked)
     texts = [answer.text for answer in ours]
-    scores, base_scores = (
-        np.array([score(answer.text) for answer in each]) for each in (ours, base.answers)
-    )
-    wins = (scores > base_scores) + 0.5 * (scores == base_scores)
+    ruled = _scored(ours, base.answers) if asked.has_rule else {}
     return {
-        "score": float(scores.mean()),
-        "base_score": float(base_scores.mean()),
-        "win_rate": float(wins.mean()),
+        **ruled,
         "tokens": float(np.mean([len(answer.token_ids) for answer in ours])),
         "unfinished": float(np.mean([answer.finish_reason == "length" for answer in ours])),
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
         "repetition": float(np.mean([repetition(text) for text in texts])),
         "kl_per_token": kl_per_token(policy, base.policy, asked, ours, mesh),
+    }
+
+
+def _scored(ours: Sequence[Completion], of_base: Sequence[Completion]) -> dict[str, Any]:
+    """What the rule says of the answers."""
+    scores, base_scores = (
+        np.array([score(answer.text) for answer in each]) for each in (ours, of_base)
+    )
+    wins = (scores > base_scores) + 0.5 * (scores == base_scores)
+    return {
+        "score": float(scores.mean()),
+        "base_score": float(base_scores.mean()),
+        "win_rate": float(wins.mean()),
         "scores": scores.tolist(),
     }
 
@@ -109,14 +139,14 @@ def kl_per_token(
 
     Answers without tokens are left out. None if no answer has a token.
     """
-    examples = []
-    for number, (prompt, answer) in enumerate(zip(asked.prompts, ours, strict=True)):
-        ids = np.array(answer.token_ids, np.int32)
-        if len(ids):
-            prompt_ids = encode_prompt(policy.generator.tokenizer, prompt, None)
-            examples.append(Example(number, prompt_ids, (ids,)))
-    if not examples:
+    answered = [number for number, answer in enumerate(ours) if answer.token_ids]
+    if not answered:
         return None
+    prompts = _prompt_ids(policy.generator, asked)
+    examples = [
+        Example(number, prompts[number], (np.array(ours[number].token_ids, np.int32),))
+        for number in answered
+    ]
     how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
     logps, base_logps = (
         example_log_probs(model, examples, how, mesh) for model in (policy.model, base.model)

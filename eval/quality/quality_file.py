@@ -9,15 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from eval.experiment import Cell
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.system.json_files import Content, read_as
+
+from ..experiment import Cell
 
 FILE = "quality.json"
 
 
 class _Quality(Content):
-    scores: list[float]  # one number per prompt
+    scores: list[float] | None = None  # one number per prompt; None without a rule
     kl_per_token: float | None = None
 
 

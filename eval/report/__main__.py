@@ -1,4 +1,4 @@
-"""The command line: `python -m eval.report GRID_OR_RUN_DIR`.
+"""The verb `report`: `python -m tddpo_jax report GRID_OR_RUN_DIR`.
 
 Writes `report.html`, `report.md`, `results.csv`, `experiment.json` and the pictures into the
 directory, and prints the verdict. The exit status is 0 if that is done, 2 if the user's input was
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
+from tddpo_jax.errors import UserError
+from tddpo_jax.runs.run_directory import check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = Parser(prog="python -m eval.report", description="Report on a grid, or on a run")
+    top = Parser(prog="tddpo report", description="Report on a grid, or on a run")
     add = top.add_argument
     add("directory", type=Path, metavar="GRID_OR_RUN_DIR")
     add(
@@ -42,16 +44,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.split_seed < 0:
+        raise UserError(f"--split-seed: must be at least 0, got {options.split_seed}")
     # Imported late, so that a mistake in the options is reported at once.
     import jax
 
-    from eval.report.analysis import analyse
-    from eval.report.pages.page import write_report
+    from .analysis import analyse
+    from .pages.page import FIGURES, write_report
 
     # A report needs no accelerator. It must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
+    check_output(options.directory / FIGURES)
     analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
-    files = write_report(analysis, f"python -m eval.report {shlex.join(arguments)}")
+    files = write_report(analysis, f"python -m tddpo_jax report {shlex.join(arguments)}")
     for line in (*analysis.headlines, *analysis.notes, *files):
         print(line)
     return 0

@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.experiment import Experiment, read_experiment
-from eval.report.number_formats import plural
-from eval.report.read.find_scores import Found, find_scores
-from eval.report.statistics.arms import best_settings
-from eval.report.statistics.intervals import Resampling, resampling
-from eval.report.statistics.score_statistics import Study, study_both_ways
-from eval.report.statistics.verdicts import Claim, Verdict, count, examine
 from tddpo_jax.errors import UserError
+
+from ..experiment import Experiment, read_experiment
+from .number_formats import plural
+from .read.find_scores import Found, find_scores
+from .statistics.arms import best_settings
+from .statistics.intervals import Resampling, resampling
+from .statistics.score_statistics import Study, study_both_ways
+from .statistics.verdicts import Claim, Verdict, count, examine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,14 +179,19 @@ def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
         "reference a policy moved. In DiscoPOP's paper (arXiv 2406.08414) the loss with the worst "
         "accuracy did not have the worst MT-Bench score."
     )
-    first = tested[0].study.score
+    first, cells = tested[0].study.score, experiment.cells
     if first.name == "accuracy":
+        # The rule of eval.quality scores the answers of runs on the embedded data alone.
+        ruled = all(not cell.config or cell.config.data.path == "embedded" for cell in cells)
+        made_by = "tddpo quality and tddpo mt-bench make them"
+        if not ruled:
+            made_by = "tddpo mt-bench can make one"
         return (
-            f"{warning} There is no score of answers here yet (python -m eval.quality and python "
-            "-m eval.mt_bench make them). What is said below about two losses is therefore about "
-            "held-out reward accuracy, not about the quality of answers."
+            f"{warning} There is no score of answers here yet ({made_by}). What is said below "
+            "about two losses is therefore about held-out reward accuracy, not about the quality "
+            "of answers."
         )
-    metrics = {cell.best_metric for cell in experiment.cells if cell.config}
+    metrics = {cell.best_metric for cell in cells if cell.config}
     chosen_by = ", ".join(sorted(metrics))
     return (
         f"{warning} Losses are compared by {first.title} of the policy in best/. Within each run "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from eval.uncertainty import Interval
+from ..uncertainty import Interval
 
 NONE = "–"
 

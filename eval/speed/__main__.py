@@ -33,7 +33,6 @@ from typing import Any
 
 import jax
 
-from eval.speed.model_shape import read_llama
 from tddpo_jax.adapters.nf4 import NF4_BLOCK
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
@@ -44,6 +43,8 @@ from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.paths import EMBEDDED
+
+from .model_shape import read_llama
 
 DEFAULTS: dict[str, Any] = {
     "model": None,
@@ -97,7 +98,7 @@ POSITIVE = (
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="eval.speed",
+        prog="tddpo speed",
         description="Speed of training steps and of decoding.",
         argument_default=argparse.SUPPRESS,
     )
@@ -207,7 +208,7 @@ def _option(name: str) -> str:
 def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
     if given.model:
         for name in SIZES:
-            if any(word.partition("=")[0] == _option(name) for word in arguments):
+            if any(word.partition("=")[0].replace("_", "-") == _option(name) for word in arguments):
                 raise UserError(f"{_option(name)}: --model gives the shape")
         return read_llama(Path(given.model))
     if given.width % (2 * given.heads):
@@ -229,14 +230,17 @@ def _shape(given: Any, arguments: Sequence[str]) -> LlamaConfig:
         rope_scaling=None,
         norm_epsilon=1e-5,
         tied=True,
+        biases=False,
+        head_norms=False,
+        window=None,
     )
 
 
 def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, Any]]:
     """Yields a row of figures for each measured thing, as soon as it is measured."""
     # Imported late: JAX must know its number of devices first.
-    from eval.speed import comparison, decoding, peers, pieces, training
-    from eval.speed.case import Case
+    from . import comparison, decoding, peers, pieces, training
+    from .case import Case
 
     if jax.device_count() != given.devices:
         raise UserError(
@@ -278,7 +282,7 @@ def _measure(mode: str, given: Any, model: LlamaConfig) -> Iterator[dict[str, An
 
 
 def _command(arguments: Sequence[str]) -> int:
-    from eval.speed.table import facts, table  # imports transformers, which warns before this
+    from .table import facts, table  # imports transformers, which warns before this
 
     mode, given = _settings(arguments)
     model = None if mode == "suite" else _shape(given, arguments)
@@ -289,7 +293,7 @@ def _command(arguments: Sequence[str]) -> int:
     if model is not None:
         measured = _measure(mode, given, model)
     else:
-        from eval.speed.suite import run_suite
+        from .suite import run_suite
 
         measured = run_suite(small=given.small, minutes=given.minutes)
     rows, figures = [], about
@@ -305,9 +309,10 @@ def _command(arguments: Sequence[str]) -> int:
     return 1 if any(row.get("failed") for row in rows) else 0
 
 
-def main() -> int:
-    """The command line."""
-    return run_command(_command, sys.argv[1:], resumes=False)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command(_command, arguments, resumes=False)
 
 
 if __name__ == "__main__":

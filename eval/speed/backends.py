@@ -110,7 +110,7 @@ def _by_ranges(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Ar
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, batch: Batch) -> jax.Array:
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) / q.shape[-1] ** 0.5
-    key = jnp.arange(k.shape[1])
+    key = jnp.arange(k.shape[1])[None, None, None]
     start, end = batch.key_start[:, None, :, None], batch.key_end[:, None, :, None]
     seen = (start <= key) & (key < end)
     weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), axis=-1)

@@ -6,10 +6,11 @@ import dataclasses
 import statistics
 from typing import Any
 
-from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
-from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.errors import UserError
+
+from .case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from .training import Trainer
 
 
 def measure_prefix(case: Case) -> dict[str, Any]:

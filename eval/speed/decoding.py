@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.speed.case import Case, random_model
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
@@ -22,6 +21,8 @@ from tddpo_jax.generation.batching import cached_numbers, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.placement.shardings import bytes_of_device
+
+from .case import Case, random_model
 
 READ_SHAPE = (16384, 8192)  # 512 MiB of float32
 LEAST_BYTES = 256 * 2**20

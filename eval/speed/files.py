@@ -34,15 +34,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from eval.speed.disk_rate import disk_rates, to_disk
-from eval.speed.passage import Passage, import_and_export, kibibytes
-from eval.speed.synthetic_checkpoint import (
-    differing_tensor,
-    tensor_bytes,
-    tensor_specs,
-    write_checkpoint,
-    write_config,
-)
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
 from tddpo_jax.config.schema import MeshConfig
@@ -52,6 +43,16 @@ from tddpo_jax.planning.memory import abstract_mesh
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import SHAPES
 from tddpo_jax.weights import hugging_face
+
+from .disk_rate import disk_rates, to_disk
+from .passage import Passage, import_and_export, kibibytes
+from .synthetic_checkpoint import (
+    differing_tensor,
+    tensor_bytes,
+    tensor_specs,
+    write_checkpoint,
+    write_config,
+)
 
 LLAMA_2_7B = SHAPES / "llama-2-7b"
 # These attributes make any config.json that of a tiny model.

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from eval.speed.disk_rate import to_disk
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.weights import hugging_face
+
+from .disk_rate import to_disk
 
 
 @dataclasses.dataclass(frozen=True)

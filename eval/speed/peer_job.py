@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eval.speed.case import WARM_UP, Case
 from tddpo_jax.batches.layout import Example
+
+from .case import WARM_UP, Case
 
 
 def peer_job(

@@ -16,12 +16,13 @@ from typing import Any
 
 import jax
 
-from eval.speed.case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
-from eval.speed.peer_job import longest, peer_job, shape_folder
-from eval.speed.peer_process import PeerProcess
-from eval.speed.training import Trainer
 from tddpo_jax.errors import UserError
 from tddpo_jax.weights import hugging_face
+
+from .case import WARM_UP, Case, load_pairs, shapes_of, timed_pairs
+from .peer_job import longest, peer_job, shape_folder
+from .peer_process import PeerProcess
+from .training import Trainer
 
 # The largest relative difference of mean log-probs at the first step, from rounding.
 SAME_LOGPS = 1e-4

@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.speed.case import Case, load_pairs, matmul_rate, shapes_of, timed_pairs, trained_model
-from eval.speed.training import Trainer
 from tddpo_jax.batches.layout import Batch, score_count, stream_length
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.losses.logprobs import branch_logps
@@ -28,6 +26,9 @@ from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.scoring.data_sets import place_batch
 from tddpo_jax.scoring.forward import attention_over, view_of
 from tddpo_jax.training.state import Totals
+
+from .case import Case, load_pairs, matmul_rate, shapes_of, timed_pairs, trained_model
+from .training import Trainer
 
 
 def measure_pieces(case: Case) -> list[dict[str, Any]]:

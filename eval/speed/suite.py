@@ -18,18 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eval.speed.backends import check_backends, kernels_here
-from eval.speed.case import (
-    ACCELERATOR_MATMUL_SIZE,
-    STATED,
-    Case,
-    load_pairs,
-    shapes_of,
-    timed_pairs,
-)
-from eval.speed.decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
-from eval.speed.model_shape import read_llama
-from eval.speed.training import Trainer, step_figures
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config, MeshConfig, resolve
@@ -40,6 +28,19 @@ from tddpo_jax.planning.memory import arithmetic, longest_row, usable
 from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
 from tddpo_jax.weights.locate import KNOWN_SHAPES
+
+from .backends import check_backends, kernels_here
+from .case import (
+    ACCELERATOR_MATMUL_SIZE,
+    STATED,
+    Case,
+    load_pairs,
+    shapes_of,
+    timed_pairs,
+)
+from .decoding import READ_SHAPE, copy_bandwidth, measure_decoding, measured_bandwidth
+from .model_shape import read_llama
+from .training import Trainer, step_figures
 
 # The defaults of our configs come first, because the last parts may be left out, and a part that
 # hangs takes the rest with it. Adapters keep less than full fine-tuning, so backward may keep more.

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from tddpo_jax.system.devices import GIB
-from tddpo_jax.training.run_facts import git_commit
+from tddpo_jax.system.source import git_commit
 
 
 def facts() -> dict[str, Any]:

@@ -16,16 +16,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from eval.speed.case import (
-    WARM_UP,
-    Case,
-    load_pairs,
-    matmul_rate,
-    random_model,
-    shapes_of,
-    timed_pairs,
-    trained_model,
-)
 from tddpo_jax.batches.layout import Batch, Example, Shape, stream_length
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import (
@@ -45,6 +35,17 @@ from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import split_model
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, stacked
 from tddpo_jax.training.step import StepSetting, make_program
+
+from .case import (
+    WARM_UP,
+    Case,
+    load_pairs,
+    matmul_rate,
+    random_model,
+    shapes_of,
+    timed_pairs,
+    trained_model,
+)
 
 # The settings of the loss, by the number of responses of an example.
 LOSSES_OF = {
@@ -80,7 +81,7 @@ class Trainer:
         # A usual beta and rate, the same for all members.
         self.knobs = jax.tree.map(
             lambda x: np.full(members, x, np.int32 if isinstance(x, int) else np.float32),
-            Knobs(0, objective.scalars(self.loss), 1e-5),
+            Knobs(0, objective.scalars(self.loss), 1e-5, TrainConfig().weight_decay),
         )
         self.state = self.program.start(stacked([trainable] * members))
         self.reference = np.zeros((len(pairs), shapes[0].responses), np.float32)

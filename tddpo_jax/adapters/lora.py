@@ -68,7 +68,7 @@ def add_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> N
 
     Args:
         model: changed in place.
-        config: rank, alpha, dropout, targets.
+        config: rank, scale, dropout, targets.
         seed: seed of the random factor A.
         mesh: the devices; each holds the adapters whole.
 
@@ -90,7 +90,7 @@ def attach(
 
     Args:
         model: changed in place.
-        config: rank, alpha, dropout, targets.
+        config: rank, scale, dropout, targets.
         key: random key for the factors A.
         place: wraps the function that makes all adapters, for example in a jit with shardings.
     """
@@ -103,7 +103,7 @@ def attach(
             layers, outputs, inputs = linear.weight.shape
             keys = jax.random.split(jax.random.fold_in(key, number), layers)
             fresh = functools.partial(
-                Adapter, inputs, outputs, config.rank, config.alpha / config.rank, config.dropout
+                Adapter, inputs, outputs, config.rank, config.scale, config.dropout
             )
             adapters[path] = jax.vmap(fresh)(keys)
         return adapters

@@ -1,19 +1,21 @@
 """Reads and writes adapters as PEFT's `adapter_config.json` and `adapter_model.safetensors`.
 
 PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, with one pair for
-each layer. Our factors are stacked on a leading axis. We support plain LoRA on linear layers of all
-blocks. Everything else that PEFT supports (rsLoRA, DoRA, biases, ranks by pattern, saved modules)
-is refused by name. An adapter that was trained on a base in NF4 belongs to that base. PEFT cannot
-record this, so we write an additional file.
+each layer. Our factors are stacked on a leading axis. We support plain LoRA and rsLoRA on linear
+layers of all blocks. Everything else that PEFT supports (DoRA, biases, ranks by pattern, saved
+modules, new tokens) is refused by name. An adapter that was trained on a base in NF4 belongs to
+that base. PEFT cannot record this, so we write an additional file.
 
 References:
     Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
     huggingface/peft, `LoraConfig`.
+    Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +25,13 @@ import numpy as np
 from jax.sharding import Mesh
 from qwix import QArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
+from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import positive_number, whole_number
 from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.models.tensor_table import Parameter, linear_parameters
@@ -35,11 +39,14 @@ from tddpo_jax.placement.shardings import replicated
 from tddpo_jax.system.agreement import is_first
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
+from tddpo_jax.weights.tensor_files import write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
+OLD_WEIGHTS_FILE = "adapter_model.bin"  # a pickle, which can run any code when it is read
 
 # These attributes do not change the mathematics of a plain LoRA, or the tensors repeat them.
 IGNORED_ATTRIBUTES = (
@@ -61,7 +68,7 @@ class PeftConfig(NamedTuple):
     """The values that we read from `adapter_config.json`."""
 
     rank: int
-    alpha: float
+    scale: float
     dropout: float
 
 
@@ -73,16 +80,22 @@ def read_peft_config(folder: Path) -> PeftConfig:
     """
     path = folder / ADAPTER_CONFIG
     attributes = read_object(path)
-    taken = {name: attributes.pop(name, None) for name in ("r", "lora_alpha", "lora_dropout")}
+    numbers = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+    taken = {name: attributes.pop(name, None) for name in numbers}
     for name, value in attributes.items():
         empty = value is None or value is False or value in ({}, [])
         if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
             continue
         raise UserError(f"{path}: {name} = {value!r} is not supported")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(taken[name], (int, float)) or taken[name] <= 0:
-            raise UserError(f"{path}: {name} must be a positive number, got {taken[name]!r}")
-    return PeftConfig(int(taken["r"]), float(taken["lora_alpha"]), taken["lora_dropout"] or 0.0)
+    dropout, stabilised = taken["lora_dropout"] or 0, taken["use_rslora"]
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: lora_dropout must be a number in [0, 1), got {dropout!r}")
+    if stabilised not in (True, False, None):
+        raise UserError(f"{path}: use_rslora must be true or false, got {stabilised!r}")
+    rank = whole_number(taken["r"], "r", str(path))
+    alpha = positive_number(taken["lora_alpha"], "lora_alpha", str(path))
+    scale = LoraConfig(rank=rank, alpha=alpha, rslora=bool(stabilised)).scale
+    return PeftConfig(rank, scale, float(dropout))
 
 
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
@@ -100,6 +113,11 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     """
     config = read_peft_config(folder)
     path = folder / WEIGHTS_FILE
+    if not path.exists() and (folder / OLD_WEIGHTS_FILE).exists():
+        raise UserError(
+            f"{folder}: holds {OLD_WEIGHTS_FILE}, but only {WEIGHTS_FILE} is read; load the "
+            f"adapter with a current version of PEFT, and save it again with save_pretrained"
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -115,8 +133,8 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     linears = linear_layers(model)
     for weight in targets:
         outputs, inputs = weight.shape
-        scale = config.alpha / config.rank
-        adapter = Adapter(inputs, outputs, config.rank, scale, config.dropout, jax.random.key(0))
+        sizes = inputs, outputs, config.rank, config.scale, config.dropout
+        adapter = Adapter(*sizes, jax.random.key(0))
         for factor in ("a", "b"):
             names = _names(weight, factor)
             stacked = np.stack([tensors[name].astype(np.float32) for name in names])
@@ -144,7 +162,13 @@ def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
 
 
 def export_adapter(
-    model: Decoder, folder: Path, base_name: str, base_fingerprint: str | None = None
+    model: Decoder,
+    folder: Path,
+    base_name: str,
+    base_fingerprint: str | None = None,
+    companions: Companions | None = None,
+    *,
+    rslora: bool = False,
 ) -> None:
     """Writes the adapters of the model as a PEFT folder, which appears whole or not at all.
 
@@ -155,6 +179,8 @@ def export_adapter(
         base_name: hub id or path of the base, for `base_model_name_or_path`.
         base_fingerprint: the fingerprint by which `weights.locate.resolve` checks the base; None:
             no check.
+        companions: what to write beside the adapter.
+        rslora: whether the folder describes the adapters as rsLoRA. They compute the same.
 
     Raises:
         ValueError: the model has no adapter.
@@ -173,10 +199,15 @@ def export_adapter(
     if not is_first():
         return
     with replace_folder(folder) as partial:
-        targets = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
-        attributes = _attributes(next(iter(adapters.values())), targets, base_name)
+        targets = _modules(weights)
+        attributes = _attributes(next(iter(adapters.values())), targets, base_name, rslora)
         (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
-        save_file(tensors, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        specs = {
+            name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in tensors.items()
+        }
+        write_tensors(partial / WEIGHTS_FILE, specs, tensors.__getitem__)
+        if companions is not None:
+            write_companions(companions, partial)
         if base_fingerprint is not None:
             known_by = {"fingerprint": base_fingerprint}
             (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
@@ -186,20 +217,36 @@ def export_adapter(
             (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
-def _attributes(adapter: Adapter, targets: list[str], base_name: str) -> dict[str, Any]:
+def _modules(weights: Sequence[Parameter]) -> list[str] | str:
+    """`target_modules`: the last names of the adapted layers, or a pattern for their whole names.
+
+    Beside a part that we do not train, names alone would also reach that part's layers.
+    """
+    names = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
+    if all(weight.tensor.module_name is None for weight in weights):
+        return names
+    begins = {weight.module_names()[0].partition("layers.")[0] for weight in weights}
+    alternatives = ("|".join(map(re.escape, sorted(each))) for each in (begins, names))
+    return r"(.*\.)?({})layers\..*\.({})".format(*alternatives)
+
+
+def _attributes(
+    adapter: Adapter, targets: list[str] | str, base_name: str, rslora: bool
+) -> dict[str, Any]:
     rank = adapter.a.shape[1]
+    unit = LoraConfig(rank=rank, alpha=1.0, rslora=rslora).scale
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": rank,
-        # Computing scale = alpha / rank has rounded it, so round alpha back to the user's number.
-        "lora_alpha": float(f"{adapter.scale * rank:.12g}"),
+        # Computing the scale has rounded it, so round alpha back to the user's number.
+        "lora_alpha": float(f"{adapter.scale / unit:.12g}"),
         "lora_dropout": adapter.dropout,
         "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": False,
-        "use_rslora": False,
+        "use_rslora": rslora,
         "use_dora": False,
         "inference_mode": True,
     }
@@ -209,7 +256,7 @@ def _names(weight: Parameter, factor: str) -> list[str]:
     """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
     ending = f"lora_{factor.upper()}.weight"
     return [
-        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.hub_names()
+        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
     ]
 
 

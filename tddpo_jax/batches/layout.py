@@ -10,7 +10,8 @@ the prompt or of the second response at position i sees [start of prompt, i + 1)
 two sides, so it is copied for each further two responses. A single response, or the last of an odd
 number, follows its prompt: `[ prompt | response ]`. The last token of a response is predicted but
 predicts nothing, so it is a target and has no place in the stream. Rotary positions are explicit,
-so tokens may be stored in any order.
+so tokens may be stored in any order. A response may hold tokens that the policy did not write, such
+as the result of a tool. The tokens behind them see them, but nothing predicts them.
 
     chosen c1 c2 c3, prompt p1 p2, rejected r1 r2
     stream     c2 c1 p1 p2 r1
@@ -48,6 +49,19 @@ class Example(NamedTuple):
     row: int  # number of the row in the source file
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
+    source: str = ""  # name of the data set, where there are several
+    # Which tokens of each response the policy writes, bool; None: all.
+    scored: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def place(self) -> int | str:
+        """Where the row is, for messages: its number, and its data set where there are several."""
+        return f"{self.row} of {self.source}" if self.source else self.row
+
+    @property
+    def scores(self) -> tuple[np.ndarray, ...]:
+        """Which tokens of each response are predicted, bool."""
+        return self.scored or tuple(np.ones(len(each), bool) for each in self.responses)
 
 
 class Batch(NamedTuple):
@@ -63,7 +77,7 @@ class Batch(NamedTuple):
     score_position: Int[Array, "B S"]  # stream position that predicts a target, in [0, T)
     score_target: Int[Array, "B S"]  # token id to predict
     score_branch: Int[Array, "B S"]  # branch of each score, in [0, N * P]; N * P: an unused score
-    lengths: Float[Array, "B P N"]  # number of tokens in each response
+    lengths: Float[Array, "B P N"]  # number of predicted tokens in each response
     weight: Float[Array, "B P"]  # 1 for an example, 0 for an empty place
     ref_logps: Float[Array, "B P N"]  # reference log-prob of each response, in nats
     example: Int[Array, "B P"]  # index into the packed list of examples; -1: an empty place
@@ -86,12 +100,20 @@ class Shape:
 def stream_length(example: Example) -> int:
     """Number of stream positions that an example takes when it is packed."""
     prompts = -(-len(example.responses) // 2)  # copies of the prompt, one for every two responses
-    return prompts * len(example.prompt) + score_count(example) - len(example.responses)
+    said = sum(map(len, example.responses))
+    return prompts * len(example.prompt) + said - len(example.responses)
 
 
 def score_count(example: Example) -> int:
-    """Number of tokens of an example that are predicted: all tokens of its responses."""
-    return sum(map(len, example.responses))
+    """Number of tokens of an example that are predicted: those of its responses."""
+    return sum(score_counts(example))
+
+
+def score_counts(example: Example) -> list[int]:
+    """Number of tokens of each response that are predicted."""
+    if example.scored is None:
+        return list(map(len, example.responses))
+    return [int(scored.sum()) for scored in example.scored]
 
 
 class Row:
@@ -121,29 +143,34 @@ class Row:
             number: index of the example in the list that is packed.
             example: its tokens.
         """
-        branch, responses = self.shape.responses * self.count, example.responses
+        branch = self.shape.responses * self.count
+        responses = list(zip(example.responses, example.scores, strict=True))
         if self.shape.plain:
             part = self.shape.length // self.shape.responses
-            for n, response in enumerate(responses):
-                self._branch(example.prompt, response, branch + n, start=n * part)
+            for n, (response, scored) in enumerate(responses):
+                self._branch(example.prompt, response, scored, branch + n, start=n * part)
             self.used = self.shape.length
         else:
             for n in range(0, len(responses), 2):
                 self._around(example.prompt, responses[n : n + 2], branch + n)
-        self.lengths[self.count] = [len(response) for response in responses]
+        self.lengths[self.count] = score_counts(example)
         self.weight[self.count] = 1.0
         self.example[self.count] = number
         self.count += 1
 
-    def _around(self, prompt: np.ndarray, responses: Sequence[np.ndarray], branch: int) -> None:
+    def _around(
+        self, prompt: np.ndarray, responses: Sequence[tuple[np.ndarray, np.ndarray]], branch: int
+    ) -> None:
         """Writes two responses around their prompt, or a single response behind it."""
         start = self.used
         if len(responses) == 2:
-            start = self._reversed(prompt, responses[0], branch)
+            start = self._reversed(prompt, *responses[0], branch)
             branch += 1
-        self.used = self._branch(prompt, responses[-1], branch, start)
+        self.used = self._branch(prompt, *responses[-1], branch, start)
 
-    def _reversed(self, prompt: np.ndarray, response: np.ndarray, branch: int) -> int:
+    def _reversed(
+        self, prompt: np.ndarray, response: np.ndarray, scored: np.ndarray, branch: int
+    ) -> int:
         """Writes a response backwards in front of its prompt, and returns the prompt's start."""
         prompt_start = self.used + len(response) - 1
         prompt_end = prompt_start + len(prompt)
@@ -151,23 +178,31 @@ class Row:
         self.tokens[at] = response[:-1]
         self.positions[at] = len(prompt) + np.arange(len(at))
         self.key_start[at], self.key_end[at] = at, prompt_end
-        self._score(np.append(prompt_end - 1, at), response, branch)
+        self._score(np.append(prompt_end - 1, at), response, scored, branch)
         self.branches.append(np.concatenate([np.arange(prompt_start, prompt_end), at]))
         return prompt_start
 
-    def _branch(self, prompt: np.ndarray, response: np.ndarray, branch: int, start: int) -> int:
+    def _branch(
+        self,
+        prompt: np.ndarray,
+        response: np.ndarray,
+        scored: np.ndarray,
+        branch: int,
+        start: int,
+    ) -> int:
         """Writes a prompt and its response in reading order, and returns the next free position."""
         end = start + len(prompt) + len(response) - 1
         at = np.arange(start, end)
         self.tokens[at] = np.concatenate([prompt, response[:-1]])
         self.positions[at] = at - start
         self.key_start[at], self.key_end[at] = start, at + 1
-        self._score(at[len(prompt) - 1 :], response, branch)
+        self._score(at[len(prompt) - 1 :], response, scored, branch)
         self.branches.append(at)
         return end
 
-    def _score(self, at: np.ndarray, targets: np.ndarray, branch: int) -> None:
-        scored = slice(self.scored, self.scored + len(targets))
-        self.score_position[scored], self.score_target[scored] = at, targets
-        self.score_branch[scored] = branch
-        self.scored += len(targets)
+    def _score(self, at: np.ndarray, targets: np.ndarray, scored: np.ndarray, branch: int) -> None:
+        end = self.scored + int(scored.sum())
+        places = slice(self.scored, end)
+        self.score_position[places], self.score_target[places] = at[scored], targets[scored]
+        self.score_branch[places] = branch
+        self.scored = end

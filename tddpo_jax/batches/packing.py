@@ -139,7 +139,7 @@ def pack(
     for example, length in zip(examples, sizes.lengths, strict=True):
         if length > shapes[0].length:
             raise ValueError(
-                f"row {example.row} of the data needs {length} positions, "
+                f"row {example.place} of the data needs {length} positions, "
                 f"but a packed row has {shapes[0].length}"
             )
     widths = _widths(shapes)

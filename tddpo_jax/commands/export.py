@@ -11,9 +11,11 @@ from tddpo_jax.adapters.peft_files import has_quantized_base
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.runs.model_card import model_card
 from tddpo_jax.runs.run_directory import check_output
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.companions import Companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import resolve
 
@@ -49,4 +51,7 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
         return
     mesh = make_mesh(MeshConfig())
     model = load_model(files, mesh, checkpoint_dtype(files.base))
-    hugging_face.export(model, files.base, output)
+    is_run = (run / "run.json").is_file()  # and not its best/
+    card = model_card(run, adapter=False) if is_run else None
+    companions = Companions(files.base, files.tokenizer, card=card)
+    hugging_face.export(model, files.base, output, companions=companions)

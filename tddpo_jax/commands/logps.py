@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tddpo_jax.adapters.load import load_model
-from tddpo_jax.batches.layout import Example
-from tddpo_jax.config.schema import MeshConfig, ModelConfig
+from tddpo_jax.batches.layout import Example, score_counts
+from tddpo_jax.config.schema import DataSource, MeshConfig, ModelConfig
 from tddpo_jax.data.dataset import load_uncut_examples
 from tddpo_jax.data.examples import Unusable, check_vocabulary
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
@@ -24,7 +24,7 @@ from tddpo_jax.weights.locate import resolve
 
 def write_log_probs(
     model: str,
-    data: str,
+    data: DataSource,
     output: Path,
     template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
@@ -48,7 +48,7 @@ def write_log_probs(
 
 def log_prob_lines(
     model: str,
-    data: str,
+    data: DataSource,
     template: str | None,
     dtype: Literal["auto", "float32", "bfloat16"],
 ) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def log_prob_lines(
 
     Args:
         model: a Hugging Face or PEFT folder, a run directory, a hub id, or `embedded`.
-        data: a JSON, JSONL or Parquet file.
+        data: the data set, all of whose rows are taken.
         template: name of a chat template; None for the tokenizer's own.
         dtype: dtype of the computation.
 
@@ -73,7 +73,7 @@ def log_prob_lines(
     examples = [row for row in rows if isinstance(row, Example)]
     how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
     policy = load_model(files, mesh, how.dtype)
-    check_vocabulary(data, examples, policy.config.vocabulary)
+    check_vocabulary(data.path, examples, policy.config.vocabulary)
     scored = iter(example_log_probs(policy, examples, how, mesh).tolist())
     return [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
 
@@ -89,5 +89,5 @@ def _line(row: Example | Unusable, logps: list[float] | None) -> dict[str, Any]:
         "index": row.row,
         **dict(zip(logp_names, logps, strict=True)),
         "prompt_tokens": len(row.prompt),
-        **dict(zip(count_names, map(len, row.responses), strict=True)),
+        **dict(zip(count_names, score_counts(row), strict=True)),
     }

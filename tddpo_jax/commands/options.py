@@ -8,14 +8,24 @@ validated once. A mistake becomes one line on stderr and exit status 2.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, get_args
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from tddpo_jax.config.cells import GRID_AXES
+from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import ModelConfig, read_yaml, setting_fields
+from tddpo_jax.config.schema import (
+    Config,
+    DataSource,
+    ModelConfig,
+    loss_section,
+    read_yaml,
+    resolve,
+    setting_fields,
+)
+from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.paths import EMBEDDED_CONFIG
 
@@ -30,20 +40,39 @@ DTYPES = get_args(ModelConfig.model_fields["dtype"].annotation)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line, without the usage."""
+    """An argument parser that reports an error in one line, without the usage.
+
+    An option that is given twice is refused, because the last one alone would count. Options may be
+    spelt with underscores, as YAML spells them.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        for action in (None, "store"):
+            self.register("action", action, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses the words; an unknown option is an error with the name that may be meant."""
+        words = [_with_hyphens(word) for word in (sys.argv[1:] if args is None else args)]
+        given, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            meant = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return given, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
-class _Once(argparse.Action):
-    """Keeps a value, and refuses a second one.
+def _with_hyphens(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
 
-    Several data sets might be meant as a mixture. The last one alone would then count.
-    """
+
+class _Once(argparse.Action):
+    """Keeps a value, and refuses a second one."""
+
+    _filled: argparse.Namespace | None = None
 
     def __call__(
         self,
@@ -52,14 +81,17 @@ class _Once(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if hasattr(namespace, self.dest):
-            parser.error(f"{option_string} is given more than once; only one value can count")
+        if self._filled is namespace:
+            one = "give its values together" if self.nargs == "+" else "only one value can count"
+            parser.error(f"{option_string} is given more than once; {one}")
+        self._filled = namespace
         setattr(namespace, self.dest, values)
 
 
-# The option of `loss.set` may be given several times: each time for other numbers.
 OWN_NUMBERS = "loss.set"
-ACTIONS: dict[str, Any] = {"data.path": _Once, OWN_NUMBERS: "extend"}
+# Options that may be given several times: data sets named one by one are a mixture, like those
+# named at once, and each `--loss.set` is for other numbers.
+REPEATED = ("data.path", OWN_NUMBERS)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -69,39 +101,93 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
 
 
+def add_one_data_set(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` for a single data set, and the settings that say how to read it."""
+    fields = dict(setting_fields())
+    parser.add_argument(
+        "--data",
+        dest="data.path",
+        required=True,
+        action="append",
+        metavar="DATA",
+        help="file, pattern of files, folder, hub id, or `embedded`",
+    )
+    for name in ("data.split", "data.config", "data.columns"):
+        parser.add_argument(
+            f"--{name}",
+            dest=name,
+            metavar=name.rpartition(".")[2].upper(),
+            help=fields[name].description,
+        )
+
+
+def data_set_of(arguments: argparse.Namespace) -> DataSource:
+    """The data set that the options of `add_one_data_set` name.
+
+    Raises:
+        UserError: there are several, or a setting is wrong.
+    """
+    given = {name.removeprefix("data."): value for name, value in vars(arguments).items()}
+    settings = {name: given[name] for name in ("path", "split", "config", "columns")}
+    source, *others = resolve({"data": settings}).data.sources
+    if others:
+        raise UserError("data.path: this verb takes one data set at a time")
+    return source
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config` and an option for every setting of the schema."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    _add(parser, dict(setting_fields()))
+    """Adds `--config` and an option for every setting of the schema, in the schema's groups."""
+    run = parser.add_argument_group("run", "The run or grid as a whole.")
+    run.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    groups = {"": run}
+    for name, field in setting_fields():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section, _about(section))
+        _add(groups[section], name, field)
 
 
 def add_loss_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the loss as an argument, and an option for every setting of losses."""
     parser.add_argument("loss.name", metavar="LOSS", help="a name, or path/to/file.py:function")
-    fields = dict(setting_fields())
-    _add(
-        parser,
-        {name: fields[name] for name in fields if name.startswith("loss.") and name != "loss.name"},
-    )
+    for name, field in setting_fields(loss_section(), "loss."):
+        if name != "loss.name":
+            _add(parser, name, field)
     parser.set_defaults(config=None)
 
 
-def _add(parser: argparse.ArgumentParser, fields: Mapping[str, FieldInfo]) -> None:
-    for name, field in fields.items():
-        option = "--" + name.replace("_", "-")
-        names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
-        several = name in (*GRID_AXES, "lora.targets", OWN_NUMBERS)
-        switch = bool in (field.annotation, *get_args(field.annotation))
-        parser.add_argument(
-            *names,
-            dest=name,
-            action=ACTIONS.get(name, "store"),
-            default=argparse.SUPPRESS,
-            metavar="NAME=NUMBER" if name == OWN_NUMBERS else name.rpartition(".")[2].upper(),
-            nargs="+" if several else "?" if switch else None,
-            const=True if switch else None,
-            help=f"{field.description or ''} (default {field.default})".strip().replace("%", "%%"),
-        )
+def _add(to: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
+    """Adds the option of one setting."""
+    option = "--" + name.replace("_", "-")
+    names = [SHORT_NAMES[name], option] if name in SHORT_NAMES else [option]
+    several = name in (*grid_axes(), *REPEATED, "lora.targets")
+    switch = bool in (field.annotation, *get_args(field.annotation))
+    to.add_argument(
+        *names,
+        dest=name,
+        action="extend" if name in REPEATED else "store",
+        default=argparse.SUPPRESS,
+        metavar="NAME=NUMBER" if name == OWN_NUMBERS else name.rpartition(".")[2].upper(),
+        nargs="+" if several else "?" if switch else None,
+        const=True if switch else None,
+        help=_help(field).replace("%", "%%"),
+    )
+
+
+def _about(section: str) -> str:
+    """The first line of what the schema says about a group of settings."""
+    return (Config.model_fields[section].annotation.__doc__ or "").splitlines()[0]
+
+
+def _help(field: FieldInfo) -> str:
+    """The description of a setting, its choices, and its default unless others decide that."""
+    text = field.description or ""
+    if get_origin(field.annotation) is Literal:
+        text += f"; one of {', '.join(get_args(field.annotation))}"
+    # A setting without a value of its own describes its default, if it has one.
+    if field.default is None or field.default_factory:
+        return text
+    return f"{text} (default {'no' if field.default is False else field.default})"
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.grid_directory import cell_directories, output_of, record_grid
 from tddpo_jax.runs.run_directory import JOBS_FOLDER
-from tddpo_jax.system.paths import CHECKOUT
+from tddpo_jax.system.paths import ABOVE
 from tddpo_jax.system.xla_flags import set_flags
 
 CLUSTERS = ("slurm", "local")
@@ -151,7 +151,7 @@ def _executor(folder: Path, jobs: Jobs) -> Any:
         folder, cluster=jobs.cluster, slurm_max_num_timeout=TIME_LIMITS
     )
     # The package need not be installed where the jobs run. They find it where it is now.
-    path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ABOVE), os.environ.get("PYTHONPATH"))))
     sbatch = dict(setting.split("=", 1) for setting in jobs.sbatch)
     executor.update_parameters(
         name=f"tddpo-{folder.parent.name}",

@@ -3,29 +3,94 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_settings
+from tddpo_jax.config.own_loss import function_name, is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings
 
-LOSS_AXES = ("beta", "tau")
-GRID_AXES = ("loss.name", *(f"loss.{name}" for name in LOSS_AXES), "seed")
+# The axes of every grid. The names of its cells always hold their values.
+BASE_AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 
 
-def cell_name(config: Config) -> str:
+def grid_axes(own: Iterable[str] = ()) -> tuple[str, ...]:
+    """The settings that may have several values in a grid: all that a compiled step takes.
+
+    Args:
+        own: the numbers of losses of one's own, such as `loss.set.margin_scale`.
+    """
+    numbers = [name for name, setting in all_settings().items() if not setting.choices]
+    loss = [f"loss.{name}" for name in numbers]
+    return ("loss.name", *loss, *own, "train.learning_rate", "train.weight_decay", "seed")
+
+
+def varying_axes(cells: Sequence[Config]) -> list[str]:
+    """The axes beside those of every grid in which cells of one loss differ."""
+    own = dict.fromkeys(f"loss.set.{name}" for cell in cells for name in cell.loss.set)
+    return [
+        axis
+        for axis in grid_axes(own)
+        if axis not in BASE_AXES
+        and len({(cell.loss.name, _value(cell, axis)) for cell in cells})
+        > len({cell.loss.name for cell in cells})
+    ]
+
+
+def _value(config: Config, axis: str) -> Any:
+    """The value of a cell on an axis; None if its loss does not read it."""
+    if not _reads(config.loss.name, axis):
+        return None
+    settings = config.loss.settings
+    return settings[_last(axis)] if axis.startswith("loss.") else attrgetter(axis)(config)
+
+
+def axis_values(config: Config, axes: Iterable[str]) -> dict[str, float]:
+    """The values of a cell on some axes, by the last parts of their names.
+
+    An axis that the cell's loss does not read is left out.
+    """
+    loss = config.loss.name
+    return {_last(axis): _value(config, axis) for axis in axes if _reads(loss, axis)}
+
+
+def cell_name(config: Config, axes: Iterable[str] = ()) -> str:
     """The directory name of a cell, such as `td_dpo-beta0.05-tau1.0-seed0`.
 
-    A loss without tau has no tau in its name. A loss of one's own is named by its function, and by
-    those of its own numbers that are not the function's defaults.
+    A loss without tau has no tau in its name. A loss of one's own is named by its function.
+
+    Args:
+        config: the settings of the cell.
+        axes: the grid's `varying_axes`, whose values stand before the seed.
     """
     loss = config.loss
-    tau = f"-tau{loss.tau}" if "tau" in LOSSES[loss.name].settings else ""
-    first = f"{function_name(loss.name)}-beta{loss.beta}{tau}"
-    return "-".join([first, *loss.changed_numbers, f"seed{config.seed}"])
+    values = axis_values(config, ["loss.tau", *axes])
+    others = "".join(f"-{name}{value}" for name, value in values.items())
+    return f"{loss.title}-beta{loss.beta}{others}-seed{config.seed}"
+
+
+def populations(cells: Sequence[Config]) -> list[list[Config]]:
+    """The groups of cells that train together, each in one program.
+
+    With `train.population` a group has cells of one seed, and at most as many as that setting says.
+    Otherwise it is a single cell.
+    """
+    population = cells[0].train.population if cells else False
+    if not population:
+        return [[cell] for cell in cells]
+    size = len(cells) if population is True else population
+    of_seeds: dict[int, list[Config]] = defaultdict(list)
+    for cell in cells:
+        of_seeds[cell.seed].append(cell)
+    return [
+        of_seed[first : first + size]
+        for of_seed in of_seeds.values()
+        for first in range(0, len(of_seed), size)
+    ]
 
 
 def ignored_in(cells: Sequence[Config]) -> list[str]:
@@ -39,7 +104,7 @@ def ignored_in(cells: Sequence[Config]) -> list[str]:
 
 
 def _cause(ignored: str, config: Config) -> str:
-    loss = function_name(config.loss.name)
+    loss = config.loss.title
     return f"loss.name={loss}" if ignored.startswith("loss.") else f"train.mode={config.train.mode}"
 
 
@@ -56,8 +121,8 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Makes one mapping per cell, in the order of the lists.
 
     A cell keeps only the axes and the numbers of `loss.set` that its loss reads.
-    `train.learning_rate` may be a mapping from losses to rates; each cell then takes the rate of
-    its loss. Losses of one's own are read from their files.
+    `train.learning_rate` may be a mapping from losses to rates, or to lists of rates; each cell
+    then takes a rate of its loss. Losses of one's own are read from their files.
 
     Args:
         mapping: settings, with a list for every axis of the grid.
@@ -67,9 +132,12 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
             read.
     """
     mapping = _with_own_losses(mapping)
+    own, losses = own_numbers(mapping), _losses(mapping)
+    # A number that no loss reads stays, and is refused later.
+    misspelt = [name for name in own if not any(_reads(loss, name) for loss in losses)]
     axes = {
         name: value
-        for name in (*GRID_AXES, *own_numbers(mapping))
+        for name in grid_axes(own)
         if isinstance(value := get(mapping, name), (list, tuple))
     }
     for name, values in axes.items():
@@ -81,19 +149,19 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, value in zip(axes, point, strict=True):
             cell = with_value(cell, name, value)
         loss = str(get(cell, "loss.name", DEFAULT_LOSS))
-        for name in LOSS_AXES:
-            unread = loss in LOSSES and name not in LOSSES[loss].settings
-            if f"loss.{name}" in axes and unread:
-                cell = without_value(cell, f"loss.{name}")
-        cell = _without_others_numbers(cell, loss, mapping)
+        for name in {*axes, *own} - {"loss.name", *misspelt}:
+            if not _reads(loss, name):
+                cell = without_value(cell, name)
         rates = get(cell, "train.learning_rate")
         if isinstance(rates, Mapping):
             title = function_name(loss)
             if title not in rates:
                 raise UserError(f"train.learning_rate: gives no rate for {title}")
             cell = with_value(cell, "train.learning_rate", rates[title])
-        if cell not in cells:
-            cells.append(cell)
+        several = isinstance(get(cell, "train.learning_rate"), (list, tuple))
+        for each in expand(cell) if several else [cell]:
+            if each not in cells:
+                cells.append(each)
     return cells
 
 
@@ -103,28 +171,29 @@ def own_numbers(mapping: Mapping[str, Any]) -> list[str]:
     return [f"loss.set.{name}" for name in given] if isinstance(given, Mapping) else []
 
 
+def _losses(mapping: Mapping[str, Any]) -> list[Any]:
+    """The names of the losses that the settings give."""
+    names = get(mapping, "loss.name", DEFAULT_LOSS)
+    return list(names) if isinstance(names, (list, tuple)) else [names]
+
+
 def _with_own_losses(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with the full names of losses of one's own, which are then in `LOSSES`."""
-    names = get(mapping, "loss.name")
-    several = isinstance(names, (list, tuple))
-    given = list(names) if several else [names]
+    given = _losses(mapping)
     if not any(map(is_own, given)):
         return dict(mapping)
     loaded = [load_loss(name) if is_own(name) else name for name in given]
     own = {name for name in loaded if is_own(name)}
     if len(set(map(function_name, own))) < len(own):
         raise UserError(f"loss.name: two losses of one name: {', '.join(sorted(own))}; rename one")
-    return with_value(mapping, "loss.name", loaded if several else loaded[0])
+    return with_value(mapping, "loss.name", loaded if len(loaded) > 1 else loaded[0])
 
 
-def _without_others_numbers(
-    cell: dict[str, Any], loss: str, mapping: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Without the numbers of `loss.set` that another loss of the grid reads, and this one not."""
-    names = get(mapping, "loss.name")
-    others = [one for one in names if one != loss] if isinstance(names, (list, tuple)) else []
-    read = {f"loss.set.{name}" for other in others for name in new_settings(other)}
-    for name in own_numbers(mapping):
-        if name in read and name.rpartition(".")[2] not in new_settings(loss):
-            cell = without_value(cell, name)
-    return cell
+def _reads(loss: object, axis: str) -> bool:
+    """Whether a loss reads what an axis sets; an unknown loss may, and is refused later."""
+    known = LOSSES.get(str(loss))
+    return not axis.startswith("loss.") or known is None or _last(axis) in known.settings
+
+
+def _last(axis: str) -> str:
+    return axis.rpartition(".")[2]

@@ -17,6 +17,17 @@ def get(mapping: Mapping[str, Any], name: str, default: Any = None) -> Any:
     return mapping
 
 
+def dotted_values(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings that are no mappings, by their dotted names."""
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            values |= dotted_values(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
 def with_value(mapping: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     """A copy of nested mappings in which a dotted name has this value.
 

@@ -28,7 +28,11 @@ from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
 
 # A run keeps the text of its loss under this name.
 LOSS_FILE = "loss.py"
-RESERVED = ("name", "set")
+# No number of one's own has the name of another setting, or of a column in tables of cells.
+RESERVED = (
+    *("name", "set", "loss", "cell", "state", "step"),
+    *("seed", "learning_rate", "weight_decay"),
+)
 # The losses whose files are being run now.
 _reading: list[str] = []
 
@@ -137,11 +141,6 @@ def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def is_reading() -> bool:
     """Whether the file of a loss is being run now; a program in it must not train then."""
     return bool(_reading)
-
-
-def text_hash(loss: Loss) -> str:
-    """The hash of the text of the file that a loss of one's own comes from."""
-    return hashlib.sha256(loss.source.encode()).hexdigest()
 
 
 def _file_of(name: str, place: str) -> Path:

@@ -1,8 +1,8 @@
 """The schema of a run: every setting with its type, default and bounds.
 
 A `Config` is one cell of a grid, fully resolved: it holds scalars only. A YAML file or a command
-line may give lists for the four axes of a grid (`loss.name`, `loss.beta`, `loss.tau`, `seed`).
-`cells.expand` makes one mapping per cell. `resolve` turns a mapping into a `Config`, or raises a
+line may give lists for the axes of a grid, see `cells.grid_axes`. `cells.expand` makes one mapping
+per cell. `resolve` turns a mapping into a `Config`, or raises a
 one-line `UserError` that names the field. The rows of `losses.catalogue.LOSSES` declare the
 settings of the losses.
 """
@@ -10,25 +10,26 @@ settings of the losses.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic.fields import FieldInfo
 
+from tddpo_jax.config.nesting import TOO_DEEP, is_too_deep
 from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_settings, with_defaults
+from tddpo_jax.config.problems import one_line_of
+from tddpo_jax.config.unique_keys import UniqueKeys
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
 
 DEFAULT_MAX_LENGTH = 2048  # tokens of one branch
 DEFAULT_FRACTION = 0.1  # of the rows, for validation
-
-# pydantic adds these names of types to the place of an error, after the field's name.
-VALUE_TYPES = ("float", "str", "bool", "constrained-int")
 
 
 def _at_least_one(value: int) -> int:
@@ -64,6 +65,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Columns = Annotated[dict[str, str] | None, BeforeValidator(_columns)]
 AxisSize = Annotated[int, AfterValidator(_at_least_one)]
 
 
@@ -76,12 +79,23 @@ class Section(pydantic.BaseModel):
         """The hash of the settings as JSON: some are mappings, which have no hash of their own."""
         return hash(self.model_dump_json())
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: Any) -> Any:
+        """Refuses `epochs: yes`, which pydantic would read as 1."""
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("must not be yes or no")
+        return value
+
 
 class ModelConfig(Section):
     """The model, and how it is computed."""
 
     path: str = Field(
-        "embedded", description="Hugging Face folder, hub id, run directory, or `embedded`"
+        "embedded",
+        min_length=1,
+        description="Hugging Face folder, hub id, run directory, or `embedded`",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -99,18 +113,54 @@ class ModelConfig(Section):
     )
 
 
+class DataSource(Section):
+    """One data set of a mixture. What it leaves open is as in the section `data`."""
+
+    path: str
+    split: str | None = None
+    config: str | None = None
+    columns: Columns = None
+    fraction: Share | None = None
+
+
+def _sources(value: Any) -> Any:
+    """One path, or the data sets of a mixture, of which some may be only a path."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    sources = [{"path": each} if isinstance(each, str) else each for each in value]
+    if not sources:
+        raise ValueError("must name a data set")
+    for number, source in enumerate(sources):
+        if source in sources[:number]:
+            raise ValueError("names a data set twice")
+    return sources[0]["path"] if len(value) == 1 and isinstance(value[0], str) else sources
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, (list, tuple)) else "one"
+
+
 class DataConfig(Section):
     """The data, and how examples become batches."""
 
-    path: str = Field(
+    path: Annotated[
+        Annotated[str, Field(min_length=1), pydantic.Tag("one")]
+        | Annotated[tuple[DataSource, ...], pydantic.Tag("several")],
+        pydantic.Discriminator(_one_or_several),
+        BeforeValidator(_sources),
+    ] = Field(
         "embedded",
         description="JSON, JSONL, CSV or Parquet file, a pattern of files, folder, hub id or "
-        "`owner/name@revision`, or `embedded`",
+        "`owner/name@revision`, or `embedded`; several are mixed; in a file, each may have its own "
+        "path, split, config, columns and fraction",
     )
     split: str | None = Field(None, description="the split to train on; default: `train`")
     config: str | None = Field(None, description="the config of a data set that has several")
-    columns: Annotated[dict[str, str] | None, BeforeValidator(_columns)] = Field(
+    columns: Columns = Field(
         None, description="our names and the data's, as prompt=instruction,chosen=good"
+    )
+    fraction: Share = Field(
+        1.0, description="share of the training rows that is used, drawn by data.split_seed"
     )
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,
@@ -118,10 +168,12 @@ class DataConfig(Section):
         f"none; default: the dataset's own, else {DEFAULT_FRACTION}",
     )
     split_seed: int = Field(
-        0, description="seed of the split by fraction; --seed does not change it"
+        0, description="seed of the split and draw by fraction; --seed does not change it"
     )
     template: str | None = Field(
-        None, description="name of a chat template; default: the tokenizer's own, else `plain`"
+        None,
+        description="a chat template: plain, llama-2, llama-3, chatml or zephyr; default: the "
+        "tokenizer's own, else plain",
     )
     max_length: Count | None = Field(
         None,
@@ -145,16 +197,32 @@ class DataConfig(Section):
         None, description="rows of one micro-batch; default: one per data-parallel device"
     )
 
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets to train on, with nothing left open."""
+        several = [DataSource(path=self.path)] if isinstance(self.path, str) else self.path
+        shared = {name: getattr(self, name) for name in DataSource.model_fields if name != "path"}
+        own = ({name: value for name, value in each if value is not None} for each in several)
+        return [DataSource.model_validate({**shared, **each}) for each in own]
+
+    @property
+    def names(self) -> str:
+        """The data sets in words."""
+        return " + ".join(source.path for source in self.sources)
+
 
 class LossConfig(Section):
-    """The name of the loss; `loss_section` adds the settings of all losses."""
+    """The loss and its settings.
+
+    `loss_section` adds the settings of all losses.
+    """
 
     name: str = Field(
         DEFAULT_LOSS,
         description="name of the loss, or path/to/file.py:function for your own (short: --loss)",
     )
     set: dict[str, Finite] = Field(
-        {}, description="numbers of your own loss, as margin_scale=2.0 gate=0.1"
+        default_factory=dict, description="numbers of your own loss, as margin_scale=2.0 gate=0.1"
     )
 
     if TYPE_CHECKING:
@@ -168,15 +236,9 @@ class LossConfig(Section):
         return {**{name: value for name, value in self if name != "set"}, **self.set}
 
     @property
-    def changed_numbers(self) -> list[str]:
-        """The numbers of `set` that are not the function's defaults, as `margin_scale2.0`."""
-        defaults = {name: setting.default for name, setting in LOSSES[self.name].settings.items()}
-        return [f"{name}{value}" for name, value in self.set.items() if value != defaults[name]]
-
-    @property
     def title(self) -> str:
-        """The name of the loss's function and the changed numbers: its name in tables."""
-        return " ".join([function_name(self.name), *self.changed_numbers])
+        """The name of the loss's function: what cells, tables and reports call the loss."""
+        return function_name(self.name)
 
     @property
     def exact_kl(self) -> bool:
@@ -254,12 +316,31 @@ class LoraConfig(Section):
     alpha: Positive = Field(
         32.0, description="alpha of the adapters; their output is scaled by alpha / rank"
     )
+    rslora: bool = Field(
+        False, description="scale the adapters' output by alpha / sqrt(rank) instead (rsLoRA)"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the adapters' inputs that training sets to zero"
     )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None, description="names of the linear layers that get adapters; default: all of a block"
     )
+
+    @property
+    def scale(self) -> float:
+        """The factor of the adapters' output."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+# Adapters learn best at about ten times the rate of full fine-tuning: Schulman et al., "LoRA
+# Without Regret" (2025). Rates of 1e-4 to 2e-4 are usual for them: Hu et al., "LoRA" (2021),
+# appendix D; Dettmers et al., "QLoRA" (2023), appendix B.
+LEARNING_RATES = {"full": 1e-5, "lora": 1e-4, "qlora": 1e-4}
+
+
+def _learning_rate(given: dict[str, Any]) -> float:
+    """The default for the mode; an unknown mode is refused by its own field."""
+    return LEARNING_RATES.get(given.get("mode", "full"), LEARNING_RATES["full"])
 
 
 class TrainConfig(Section):
@@ -271,8 +352,9 @@ class TrainConfig(Section):
         "four-bit base",
     )
     learning_rate: NonNegative = Field(
-        1e-5,
-        description="learning rate after the warm-up; a file may map each loss to its own rate",
+        default_factory=_learning_rate,
+        description="learning rate after the warm-up; a file may map each loss to its own rate; "
+        f"default: {', '.join(f'{rate:g} for {mode}' for mode, rate in LEARNING_RATES.items())}",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="course of the learning rate after the warm-up"
@@ -295,7 +377,11 @@ class TrainConfig(Section):
     max_steps: Count | None = Field(
         None, description="optimiser steps of the run, in place of train.epochs"
     )
-    batch_pairs: Count = Field(128, description="pairs, or single responses, per optimiser step")
+    batch_pairs: Count = Field(
+        128,
+        description="most pairs, or single responses, per optimiser step; the steps of an epoch "
+        "share its pairs evenly",
+    )
     eval_every: Count | None = Field(
         None,
         description="steps between validations; the run also validates at the end of every epoch "
@@ -444,32 +530,30 @@ def resolve(mapping: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(mapping)
     except pydantic.ValidationError as error:
-        raise UserError("; ".join(_problem(problem) for problem in error.errors())) from None
-
-
-def _problem(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"] if part not in VALUE_TYPES)
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: no such setting"
-    if problem["type"] == "value_error" and "." in problem["msg"].partition(":")[0]:
-        return problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "model_type":
-        return f"{name or 'config'}: must be a group of settings, got {problem['input']!r}"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+        names = [name for name, _ in setting_fields()]
+        # Pydantic also reports a default that depends on a wrong setting. The latter says enough.
+        problems = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+        raise UserError(one_line_of(problems, [*Config.model_fields, *names])) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or does not hold a mapping.
+        UserError: the file is missing, is not YAML, has a key twice, or does not hold a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text())
+        value = yaml.load(Path(path).read_text(), UniqueKeys)
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError as error:
+        raise UserError(f"config {path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"config {path}: {TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8 text, or no such date
         raise UserError(f"config {path}: not YAML: {one_line(error)}") from None
+    if is_too_deep(value):
+        raise UserError(f"config {path}: {TOO_DEEP}")
     if not isinstance(value, dict):
         raise UserError(f"config {path}: must hold a mapping of settings")
     return value

@@ -13,9 +13,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
-from tddpo_jax.config.schema import DEFAULT_FRACTION, DEFAULT_MAX_LENGTH, DataConfig
+from tddpo_jax.config.schema import DEFAULT_MAX_LENGTH, DataConfig, DataSource
 from tddpo_jax.data.examples import (
     Dataset,
+    Fitted,
     Limits,
     Split,
     Unusable,
@@ -25,23 +26,19 @@ from tddpo_jax.data.examples import (
     kinds,
 )
 from tddpo_jax.data.formats import ParsedRow
+from tddpo_jax.data.mixture import Mixture, read_mixture
 from tddpo_jax.data.omissions import OMISSION
-from tddpo_jax.data.sources import (
-    Source,
-    names_files,
-    number_of_responses,
-    read_source,
-    split_names,
-)
-from tddpo_jax.data.templates import ChatFormat, chat_format
-from tddpo_jax.data.tokenizer import tokenizer_json
+from tddpo_jax.data.sources import Source, read_source
+from tddpo_jax.data.templates import ChatFormat, chat_format, check_continues
+from tddpo_jax.data.tokenizer import pattern, tokenizer_json
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import write_file
 
 # Part of every content hash: raise it when the same rows come out as other ids or examples.
 VERSION = 1
-# Part of the names of cached files alone: raise it when a row that was used may become unusable.
-CACHE_VERSION = 2
+# Part of the names of cached files alone: raise it when a row that was used may become unusable, or
+# when the files hold something else.
+CACHE_VERSION = 3
 
 
 def load_dataset(
@@ -69,23 +66,55 @@ def load_dataset(
         UserError: one line that names the setting, or the file and row and column.
     """
     limits = branch_limits(config, context)
-    sources, split = _sources(config)
-    style = _style(config.template, tokenizer, sources)
+    mixture = read_mixture(config)
+    style = _style(config.template, tokenizer, mixture.sources)
     bos = None if tokenizer is None else tokenizer.bos_token_id
-    content_hash = _content_hash(sources, style, [VERSION, bos, limits, split])
-    file = Path(cache) / f"examples-{content_hash[:32]}-{CACHE_VERSION}.npz"
+    content_hash = _content_hash(mixture, style, [VERSION, bos, limits], config.split_seed)
+    file = Path(cache) / f"examples-{_file_key(content_hash, mixture)}-{CACHE_VERSION}.npz"
     dataset = _read_cache(file, content_hash)
     if dataset is None:
-        made = build(sources, style, bos, limits, split, content_hash, progress)
+        made = build(mixture, style, bos, limits, config.split_seed, content_hash, progress)
         dataset = dataclasses.replace(made, content_hash=_hash_with_omissions(made))
         _write_cache(file, dataset, content_hash)
-    for source, examples in ((sources[0], dataset.train), (sources[-1], dataset.validation)):
+    first, last = mixture.sources[0], mixture.sources[-1]
+    for source, examples in ((first, dataset.train), (last, dataset.validation)):
         check_vocabulary(source.name, examples, vocab_size)
-    return dataset
+    not_read = {source.name: source.not_read for source in mixture.sources if source.not_read}
+    return dataclasses.replace(dataset, not_read=not_read)
+
+
+def load_fitted(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    context: int,
+    cache: Path,
+    count: int,
+    vocab_size: int | None = None,
+) -> tuple[Dataset, list[Fitted]]:
+    """The data of a run, and the first `count` training examples of each data set, whole and cut.
+
+    The other arguments and the errors are those of `load_dataset`.
+    """
+    dataset = load_dataset(config, tokenizer, context=context, cache=cache, vocab_size=vocab_size)
+    mixture = read_mixture(config)
+    style = _style(config.template, tokenizer, mixture.sources)
+    shown: list[Fitted] = []
+    for source in mixture.training:
+        label = source.name if len(mixture.training) > 1 else ""
+        taken = [each for each in dataset.train if each.source == label][:count]
+        row_at = dict(zip(source.numbers, source.rows, strict=True))
+        wholes = encode([(each.row, row_at[each.row]) for each in taken], style)
+        shown += [
+            Fitted(whole, cut)
+            for whole, cut in zip(wholes, taken, strict=True)
+            if isinstance(whole, Example)
+        ]
+    return dataset, shown
 
 
 def load_uncut_examples(
-    path: str | Path,
+    data: DataSource,
     tokenizer: PreTrainedTokenizerBase | None,
     template: str | None,
 ) -> list[Example | Unusable]:
@@ -96,7 +125,7 @@ def load_uncut_examples(
     Raises:
         UserError: one line that names the file and row and column, or the template.
     """
-    source = read_source(path)
+    source = read_source(data.path, data.split, data.config, data.columns)
     return encode(list(enumerate(source.rows)), _style(template, tokenizer, [source]))
 
 
@@ -123,57 +152,7 @@ def branch_limits(config: DataConfig, context: int) -> Limits:
     return Limits(max_length, max_prompt_length)
 
 
-# ---- sources -------------------------------------------------------------------------------------
-
-
-def check_sources(config: DataConfig) -> None:
-    """Reads the rows of training and validation; needs no tokenizer.
-
-    Raises:
-        UserError: a file is missing, or one of its rows is wrong (`NotAtHand` of a hub id).
-    """
-    _sources(config)
-
-
-def _sources(config: DataConfig) -> tuple[list[Source], Split]:
-    """The source of the training examples, then that of the validation if it is another one."""
-    splits = split_names(config.path, config.config)
-    choice = config.validation
-    if choice is None:
-        own = [name for name in _counterparts(config.split) if name in splits]
-        choice = own[0] if own else DEFAULT_FRACTION
-    training = read_source(config.path, config.split, config.config, config.columns)
-    if isinstance(choice, float):
-        if not 0 <= choice < 1:
-            raise UserError(f"data.validation: a fraction must be in [0, 1), got {choice}")
-        return [training], Split(choice, config.split_seed)
-    if choice in splits:
-        validation = read_source(config.path, choice, config.config, config.columns)
-    elif names_files(choice):
-        validation = read_source(choice, columns=config.columns)
-    else:
-        raise UserError(
-            f"data.validation: {choice!r} is no file, no fraction, and no split of {config.path}, "
-            f"which has {', '.join(splits)}"
-        )
-    if validation.responses != training.responses:
-        raise UserError(
-            f"data.validation: a row of {validation.name} has "
-            f"{number_of_responses(validation.responses)}, one of {training.name} has "
-            f"{number_of_responses(training.responses)}"
-        )
-    return [training, validation], Split(0.0, config.split_seed)
-
-
-def _counterparts(split: str | None) -> list[str]:
-    """The names that a split for validation may have beside a training split.
-
-    They are `validation` and `test`, and `test_prefs` beside `train_prefs`.
-    """
-    common = ["validation", "test"]
-    if split is None or not split.startswith("train"):
-        return common
-    return [name + split.removeprefix("train") for name in common]
+# ---- what the examples depend on -----------------------------------------------------------------
 
 
 def _style(
@@ -187,19 +166,40 @@ def _style(
         return None
     if tokenizer is None:
         raise UserError(f"data {sources[0].name}: holds texts, and there is no tokenizer for them")
-    return chat_format(tokenizer, template)
+    style = chat_format(tokenizer, template)
+    if "chat" in found:
+        check_continues(style)
+    return style
 
 
-def _content_hash(sources: Sequence[Source], style: ChatFormat | None, others: list[object]) -> str:
+def _content_hash(
+    mixture: Mixture, style: ChatFormat | None, others: list[object], split_seed: int
+) -> str:
+    # One data set is written as it was before there were mixtures, for hashes must stay.
+    splits = [Split(share, split_seed) for share in mixture.held_out]
+    others = [*others, splits[0] if len(splits) == 1 else splits]
     digest = hashlib.sha256(json.dumps(others).encode())
     if style is not None:
         digest.update(style.jinja.encode())
         digest.update(tokenizer_json(style.encoder.tokenizer).encode())
-    for source in sources:
+        special = style.encoder.special.pattern
+        if special != pattern(style.encoder.special_tokens).pattern:
+            digest.update(special.encode())
+    for source in mixture.sources:
         digest.update(b"source")
+        if source.numbers != list(range(len(source.rows))):
+            digest.update(json.dumps(source.numbers).encode())
         for row in source.rows:
             digest.update(json.dumps(row if isinstance(row, str) else _parts(row)).encode())
     return digest.hexdigest()
+
+
+def _file_key(content_hash: str, mixture: Mixture) -> str:
+    """What names a cached file: a mixture's examples hold the names of its data sets too."""
+    if len(mixture.training) > 1:
+        named = [content_hash, *(source.name for source in mixture.sources)]
+        content_hash = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    return content_hash[:32]
 
 
 def _parts(row: ParsedRow) -> list[object]:
@@ -223,7 +223,9 @@ def _hash_with_omissions(dataset: Dataset) -> str:
 def _write_cache(file: Path, dataset: Dataset, hash_of_rows: str) -> None:
     examples = dataset.train + dataset.validation
     parts = [ids for example in examples for ids in (example.prompt, *example.responses)]
+    names = sorted({example.source for example in examples})
     facts = {
+        "names": names,
         "train": len(dataset.train),
         "dropped": dataset.dropped,
         "cut_prompts": dataset.cut_prompts,
@@ -239,6 +241,8 @@ def _write_cache(file: Path, dataset: Dataset, hash_of_rows: str) -> None:
             ids=np.concatenate(parts),
             lengths=np.array([len(part) for part in parts]),
             index=np.array([example.row for example in examples]),
+            source=np.array([names.index(example.source) for example in examples]),
+            scored=np.concatenate([each for example in examples for each in example.scores]),
             facts=np.array(json.dumps(facts)),
         )
 
@@ -257,13 +261,19 @@ def _stored(file: Path, hash_of_rows: str) -> Dataset:
     # Opened here, because numpy leaves a file open that is no archive.
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
         ids, lengths, index = stored["ids"], stored["lengths"], stored["index"].tolist()
+        source, scored = stored["source"].tolist(), stored["scored"]
         facts = json.loads(str(stored["facts"]))
     if facts.pop("hash_of_rows") != hash_of_rows or lengths.sum() != len(ids):
         raise ValueError("holds something else")
+    names = facts.pop("names")
     parts, each = np.split(ids, np.cumsum(lengths)[:-1]), len(lengths) // len(index)
-    examples = [
-        Example(row, parts[n * each], tuple(parts[n * each + 1 : (n + 1) * each]))
-        for n, row in enumerate(index)
-    ]
+    said = lengths.reshape(-1, each)[:, 1:].ravel()
+    masks = np.split(scored, np.cumsum(said)[:-1])
+    examples = []
+    for n, (row, of) in enumerate(zip(index, source, strict=True)):
+        prompt, *responses = parts[n * each : (n + 1) * each]
+        mask = tuple(masks[n * (each - 1) : (n + 1) * (each - 1)])
+        partly = None if all(map(np.all, mask)) else mask
+        examples.append(Example(row, prompt, tuple(responses), names[of], partly))
     train = facts.pop("train")
     return Dataset(train=examples[:train], validation=examples[train:], **facts)

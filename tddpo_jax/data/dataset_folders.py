@@ -30,7 +30,7 @@ def splits_of(name: str, config: str | None) -> list[str]:
     path, revision = id_and_revision(name)
     try:
         return datasets.get_dataset_split_names(path, config_name=config, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _missing(name, config, error) from None
 
 
@@ -48,7 +48,7 @@ def rows_of(name: str, split: str | None, config: str | None) -> list[Any]:
     path, revision = id_and_revision(name)
     try:
         loaded = datasets.load_dataset(path, config, split=wanted, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if "split" in str(error):
             _one_of(name, wanted, splits_of(name, config))
         raise _missing(name, config, error) from None
@@ -92,12 +92,16 @@ def _missing(name: str, config: str | None, error: Exception) -> UserError:
     import datasets
 
     kind = UserError if Path(name).exists() else NotAtHand
-    reason = one_line(error)
+    # `datasets` says only that generating failed, and keeps the reason as the cause.
+    reason = one_line(": ".join(str(each) for each in (error, error.__cause__) if each))
+    if "Dataset scripts" in reason:
+        script = reason.rpartition(" ")[2]
+        return UserError(f"data {name}: is a script, {script}, which is never run")
     if "onfig" in reason:
         path, revision = id_and_revision(name)
         try:
             configs = datasets.get_dataset_config_names(path, revision=revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError):
             configs = []
         if len(configs) > 1 and config not in configs:
             return UserError(

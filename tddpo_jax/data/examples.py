@@ -3,7 +3,7 @@
 A row that cannot be used is listed with its reason, never silently lost:
 
     empty prompt, empty response      nothing there, or white space; a last message of white space
-    differing histories               the two conversations differ before their last message
+    differing histories               the two conversations differ before their answers
     identical branches                two responses with the same ids
     identical after truncation        the same ids once they are cut
     template: …                       the template refuses the conversation, in its own words
@@ -16,20 +16,23 @@ Truncation can empty no response: a prompt is cut to less than a branch may hold
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.data.formats import ParsedRow
+from tddpo_jax.data.mixture import Mixture
 from tddpo_jax.data.omissions import omission
 from tddpo_jax.data.sources import Source, none_usable
 from tddpo_jax.data.templates import (
     ChatFormat,
+    ExampleIds,
     ExampleText,
     branches,
     chat_example,
@@ -38,6 +41,7 @@ from tddpo_jax.data.templates import (
 )
 from tddpo_jax.errors import UserError
 
+VERBATIM = "verbatim"  # in the place of a template's name, if no row is a conversation
 ROWS_AT_ONCE = 256  # between two reports of progress
 
 
@@ -56,29 +60,45 @@ class Limits(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Share of the prompts that go to validation, and the seed that chooses them."""
+    """Share of a data set's prompts that go to validation, and the seed that chooses them."""
 
     fraction: float
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """Training and validation examples, and what became of the other rows."""
 
     train: list[Example]
     validation: list[Example]
     # Reason -> rows. Those of a validation source of its own stand under "validation: " + reason.
+    # In a mixture, the name of the data set stands before the reason.
     dropped: dict[str, list[int]]
     cut_prompts: int  # prompts that lost their left
     cut_responses: int  # responses that lost their right, and the end of turn with it
     template: str  # name; "tokenizer" for the tokenizer's own, "verbatim" if none was used
     content_hash: str  # of everything that determines the ids and the split
+    # Data set -> columns and keys of messages that nothing reads, in words.
+    not_read: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def responses(self) -> int:
         """How many responses each example has."""
         return len(self.train[0].responses)
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The rows of each data set of a mixture; empty if there is only one."""
+        train, validation = (
+            collections.Counter(example.source for example in side)
+            for side in (self.train, self.validation)
+        )
+        return {
+            name: {"train_rows": train[name], "validation_rows": validation[name]}
+            for name in dict.fromkeys((*train, *validation))
+            if name
+        }
 
 
 def kinds(sources: Sequence[Source]) -> set[str]:
@@ -101,7 +121,8 @@ def cut(example: Example, limits: Limits, bos: int | None) -> Example:
         prompt = np.concatenate([head, tail])
     room = limits.max_length - len(prompt)
     responses = tuple(response[:room] for response in example.responses)
-    return Example(example.row, prompt, responses)
+    scored = example.scored and tuple(each[:room] for each in example.scored)
+    return example._replace(prompt=prompt, responses=responses, scored=scored)
 
 
 def validation_prompts(prompts: Sequence[np.ndarray], split: Split) -> set[bytes]:
@@ -143,45 +164,54 @@ class Fitted(NamedTuple):
 
 
 def build(
-    sources: Sequence[Source],
+    mixture: Mixture,
     style: ChatFormat | None,
     bos: int | None,
     limits: Limits,
-    split: Split,
+    split_seed: int,
     content_hash: str,
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
     """Training and validation examples.
 
     Args:
-        sources: of the training rows, then of the validation rows if they are others.
+        mixture: the sources of the rows.
         style: how texts are written; None if there are none.
         bos: the id that a cut prompt keeps at its start.
         limits: of the branches.
-        split: of the training rows, where there is no other source.
+        split_seed: of the prompts that are held out.
         content_hash: of all this.
         progress: called with (rows encoded, rows in all).
 
     Raises:
         UserError: a source has no usable row, or the split leaves none to train on.
     """
-    rows = [(index, row) for source in sources for index, row in enumerate(source.rows)]
-    encoded = encode(rows, style, progress)
-    first = len(sources[0].rows)
-    train, dropped = _usable("data.path", sources[0], encoded[:first], limits, bos)
-    if len(sources) == 2:
-        validation, others = _usable("data.validation", sources[1], encoded[first:], limits, bos)
-        dropped |= {f"validation: {reason}": rows for reason, rows in others.items()}
-    else:
-        train, validation = _divided(sources[0], train, split)
-    fitted = train + validation
+    sources, several = mixture.sources, len(mixture.training) > 1
+    rows = [row for each in sources for row in zip(each.numbers, each.rows, strict=True)]
+    encoded = iter(encode(rows, style, progress))
+    fitted: list[list[Fitted]] = []
+    dropped: dict[str, list[int]] = collections.defaultdict(list)
+    for number, source in enumerate(sources):
+        trains = number < len(mixture.training)
+        label = source.name if several else ""
+        mine = list(itertools.islice(encoded, len(source.rows)))
+        field = "data.path" if trains else "data.validation"
+        used, unused = _usable(field, source, mine, limits, bos, label)
+        fitted.append(used)
+        for reason, numbers in unused.items():
+            words = ["" if trains else "validation", label, reason]
+            dropped[": ".join(filter(None, words))] += numbers
+    splits = [Split(share, split_seed) for share in mixture.held_out]
+    train, validation = _divided(mixture.training, fitted[: len(splits)], splits)
+    validation += itertools.chain.from_iterable(fitted[len(splits) :])
+    everything = train + validation
     return Dataset(
         train=[one.cut for one in train],
         validation=[one.cut for one in validation],
-        dropped=dropped,
-        cut_prompts=sum(len(one.cut.prompt) < len(one.whole.prompt) for one in fitted),
-        cut_responses=sum(one.cut_responses for one in fitted),
-        template=style.name if style is not None and "chat" in kinds(sources) else "verbatim",
+        dropped=dict(dropped),
+        cut_prompts=sum(len(one.cut.prompt) < len(one.whole.prompt) for one in everything),
+        cut_responses=sum(one.cut_responses for one in everything),
+        template=style.name if style is not None and "chat" in kinds(sources) else VERBATIM,
         content_hash=content_hash,
     )
 
@@ -192,6 +222,7 @@ def _usable(
     encoded: Sequence[Example | Unusable],
     limits: Limits,
     bos: int | None,
+    label: str,
 ) -> tuple[list[Fitted], dict[str, list[int]]]:
     kept: list[Fitted] = []
     dropped: dict[str, list[int]] = collections.defaultdict(list)
@@ -199,6 +230,7 @@ def _usable(
         if isinstance(row, Unusable):
             dropped[row.reason].append(row.row)
             continue
+        row = row._replace(source=label)
         fitted = Fitted(row, cut(row, limits, bos))
         if _has_two_alike(fitted.whole):
             dropped["identical branches"].append(row.row)
@@ -216,32 +248,47 @@ def _has_two_alike(example: Example) -> bool:
 
 
 def _divided(
-    source: Source, examples: list[Fitted], split: Split
+    sources: Sequence[Source], examples_of: Sequence[list[Fitted]], splits: Sequence[Split]
 ) -> tuple[list[Fitted], list[Fitted]]:
-    # By whole prompts, so that the sides do not depend on the lengths that are set.
-    held_out = validation_prompts([one.whole.prompt for one in examples], split)
+    """The examples to train on, and those whose prompt any of the sources holds out."""
+    held_out: set[bytes] = set()
+    for source, examples, split in zip(sources, examples_of, splits, strict=True):
+        # By whole prompts, so that the sides do not depend on the lengths that are set.
+        own = validation_prompts([one.whole.prompt for one in examples], split)
+        _check_held_out(source, examples, own)
+        held_out |= own
     sides: tuple[list[Fitted], list[Fitted]] = ([], [])
-    for one in examples:
+    for one in itertools.chain.from_iterable(examples_of):
         sides[one.whole.prompt.tobytes() in held_out].append(one)
     if not sides[0]:
+        raise UserError(
+            "data.validation: leaves nothing to train on, for each prompt is held out of one of "
+            "the data sets: name a file with data.validation, or set it to 0"
+        )
+    return sides
+
+
+def _check_held_out(source: Source, examples: list[Fitted], held_out: set[bytes]) -> None:
+    """Warns if one prompt decides the split of a source.
+
+    Raises:
+        UserError: the source has no other prompt.
+    """
+    counts = collections.Counter(one.whole.prompt.tobytes() for one in examples)
+    most = max(counts.values())
+    if held_out == counts.keys():
         raise UserError(
             f"data.validation: leaves nothing to train on of {source.name}, for its usable rows "
             "all have the same prompt, whose rows stay together: name a file with "
             "data.validation, or set it to 0"
         )
-    _warn_of_a_common_prompt(source, examples, len(sides[1]))
-    return sides
-
-
-def _warn_of_a_common_prompt(source: Source, examples: list[Fitted], held_out: int) -> None:
-    counts = collections.Counter(one.whole.prompt.tobytes() for one in examples)
-    most = max(counts.values())
     if held_out and most > 1 and 2 * most > len(examples):
         warnings.warn(
             f"data.validation: {most} of the {len(examples)} usable rows of {source.name} have "
-            f"the same prompt, and the rows of a prompt stay together: {held_out} are held out; "
+            "the same prompt, and the rows of a prompt stay together: "
+            f"{sum(counts[prompt] for prompt in held_out)} are held out; "
             "name a file with data.validation to choose others",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -270,13 +317,20 @@ def _encode_some(
         if isinstance(row, str):
             results.append(Unusable(index, row))
             continue
-        ids = next(encoded) if isinstance(row, ExampleText) else (row.prompt, row.responses)
-        prompt, *responses = (np.asarray(part, np.int32) for part in (ids[0], *ids[1]))
+        ids = next(encoded) if isinstance(row, ExampleText) else row
+        prompt, *responses = (np.asarray(part, np.int32) for part in (ids.prompt, *ids.responses))
         # The tokenizer's normaliser may leave nothing of a text such as a zero-width space.
         usable = len(prompt) > 0
-        example = Example(index, prompt, tuple(responses))
+        example = Example(index, prompt, tuple(responses), scored=_scored(ids))
         results.append(example if usable else Unusable(index, "empty prompt"))
     return results
+
+
+def _scored(ids: ExampleIds | ParsedRow) -> tuple[np.ndarray, ...] | None:
+    """Which tokens of each response are predicted; None if all are."""
+    if isinstance(ids, ParsedRow) or all(map(all, ids.scored)):
+        return None
+    return tuple(np.asarray(each, bool) for each in ids.scored)
 
 
 def _written(row: ParsedRow | str, style: ChatFormat | None) -> ExampleText | ParsedRow | str:
@@ -298,15 +352,21 @@ def _omission(row: ParsedRow, style: ChatFormat, example: ExampleText) -> str | 
     """The reason why the template does not write all of a conversation, or None if it does."""
     before, answers = branches(row.prompt, row.responses, row.continues)
     for answer, said in zip(answers, example.responses, strict=True):
-        text = (example.prompt.text + said.text).replace(said.mark, "")
-        reason = omission(style, [*before, answer], row.tools, text)
+        text = "".join(each.text for each in (example.prompt, *said)).replace(said[0].mark, "")
+        reason = omission(style, [*before, *answer], row.tools, text)
         if reason is not None:
             return reason
     return None
 
 
 def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | None) -> None:
-    """Raises UserError for a row of the source `name` with an id that the model does not have."""
+    """Raises UserError for a row with an id that the model does not have.
+
+    Args:
+        name: of the data, unless an example names its own source.
+        examples: to check.
+        vocab_size: the model's; None checks nothing.
+    """
     if vocab_size is None:
         return
     for example in examples:
@@ -316,6 +376,6 @@ def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | N
             highest = int(ids.max())
             if highest >= vocab_size:
                 raise UserError(
-                    f"data {name} row {example.row}: {part!r} holds the id {highest}, "
-                    f"but the model's vocabulary ends at {vocab_size - 1}"
+                    f"data {example.source or name} row {example.row}: {part!r} holds the id "
+                    f"{highest}, but the model's vocabulary ends at {vocab_size - 1}"
                 )

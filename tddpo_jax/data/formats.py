@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from tddpo_jax.data.messages import (
     CALLS,
     SYSTEM_ROLES,
+    TOOL_ROLES,
     Message,
     UnusableRow,
     is_stored_conversation,
@@ -37,7 +39,8 @@ class ParsedRow(NamedTuple):
 
     kind: Literal["chat", "text", "ids"]
     prompt: Any  # list of messages; text; list of token ids
-    # Text, or a message where it has more than a content; text; list of token ids, each.
+    # Text, a message where it has more than a content, or several messages; text; list of token
+    # ids, each.
     responses: tuple[Any, ...]
     tools: list[Any] | None = None  # that a conversation may call
     continues: bool = False  # whether the responses continue the last message of the prompt
@@ -156,19 +159,48 @@ def _conversations(row: Mapping[str, Any], responses: Mapping[str, Any]) -> Pars
         before = [] if prompt is None else read_messages(prompt, "prompt")
     continues = alone and bool(before) and before[-1]["role"] == "assistant"
     wholes = [_behind(before, messages) for messages in branches.values()]
-    first, *others = (whole[:-1] for whole in wholes)
-    if any(history != first for history in others):
+    start = _answers_start(wholes)
+    answers = tuple(_answer(whole[start:]) for whole in wholes)
+    return _chat(row, wholes[0][:start], answers, continues)
+
+
+def _answers_start(wholes: list[list[Message]]) -> int:
+    """How many messages the conversations share before their answers.
+
+    An answer is the last message, or an agent's way to it: calls, and what the tools gave. The
+    answers begin where the conversations part, with a message of the assistant.
+    """
+    first = wholes[0]
+    if all(whole[:-1] == first[:-1] for whole in wholes):
+        return len(first) - 1
+    shared = sum(1 for _ in itertools.takewhile(_all_same, zip(*wholes, strict=False)))
+    start = min(shared, *(len(whole) - 1 for whole in wholes))
+    while start and any(whole[start]["role"] != "assistant" for whole in wholes):
+        start -= 1
+    roles = {message["role"] for whole in wholes for message in whole[start:]}
+    if not start or not roles <= {"assistant", *TOOL_ROLES}:
         raise UnusableRow(DIFFERING)
-    return _chat(row, first, tuple(_answer(whole[-1]) for whole in wholes), continues)
+    return start
+
+
+def _all_same(messages: tuple[Message, ...]) -> bool:
+    return all(message == messages[0] for message in messages)
 
 
 def _behind(prompt: list[Message], messages: list[Message]) -> list[Message]:
-    """The whole conversation: the messages alone where they repeat the prompt."""
+    """The whole conversation: the messages alone where they repeat the prompt.
+
+    Either of the two may lack the system message that the other has.
+    """
     last_start = len(messages) - len(prompt)
     if not prompt or any(
         same(messages[start : start + len(prompt)], prompt) for start in range(last_start + 1)
     ):
         return messages
+    system = [*itertools.takewhile(lambda message: message["role"] in SYSTEM_ROLES, prompt)]
+    asked_alone = prompt[len(system) :]
+    if system and asked_alone and same(messages[: len(asked_alone)], asked_alone):
+        return [*system, *messages]
     first, last = messages[0]["role"], prompt[-1]["role"]
     asked = last not in ("assistant", *SYSTEM_ROLES)
     repeated = any(
@@ -179,9 +211,13 @@ def _behind(prompt: list[Message], messages: list[Message]) -> list[Message]:
     return [*prompt, *messages]
 
 
-def _answer(message: Message) -> str | Message:
-    """A response: its text, or the message where it has more than a content."""
-    message = {**message, "content": message["content"] or ""}
+def _answer(messages: list[Message]) -> str | Message | list[Message]:
+    """A response: its text, the message where it has more than a content, or its messages."""
+    *before, last = messages
+    _check_contents(before)
+    message = {**last, "content": last["content"] or ""}
+    if before:
+        return [*before, message]
     return message["content"] if message.keys() == {"role", "content"} else message
 
 
@@ -196,12 +232,16 @@ def _chat(
             raise UnusableRow("the system column differs from the conversation's system message")
     elif system and history:
         history = [{"role": "system", "content": system}, *history]
-    for message in history[:-1]:
-        if message["content"] is None:
-            raise UnusableRow(f"null content of a {message['role']!r} message")
+    _check_contents(history[:-1])
     if history and history[-1]["content"] is None:
         raise UnusableRow(EMPTY_PROMPT)
     return ParsedRow("chat", history, answers, _tools(row), continues)
+
+
+def _check_contents(messages: list[Message]) -> None:
+    for message in messages:
+        if message["content"] is None:
+            raise UnusableRow(f"null content of a {message['role']!r} message")
 
 
 # ---- columns -------------------------------------------------------------------------------------

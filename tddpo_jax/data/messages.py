@@ -9,10 +9,11 @@ is `assistant`.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from tddpo_jax.system.json_files import parse
 
 Message = dict[str, Any]
 
@@ -58,7 +59,7 @@ def _stored_conversation(text: str) -> Any:
     """
     if not _STORED.match(text):
         return text
-    for read in (json.loads, lambda text: ast.literal_eval(text.strip())):
+    for read in (parse, lambda text: ast.literal_eval(text.strip())):
         try:
             return read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -159,7 +160,7 @@ def read_json_list(text: str, what: str) -> list[Any]:
         UnusableRow: the text holds something else.
     """
     try:
-        value = json.loads(text)
+        value = parse(text)
     except ValueError:
         value = None
     if not isinstance(value, list):

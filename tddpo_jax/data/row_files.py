@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.system.json_files import parse, problem
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED = ".gz"  # may follow the suffix of a file of text
@@ -96,11 +97,9 @@ def _json_lines(file: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"data {file} line {number}: not JSON: {error.msg}") from None
-            except (RecursionError, ValueError) as error:
-                raise UserError(f"data {file} line {number}: {_problem(error)}") from None
+                yield parse(line)
+            except ValueError as error:
+                raise UserError(f"data {file} line {number}: {problem(error)}") from None
 
 
 def _json_list(file: Path) -> list[Any]:
@@ -109,25 +108,19 @@ def _json_list(file: Path) -> list[Any]:
     if not text.strip():
         return []
     try:
-        value = json.loads(text)
+        value = parse(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # many a .json file holds JSON lines
             return list(_json_lines(file))
         raise UserError(f"data {file} line {error.lineno}: not JSON: {error.msg}") from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"data {file}: {_problem(error)}") from None
+    except ValueError as error:
+        raise UserError(f"data {file}: {problem(error)}") from None
     if isinstance(value, dict):
         lists = [value[key] for key in ("rows", "data") if isinstance(value.get(key), list)]
         value = lists[0] if len(lists) == 1 else None
     if not isinstance(value, list):
         raise UserError(f"data {file}: must be a list, or an object with one as `rows` or `data`")
     return value
-
-
-def _problem(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "its lists or objects are nested too deeply"
-    return f"not JSON: {one_line(error)}"  # such as a number of too many digits
 
 
 def _csv(file: Path) -> list[Any]:

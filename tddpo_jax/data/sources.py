@@ -3,8 +3,9 @@
 A row of a preference pair has one of these shapes:
 
 *   `chosen`, `rejected`: conversations, lists of messages that share all but their last one
-    (dpo-mix-7k, UltraFeedback). A `prompt` text beside them counts only where the lists hold
-    nothing but the answers.
+    (dpo-mix-7k, UltraFeedback), or all but an agent's way to it: calls and what the tools gave. The
+    loss then counts the assistant's messages. A `prompt` text beside them counts only where the
+    lists hold nothing but the answers.
 *   `prompt`, a conversation, and `chosen`, `rejected`: its continuations, lists or texts (TRL).
     Where the prompt ends with the assistant's first words, the answers continue them. A
     conversation that repeats the prompt is taken as it is.
@@ -25,7 +26,7 @@ Two columns may stand beside conversations. `tools` goes to the chat template. `
 between. `messages` says how a message may look. A conversation may be stored as JSON in a text.
 
 All rows of a source have the same number of responses. A row that has the columns of a pair is a
-pair, whatever other columns it has. What nothing reads is named in a warning.
+pair, whatever other columns it has. What nothing reads is named where the data is described.
 
 A row that cannot be used is kept as the reason why. Rows count from 0, lines of a file from 1.
 """
@@ -33,7 +34,6 @@ A row that cannot be used is kept as the reason why. Rows count from 0, lines of
 from __future__ import annotations
 
 import collections
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,8 +59,10 @@ class Source(NamedTuple):
 
     name: str
     rows: list[ParsedRow | str]
+    numbers: list[int]  # of these rows in the file or split
     responses: int  # of each row
     shape: str  # of the first row, in words
+    not_read: str  # columns and keys of messages that nothing reads, in words
 
 
 def read_source(
@@ -74,7 +76,8 @@ def read_source(
     Raises:
         UserError: as in `read_rows`, or no row has a shape that is understood.
     """
-    name = f"{path} ({split})" if split else str(path)
+    parts = ", ".join(part for part in (config, split) if part)
+    name = f"{path} ({parts})" if parts else str(path)
     rows = [_renamed(name, row, columns or {}) for row in read_rows(path, split, config)]
     parsed = _alike([parse_row(row) for row in rows])
     if not any(isinstance(row, ParsedRow) or row in UNDERSTOOD for row in parsed):
@@ -82,12 +85,13 @@ def read_source(
         for index, row in enumerate(parsed):
             reasons[str(row)].append(index)
         raise UserError(none_usable("data", name, reasons, shape(rows[0])))
-    if str(path) != "embedded":
-        used = zip(rows, parsed, strict=True)
-        _warn_of_what_is_not_read(name, [row for row, what in used if isinstance(what, ParsedRow)])
+    both = zip(rows, parsed, strict=True)
+    used = [row for row, what in both if isinstance(what, ParsedRow)]
+    not_read = "" if str(path) == "embedded" else _not_read(used)
     counts = (len(row.responses) for row in parsed if isinstance(row, ParsedRow))
     responses = next(counts, len(response_columns(rows[0])))
-    return Source(name, parsed, responses, shape(rows[0]))
+    numbers = list(range(len(parsed)))
+    return Source(name, parsed, numbers, responses, shape(rows[0]), not_read)
 
 
 def none_usable(field: str, name: str, reasons: Mapping[str, Sequence[int]], found: str) -> str:
@@ -209,7 +213,8 @@ def _alike(rows: list[ParsedRow | str]) -> list[ParsedRow | str]:
     ]
 
 
-def _warn_of_what_is_not_read(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _not_read(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of rows, and the keys of their messages, that nothing reads."""
     columns: set[str] = set()
     keys: set[str] = set()
     for row in rows:
@@ -221,6 +226,4 @@ def _warn_of_what_is_not_read(name: str, rows: Sequence[Mapping[str, Any]]) -> N
                 if isinstance(message, dict) and message.keys() & {"role", "from"}:
                     keys |= keys_not_read(message)
     found = [("columns", columns), ("keys of messages", keys)]
-    parts = [f"{what} {', '.join(sorted(names))}" for what, names in found if names]
-    if parts:
-        warnings.warn(f"data {name}: nothing reads the {' and the '.join(parts)}", stacklevel=4)
+    return " and ".join(f"{what} {', '.join(sorted(names))}" for what, names in found if names)

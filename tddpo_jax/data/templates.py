@@ -3,105 +3,44 @@
 A prompt and its response are encoded once each and concatenated. The ids of a prompt are exactly
 what generation starts from: training and generation both call this file. The beginning of sequence
 is there once, if the template writes it or the tokenizer's own `encode` adds it, and a response
-ends with exactly one end of turn: the special token that the template puts after a response, or
-the tokenizer's end of sequence where the template puts none.
+ends with exactly one end of turn: the added token that the template puts after a response, or the
+tokenizer's end of sequence where the template puts none.
 
-The named templates, for the question `Q` and the answer `A`:
-
-    plain     User: Q\\nAssistant: A                and then the tokenizer's end of sequence
-    llama-2   <s>[INST] Q [/INST] A </s>            a system message goes into the first turn
-    llama-3   <|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nQ<|eot_id|>
-              <|start_header_id|>assistant<|end_header_id|>\\n\\nA<|eot_id|>           (one line)
-    chatml    <|im_start|>user\\nQ<|im_end|>\\n<|im_start|>assistant\\nA<|im_end|>
-    zephyr    <|user|>\\nQ</s>\\n<|assistant|>\\nA</s>
+A policy's folder gets the template that is used here, so other programs make the same ids. They may
+write another date, see `template_date.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.data.messages import Message, map_leaves, texts_in
-from tddpo_jax.data.tokenizer import Encoder, Text, encode, make_encoder, quote
+from tddpo_jax.data.named_templates import NAMED, check_name
+from tddpo_jax.data.template_date import AT_DATE
+from tddpo_jax.data.tokenizer import (
+    Encoder,
+    Text,
+    added_tokens,
+    encode,
+    make_encoder,
+    pattern,
+    quote,
+)
 from tddpo_jax.errors import UserError, one_line
 
 Messages = Sequence[Mapping[str, Any]]
+Answer = str | Message | list[Message]
 
-PLAIN = """\
-{%- for message in messages -%}
-{{ message['role'] | capitalize ~ ': ' ~ message['content'] | trim ~ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
-"""
-
-LLAMA_2 = """\
-{%- set has_system = messages[0]['role'] == 'system' -%}
-{%- for message in (messages[1:] if has_system else messages) -%}
-{%- if message['role'] != ('user' if loop.index0 is even else 'assistant') -%}
-{{ raise_exception('llama-2 wants user and assistant in turn, after at most one system message') }}
-{%- elif message['role'] == 'assistant' -%}
-{{ ' ' ~ message['content'] | trim ~ ' ' ~ eos_token }}
-{%- else -%}
-{%- set system = '<<SYS>>\\n' ~ messages[0]['content'] ~ '\\n<</SYS>>\\n\\n' -%}
-{%- set text = (system if has_system and loop.first else '') ~ message['content'] -%}
-{{ bos_token ~ '[INST] ' ~ text | trim ~ ' [/INST]' }}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-LLAMA_3 = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ '<|start_header_id|>' ~ message['role'] ~ '<|end_header_id|>\\n\\n' }}
-{{- message['content'] | trim ~ '<|eot_id|>' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif -%}
-"""
-
-CHATML = """\
-{%- for message in messages -%}
-{{ '<|im_start|>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
-"""
-
-ZEPHYR = """\
-{%- for message in messages -%}
-{{ '<|' ~ message['role'] ~ '|>\\n' ~ message['content'] ~ eos_token ~ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}
-"""
-
-
-class NamedTemplate(NamedTuple):
-    """A Jinja source and what the tokenizer must have for it: `bos_token`, `eos_token`, or texts
-    of special tokens."""
-
-    jinja: str
-    needs: tuple[str, ...]
-
-
-NAMED = {
-    "plain": NamedTemplate(PLAIN, ("eos_token",)),
-    "llama-2": NamedTemplate(LLAMA_2, ("bos_token", "eos_token")),
-    "llama-3": NamedTemplate(
-        LLAMA_3, ("bos_token", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    ),
-    "chatml": NamedTemplate(CHATML, ("<|im_start|>", "<|im_end|>")),
-    "zephyr": NamedTemplate(ZEPHYR, ("eos_token",)),
-}
-
-# Templates of the Llama 3 family may write today's date, which would change the data's ids every
-# midnight. This is the date they write themselves when there is no clock.
-TEMPLATE_DATE = "26 Jul 2024"
+# Makes a template write the beginning of sequence first. A line break behind a comment is not
+# written, and the template's first line still is a line of its own.
+BEGINNING = "{{ bos_token }}{# the tokenizer adds it, the template does not #}\n"
 
 
 @dataclass(frozen=True)
@@ -110,8 +49,9 @@ class ChatFormat:
 
     encoder: Encoder
     name: str  # of the template; "tokenizer" for the tokenizer's own
-    jinja: str
-    bos: int | None  # goes in front of a prompt that does not begin with it
+    jinja: str  # writes the beginning of sequence, if the tokenizer uses one
+    bos: int | None  # goes in front of a text without a template that does not begin with it
+    continues: bool  # a conversation begins with the generation prompt of its question
     suffix: str  # what the template writes after a response
     ending: str  # what of it belongs to the response: all up to the end of turn
     end_of_turn: str  # ends a response that the template writes
@@ -120,10 +60,21 @@ class ChatFormat:
 
 
 class ExampleText(NamedTuple):
-    """A prompt and its responses with their ends of turn."""
+    """A prompt and its responses with their ends of turn.
+
+    A response is what the assistant says, and then in turn what it is told and says.
+    """
 
     prompt: Text
-    responses: tuple[Text, ...]
+    responses: tuple[tuple[Text, ...], ...]
+
+
+class ExampleIds(NamedTuple):
+    """Token ids of a prompt and its responses, and which ids the assistant says."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    scored: list[list[bool]]
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatFormat:
@@ -136,11 +87,15 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Cha
 
     Raises:
         UserError: no such template; the tokenizer lacks a token the template needs, or any end of
-            sequence; the template does not continue its own generation prompt.
+            sequence; the template does not write an answer.
     """
-    encoder = make_encoder(tokenizer)
-    name, jinja = _named(encoder, template)
-    suffix = _suffix(tokenizer, name, jinja)
+    name, jinja = _named(tokenizer, template)
+    prompt, whole = _probe(tokenizer, name, jinja)
+    adds_bos = _adds_bos(tokenizer)
+    if adds_bos and not whole.startswith(str(tokenizer.bos_token)):
+        jinja = BEGINNING + jinja
+    suffix = whole.rpartition(ANSWER)[2]
+    encoder = _with_controls(make_encoder(tokenizer), whole.partition(QUESTION)[0] + suffix)
     ending, end_of_turn = _ending(encoder, name, suffix)
     end_of_text = tokenizer.eos_token or end_of_turn
     (turn_id,), (text_id,) = encode(encoder, [Text(end_of_turn), Text(end_of_text)])
@@ -148,7 +103,8 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Cha
         encoder=encoder,
         name=name,
         jinja=jinja,
-        bos=tokenizer.bos_token_id if _adds_bos(tokenizer) else None,
+        bos=tokenizer.bos_token_id if adds_bos else None,
+        continues=whole.startswith(prompt),
         suffix=suffix,
         ending=ending,
         end_of_turn=end_of_turn,
@@ -169,7 +125,8 @@ def encode_prompt(
     Args:
         tokenizer: any fast tokenizer of transformers.
         messages_or_text: a conversation, written by the template up to where the assistant begins
-            to speak; or a text, taken verbatim behind the beginning of sequence, no template.
+            to speak, or behind the assistant's words that end it; or a text, taken verbatim behind
+            the beginning of sequence, no template.
         template: as in `chat_format`.
         system: a system message to put in front of the conversation.
 
@@ -178,7 +135,7 @@ def encode_prompt(
 
     Raises:
         UserError: as `chat_format`; or the template refuses the conversation; or a text comes with
-            a system message.
+            a system message, or is no Unicode.
     """
     style = chat_format(tokenizer, template)
     if isinstance(messages_or_text, str):
@@ -188,36 +145,52 @@ def encode_prompt(
     else:
         first = [] if system is None else [{"role": "system", "content": system}]
         (messages, _, _), mark = _quoted(style, [*first, *messages_or_text])
-        prompt = Text(render(style, messages, add_generation_prompt=True), mark)
+        prompt = Text(_prompt(style, messages), mark)
+    try:
+        prompt.text.encode()
+    except UnicodeEncodeError:
+        raise UserError("a prompt holds half a surrogate pair, so it is no Unicode text") from None
     return np.asarray(_with_bos(style, encode(style.encoder, [prompt])[0]), np.int32)
 
 
+def _prompt(style: ChatFormat, messages: list[Message]) -> str:
+    """A conversation up to where the model goes on: a new turn, or the assistant's own words."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return render(style, messages, add_generation_prompt=True)
+    *asked, begun = messages
+    prompt = render(style, asked, add_generation_prompt=True)
+    # A word behind the beginning keeps its last spaces from templates that trim a content.
+    said = {**begun, "content": f"{begun['content']}a"}
+    whole = render(style, [*asked, said])
+    return _continued(style, prompt, begun["content"], [_response(style, prompt, whole)])[0]
+
+
 def branches(
-    history: Messages, responses: Sequence[str | Message], continues: bool = False
-) -> tuple[list[Message], list[Message]]:
-    """The messages before the answers, and the answers.
+    history: Messages, responses: Sequence[Answer], continues: bool = False
+) -> tuple[list[Message], list[list[Message]]]:
+    """The messages before the answers, and the messages of each answer.
 
     Args:
         history: the prompt's messages.
-        responses: texts, or messages that have more than a content.
+        responses: texts, messages that have more than a content, or several messages.
         continues: whether the responses continue the last message of the history. That message then
             belongs to each answer.
     """
     before = [dict(message) for message in history]
-    answers = [
-        {"role": "assistant", "content": each} if isinstance(each, str) else dict(each)
-        for each in responses
-    ]
-    if continues:
-        begun = before.pop()
-        answers = [{**begun, "content": begun["content"] + each["content"]} for each in answers]
-    return before, answers
+    begun = before.pop() if continues else {"role": "assistant", "content": ""}
+    return before, [_messages(each, begun) for each in responses]
+
+
+def _messages(answer: Answer, begun: Message) -> list[Message]:
+    if isinstance(answer, str):
+        return [{**begun, "content": begun["content"] + answer}]
+    return [dict(each) for each in (answer if isinstance(answer, list) else [answer])]
 
 
 def chat_example(
     style: ChatFormat,
     history: Messages,
-    responses: Sequence[str | Message],
+    responses: Sequence[Answer],
     *,
     tools: list[Any] | None = None,
     continues: bool = False,
@@ -236,14 +209,16 @@ def chat_example(
     """
     asked, answers = branches(history, responses, continues)
     begun = history[-1]["content"] if continues else ""
-    (messages, quoted_tools, begun), mark = _quoted(style, [*asked, *answers], tools, begun)
-    asked, answers = messages[: len(asked)], messages[len(asked) :]
+    flat = [*asked, *itertools.chain.from_iterable(answers)]
+    (messages, quoted_tools, begun), mark = _quoted(style, flat, tools, begun)
+    each = iter(messages)
+    asked, *answers = [list(itertools.islice(each, len(part))) for part in (asked, *answers)]
     prompt = render(style, asked, quoted_tools, add_generation_prompt=True)
-    wholes = [render(style, [*asked, answer], quoted_tools) for answer in answers]
-    said = [_response(style, prompt, whole) for whole in wholes]
+    said = [_parts(style, prompt, asked, answer, quoted_tools) for answer in answers]
     if continues:
-        prompt, said = _continued(style, prompt, begun, said)
-    return ExampleText(Text(prompt, mark), tuple(Text(text, mark, prompt) for text in said))
+        prompt, texts = _continued(style, prompt, begun, [first for (first,) in said])
+        said = [[text] for text in texts]
+    return ExampleText(Text(prompt, mark), tuple(_texts(prompt, mark, parts) for parts in said))
 
 
 def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> ExampleText:
@@ -256,46 +231,59 @@ def text_example(style: ChatFormat, prompt: str, responses: Sequence[str]) -> Ex
     body = _without_lost_spaces(style, prompt)
     spaces = prompt[len(body) :]
     said = (_verbatim_response(style, body, spaces + response) for response in responses)
-    return ExampleText(Text(body), tuple(said))
+    return ExampleText(Text(body), tuple((each,) for each in said))
 
 
-def encode_examples(
-    style: ChatFormat, examples: Sequence[ExampleText]
-) -> list[tuple[list[int], list[list[int]]]]:
+def encode_examples(style: ChatFormat, examples: Sequence[ExampleText]) -> list[ExampleIds]:
     """Ids of the prompt and of the responses of each example."""
-    texts = [text for example in examples for text in (example.prompt, *example.responses)]
-    ids = iter(encode(style.encoder, texts))
-    return [
-        (_with_bos(style, next(ids)), [next(ids) for _ in example.responses])
+    texts = [
+        text
         for example in examples
+        for text in (example.prompt, *itertools.chain.from_iterable(example.responses))
     ]
+    ids = iter(encode(style.encoder, texts))
+    encoded = []
+    for example in examples:
+        prompt = _with_bos(style, next(ids))
+        parts = [[next(ids) for _ in texts] for texts in example.responses]
+        responses = [list(itertools.chain.from_iterable(each)) for each in parts]
+        scored = [
+            [number % 2 == 0 for number, part in enumerate(each) for _ in part] for each in parts
+        ]
+        encoded.append(ExampleIds(prompt, responses, scored))
+    return encoded
 
 
 # ---- what a template does ------------------------------------------------------------------------
 
 
-def check_name(template: str) -> None:
-    """Raises UserError for a template that `NAMED` does not have."""
-    if template not in NAMED:
-        raise UserError(f"template {template!r}: no such template; there are {', '.join(NAMED)}")
+QUESTION, ANSWER = "question", "answer"
 
 
-def _named(encoder: Encoder, template: str | None) -> tuple[str, str]:
-    tokenizer = encoder.tokenizer
+def check_continues(style: ChatFormat) -> None:
+    """Raises UserError if no answer can be trained on, because none follows a generation prompt."""
+    if not style.continues:
+        raise UserError(
+            f"template {style.name!r}: a conversation does not continue its generation prompt; "
+            "choose another with data.template"
+        )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
     if template is None and tokenizer.chat_template is not None:
         return "tokenizer", tokenizer.get_chat_template()
     name = "plain" if template is None else template
     check_name(name)
-    missing = [need for need in NAMED[name].needs if not _has_token(encoder, need)]
+    missing = [need for need in NAMED[name].needs if not _has_token(tokenizer, need)]
     if missing:
         raise UserError(f"template {name!r}: the tokenizer lacks {', '.join(missing)}")
     return name, NAMED[name].jinja
 
 
-def _has_token(encoder: Encoder, need: str) -> bool:
+def _has_token(tokenizer: PreTrainedTokenizerBase, need: str) -> bool:
     if need in ("bos_token", "eos_token"):
-        return getattr(encoder.tokenizer, need) is not None
-    return encoder.special.fullmatch(need) is not None
+        return getattr(tokenizer, need) is not None
+    return need in added_tokens(tokenizer)
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -304,30 +292,38 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def _suffix(tokenizer: PreTrainedTokenizerBase, name: str, jinja: str) -> str:
-    """What the template writes after a response."""
-    answer = "answer"
-    question = [{"role": "user", "content": "question"}]
+def _probe(tokenizer: PreTrainedTokenizerBase, name: str, jinja: str) -> tuple[str, str]:
+    """What the template writes for a question, and for a question and its answer."""
+    question = [{"role": "user", "content": QUESTION}]
     prompt = _apply(tokenizer, jinja, question, add_generation_prompt=True)
-    whole = _apply(tokenizer, jinja, [*question, {"role": "assistant", "content": answer}])
-    if not whole.startswith(prompt) or answer not in whole[len(prompt) :]:
+    whole = _apply(tokenizer, jinja, [*question, {"role": "assistant", "content": ANSWER}])
+    if ANSWER not in whole.partition(QUESTION)[2]:
         raise UserError(
-            f"template {name!r}: a conversation does not continue its generation prompt; "
-            "choose another with data.template"
+            f"template {name!r}: does not write an answer; choose another with data.template"
         )
-    return whole.rpartition(answer)[2]
+    return prompt, whole
+
+
+def _with_controls(encoder: Encoder, written: str) -> Encoder:
+    """The same encoder, to which the added tokens in a template's text are special tokens.
+
+    Some tokenizers have a template's tokens as added tokens that are not special. Other such tokens
+    stay ordinary words, for example `<think>`, which a model may have to say.
+    """
+    found = {token for token in added_tokens(encoder.tokenizer) if token in written}
+    return replace(encoder, special=pattern(encoder.special_tokens | found))
 
 
 def _ending(encoder: Encoder, name: str, suffix: str) -> tuple[str, str]:
     """What of a suffix belongs to the response, and the end of turn, which is the last of it: the
-    suffix's first special token, or the end of sequence where it has none."""
+    suffix's first added token, or the end of sequence where it has none."""
     found = encoder.special.search(suffix)
     if found:
         return suffix[: found.end()], found.group()
     if suffix.strip():
         raise UserError(
             f"template {name!r}: ends a response with {suffix.strip()!r}, "
-            "which is no special token of the tokenizer"
+            "which is no added token of the tokenizer"
         )
     end = encoder.tokenizer.eos_token
     if end is None:
@@ -349,13 +345,12 @@ def _apply(
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tools=tools,
-            chat_template=jinja,
+            chat_template=AT_DATE + jinja,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            date_string=TEMPLATE_DATE,
         )
-    # A template's own mistake over a row, such as a sum of a text and a list, is Python's error.
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    # A template is a program. Its mistake, such as a sum of a text and a list, is Python's error.
+    except Exception as error:
         raise UserError(f"template: {one_line(error)}") from None
     assert isinstance(text, str)
     return text
@@ -373,6 +368,39 @@ def render(
         UserError: the template refuses the conversation.
     """
     return _apply(style.encoder.tokenizer, style.jinja, messages, add_generation_prompt, tools)
+
+
+def _parts(
+    style: ChatFormat,
+    prompt: str,
+    asked: list[Message],
+    answer: list[Message],
+    tools: list[Any] | None,
+) -> list[str]:
+    """What the assistant says in an answer, and between that what it is told, in turn.
+
+    Each thing that it says is written as it would be if the conversation ended there, and as it is
+    in the whole. A template that writes a later message anew, such as one that strips an earlier
+    thought, cannot be trained on the whole.
+    """
+    parts: list[str] = []
+    written = prompt
+    for end, message in enumerate(answer, 1):
+        if message["role"] != "assistant":
+            continue
+        before = [*asked, *answer[: end - 1]]
+        start = render(style, before, tools, add_generation_prompt=True) if parts else prompt
+        if not start.startswith(written):
+            raise UserError("template: does not write an answer of several messages in turn")
+        said = _response(style, start, render(style, [*asked, *answer[:end]], tools))
+        parts += [start[len(written) :], said] if parts else [said]
+        written = start + said
+    return parts
+
+
+def _texts(prompt: str, mark: str, parts: Sequence[str]) -> tuple[Text, ...]:
+    befores = itertools.accumulate(parts, initial=prompt)
+    return tuple(Text(text, mark, before) for text, before in zip(parts, befores, strict=False))
 
 
 def _response(style: ChatFormat, prompt: str, whole: str) -> str:

@@ -5,14 +5,17 @@
     encoded behind an anchor, and the anchor's ids are taken off again.
 *   Special tokens quoted in somebody's words are ordinary text. `quote` breaks them up with a mark
     before a template is laid around the words; what is still whole after that is the template's.
+    The tokens of a template count as special even where the tokenizer does not call them so.
 *   Nothing is added to a text: no beginning and no end of sequence.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +23,9 @@ from typing import NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.hub import NotAtHand
+from tddpo_jax.system.json_files import read_object
 
 # Texts whose ids merge with nothing that follows: a line break is a byte of its own in Llama-2's
 # vocabulary; where it is not, a private-use character falls back to bytes or to <unk>.
@@ -34,7 +39,8 @@ class Encoder:
     """A tokenizer and what it does to the ends of texts, found out by `make_encoder`."""
 
     tokenizer: PreTrainedTokenizerBase
-    special: re.Pattern[str]  # any special token
+    special_tokens: frozenset[str]  # by the tokenizer's own word
+    special: re.Pattern[str]  # any of these, or a template's token
     has_prefix: bool  # a text alone begins with a dummy prefix
     special_restarts: bool  # a text behind a special token begins as if it stood alone
     drops_spaces: bool  # spaces at the end of a text are lost
@@ -52,17 +58,29 @@ class Text(NamedTuple):
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """Looks once at what a tokenizer does."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    # Longest first, so that a token is found before one that is its beginning.
-    specials = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    end = tokenizer.eos_token or (specials[0] if specials else "")
+    specials = frozenset(added | set(tokenizer.all_special_tokens))
+    end = tokenizer.eos_token or max(sorted(specials), key=len, default="")
     alone, with_space, special, behind = _alone(tokenizer, ["a", "a ", end, end + "a"])
     return Encoder(
         tokenizer=tokenizer,
-        special=re.compile("|".join(map(re.escape, specials)) or r"(?!)"),
+        special_tokens=specials,
+        special=pattern(specials),
         has_prefix=str(tokenizer.convert_ids_to_tokens(alone)[0]).startswith(SPACES),
         special_restarts=behind == special + alone,
         drops_spaces=with_space == alone,
     )
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens that were added to a vocabulary, special or not, but for those of white space."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return {token for token in added | set(tokenizer.all_special_tokens) if token.strip()}
+
+
+def pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these tokens; the longest, where one is the beginning of another."""
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def quote(encoder: Encoder, words: Sequence[str]) -> tuple[list[str], str]:
@@ -106,12 +124,25 @@ def _encode_quoted(encoder: Encoder, text: Text) -> list[int]:
             continue
         if encoder.special.fullmatch(piece):
             ids += _alone(encoder.tokenizer, [piece])[0]
-        else:
-            words = Text(piece.replace(text.mark, ""), before=before)
-            function = _behind if _continues(encoder, words) else _alone
-            ids += function(encoder.tokenizer, [words.text], quoted=True)[0]
-        before = piece
+            before = piece
+            continue
+        for words in _letters_apart(encoder, piece.replace(text.mark, "")):
+            behind = _continues(encoder, Text(words, before=before))
+            function = _behind if behind else _alone
+            ids += function(encoder.tokenizer, [words], quoted=True)[0]
+            before = words
     return ids
+
+
+def _letters_apart(encoder: Encoder, words: str) -> Iterator[str]:
+    """Words, cut behind the first letter of every quoted token that the tokenizer would keep whole.
+
+    It takes special tokens apart by itself, but not a template's tokens that are not special.
+    """
+    whole = (found for found in encoder.special.finditer(words))
+    cuts = [found.start() + 1 for found in whole if found[0] not in encoder.special_tokens]
+    for start, end in itertools.pairwise([0, *cuts, len(words)]):
+        yield words[start:end]
 
 
 def _alone(
@@ -160,17 +191,59 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a hub id.
 
     Raises:
-        UserError: there is none (`NotAtHand` of a hub id); or there is only a `tokenizer.model`,
-            from which transformers makes a tokenizer that splits runs of spaces wrongly.
+        UserError: there is none (`NotAtHand` of a hub id); or a file of it is damaged; or there is
+            only a `tokenizer.model`, from which transformers makes a tokenizer that splits runs of
+            spaces wrongly.
     """
     _check_json(folder, Path(folder, "tokenizer.model"))
+    code = _code_of(Path(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, ImportError) as error:
+        # Without this argument, transformers would ask on the terminal whether to run the code.
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        _try_out(tokenizer)
+    except Exception as error:  # whatever damaged files make transformers and tokenizers raise
+        for file in sorted(Path(folder).glob("*token*.json")):
+            read_object(file)  # names the file, if it is no JSON
         kind = UserError if Path(folder).exists() else NotAtHand
-        raise kind(f"tokenizer {folder}: {one_line(error)}") from None
+        reason = _reason(error)
+        if "trust_remote_code" in reason:
+            reason = code or "needs code of its own, which is never run"
+        raise kind(f"tokenizer {folder}: {reason}") from None
+    if code:
+        warnings.warn(f"tokenizer {folder}: {code}", stacklevel=2)
     _check_json(folder, Path(getattr(tokenizer, "vocab_file", None) or ""))  # where the hub put it
     return tokenizer
+
+
+def _code_of(folder: Path) -> str:
+    """Says which code the tokenizer of a local folder asks for; "" if it asks for none."""
+    file = folder / "tokenizer_config.json"
+    return not_run(read_object(file)) if file.is_file() else ""
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fails if the tokenizer cannot do what all use of it begins with.
+
+    Raises:
+        ValueError: a letter makes no token, or a special token is not one token.
+        Exception: whatever the tokenizer raises.
+    """
+    letter, _ = _alone(tokenizer, ["a", "\ue000"])  # the second is in hardly any vocabulary
+    if not letter:
+        raise ValueError("the letter a makes no token")
+    if "" in tokenizer.all_special_tokens:
+        raise ValueError("a special token is an empty text")
+    for name in ("bos_token", "eos_token"):
+        token = getattr(tokenizer, name)
+        if token is not None and len(_alone(tokenizer, [token])[0]) != 1:
+            raise ValueError(f"{name} {token!r} is not one token")
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line; those of Python's own that are mere names need their kind."""
+    said = one_line(error)
+    known = isinstance(error, (OSError, ValueError, ImportError))
+    return said if known else f"damaged or incomplete ({type(error).__name__}: {said})"
 
 
 def _check_json(folder: str | Path, vocabulary: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tddpo_jax.data.remarks import description
 from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.placement.shardings import bytes_of_device
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -27,16 +28,12 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
     what = "pairs" if data.responses == 2 else "examples of one response"
-    dropped = ", ".join(f"{len(rows)} {reason}" for reason, rows in data.dropped.items() if rows)
-    screen.say(
-        f"data     {config.data.path}: {len(data.train)} training and {len(data.validation)} "
-        f"validation {what}, template {data.template}; dropped: {dropped or 'none'}; "
-        f"cut: {data.cut_prompts} prompts, {data.cut_responses} responses"
-    )
+    for number, line in enumerate(description(config.data.names, data)):
+        screen.say(f"{'' if number else 'data':<9}{line}")
     order = make_order(config, len(data.train))
     rows = " or ".join(f"{shape.rows} x {shape.length}" for shape in shared.shapes)
     screen.say(
-        f"steps    {order.total_steps} of {config.train.batch_pairs} {what}, "
+        f"steps    {order.total_steps} of {order.per_step} {what}, "
         f"{order.steps_per_epoch} per epoch; micro-batches of {rows} tokens"
     )
     mesh = " x ".join(f"{name} {size}" for name, size in shared.mesh.shape.items())
@@ -70,9 +67,16 @@ def describe_result(directory: RunDirectory, screen: Screen) -> None:
         names = dict.fromkeys((summary["best_metric"], "eval_loss", "eval_kl"))
         changes = (f"{name} {first[name]:.4g} -> {best[name]:.4g}" for name in names)
         screen.say(f"  best step {best['step']} by {summary['best_metric']}: {', '.join(changes)}")
+    describe_warnings(directory, screen)
     if summary["export"]:
         path = directory.path
         screen.say(
             f"  policy in {path / summary['export']}; try: python -m tddpo_jax generate "
             f"--model {path} --prompt TEXT"
         )
+
+
+def describe_warnings(directory: RunDirectory, screen: Screen) -> None:
+    """Prints the warnings of a finished run's summary; earlier versions wrote none."""
+    for line in (directory.summary or {}).get("warnings", []):
+        screen.say(f"warning: {directory.path.name}: {line}")

@@ -32,10 +32,11 @@ from tddpo_jax.models.attention.ranges import MASKED, attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.embedding import embed_over
-from tddpo_jax.placement.shardings import ROWS, replicated, row_sharding
+from tddpo_jax.placement.shardings import ROWS, head_parallel, replicated, row_sharding
 
 SMALLEST_BLOCK = 128  # slots
 AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
+CACHE_SPEC = PartitionSpec(None, ROWS, "tensor")  # axes L, B, K
 
 
 class Cache(NamedTuple):
@@ -120,9 +121,7 @@ def generate_rows(
     constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
     slots = cache_slots(length, new)
     caches, logits = _prefill(model, prompts, slots, dtype, mesh)
-    caches = jax.lax.with_sharding_constraint(
-        caches, NamedSharding(mesh, PartitionSpec(None, ROWS, "tensor"))
-    )
+    caches = jax.lax.with_sharding_constraint(caches, NamedSharding(mesh, CACHE_SPEC))
 
     def step(state: State) -> State:
         token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
@@ -172,7 +171,7 @@ def _prefill(
 ) -> tuple[Caches, Float[Array, "B V"]]:
     """The caches after the prompts, padded to `slots`, and the logits of the first new token."""
     length = prompts.tokens.shape[1]
-    slot = jnp.arange(length)
+    slot = jnp.arange(length)[None]
     start = (length - prompts.lengths)[:, None]
     # Padding sees the empty range [slot, slot).
     live = slot >= start
@@ -183,7 +182,7 @@ def _prefill(
         room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
         return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
 
-    return _through_layers(model, prompts.tokens, view.position, attend, dtype, mesh)
+    return _through_layers(model, prompts.tokens, view.position, attend, dtype, mesh, ROWS)
 
 
 def _decode(
@@ -195,15 +194,26 @@ def _decode(
     dtype: Any,
     mesh: Mesh,
 ) -> tuple[Float[Array, "B V"], Caches]:
-    """Adds a new token to `slot` of the caches, and gives the logits of the token after it."""
+    """Adds a new token to `slot` of the caches, and gives the logits of the token after it.
+
+    The hidden states of one token of every row are far smaller than the weights. So between layers
+    all fsdp devices hold the same rows, and each multiplies them by the weights that it holds.
+    """
+    heads, rows, whole = head_parallel(mesh).spec, row_sharding(mesh).spec, PartitionSpec()
 
     def attend(where: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
         own = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
-        cache = caches[where.stack]
-        return _attend_cached(q, own, cache, where.place, start, slot, **settings), own
+        # Each device attends over its own rows and heads. The compiler would gather the cache.
+        on_each: Callable[..., Array] = jax.shard_map(
+            functools.partial(_attend_cached, **settings),
+            mesh=mesh,
+            in_specs=(heads, PartitionSpec(*CACHE_SPEC[1:]), CACHE_SPEC, whole, rows, whole),
+            out_specs=heads,
+        )
+        return on_each(q, own, caches[where.stack], where.place, start, slot), own
 
     new, logits = _through_layers(
-        model, token[:, None], (slot - start)[:, None], attend, dtype, mesh
+        model, token[:, None], (slot - start)[:, None], attend, dtype, mesh, "data"
     )
     # All layers read before this one write, so the loop needs a single cache and copies nothing.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=3)
@@ -217,20 +227,29 @@ def _through_layers(
     attend: Callable[..., tuple[Array, Cache]],
     dtype: Any,
     mesh: Mesh,
+    rows: str | tuple[str, ...],
 ) -> tuple[Caches, Float[Array, "B V"]]:
-    """The caches that `attend` returns for every layer, and the logits at the last position."""
+    """The caches that `attend` returns for every layer, and the logits at the last position.
+
+    Between layers, rows are spread over the mesh axes `rows`. The logits travel, not the head.
+    """
+
+    def placed(x: Array, *axes: Any) -> Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
     x, kept = model.through_layers(
         tokens,
         positions,
         attend,
         dtype=dtype,
         embed=functools.partial(embed_over, mesh),
-        constrain=lambda x: jax.lax.with_sharding_constraint(x, row_sharding(mesh)),
+        constrain=lambda x: placed(x, rows),
     )
-    last = model.norm(x[:, -1:])[:, 0]
+    last = placed(model.norm(x[:, -1:])[:, 0], "data", "fsdp")
     with jax.named_scope("head"):
         head = model.head_weight.astype(dtype)
-        return kept, jnp.einsum("BD,VD->BV", last, head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("BD,VD->BV", last, head, preferred_element_type=jnp.float32)
+        return kept, placed(placed(logits, "data", "tensor"), "data")
 
 
 def _attend_cached(
@@ -278,7 +297,7 @@ def _attend_cached(
             )[0]
             for x in cache
         )
-        slot = j * block + jnp.arange(block)
+        slot = (j * block + jnp.arange(block))[None]
         seen = (slot >= start[:, None]) & (slot < end)
         scores = product("BKGs,BKSs->BKGS", grouped, keys)
         scores = jnp.where(seen[:, None, None], scores, MASKED)

@@ -123,7 +123,18 @@ class Generator:
         keys: Sequence[tuple[int, ...]],
         adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continues every prompt. `continue_prompts` documents the arguments and the errors."""
+        """Continues every prompt. `continue_prompts` documents the arguments and the errors.
+
+        Raises:
+            UserError: also if the tokenizer gave a prompt an id that the model does not know.
+        """
+        vocabulary = self.adapters.model.config.vocabulary
+        largest = max((int(prompt.max()) for prompt in prompts if prompt.size), default=0)
+        if largest >= vocabulary:
+            raise UserError(
+                f"a prompt holds the id {largest}, but the model has {vocabulary} ids; "
+                "the tokenizer is that of another model"
+            )
         continuations = continue_prompts(
             self.adapters,
             prompts,
@@ -165,6 +176,7 @@ def generate_text(
     raw: bool = False,
     template: str | None = None,
     system: str | None = None,
+    begin: str | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -180,6 +192,7 @@ def generate_text(
         raw: whether to continue the prompt without a chat template.
         template: a named chat template; default: the tokenizer's own.
         system: a system message before the prompt.
+        begin: beginning of the answer, which the model continues.
         temperature: as in `Sampling`.
         top_k: as in `Sampling`.
         top_p: as in `Sampling`.
@@ -195,7 +208,10 @@ def generate_text(
         UserError: the user's input is wrong.
     """
     generator = Generator.from_path(model, dtype, template=template)
-    start = prompt if raw else [{"role": "user", "content": prompt}]
+    begun = [] if begin is None else [{"role": "assistant", "content": begin}]
+    if raw and begun:
+        raise UserError("begin: a raw prompt has no answer to begin; write the beginning behind it")
+    start = prompt if raw else [{"role": "user", "content": prompt}, *begun]
     ids = encode_prompt(generator.tokenizer, start, template, system=system)
     if max_new_tokens is None:
         max_new_tokens = min(Sampling().max_new_tokens, generator.context // 2)
@@ -217,5 +233,8 @@ def _configured_stops(files: ModelFiles) -> list[int]:
         file = files.base / name
         if file.is_file():
             break
-    ids = read_object(file).get("eos_token_id")
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+    given = read_object(file).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, got {given!r}")
+    return ids

@@ -69,12 +69,14 @@ def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
     """Refuses numbers from which `row_keys` cannot make keys.
 
     Raises:
-        ValueError: rows have different counts of numbers, or a number does not fit 32 bits.
+        ValueError: rows have different counts of numbers.
+        UserError: a number does not fit 32 bits. Only a user's seed can be such a number.
     """
     if len({len(numbers) for numbers in keys}) > 1:
         raise ValueError("keys: every row must have the same count of numbers")
-    if any(not 0 <= number < 2**32 for numbers in keys for number in numbers):
-        raise ValueError("keys: every number must be at least 0 and below 2^32")
+    for number in (number for numbers in keys for number in numbers):
+        if not 0 <= number < 2**32:
+            raise UserError(f"seed: must be at least 0 and below 2^32, got {number}")
 
 
 @jax.jit

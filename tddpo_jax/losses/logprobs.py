@@ -1,7 +1,7 @@
 """Log-probabilities of responses: the head applied where a response token is predicted.
 
 `[B, T, V]` never exists: scores are cut into chunks, each computed in float32 and computed again in
-the backward pass.
+the backward pass. Of a chunk's `[B, C, V]` arrays only the logits and their gradient exist.
 
 Letters: B rows, T stream positions, S scores, C scores of a chunk, D width, V vocabulary,
 P examples of a row, N responses of an example, K chunks.
@@ -13,7 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from tddpo_jax.batches.layout import Batch
 
@@ -31,16 +31,57 @@ def branch_logps(
         batch: the packed rows that the hidden states belong to.
     """
 
-    @jax.checkpoint
-    def chunk(_: None, scores: tuple[Array, Array]) -> tuple[None, Array]:
-        position, target = scores
-        log_probs = _log_probs(hidden, head, position)
-        return None, jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]
-
-    _, token_logps = jax.lax.scan(
-        chunk, None, (_chunks(batch.score_position), _chunks(batch.score_target))
-    )
+    states = jnp.take_along_axis(hidden, batch.score_position[..., None], axis=1)
+    token_logps = _token_logps(_chunks(states), head, _chunks(batch.score_target))
     return _sum_by_branch(token_logps, batch)
+
+
+@jax.custom_vjp
+def _token_logps(
+    states: Float[Array, "K B C D"], head: Float[Array, "V D"], targets: Int[Array, "K B C"]
+) -> Float[Array, "K B C"]:
+    """The log-prob of each target, in nats and float32.
+
+    JAX's own backward pass writes three arrays of the logits' size for each chunk. This one keeps
+    the normaliser of each score and writes the gradient of the logits once.
+    """
+    return _token_logps_forward(states, head, targets)[0]
+
+
+def _token_logps_forward(states: Array, head: Array, targets: Array) -> tuple[Array, tuple]:
+    def chunk(_: None, scores: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, targets = scores
+        logits = _logits(states, head)
+        largest = jnp.max(logits, axis=-1)
+        rest = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return None, (chosen - largest - rest, largest + rest)
+
+    _, (logps, normalisers) = jax.lax.scan(chunk, None, (states, targets))
+    return logps, (states, head, targets, normalisers)
+
+
+def _token_logps_backward(kept: tuple, cotangent: Float[Array, "K B C"]) -> tuple:
+    states, head, targets, normalisers = kept
+
+    def chunk(head_gradient: Array, scores: tuple[Array, ...]) -> tuple[Array, Array]:
+        states, targets, normaliser, cotangent = scores
+        logits = _logits(states, head)
+        is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+        slope = is_target - jnp.exp(logits - normaliser[..., None])
+        gradient = (cotangent[..., None] * slope).astype(states.dtype)
+        # Without the barrier XLA computes the exponentials once for each of the two products.
+        gradient = jax.lax.optimization_barrier(gradient)
+        of_head = jnp.einsum("BCV,BCD->VD", gradient, states, preferred_element_type=jnp.float32)
+        of_states = jnp.einsum("BCV,VD->BCD", gradient, head.astype(states.dtype))
+        return head_gradient + of_head, of_states
+
+    start = jnp.zeros(head.shape, jnp.float32)
+    of_head, of_states = jax.lax.scan(chunk, start, (states, targets, normalisers, cotangent))
+    return of_states, of_head.astype(head.dtype), None
+
+
+_token_logps.defvjp(_token_logps_forward, _token_logps_backward)
 
 
 def branch_kl(
@@ -63,18 +104,21 @@ def branch_kl(
 
 
 def _log_probs(hidden: Array, head: Array, position: Int[Array, "B C"]) -> Float[Array, "B C V"]:
-    scored = jnp.take_along_axis(hidden, position[..., None], axis=1)
-    logits = jnp.einsum(
-        "BCD,VD->BCV", scored, head.astype(scored.dtype), preferred_element_type=jnp.float32
+    states = jnp.take_along_axis(hidden, position[..., None], axis=1)
+    return jax.nn.log_softmax(_logits(states, head), axis=-1)
+
+
+def _logits(states: Float[Array, "B C D"], head: Float[Array, "V D"]) -> Float[Array, "B C V"]:
+    return jnp.einsum(
+        "BCD,VD->BCV", states, head.astype(states.dtype), preferred_element_type=jnp.float32
     )
-    return jax.nn.log_softmax(logits, axis=-1)
 
 
-def _chunks(scores: Int[Array, "B S"]) -> Int[Array, "K B C"]:
-    rows, count = scores.shape
+def _chunks(scores: Shaped[Array, "B S *rest"]) -> Shaped[Array, "K B C *rest"]:
+    rows, count, *rest = scores.shape
     size = min(CHUNK, count)
-    padded = jnp.pad(scores, ((0, 0), (0, -count % size)))
-    return jnp.moveaxis(padded.reshape(rows, -1, size), 1, 0)
+    padded = jnp.pad(scores, ((0, 0), (0, -count % size), *((0, 0) for _ in rest)))
+    return jnp.moveaxis(padded.reshape(rows, -1, size, *rest), 1, 0)
 
 
 # Values are split at 2^-8 nats: multiples of it add up exactly in float32 while sums stay below

@@ -70,6 +70,10 @@ class DecoderConfig(Protocol):
         """Whether the embedding is also the head."""
 
     @property
+    def embedding_scale(self) -> float:
+        """Factor of the embedding's output, rounded to the dtype of the computation."""
+
+    @property
     def segments(self) -> tuple[Segment, ...]: ...
 
     @property
@@ -79,6 +83,10 @@ class DecoderConfig(Protocol):
     @property
     def derived(self) -> tuple[str, ...]:
         """Name endings of tensors that a checkpoint may hold and that we compute instead."""
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that we do not compute, but copy to an export."""
 
     def last_norm(self) -> nnx.Module:
         """The norm after the last layer."""

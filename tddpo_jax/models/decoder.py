@@ -178,6 +178,8 @@ class Decoder(nnx.Module):
 
         with jax.named_scope("embed"):
             x = embed(self.embed[...], tokens, dtype)
+            if self.config.embedding_scale != 1.0:
+                x = x * jnp.asarray(self.config.embedding_scale, dtype)
         layer_keys = None
         if dropout_key is not None:
             layer_keys = jax.random.split(dropout_key, self.config.layers)

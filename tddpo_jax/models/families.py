@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.gemma3 import attributes as gemma3
+from tddpo_jax.models.gemma3 import tensors as gemma3_tensors
 from tddpo_jax.models.llama import attributes as llama
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.system.foreign_code import not_run
 
 
 class Family(NamedTuple):
@@ -19,7 +22,13 @@ class Family(NamedTuple):
     linear_names: tuple[str, ...]  # names of all linear layers of its blocks
 
 
-FAMILIES = {"llama": Family(llama.read_config, LINEAR_NAMES)}
+LLAMA = Family(llama.read_config, LINEAR_NAMES)
+GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
+FAMILIES = {
+    **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
+    "gemma3_text": GEMMA3,  # text alone
+    "gemma3": GEMMA3,  # with a vision part
+}
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
@@ -38,9 +47,13 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
     model_type = attributes.get("model_type")
     if model_type is None:
         raise UserError(f"{path}: model_type is missing")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise UserError(f"{path}: model_type = {model_type!r} is not supported (only {known})")
+        code = not_run(attributes)
+        raise UserError(
+            f"{path}: model_type = {model_type!r} is not supported (only {known})"
+            + (f"; {code}" if code else "")
+        )
     return FAMILIES[model_type].read_config(attributes, path)
 
 

@@ -30,7 +30,7 @@ def matmul_parameters(config: DecoderConfig) -> int:
 
 def distinct_tokens(example: Example) -> int:
     """Number of tokens that predict another token; the prompt counts once."""
-    return len(example.prompt) + score_count(example) - len(example.responses)
+    return len(example.prompt) + sum(map(len, example.responses)) - len(example.responses)
 
 
 def attended_keys(example: Example, window: int | None = None) -> int:

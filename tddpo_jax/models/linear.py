@@ -85,19 +85,25 @@ class Adapter(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x W^T`, computed in the dtype of x, plus the output of its adapter.
+    """`x W^T`, computed in the dtype of x, plus a bias and the output of its adapter, if any.
 
-    A quantised weight is dequantised here, layer by layer, and the result is never kept.
+    A quantised weight is dequantised here, layer by layer, and the result is never kept. The bias
+    is never quantised.
     """
 
-    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, key: PRNGKeyArray, *, has_bias: bool = False
+    ) -> None:
         self.weight = nnx.Param(0.02 * jax.random.normal(key, (outputs, inputs)))
+        self.bias: nnx.Param | None = nnx.data(nnx.Param(jnp.zeros(outputs)) if has_bias else None)
         self.adapter: Adapter | None = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None = None
     ) -> Float[Array, "B T O"]:
         y = linear(x, self.weight.get_value())
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
         return y if self.adapter is None else y + self.adapter(x, dropout_key)
 
 

@@ -6,7 +6,7 @@ each array of our tree. Everything that handles weights reads this table:
     conversion                   names and transforms
     placement                    axes
     adapters and quantisation    which tensors are linear layers
-    weight decay                 which tensors are norms
+    weight decay                 which tensors are norms and biases
     operations count and plan    shapes
 """
 
@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-# A linear layer can get an adapter and can be quantised. A norm has no weight decay.
-Kind = Literal["embedding", "linear", "norm"]
+# A linear layer can get an adapter and can be quantised. Norms and biases have no weight decay.
+Kind = Literal["embedding", "linear", "norm", "bias"]
 
 
 class Transform(NamedTuple):
@@ -38,6 +38,9 @@ class Tensor(NamedTuple):
     kind: Kind
     transform: Transform | None = None  # None: our array equals the checkpoint's tensor
     repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
+    module_name: str | None = (
+        None  # name in transformers' own model, where the checkpoint's differs
+    )
 
 
 class Parameter(NamedTuple):
@@ -80,6 +83,11 @@ class Parameter(NamedTuple):
         return {
             self.tensor.hub_name.format(layer): place for place, layer in enumerate(self.layers)
         }
+
+    def module_names(self) -> list[str]:
+        """The names of its tensors in transformers' own model, in the order of the layers."""
+        name = self.tensor.module_name or self.tensor.hub_name
+        return [name] if self.layers is None else [name.format(layer) for layer in self.layers]
 
 
 def parameter(

@@ -30,6 +30,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "values": ("tensor", "fsdp"),
     "attended": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
+    "head": (),
 }
 # MIRRORS: the parts of the training state whose leaves mirror parameters. COUNTS: the parts that
 # every device holds whole.

@@ -130,7 +130,7 @@ def abstract_step(
         on(sums, tree_shardings(sums, model_config, mesh)),
         on(state, tree_shardings(state, model_config, mesh)),
         Frozen(base, trainable if objective.exact_kl else None),
-        Knobs(which, dict.fromkeys(objective.scalar_names, one), one),
+        Knobs(which, dict.fromkeys(objective.scalar_names, one), one, one),
         on(batch, jax.tree.map(lambda _: row_sharding(mesh), batch)),
         Totals(1.0, 1.0),
     )

@@ -31,7 +31,7 @@ from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.placement.shardings import bytes_of_device
 from tddpo_jax.planning.abstract import Step, abstract_step
 from tddpo_jax.planning.memory import planned_dtype
-from tddpo_jax.system.devices import DEVICES, Device, target_config
+from tddpo_jax.system.devices import Device, target_config
 from tddpo_jax.system.xla_flags import flags_left_to_us
 from tddpo_jax.weights.hugging_face import read_config
 
@@ -152,8 +152,9 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
     """Starts to compile in a new process. `result` waits for the report.
 
     Args:
-        job: `config`, `model` (a folder), `device` (a name, or None for virtual CPU devices),
-            `devices` (their number), `shape`, `attention` (the back-end on the device), `members`.
+        job: `config`, `model` (a folder), `device` (the fields of a `Device`, or None for virtual
+            CPU devices), `devices` (their number), `shape`, `attention` (the back-end on the
+            device), `members`.
     """
     command = [sys.executable, "-m", "tddpo_jax.planning.compiler", json.dumps(job)]
     # With filtering, the last line that JAX prints is not the error.
@@ -188,7 +189,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", job["devices"])
         devices, attention = jax.devices(), "xla"
     else:
-        devices, attention = gpus(DEVICES[job["device"]], job["devices"]), job["attention"]
+        devices, attention = gpus(Device(**job["device"]), job["devices"]), job["attention"]
     config = resolve(job["config"])
     dtype = planned_dtype(config)
     widths = tuple((width, count) for width, count in job["shape"].pop("causal_rows"))

@@ -102,7 +102,7 @@ def expected_time(
     sizes, full, order = config.mesh.model_dump(), config.train.mode == "full", work.order
     devices, itemsize = math.prod(sizes.values()), planned_dtype(config).itemsize
     rate = devices * device.rate * (FLOAT32_SHARE if itemsize == 4 else 1)
-    trained_on = work.members * order.total_steps * order.batch_pairs
+    trained_on = work.members * order.total_steps * order.examples / order.steps_per_epoch
     recomputed = work.forward if config.model.remat == "full" else 0.0
     reference = work.forward * order.examples
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)

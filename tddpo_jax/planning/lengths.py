@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
-from tddpo_jax.data.dataset import branch_limits, check_sources, load_dataset
+from tddpo_jax.data.dataset import branch_limits, load_dataset
 from tddpo_jax.data.examples import Dataset
-from tddpo_jax.data.templates import check_name
+from tddpo_jax.data.mixture import read_mixture
+from tddpo_jax.data.named_templates import check_name
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.system import hub
@@ -34,24 +36,30 @@ def dataset_or_stated(config: Config, model: DecoderConfig) -> tuple[Dataset, st
         UserError: the data or the model is wrong; the stated lengths replace only files on a hub
             that cannot be reached.
     """
-    path = config.model.path
     try:
-        tokenizer = (
-            load_tokenizer_if_any(resolve(path).tokenizer)
-            if is_local(path)
-            else load_tokenizer(path)
-        )
+        tokenizer = tokenizer_of(config.model.path)
         dataset = load_dataset(config.data, tokenizer, context=model.context, cache=cache_folder())
     except hub.NotAtHand as error:
         if hub.answers():
             raise
         with contextlib.suppress(hub.NotAtHand):
-            check_sources(config.data)
+            read_mixture(config.data)
         missing = str(error).partition(":")[0]
-        stated = f"stated lengths of dpo-mix-7k in place of {config.data.path}"
+        stated = f"stated lengths of dpo-mix-7k in place of {config.data.names}"
         because = f"because the hub cannot be reached: no {missing}"
         return stated_dataset(config, model), f"{stated}, {because}"
-    return dataset, f"{config.data.path}, template {dataset.template}"
+    return dataset, f"{config.data.names}, template {dataset.template}"
+
+
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model, if it has one; of a hub id, no weights are loaded.
+
+    Raises:
+        UserError: there is no such model (`NotAtHand` of a hub id).
+    """
+    if is_local(model):
+        return load_tokenizer_if_any(resolve(model).tokenizer)
+    return load_tokenizer(model)
 
 
 def stated_dataset(config: Config, model: DecoderConfig) -> Dataset:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from tddpo_jax.planning.memory import (
     planned_dtype,
     usable,
 )
-from tddpo_jax.system.devices import DEVICES
+from tddpo_jax.system.devices import Device, find_device
 from tddpo_jax.training.shared import check_loss, check_own_losses, micro_batch_shapes
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
@@ -48,7 +47,8 @@ class Plan:
     """All results of the verb `plan`. `planning/plan_text.py` prints them."""
 
     config: Config
-    device: str  # a name in `DEVICES`
+    device: str  # the device's name, with the numbers that the user gave
+    sheet: Device  # its data sheet
     open_axes: list[str]  # mesh axes without a given size; the plan takes size 1 for them
     model: DecoderConfig
     parameters: int  # number of weights without adapters
@@ -74,7 +74,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the peak fits the device."""
-        return self.peak <= usable(DEVICES[self.device])
+        return self.peak <= usable(self.sheet)
 
     @property
     def room(self) -> int:
@@ -82,7 +82,7 @@ class Plan:
 
         If the compiler needs more than arithmetic estimates, the difference is kept free.
         """
-        return usable(DEVICES[self.device]) - max(0, self.peak - self.memory.peak)
+        return usable(self.sheet) - max(0, self.peak - self.memory.peak)
 
     @property
     def longest_row(self) -> int:
@@ -90,21 +90,31 @@ class Plan:
         return longest_row(self.config, self.model, self.shapes[0], self.room, self.members)
 
 
-def make_plan(config: Config, device: str, members: int = 1) -> Plan:
+def make_plan(
+    config: Config,
+    device: str,
+    members: int = 1,
+    *,
+    memory_gib: float | None = None,
+    tflops: float | None = None,
+) -> Plan:
     """Plans one cell of an experiment. Its mesh gives the number of devices.
 
     Args:
         config: settings of the cell, or of one cell of a population.
         device: a name in `DEVICES`.
-        members: number of policies that train in one program, see `members_of`.
+        members: number of policies that train in one program, see `config.cells.populations`.
+        memory_gib: GiB of the device's memory; default: its own.
+        tflops: the device's rate as in `find_device`; default: its own.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
     """
+    device, sheet = find_device(device, memory_gib, tflops)
     check_own_losses([config])
     folder = model_folder(config.model.path)
     model = read_config(folder)
-    attention = attention_implementation(config.model, DEVICES[device].kind)
+    attention = attention_implementation(config.model, sheet.kind)
     for _, layer in kinds_of_layers(model):
         check_shape(attention, layer.attention)
     asked = config.mesh.model_dump()
@@ -120,15 +130,16 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     memory = arithmetic(config, model, shapes[0], members)
     # A run that cannot fit is not compiled, because compiling may take more memory than this
     # machine has.
-    fits = memory.resident <= usable(DEVICES[device])
-    compilers = _start_compilers(config, folder, device, job) if fits else {}
+    fits = memory.resident <= usable(sheet)
+    compilers = _start_compilers(config, folder, sheet, job) if fits else {}
     parameters, trained = parameter_counts(config, model)
     work = work_of(config, model, dataset.train, shapes, members)
-    time = expected_time(config, model, DEVICES[device], work, memory)
+    time = expected_time(config, model, sheet, work, memory)
     compiled, failed = _reports(compilers)
     return Plan(
         config=config,
         device=device,
+        sheet=sheet,
         open_axes=[axis for axis, size in asked.items() if size != sizes[axis]],
         model=model,
         parameters=parameters,
@@ -146,18 +157,6 @@ def make_plan(config: Config, device: str, members: int = 1) -> Plan:
     )
 
 
-def members_of(cells: Sequence[Config]) -> int:
-    """The number of cells that train in one program.
-
-    With `train.population`, these are the cells with the seed of the first one.
-    """
-    first = cells[0]
-    of_seed, population = sum(cell.seed == first.seed for cell in cells), first.train.population
-    if not population:
-        return 1
-    return of_seed if population is True else min(of_seed, population)
-
-
 # ---- what is planned for -------------------------------------------------------------------------
 
 
@@ -172,7 +171,7 @@ def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
 
 
 def _start_compilers(
-    config: Config, folder: Path, device: str, job: dict[str, Any]
+    config: Config, folder: Path, sheet: Device, job: dict[str, Any]
 ) -> dict[str, subprocess.Popen[str]]:
     """Starts all compilers at once. Each of them needs about one core."""
     job = {
@@ -183,7 +182,7 @@ def _start_compilers(
     }
     compilers = {XLA_CPUS: compiler.start({**job, "device": None})}
     if compiler.cuda_installed():
-        compilers[XLA_CUDA] = compiler.start({**job, "device": device})
+        compilers[XLA_CUDA] = compiler.start({**job, "device": dataclasses.asdict(sheet)})
     return compilers
 
 

@@ -14,7 +14,7 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.planning.duration import EXPECTED_SHARE
 from tddpo_jax.planning.memory import longest_row, usable
 from tddpo_jax.planning.plan import XLA_CPUS, XLA_CUDA, Plan
-from tddpo_jax.system.devices import DEVICES, GIB
+from tddpo_jax.system.devices import GIB
 
 
 def as_json(plan: Plan, cells: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
             for name, report in plan.compiled.items()
         },
         "failed": plan.failed,
-        "usable": usable(DEVICES[plan.device]),
+        "usable": usable(plan.sheet),
         "peak": plan.peak,
         "fits": plan.fits,
         "longest_row": plan.longest_row,
@@ -81,7 +81,7 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
     )
     rows = " or ".join(f"{shape.rows} x {shape.length:,}" for shape in plan.shapes)
     yield (
-        f"steps      {work.order.total_steps} of {work.order.batch_pairs} {what}s in "
+        f"steps      {work.order.total_steps} of {work.order.per_step} {what}s in "
         f"{work.micro_batches:.1f} micro-batches of {rows} tokens, {work.padding:.1%} padding"
     )
     if plan.members > 1:
@@ -161,7 +161,7 @@ def _table(plan: Plan) -> Iterator[str]:
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
-    device = DEVICES[plan.device]
+    device = plan.sheet
     room = f"{usable(device) / GIB:.0f} usable of {device.memory / GIB:.0f} GiB"
     peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if XLA_CUDA in plan.compiled else 'arithmetic'}"
     per_row = plan.shapes[0].rows // (plan.config.mesh.data * plan.config.mesh.fsdp)

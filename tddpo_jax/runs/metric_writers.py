@@ -6,10 +6,15 @@ import logging
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
 
+from tddpo_jax.config.dotted import dotted_values
 from tddpo_jax.config.schema import Config
-from tddpo_jax.errors import UserError
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.records import best_record
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.weights_and_biases import start_run
 from tddpo_jax.system.agreement import first_only, is_first
 
 
@@ -35,13 +40,14 @@ class Writer:
         self._board = SummaryWriter(
             str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
         )
+        self._board.file_writer.add_summary(_hyperparameters(directory.config))
         # TensorBoard hides the old events from `purge_step` on. One of them may be the validation
         # at the step that the run resumes from, so it is written again.
         for record in directory.records():
             if record["step"] >= first_step:
                 self._chart(record)
         if directory.config.train.wandb:
-            self._wandb = _wandb_run(directory)
+            self._wandb = start_run(directory)
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -54,6 +60,21 @@ class Writer:
     def _chart(self, record: dict[str, Any]) -> None:
         for name, value in _values(record).items():
             self._board.add_scalar(name, value, record["step"])
+        for name, value in self._best_so_far(record).items():
+            self._board.add_scalar(f"best/{name}", value, record["step"])
+
+    def _best_so_far(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The values of a validation if none before was better, else {}.
+
+        The HParams tab shows the last value of every name, so these are of the best policy.
+        """
+        if "eval_loss" not in record:
+            return {}
+        until = [each for each in self.directory.records() if each["step"] <= record["step"]]
+        best = best_record(until, self.directory.config.train.best_metric)
+        if best is None or best["step"] != record["step"]:
+            return {}
+        return {name: value for name, value in best.items() if name.startswith("eval_")}
 
     @first_only
     def close(self) -> None:
@@ -67,24 +88,20 @@ def _values(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "step"}
 
 
-def check_wandb(config: Config) -> None:
-    """Raises UserError if `train.wandb` is set and Weights & Biases is not installed."""
-    if config.train.wandb:
-        _import_wandb()
+def _hyperparameters(config: Config) -> Summary:
+    """What TensorBoard's HParams tab shows as the settings of a run.
 
-
-def _import_wandb() -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("train.wandb: the package wandb is not installed") from None
-    return wandb
-
-
-def _wandb_run(directory: RunDirectory) -> Any:
-    return _import_wandb().init(
-        dir=directory.path,
-        id=directory.path.name,
-        resume="allow",
-        config=directory.config.model_dump(mode="json"),
-    )
+    Only those are listed that the run reads. TensorBoard joins the lists of several runs.
+    """
+    loss = {"name", "set", *LOSSES[config.loss.name].settings}
+    chosen: dict[str, Any] = {"seed": True, "loss": loss, "train": True}
+    if config.train.mode != "full":
+        chosen["lora"] = True
+    named = dotted_values(config.model_dump(mode="json", include=chosen))
+    simple = {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in named.items()
+        if value is not None
+    }
+    _, start, _ = hparams(simple, {})
+    return start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.metric_names import example_metrics
-from tddpo_jax.system.json_files import whole_lines
+from tddpo_jax.system.json_files import parse, problem, whole_lines
 
 LOWER_IS_BETTER = ("eval_loss", "eval_kl", "eval_logps/rejected", "eval_rewards/rejected")
 # Without `train.best_metric`, the first of these metrics that a run has chooses its best policy.
@@ -86,9 +85,9 @@ def parse_records(file: Path, text: bytes) -> list[dict[str, Any]]:
     lines, _ = whole_lines(text)
     for line in filter(bytes.strip, lines):
         try:
-            value = json.loads(line)
-        except ValueError:
-            raise UserError(f"{file}: not JSON: {line[:60]!r}") from None
+            value = parse(line)
+        except ValueError as error:
+            raise UserError(f"{file}: {problem(error)}: {line[:60]!r}") from None
         if not isinstance(value, dict) or not _is_record(value):
             raise UserError(f"{file}: a line must hold a step and named numbers: {line[:60]!r}")
         records.append(value)

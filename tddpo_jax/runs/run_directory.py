@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.own_loss import LOSS_FILE, function_name, is_own
-from tddpo_jax.config.schema import Config, DataConfig, read_yaml
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
@@ -38,6 +39,14 @@ LOCK_FILE = "claim.lock"  # of `locks.py`
 JOBS_FOLDER = "jobs"  # of `commands/submit.py`
 # These sections do not change what a run computes, only where: a run may resume on other devices.
 PLACEMENT = ("mesh", "hosts")
+# These settings name files, or a part of the data. A run knows its files by their contents, whose
+# hashes are in `run.json`.
+NAMES = ("model.path", "data.path", "data.validation")
+
+
+# How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
+# they made full steps, and a last one of the remainder.
+EVEN_STEPS = "even"
 
 
 def is_free(path: Path) -> bool:
@@ -52,9 +61,15 @@ def is_free(path: Path) -> bool:
 
 def check_output(path: Path) -> None:
     """Raises UserError unless the path is a writable directory or can be made into one."""
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"output: {path}: {nearest} is not a writable directory")
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if nearest.is_dir() and os.access(nearest, os.W_OK):
+            # The permissions may allow what the file system does not. `is_free` ignores the suffix.
+            tempfile.TemporaryDirectory(dir=nearest, suffix=PARTIAL).cleanup()
+            return
+    except OSError as error:
+        raise UserError(f"output: {path}: cannot be made: {error.strerror}") from None
+    raise UserError(f"output: {path}: {nearest} is not a writable directory")
 
 
 class _Model(Content):
@@ -118,13 +133,16 @@ class RunDirectory:
             config: the settings of the run.
 
         Raises:
-            UserError: the directory holds a run of another configuration, or files of another
+            UserError: the directory holds a run of another configuration (other names of its model
+                and data are allowed, see `check_contents`), or files of another
                 kind, or cannot be written to.
         """
         self.path = path
         self.config = config
         self.on_record: Callable[[dict[str, Any]], None] | None = None
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
+        # Whether the run exists and began with other names of its model or data.
+        self.is_renamed = False
         check_output(path)
         if is_free(path):
             return
@@ -132,7 +150,8 @@ class RunDirectory:
         if not stored.exists():
             raise UserError(f"output: {path} exists and does not hold a run")
         found = self._with_our_place_of_the_loss(read_yaml(stored))
-        there, here = identity(found), identity(self._resolved)
+        there, here = (without_names(identity(each)) for each in (found, self._resolved))
+        self.is_renamed = names_of(found) != names_of(self._resolved)
         if there != here:
             raise UserError(
                 f"output: {path} holds a run of another configuration: "
@@ -165,15 +184,16 @@ class RunDirectory:
             facts: the content of `run.json`, see `training.run_facts`.
 
         Raises:
-            UserError: the weights or the data have changed since the run began, or this host does
-                not see the files that the first host wrote.
+            UserError: the weights, the data or the sizes of the steps have changed since the run
+                began, or this host does not see the files that the first host wrote.
         """
         agree(lambda: self._create(facts))
         if not (self.path / "run.json").exists():
             raise UserError(f"output: {self.path} is not on a file system that all hosts share")
 
     def _create(self, facts: dict[str, Any]) -> None:
-        self._check_contents(facts)
+        check_contents(self.path, facts)
+        self._check_step_sizes(read_part(self.path, "run.json") or facts)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
@@ -183,14 +203,13 @@ class RunDirectory:
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
 
-    def _check_contents(self, facts: dict[str, Any]) -> None:
-        before = read_part(self.path, "run.json") or facts
-        for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
-            # Runs of earlier versions do not record the hash of their adapter.
-            if what in before[part] and before[part][what] != facts[part][what]:
-                raise UserError(
-                    f"{part}.path: {facts[part]['path']} has changed since {self.path} began"
-                )
+    def _check_step_sizes(self, before: dict[str, Any]) -> None:
+        had_remainder = before["data"]["train_rows"] % self.config.train.batch_pairs > 0
+        if had_remainder and before.get("step_sizes") != EVEN_STEPS:
+            raise UserError(
+                f"output: {self.path} was begun by an earlier version, whose steps have other "
+                "sizes; finish it with that version, or begin anew in another directory"
+            )
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -244,19 +263,59 @@ class RunDirectory:
         name = step if isinstance(step, str) else f"{step:06d}"
         np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the validation responses, `[examples, N]`; the first validation saves them."""
+        return np.load(self.path / "evaluations" / "lengths.npy", allow_pickle=False)
+
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes `summary.json`, which marks the run as finished."""
         write_json(self.path / "summary.json", summary)
 
 
+def check_contents(run: Path, facts: dict[str, Any]) -> None:
+    """Refuses a model or data other than a run began with; a directory without a run passes.
+
+    Args:
+        run: the run's directory.
+        facts: what `run.json` would hold now.
+
+    Raises:
+        UserError: a hash in `run.json` differs.
+    """
+    before = read_part(run, "run.json") or facts
+    for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
+        # Runs of earlier versions do not record the hash of their adapter.
+        if what not in before[part] or before[part][what] == facts[part][what]:
+            continue
+        name, first = facts[part]["path"], before[part]["path"]
+        if name == first:
+            raise UserError(f"{part}.path: {name} has changed since {run} began")
+        raise UserError(f"{part}.path: {name} differs from {first}, with which {run} began")
+
+
+def names_of(settings: dict[str, Any]) -> list[Any]:
+    """The values of `NAMES` in the settings; None for a share of the rows, which is no name."""
+    values = (get(settings, name) for name in NAMES)
+    return [value if isinstance(value, str) else None for value in values]
+
+
+def without_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of `NAMES` that are names."""
+    for name, value in zip(NAMES, names_of(settings), strict=True):
+        settings = settings if value is None else without_value(settings, name)
+    return settings
+
+
 def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; two runs are the same if these are equal."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
-    # Earlier versions did not know every setting of the data; their runs had each at its default.
-    if isinstance(computed.get("data"), dict):
-        defaults = DataConfig().model_dump(mode="json")
-        computed = {**computed, "data": {**defaults, **computed["data"]}}
+    # Earlier versions did not know every setting of these sections; their runs had the defaults.
+    for name, section in (("data", DataConfig()), ("lora", LoraConfig())):
+        if isinstance(computed.get(name), dict):
+            defaults = section.model_dump(mode="json")
+            computed = {**computed, name: {**defaults, **computed[name]}}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,18 +22,26 @@ class Screen:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether drawings can change: on a terminal, or in a notebook that has ipywidgets."""
+        widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        return self.console.is_terminal or widgets
+
     def say(self, text: str) -> None:
         """Prints one line."""
         self.console.print(text)
 
     @contextlib.contextmanager
     def drawing(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
-        """Shows what `draw` returns below all lines of a terminal; elsewhere it shows nothing.
+        """Shows what `draw` returns below all lines of a terminal, or in one place of a notebook.
+
+        Where drawings cannot change, it shows nothing.
 
         Another thread calls `draw` several times a second. A drawing inside another one is shown
         below it.
         """
-        if not self.console.is_terminal:
+        if not self.is_live:
             yield
             return
         with Live(get_renderable=draw, console=self.console, transient=True):
@@ -41,7 +50,7 @@ class Screen:
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Update]:
         """Shows the progress of one stage of the work; yields `update(done, total, text="")`."""
-        if not self.console.is_terminal:
+        if not self.is_live:
             yield self._plain(label)
             return
         progress = _bar(self.console)

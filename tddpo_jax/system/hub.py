@@ -1,17 +1,19 @@
 """Hugging Face's hub: what its ids look like, and whether it answers.
 
-One short connection finds out whether it answers. The hub's own client would retry for a minute.
+One short request finds out whether it answers. The hub's own client would retry for a minute.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
+
+import huggingface_hub
+from huggingface_hub import constants
 
 from tddpo_jax.errors import UserError
 
-HOST, PORT, SECONDS = "huggingface.co", 443, 3.0
+SECONDS = 3.0
 # Some old data sets of the hub, such as `imdb`, have no owner in their id. A model's id must have
 # one here: a single word is more likely a misspelt folder, and every Llama on the hub has an owner.
 _NAME = r"[\w.-]+"
@@ -24,17 +26,19 @@ class NotAtHand(UserError):
 
 
 def answers() -> bool:
-    """Whether the hub may be asked and can be reached."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return False
+    """Whether the hub, or its mirror (`HF_ENDPOINT`), may be asked and can be reached.
+
+    The hub's client knows the mirror, the proxies and `HF_HUB_OFFLINE`.
+    """
     try:
-        socket.create_connection((HOST, PORT), SECONDS).close()
-    except OSError:
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception:  # the client's kinds of errors are not the same in all of its versions
         return False
     return True
 
 
 def offline_unless_it_answers() -> None:
-    """If the hub does not answer, makes modules that are imported later use only cached files."""
+    """If the hub does not answer, lets only cached files be used."""
     if not answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for modules that are imported later, and processes

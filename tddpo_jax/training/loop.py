@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def train(
 
     At the end every directory has `best/` and `summary.json`. If the loss or the gradient of a cell
     is not finite, the cell is recorded as diverged and keeps its last good checkpoint. The other
-    cells go on.
+    cells go on. A cell that has a summary keeps its place in the population and is left alone.
 
     Args:
         experiment: the loaded model, data and programs.
@@ -55,7 +55,7 @@ def train(
         screen: shows progress.
 
     Returns:
-        The content of every cell's `summary.json`.
+        The content of the `summary.json` of every cell that had none.
 
     Raises:
         UserError: a checkpoint is damaged, or the weights or data have changed since a run began.
@@ -64,16 +64,19 @@ def train(
     order = make_order(configs[0], len(experiment.shared.dataset.train))
 
     #### Start, or resume
-    for directory in directories:
-        directory.create(facts(experiment.shared))
-    checkpoints = [Checkpoints(directory.path / "checkpoints") for directory in directories]
-    first_step = common_step(checkpoints)
-    for directory in directories:
-        directory.rewind(first_step)
+    ended = agree(lambda: [directory.summary is not None for directory in directories])
+    going = [number for number, is_over in enumerate(ended) if not is_over]
+    for number in going:
+        directories[number].create(facts(experiment.shared))
+    checkpoints = {n: Checkpoints(directories[n].path / "checkpoints") for n in going}
+    first_step = common_step(list(checkpoints.values()))
+    for number in going:
+        directories[number].rewind(first_step)
+    writers = {number: Writer(directories[number], first_step) for number in going}
     was_diverged = agree(lambda: [directory.divergence is not None for directory in directories])
     members = [
-        Member(config, directory, Writer(directory, first_step), diverged)
-        for config, directory, diverged in zip(configs, directories, was_diverged, strict=True)
+        Member(config, directory, writers.get(number), ended[number] or was_diverged[number])
+        for number, (config, directory) in enumerate(zip(configs, directories, strict=True))
     ]
     population = Population(experiment, members, order, screen)
     program, frozen = population.program, experiment.policy.frozen
@@ -86,9 +89,9 @@ def train(
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
 
     with contextlib.ExitStack() as stack:
-        for checkpoint, run in zip(checkpoints, members, strict=True):
-            stack.callback(checkpoint.close)
-            stack.callback(run.writer.close)
+        for number in going:
+            stack.callback(checkpoints[number].close)
+            stack.callback(writers[number].close)
         if not first_step:
             check_step_0(population, state)
             evaluate(population, state, population.knobs(0), 0)
@@ -97,6 +100,7 @@ def train(
         steps = range(first_step, order.total_steps)
         batches = stack.enter_context(ahead(population.batches_of, steps, STEPS_PACKED_AHEAD))
         update_bar = stack.enter_context(screen.stage("training"))
+        experiment.programs.say_if_new(program.add_gradients, "the training step", screen)
         log.start_clock()
         for step in steps:
             if population.has_ended:
@@ -104,6 +108,7 @@ def train(
             knobs, totals = population.knobs(step), population.totals_of(step)
             sums = program.zeros(state)
             for number, batch in enumerate(next(batches)):
+                log.starts(batch)
                 key = population.dropout_key(step, number)
                 sums = program.add_gradients(sums, state, frozen, knobs, batch, totals, key)
             state, metrics = program.update(state, sums, knobs, totals)
@@ -117,20 +122,25 @@ def train(
             if due and not population.has_ended:
                 evaluate(population, state, knobs, step + 1)
                 export_best(population, state, step + 1)
-                for number, (checkpoint, run) in enumerate(zip(checkpoints, members, strict=True)):
-                    if not run.diverged:
+                for number, checkpoint in checkpoints.items():
+                    if not members[number].diverged:
                         checkpoint.save(step + 1, population.state_of(state, number).lasting)
                 log.start_clock()
 
-    return [summarise(run, order.total_steps) for run in members]
+    return [summarise(members[number], order.total_steps) for number in going]
 
 
-def _restored(population: Population, checkpoints: Sequence[Checkpoints], step: int) -> TrainState:
-    """The states that were saved after `step` steps."""
+def _restored(
+    population: Population, checkpoints: Mapping[int, Checkpoints], step: int
+) -> TrainState:
+    """The states that were saved after `step` steps; other members get a copy of one of them."""
     experiment = population.experiment
     experiment.policy.take()  # frees the loaded weights, so that the saved ones have room
     like = population.program.member_state.lasting
     alive = place(np.ones((), bool), replicated(experiment.shared.mesh))
-    return stacked(
-        [TrainState(**checkpoint.restore(step, like), alive=alive) for checkpoint in checkpoints]
-    )
+    states = {
+        number: TrainState(**checkpoint.restore(step, like), alive=alive)
+        for number, checkpoint in checkpoints.items()
+    }
+    any_state = next(iter(states.values()))
+    return stacked([states.get(n, any_state) for n in range(len(population.members))])

@@ -1,4 +1,4 @@
-"""AdamW, whose learning rate is an argument of the step, and the learning rate's schedule.
+"""AdamW, whose rate and weight decay are arguments of the step, and the rate's schedule.
 
 References:
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
@@ -22,28 +22,43 @@ from tddpo_jax.placement.shardings import path_name
 def _decayed(params: Any, model: DecoderConfig) -> Any:
     """True for every parameter that gets weight decay.
 
-    The norms' weights get none, because it would pull them to zero.
+    Norms and biases get none: they are few, and decay would pull the norms' weights to zero.
 
     Raises:
         KeyError: a parameter is neither in the model's table nor part of an adapter.
     """
-    decayed = {each.path: each.tensor.kind != "norm" for each in model.parameters}
+    decayed = {each.path: each.tensor.kind not in ("norm", "bias") for each in model.parameters}
     for weight in linear_parameters(model.parameters):
         decayed |= dict.fromkeys(adapter_paths(weight), True)
     return jax.tree_util.tree_map_with_path(lambda path, _: decayed[path_name(path)], params)
 
 
-def make_optimizer(config: TrainConfig, model: DecoderConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: TrainConfig, model: DecoderConfig
+) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, Adam and decoupled weight decay.
 
-    The caller multiplies the updates by -learning rate.
+    The caller multiplies the updates by -learning rate. `update` takes `weight_decay`, which may be
+    traced; its default is the configuration's.
     """
-    decayed = functools.partial(_decayed, model=model)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        _weight_decay(config.weight_decay, model),
     )
+
+
+def _weight_decay(default: float, model: DecoderConfig) -> optax.GradientTransformationExtraArgs:
+    decayed = functools.partial(_decayed, model=model)
+
+    # Optax gives every part of a chain all extra arguments.
+    def update(
+        changes: Any, state: Any, params: Any, *, weight_decay: Any = default, **_: Any
+    ) -> tuple[Any, Any]:
+        return optax.add_decayed_weights(weight_decay, decayed).update(changes, state, params)
+
+    init = optax.add_decayed_weights(default, decayed).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -11,13 +11,16 @@ from jaxtyping import Float
 
 from tddpo_jax.adapters.peft_files import export_adapter
 from tddpo_jax.batches.layout import Example
+from tddpo_jax.runs.model_card import model_card
 from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.training.population import Member, Population
+from tddpo_jax.training.result_warnings import result_warnings
 from tddpo_jax.training.state import TrainState
 from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
+from tddpo_jax.weights.companions import Companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import base_name
 
@@ -40,11 +43,15 @@ def export_best(population: Population, state: TrainState, step: int) -> None:
             continue
         model = experiment.policy.model(population.state_of(state.trainable, number))
         folder = run.directory.path / "best"
+        card = model_card(run.directory.path, adapter=run.config.train.mode != "full")
+        companions = Companions(files.base, files.tokenizer, experiment.shared.chat, card)
         if run.config.train.mode == "full":
-            hugging_face.export(model, files.base, folder, checkpoint_dtype(files.base))
+            dtype = checkpoint_dtype(files.base)
+            hugging_face.export(model, files.base, folder, dtype, companions)
         else:
             name = base_name(run.config.model.path, files)
-            export_adapter(model, folder, name, experiment.shared.hashes.fingerprint)
+            known_by, rslora = experiment.shared.hashes.fingerprint, run.config.lora.rslora
+            export_adapter(model, folder, name, known_by, companions, rslora=rslora)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:
@@ -75,14 +82,16 @@ def record_divergence(
     return end_diverged(population.members[number], step, reason, rows, population.order)
 
 
-def rows_behind(examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]) -> list[int]:
+def rows_behind(
+    examples: Sequence[Example], logps: Float[np.ndarray, "examples N"]
+) -> list[int | str]:
     """The rows of the data whose log-probs are not finite; all rows if every log-prob is finite."""
     finite = np.isfinite(logps).all(axis=-1)
-    rows = [example.row for example, good in zip(examples, finite, strict=True) if not good]
-    return rows or [example.row for example in examples]
+    rows = [example.place for example, good in zip(examples, finite, strict=True) if not good]
+    return rows or [example.place for example in examples]
 
 
-def end_diverged(run: Member, step: int, what: str, rows: list[int], order: Order) -> str:
+def end_diverged(run: Member, step: int, what: str, rows: list[int | str], order: Order) -> str:
     """Ends a run as diverged; returns a line with the reason.
 
     Args:
@@ -107,7 +116,7 @@ def _last_training_line(directory: RunDirectory) -> dict[str, Any]:
 
 
 def summarise(run: Member, steps: int) -> dict[str, Any]:
-    """Writes and returns `summary.json`: how the run ended, its best validation, its export.
+    """Writes and returns `summary.json`: how the run ended, its best validation, its warnings.
 
     Args:
         run: the member.
@@ -122,15 +131,17 @@ def _summarise(run: Member, steps: int) -> dict[str, Any]:
     tested = [record for record in records if "eval_loss" in record]
     divergence = run.directory.divergence
     exported = (run.directory.path / "best").exists()
+    best = best_record(tested, metric)
     summary = {
         "state": "diverged" if run.diverged else "finished",
         "steps": divergence["step"] if divergence else steps,
         "best_metric": metric,
-        "best": best_record(tested, metric),
+        "best": best,
         "first": tested[0] if tested else None,
         "last": tested[-1] if tested else None,
         "divergence": divergence,
         "export": "best" if exported else None,
+        "warnings": result_warnings(tested[0], best, run.directory.lengths) if best else [],
     }
     run.directory.finish(summary)
     return summary

@@ -22,7 +22,7 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import learning_rate
 from tddpo_jax.training.prepare import Experiment
 from tddpo_jax.training.state import Knobs, Totals, TrainState, member
-from tddpo_jax.training.step import Program
+from tddpo_jax.training.step import FORWARD, Program
 from tddpo_jax.training.step_order import Order
 
 
@@ -32,8 +32,13 @@ class Member:
 
     config: Config
     directory: RunDirectory
-    writer: Writer
+    writer: Writer | None  # None if the run had diverged before; only its place is kept
     diverged: bool
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Writes one line of metrics."""
+        if self.writer is not None:
+            self.writer.log(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +105,9 @@ class Population:
     def _knobs_of(self, config: Config, step: int) -> Knobs:
         objective, loss = self.experiment.programs.setting.objective, config.loss.settings
         rate = learning_rate(config.train, step, self.order.total_steps)
-        return Knobs(objective.which(loss), objective.scalars(loss), rate)
+        return Knobs(
+            objective.which(loss), objective.scalars(loss), rate, config.train.weight_decay
+        )
 
     def dropout_key(self, step: int, number: int) -> Array | None:
         """The key of the adapters' dropout in micro-batch `number` of a step; None without it."""
@@ -114,5 +121,6 @@ class Population:
     ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
         """Log-probs of examples under every member's policy, and exact KLs or zeros, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
+        self.experiment.programs.say_if_new(self.program.log_probs, FORWARD, self.screen)
         run = functools.partial(self.program.log_probs, state.trainable, frozen)
         return log_probs(run, examples, shared.shapes, shared.mesh, progress)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import Policy, load_policy
 from tddpo_jax.training.shared import Shared, load_shared
-from tddpo_jax.training.step import Programs, StepSetting
+from tddpo_jax.training.step import FORWARD, Programs, StepSetting
 
 
 class Reference(NamedTuple):
@@ -41,18 +41,21 @@ class Experiment:
     reference: Reference
 
 
-def prepare(configs: Sequence[Config], screen: Screen) -> Experiment:
+def prepare(
+    configs: Sequence[Config], screen: Screen, losses: Sequence[Mapping[str, Any]] = ()
+) -> Experiment:
     """Loads the model and the data, and computes the reference's log-probs or finds them.
 
     Args:
-        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        configs: the cells; they differ in `config.cells.grid_axes` alone.
         screen: shows progress and warnings.
+        losses: settings of the losses that the programs serve first, beside those of the cells.
 
     Raises:
         UserError: the user's input is wrong; the message names the field or file.
     """
     shared = load_shared(configs, screen)
-    objective = objective_of(cell.loss.settings for cell in configs)
+    objective = objective_of([*losses, *(cell.loss.settings for cell in configs)])
     policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train, shared.model_config)
     setting = StepSetting(
@@ -82,7 +85,9 @@ def _reference(
     """The reference's log-probs of one part of the data: from the cache, or computed now."""
 
     def compute() -> np.ndarray:
-        run = functools.partial(programs.of(1).log_probs_of_one, policy.loaded, policy.frozen)
+        forward = programs.of(1).log_probs_of_one
+        programs.say_if_new(forward, FORWARD, screen)
+        run = functools.partial(forward, policy.loaded, policy.frozen)
         with screen.stage(f"reference, {part}") as update:
             logps, _ = log_probs(run, examples, shared.shapes, shared.mesh, update)
         return logps[0]

@@ -6,14 +6,14 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import platform
-import subprocess
 from typing import Any
 
 import jax
 
 from tddpo_jax import __version__
 from tddpo_jax.models.tensor_table import parameter_count
-from tddpo_jax.system.paths import PACKAGE
+from tddpo_jax.runs.run_directory import EVEN_STEPS
+from tddpo_jax.system.source import git_commit
 from tddpo_jax.training.shared import Shared
 
 
@@ -36,25 +36,18 @@ def facts(shared: Shared) -> dict[str, Any]:
             "parameters": parameter_count(shared.model_config.parameters),
         },
         "data": {
-            "path": shared.config.data.path,
+            "path": shared.config.data.names,
             "sha256": data.content_hash,
             "template": data.template,
             "train_rows": len(data.train),
             "validation_rows": len(data.validation),
+            "sources": data.counts,
             "dropped": {reason: len(rows) for reason, rows in data.dropped.items()},
             "dropped_rows": data.dropped,
             "cut_prompts": data.cut_prompts,
             "cut_responses": data.cut_responses,
+            "not_read": data.not_read,
         },
+        "step_sizes": EVEN_STEPS,
         "micro_batches": [dataclasses.asdict(shape) for shape in shared.shapes],
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the running source, with `-dirty` after changes; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return found.stdout.strip() or None

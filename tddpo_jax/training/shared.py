@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
@@ -13,7 +14,8 @@ from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.examples import Dataset
+from tddpo_jax.data.examples import VERBATIM, Dataset
+from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses import trial
@@ -52,6 +54,7 @@ class Shared:
     mesh: Mesh
     how: Computation
     dataset: Dataset
+    chat: ChatFormat | None  # how the data's conversations are written; None if it has none
     shapes: tuple[Shape, ...]
     matmul_rate: float  # operations per second of one device
 
@@ -60,7 +63,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     """Locates the model, reads the data, and chooses how both are laid over the devices.
 
     Args:
-        configs: the cells; they differ in loss, beta, tau, seed and learning rate alone.
+        configs: the cells; they differ in `config.cells.grid_axes` alone.
         screen: shows progress and warnings.
 
     Raises:
@@ -87,7 +90,8 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         "its model differs from the first host's",
         lambda: (model_config, base_fingerprint, adapter_hash),
     )
-    dataset = _load_dataset(config, files, model_config, screen)
+    tokenizer = load_tokenizer_if_any(files.tokenizer)
+    dataset = _load_dataset(config, tokenizer, model_config, screen)
     check_best_metric(config.train.best_metric, dataset.responses)
     for cell in configs:
         check_loss(cell, dataset)
@@ -103,15 +107,18 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         mesh=mesh,
         how=how,
         dataset=dataset,
+        chat=_chat(config, tokenizer, dataset),
         shapes=micro_batch_shapes(config, row_devices(mesh), dataset, how.attention),
         matmul_rate=matmul_rate(how.dtype),
     )
 
 
 def _load_dataset(
-    config: Config, files: ModelFiles, model_config: DecoderConfig, screen: Screen
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model_config: DecoderConfig,
+    screen: Screen,
 ) -> Dataset:
-    tokenizer = load_tokenizer_if_any(files.tokenizer)
     with screen.stage("tokenising") as update:
         # Every host reads all examples. It needs all lengths to pack as the other hosts do, and
         # token ids take little memory.
@@ -127,6 +134,14 @@ def _load_dataset(
         )
     check_alike("data.path", "its data differ from the first host's", lambda: dataset.content_hash)
     return dataset
+
+
+def _chat(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, dataset: Dataset
+) -> ChatFormat | None:
+    if tokenizer is None or dataset.template == VERBATIM:
+        return None
+    return chat_format(tokenizer, config.data.template)
 
 
 def _adapter_hash(files: ModelFiles) -> str | None:
@@ -166,7 +181,7 @@ def check_loss(config: Config, dataset: Dataset) -> None:
             name for name, loss in shared_losses().items() if loss.responses <= dataset.responses
         ]
         raise UserError(
-            f"loss.name: {config.loss.title} compares two responses, but {config.data.path} has "
+            f"loss.name: {config.loss.title} compares two responses, but {config.data.names} has "
             f"one per prompt; choose one of {', '.join(fitting)}"
         )
 

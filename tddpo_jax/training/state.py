@@ -39,6 +39,7 @@ class Knobs(NamedTuple):
     which: Int[Array, "*M"] | int  # place of the loss in the objective
     scalars: Mapping[str, Float[Array, "*M"] | float]  # settings of the losses, by name
     learning_rate: Float[Array, "*M"] | float
+    weight_decay: Float[Array, "*M"] | float
 
 
 class Sums(NamedTuple):

@@ -1,10 +1,10 @@
 """The compiled step: log-probs of a micro-batch, their gradients, and the optimiser's update.
 
-Every number of a loss, the learning rate and the choice of the loss are arguments, so a whole grid
-shares these programs. The functions of this file are for one policy. A program trains a population
-of policies: its `knobs` and results have a leading axis M of members. If there are several members,
-parameters, optimiser states and sums have that axis too, and the functions are mapped over it. All
-members share one frozen base.
+Every number of a loss, the learning rate, the weight decay and the choice of the loss are
+arguments, so a whole grid shares these programs. The functions of this file are for one policy. A
+program trains a population of policies: its `knobs` and results have a leading axis M of members.
+If there are several members, parameters, optimiser states and sums have that axis too, and the
+functions are mapped over it. All members share one frozen base.
 
 Letters: M members, B rows, T stream positions, D width, V vocabulary, P examples of a row,
 N responses of an example.
@@ -39,7 +39,11 @@ from tddpo_jax.placement.shardings import (
     tree_shardings,
 )
 from tddpo_jax.scoring.forward import hidden_states
+from tddpo_jax.system.console import Screen
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, member, stacked
+
+# Lines for the user call the program of the log-probs so.
+FORWARD = "the forward pass"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,9 @@ class StepSetting:
     graphdef: nnx.GraphDef  # structure of the model, for (trained, frozen) parameters
     model: DecoderConfig
     objective: Objective  # the losses that `Knobs.which` chooses among
-    optimizer: optax.GradientTransformation  # the step scales its updates by -learning rate
+    optimizer: (
+        optax.GradientTransformationExtraArgs
+    )  # the step scales its updates by -learning rate
     how: Computation
     responses: int = 2  # number of responses per example
 
@@ -217,7 +223,7 @@ def update(
         grad_norm = optax.tree.norm(sums.gradients)
         alive = state.alive & jnp.isfinite(grad_norm) & jnp.isfinite(sums.metrics["loss"])
         changes, new_optimizer = setting.optimizer.update(
-            sums.gradients, state.optimizer, state.trainable
+            sums.gradients, state.optimizer, state.trainable, weight_decay=knobs.weight_decay
         )
         new_trained = jax.tree.map(
             lambda p, change: p - knobs.learning_rate * change, state.trainable, changes
@@ -265,12 +271,25 @@ class Programs:
         """
         self.setting, self.trained = setting, trained
         self._made: dict[int, Program] = {}
+        self._called: set[int] = set()
 
     def of(self, members: int) -> Program:
         """The program for a population of this size."""
         if members not in self._made:
             self._made[members] = make_program(self.setting, self.trained, members)
         return self._made[members]
+
+    def say_if_new(self, function: Callable, what: str, screen: Screen) -> None:
+        """Says that a function is about to compile, which may take minutes: before its first call.
+
+        Args:
+            function: a function of one of the programs.
+            what: the function in words.
+            screen: prints the line.
+        """
+        if id(function) not in self._called:
+            self._called.add(id(function))
+            screen.say(f"compiling {what}")
 
 
 def make_program(setting: StepSetting, trained: nnx.State, members: int = 1) -> Program:

@@ -17,25 +17,33 @@ from tddpo_jax.config.schema import Config
 class Order:
     """The order of the training examples.
 
-    Every epoch shuffles them anew. The last step of an epoch takes the remainder.
+    Every epoch shuffles them anew, and shares them evenly over its steps: the sizes of two steps
+    differ by at most one. A small last step would have noisy gradients.
     """
 
     examples: int  # number of training examples
-    batch_pairs: int  # examples per step
+    batch_pairs: int  # most examples per step
     total_steps: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps per epoch, with the last one that takes the remainder."""
+        """Steps per epoch."""
         return -(-self.examples // self.batch_pairs)
+
+    @property
+    def per_step(self) -> str:
+        """The number of examples per step in words, such as `60` or `127 or 128`."""
+        smaller, rest = divmod(self.examples, self.steps_per_epoch)
+        return f"{smaller} or {smaller + 1}" if rest else str(smaller)
 
     def numbers(self, step: int) -> Int[np.ndarray, " batch"]:
         """The numbers of the examples of step `step`."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return _permutation(self.seed, epoch, self.examples)[
-            place * self.batch_pairs : (place + 1) * self.batch_pairs
-        ]
+        first, end = (
+            border * self.examples // self.steps_per_epoch for border in (place, place + 1)
+        )
+        return _permutation(self.seed, epoch, self.examples)[first:end]
 
     def examples_of(self, examples: Sequence[Example], step: int) -> list[Example]:
         """The examples of step `step`."""

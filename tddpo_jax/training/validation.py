@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tddpo_jax.batches.layout import score_counts
 from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.pair_logps import pair_logps
 from tddpo_jax.training.outcome import end_diverged, rows_behind
@@ -73,7 +74,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
     with screen.stage("validation") as update:
         logps, kls = population.log_probs(state, validation, update)
     reference = experiment.reference.validation
-    lengths = np.array([list(map(len, each.responses)) for each in validation], np.float32)
+    lengths = np.array([score_counts(each) for each in validation], np.float32)
     # These arrays stay on the host: all hosts hold the same values there. An array on a device
     # would belong to one host.
     whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
@@ -87,7 +88,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
             rows = rows_behind(validation, logps[number])
             screen.say(end_diverged(run, step, what, rows, population.order))
             continue
-        run.writer.log({"step": step, "epoch": population.order.epoch(step), **metrics})
+        run.log({"step": step, "epoch": population.order.epoch(step), **metrics})
         run.directory.save_evaluation(step, logps[number])
         if step == 0:
             run.directory.save_evaluation("reference", reference)
@@ -101,7 +102,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
 
 def _check_weights(population: Population, state: TrainState, step: int) -> None:
     """Ends members with weights that are not finite; without validation data nothing else would."""
-    rows = [example.row for example in population.examples_of(step - 1)]
+    rows = [example.place for example in population.examples_of(step - 1)]
     for number, run in enumerate(population.members):
         weights = jax.tree.leaves(population.state_of(state.trainable, number))
         if run.diverged or all(bool(jnp.isfinite(weight).all()) for weight in weights):

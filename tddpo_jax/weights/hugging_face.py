@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,22 @@ from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import parameter_spec, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
 from tddpo_jax.system.atomic import replace_folder
+from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
+    stored_spec,
+    stored_tensor,
     stored_tensors,
     weight_files,
     write_tensors,
 )
 
 SHARD_BYTES = 5_000_000_000
-# The tensors of one file by name, each with its parameter and its place on the stacked axis.
-Shard = dict[str, tuple[Parameter, int | None]]
+# Shapes and dtypes of stored tensors, by name.
+Specs = dict[str, jax.ShapeDtypeStruct]
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -55,7 +60,11 @@ def read_config(folder: Path) -> DecoderConfig:
             unknown.
     """
     path = folder / "config.json"
-    return families.read_config(read_object(path), str(path))
+    attributes = read_object(path)
+    config = families.read_config(attributes, str(path))
+    if code := not_run(attributes):
+        warnings.warn(f"{path}: {code}", stacklevel=2)
+    return config
 
 
 def checkpoint_dtype(folder: Path) -> np.dtype:
@@ -153,14 +162,15 @@ def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
 
 
 def _check_names(
-    folder: Path, files: dict[str, Path], expected: Shard, config: DecoderConfig
+    folder: Path, files: dict[str, Path], expected: Collection[str], config: DecoderConfig
 ) -> None:
     for name in expected:
         if name not in files:
             raise UserError(f"{folder}: tensor {name} is missing")
     repeated = {each.tensor.repeated_as for each in config.parameters}
     for name in files:
-        if name not in expected and name not in repeated and not name.endswith(config.derived):
+        not_read = name.endswith(config.derived) or name.startswith(config.carried)
+        if name not in expected and name not in repeated and not not_read:
             raise UserError(f"{files[name]}: tensor {name} is unknown")
 
 
@@ -177,9 +187,13 @@ def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Ten
 
 
 def export(
-    model: Decoder, source: Path, output: Path, dtype: jnp.dtype | type | None = None
+    model: Decoder,
+    source: Path,
+    output: Path,
+    dtype: jnp.dtype | type | None = None,
+    companions: Companions | None = None,
 ) -> None:
-    """Writes a Hugging Face folder with our weights and copies of the other files of `source`.
+    """Writes a Hugging Face folder with our weights and copies of all else that `source` holds.
 
     Every host must call this function, and the first one writes. The folder appears whole or not at
     all. Each file holds at most `SHARD_BYTES` of tensors. Names and index are those of
@@ -190,10 +204,24 @@ def export(
         source: the Hugging Face folder from which the model was loaded.
         output: the folder to write; replaced if it exists.
         dtype: dtype of the stored tensors; default: the model's own.
+        companions: what replaces files of `source`, and comes beside them.
     """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     arrays = {path_name(path): leaf for path, leaf in leaves}
-    shards = _shards(arrays, hub_tensors(model.config.parameters), dtype)
+    ours = hub_tensors(model.config.parameters)
+    carried = _carried(source, model.config)
+    specs = {name: _spec(arrays, *of, dtype) for name, of in ours.items()}
+    specs |= {name: stored_spec(file, name) for name, file in carried.items()}
+
+    def tensor(name: str) -> np.ndarray:
+        if name in carried:
+            return stored_tensor(carried[name], name)[:]
+        parameter, place = ours[name]
+        host = _host(arrays[parameter.path], place, specs[name].dtype)
+        transform = parameter.tensor.transform
+        return host if transform is None else transform.export(host)
+
+    shards = _shards(specs)
     files = [WEIGHT_FILES[0]]
     if len(shards) > 1:
         of = f"of-{len(shards):05d}.safetensors"
@@ -202,12 +230,22 @@ def export(
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
+            if companions is not None:
+                write_companions(companions, folder)
         for file, shard in zip(files, shards, strict=True):
             path = Path(os.devnull) if folder is None else folder / file
             # All hosts take part in gathering each tensor, in the same order.
-            _write_shard(path, shard, arrays, dtype)
+            write_tensors(path, shard, tensor)
         if folder is not None and len(shards) > 1:
-            _write_index(folder / WEIGHT_FILES[1], files, shards, arrays, dtype)
+            _write_index(folder / WEIGHT_FILES[1], files, shards)
+
+
+def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:
+    """The tensors that an export copies from its source, each with its file."""
+    if not config.carried:
+        return {}
+    files = weight_files(source)
+    return {name: file for name, file in files.items() if name.startswith(config.carried)}
 
 
 def companion_files(source: Path) -> list[Path]:
@@ -219,17 +257,6 @@ def companion_files(source: Path) -> list[Path]:
         for file in sorted(source.iterdir())
         if file.is_file() and file.name.endswith(kept) and not file.name.endswith(weights)
     ]
-
-
-def _write_shard(file: Path, shard: Shard, arrays: dict[str, jax.Array], dtype: Any) -> None:
-    def tensor(name: str) -> np.ndarray:
-        parameter, place = shard[name]
-        ours, transform = arrays[parameter.path], parameter.tensor.transform
-        host = _host(ours, place, specs[name].dtype)
-        return host if transform is None else transform.export(host)
-
-    specs = {name: _spec(arrays, *of, dtype) for name, of in shard.items()}
-    write_tensors(file, specs, tensor)
 
 
 def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
@@ -257,23 +284,21 @@ def _bytes(spec: jax.ShapeDtypeStruct) -> int:
     return spec.size * spec.dtype.itemsize
 
 
-def _shards(arrays: dict[str, jax.Array], tensors: Shard, dtype: Any) -> list[Shard]:
-    shards: list[Shard] = [{}]
+def _shards(specs: Specs) -> list[Specs]:
+    shards: list[Specs] = [{}]
     filled = 0
-    for name, of in tensors.items():
-        size = _bytes(_spec(arrays, *of, dtype))
+    for name, spec in specs.items():
+        size = _bytes(spec)
         if shards[-1] and filled + size > SHARD_BYTES:
             shards.append({})
             filled = 0
-        shards[-1][name] = of
+        shards[-1][name] = spec
         filled += size
     return shards
 
 
-def _write_index(
-    path: Path, files: list[str], shards: list[Shard], arrays: dict[str, jax.Array], dtype: Any
-) -> None:
+def _write_index(path: Path, files: list[str], shards: list[Specs]) -> None:
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    total = sum(_bytes(_spec(arrays, *of, dtype)) for shard in shards for of in shard.values())
+    total = sum(_bytes(spec) for shard in shards for spec in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     path.write_text(json.dumps(index, indent=2) + "\n")

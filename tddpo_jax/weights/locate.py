@@ -156,8 +156,15 @@ def _with_config(folder: Path, path: str) -> Path:
 
 
 # The project ships these shapes, so planning for these hub ids needs no network.
+QWEN3_SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 KNOWN_SHAPES = {
-    f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")
+    **{f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")},
+    **{f"Qwen/Qwen3-{size}": SHAPES / f"qwen3-{size.lower()}" for size in QWEN3_SIZES},
+    **{
+        f"google/gemma-3-{size}-{kind}": SHAPES / f"gemma-3-{size}"
+        for size in ("1b", "4b", "12b", "27b")
+        for kind in ("it", "pt")
+    },
 }
 
 

@@ -69,6 +69,8 @@ def _names_in(file: Path) -> list[str]:
     try:
         with safe_open(file, "np") as tensors:
             return list(tensors.keys())
+    except UnicodeError:  # a file name of the index
+        raise UserError(f"{str(file)!r}: no file can have this name") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a whole safetensors file: {error}") from None
 
@@ -81,10 +83,11 @@ def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """
     for file in sorted(set(files.values())):
         for name in _names_in(file):
-            yield name, _stored(file, name)
+            yield name, stored_tensor(file, name)
 
 
-def _stored(file: Path, name: str) -> Any:
+def stored_tensor(file: Path, name: str) -> Any:
+    """The `PySafeSlice` of a tensor; see `stored_tensors`."""
     # Open the file anew for each tensor, because everything read from an open file stays mapped
     # into memory.
     with safe_open(file, "np") as tensors:
@@ -134,8 +137,14 @@ def files_hash(files: Iterable[Path]) -> str:
 
 def stored_dtype(folder: Path, name: str) -> np.dtype:
     """The dtype in which the tensor of this name is stored."""
-    stored = _stored(weight_files(folder)[name], name).get_dtype()
-    return jnp.dtype(next(ours for ours, theirs in DTYPES.items() if theirs == stored))
+    return stored_spec(weight_files(folder)[name], name).dtype
+
+
+def stored_spec(file: Path, name: str) -> jax.ShapeDtypeStruct:
+    """The shape and the dtype of a stored tensor."""
+    stored = stored_tensor(file, name)
+    dtype = next(ours for ours, theirs in DTYPES.items() if theirs == stored.get_dtype())
+    return jax.ShapeDtypeStruct(stored.get_shape(), jnp.dtype(dtype))
 
 
 # ---- writing -------------------------------------------------------------------------------------

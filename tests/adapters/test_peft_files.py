@@ -76,6 +76,28 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_
     np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
 
 
+def test_rslora_divides_by_the_root_of_the_rank(base, tmp_path):
+    """Both ways between PEFT and us, with scale 7 / sqrt(3); the folder still says rsLoRA."""
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        use_rslora=True,
+        target_modules=["q_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    theirs = peft.get_peft_model(tiny_models.hugging_face(), config).eval()
+    theirs.save_pretrained(tmp_path / "first")
+    ours = tiny_models.load(base)
+    load_adapter(ours, tmp_path / "first", tiny_models.one_device())
+    np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
+    export_adapter(ours, tmp_path / "second", str(base), rslora=True)
+    again = peft.PeftModel.from_pretrained(tiny_models.hugging_face(), tmp_path / "second")
+    np.testing.assert_allclose(their_logits(again), their_logits(theirs), rtol=1e-4, atol=1e-4)
+    written = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert (written["use_rslora"], written["lora_alpha"]) == (True, 7.0)
+
+
 def test_a_round_trip_keeps_every_bit(base, tmp_path):
     """49 ranks: alpha / 49 * 49 is not alpha in float64."""
     first = adapted(tiny_models.load(base), 1, rank=49, alpha=1.0, dropout=0.1)
@@ -124,7 +146,7 @@ def folder(base, tmp_path_factory):
         ("peft_type", "IA3"),
         ("task_type", "SEQ_CLS"),
         ("bias", "all"),
-        ("use_rslora", True),
+        ("use_rslora", "yes"),
         ("use_dora", True),
         ("lora_bias", True),
         ("fan_in_fan_out", True),
@@ -181,6 +203,16 @@ def test_files_that_are_not_whole_are_named(base, folder, tmp_path):
         load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config\.json: not JSON"):
+        load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
+
+
+def test_an_adapter_in_a_pickle_is_named(base, folder, tmp_path):
+    """As PEFT wrote it before version 0.7."""
+    shutil.copytree(folder, tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(
+        tmp_path / "adapter" / "adapter_model.bin"
+    )
+    with pytest.raises(ValueError, match=r"holds adapter_model\.bin, but only adapter_model\.safe"):
         load_adapter(tiny_models.load(base), tmp_path / "adapter", tiny_models.one_device())
 
 

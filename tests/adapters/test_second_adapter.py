@@ -11,6 +11,7 @@ import tiny_runs
 from tddpo_jax.adapters.peft_files import read_peft_config
 from tddpo_jax.commands.export import export_run
 from tddpo_jax.commands.logps import write_log_probs
+from tddpo_jax.config.schema import DataSource
 
 # Each run starts from the policy of the one before it.
 FEW = ["q_proj", "down_proj"]
@@ -51,7 +52,8 @@ def chain(request, inputs, tmp_path_factory):
 
 
 def log_probs(model, inputs, tmp_path):
-    write_log_probs(str(model), str(inputs.validation), tmp_path / "logps", None, "auto")
+    data = DataSource(path=str(inputs.validation))
+    write_log_probs(str(model), data, tmp_path / "logps", None, "auto")
     lines = [json.loads(line) for line in (tmp_path / "logps").read_text().splitlines()]
     return np.array([[line["logp_chosen"], line["logp_rejected"]] for line in lines])
 

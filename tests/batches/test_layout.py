@@ -24,10 +24,19 @@ LENGTHS = st.integers(2, 4).flatmap(
 
 
 def numbered_examples(lengths):
-    """Examples in which no token id occurs twice, so that a token says where it came from."""
+    """Examples in which no token id occurs twice, so that a token says where it came from.
+
+    Of some responses, every third token is not the policy's.
+    """
     ids = iter(np.split(np.arange(10_000, dtype=np.int32), np.cumsum(np.ravel(lengths))))
     return [
-        Example(n, next(ids), tuple(next(ids) for _ in each[1:])) for n, each in enumerate(lengths)
+        Example(
+            n,
+            next(ids),
+            tuple(next(ids) for _ in each[1:]),
+            scored=tuple(np.arange(k) % 3 != 1 for k in each[1:]) if n % 2 else None,
+        )
+        for n, each in enumerate(lengths)
     ]
 
 
@@ -93,6 +102,8 @@ def expected_scores(examples):
     for number, example in enumerate(examples):
         for n, response in enumerate(example.responses):
             for k, target in enumerate(response.tolist()):
+                if example.scored is not None and not example.scored[n][k]:
+                    continue
                 yield number, n, [*example.prompt.tolist(), *response[:k].tolist()], target
 
 
@@ -136,7 +147,7 @@ def test_every_stream_position_sees_its_own_sequence(lengths):
 
 @given(lengths=LENGTHS)
 def test_what_is_known_of_every_example(lengths):
-    """Lengths count response tokens; weights mark the places that hold an example."""
+    """Lengths count the tokens that are scored; weights mark the places that hold an example."""
     examples, responses = numbered_examples(lengths), len(lengths[0]) - 1
     references = np.arange(responses * len(examples), dtype=np.float32).reshape(-1, responses)
     found = {}
@@ -147,7 +158,10 @@ def test_what_is_known_of_every_example(lengths):
             found[number] = tuple(batch.lengths[row, place].tolist())
             assert batch.ref_logps[row, place].tolist() == references[number].tolist()
         np.testing.assert_array_equal(batch.weight, batch.example >= 0)
-    assert found == {n: each[1:] for n, each in enumerate(lengths)}
+    # Of responses with a mask, tokens 1, 4, 7, ... are not the policy's.
+    assert found == {
+        n: tuple(k - n % 2 * ((k + 1) // 3) for k in each[1:]) for n, each in enumerate(lengths)
+    }
 
 
 # ---- the same numbers ----------------------------------------------------------------------------

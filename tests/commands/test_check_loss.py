@@ -31,7 +31,7 @@ def test_a_loss_that_fails(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ppo"], "error: loss.name: Input should be 'td_dpo', "),
+        (["ppo"], "error: loss.name: must be 'td_dpo', "),
         ([f"{own_losses.__file__}:none"], "error: loss.name: "),
         (["dpo", "--beta", "0.1", "0.2"], "error: check-loss: examines one loss with one value"),
         (["dpo", "--beta", "0"], "error: loss.beta: must be above 0 for dpo"),

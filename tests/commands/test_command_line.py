@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.config.dotted import get
 from tddpo_jax.config.schema import setting_fields
+from tddpo_jax.data.templates import NAMED
 from tddpo_jax.losses.catalogue import LOSSES, readers
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -56,11 +58,16 @@ def test_help_lists_every_setting_with_its_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name, field in setting_fields():
         assert re.search(rf"--{re.escape(name).replace('_', '-')}\b", text), name
-        assert f"(default {field.default})" in text, name
+        if field.default_factory is None:
+            known = {None: "", False: "(default no)"}
+            assert known.get(field.default, f"(default {field.default})") in text, name
+    assert "None" not in text
     whole = re.sub(r"(\w-) ", r"\1", text)  # a line may end within a word that has a hyphen
     for loss in LOSSES.values():
         for name, setting in loss.settings.items():
-            help_text = f"{setting.help}; read by {readers(name)} (default {setting.default})"
+            choices = f"; one of {', '.join(setting.choices)}" if setting.choices else ""
+            help_text = f"{setting.help}; read by {readers(name)}{choices} "
+            help_text += f"(default {setting.default})"
             assert whole.count(help_text) == 1, name
     for short in ("--loss", "--beta", "--tau", "--model", "--data", "--seed", "--output"):
         assert f"{short} " in text or f"{short}," in text
@@ -80,6 +87,45 @@ def test_several_values_are_an_axis_and_one_is_not():
     settings = parsed("--model", "m", "--beta", "0.1", "0.2", "--seed", "3", "--tau", "1")
     assert get(settings, "loss.beta") == ["0.1", "0.2"]
     assert (get(settings, "seed"), get(settings, "loss.tau")) == ("3", "1")
+
+
+def test_data_sets_named_at_once_or_one_by_one_are_a_mixture():
+    at_once = parsed("--data", "a", "b", "--model", "m")
+    assert at_once == parsed("--data", "a", "--model", "m", "--data.path", "b")
+    assert get(at_once, "data.path") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--seed 1 --seed 2", "--seed is given more than once; give its values together"),
+        ("--output a --output=b", "--output is given more than once; only one value can count"),
+        ("--loss dpo --loss.name sft", "--loss.name is given more than once; give its values tog"),
+        ("--train.wandb --train.wandb", "--train.wandb is given more than once; only one value"),
+    ],
+)
+def test_an_option_given_twice_is_refused_by_name(words, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*words.split())
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_parser_may_be_used_twice():
+    parser = Parser()
+    parser.add_argument("--seed")
+    assert [parser.parse_args(["--seed", word]).seed for word in "12"] == ["1", "2"]
+
+
+def test_an_option_may_be_spelt_as_yaml_spells_it():
+    for option in ("--train.learning-rate", "--train.learning_rate"):
+        assert get(parsed("--model", "m_x", option, "1"), "train.learning_rate") == "1"
+    assert get(parsed("--model=m_x"), "model.path") == "m_x"
+
+
+def test_the_help_of_a_template_names_them_all():
+    text = dict(setting_fields())["data.template"].description
+    assert text.startswith("a chat template: " + ", ".join(list(NAMED)[:-1]))
+    assert f" or {list(NAMED)[-1]};" in text
 
 
 def test_a_switch_needs_no_value():
@@ -125,9 +171,13 @@ MISTAKES = {
         "--data {single} --data.validation 0 --loss sft --train.best-metric eval_logps/rejected",
         r"train\.best_metric: .*'eval_logps/rejected' for data with one response",
     ),
-    "two data sets": (
-        "--data {single} --data {chat}",
-        r"--data is given more than once; only one value can count",
+    "two data sets of different kinds": (
+        "--data {single} --data {chat} --data.validation 0",
+        r"data\.path: a row of \S+chat\.jsonl has 2 responses, one of \S+single\.jsonl has 1 resp",
+    ),
+    "a data set that is named twice": (
+        "--data {chat} --data {chat}",
+        r"data\.path: names a data set twice",
     ),
     "a pattern that nothing matches": ("--data {folder}/*.csv", r"\*\.csv: no file matches"),
     "nesting beyond measure": ("--data {deep}", r"deep\.jsonl line 1: .* nested too deeply"),
@@ -141,16 +191,28 @@ MISTAKES = {
     "a row too short": ("--data.row-length 8", r"data\.row_length: 8 is less than the longest"),
     "a prompt without room": ("--data.max-prompt-length 256", r"data\.max_prompt_length: must be"),
     # the numbers
-    "a negative tau": ("--tau -1", r"loss\.tau: .* greater than 0, got '-1'"),
-    "a beta in words": ("--beta much", r"loss\.beta: .*valid number.* got 'much'"),
-    "a beta that is no number": ("--beta nan", r"loss\.beta: .*finite.* got 'nan'"),
+    "a negative tau": ("--tau -1", r"loss\.tau: must be above 0, got '-1'"),
+    "a beta in words": ("--beta much", r"loss\.beta: must be a number, got 'much'"),
+    "a beta that is no number": ("--beta nan", r"loss\.beta: must be a finite number, got 'nan'"),
     "one bad cell of a grid": ("--beta 0.1 0.2 -3", r"loss\.beta: .* got '-3'"),
     "no steps": ("--train.max-steps 0", r"train\.max_steps: "),
     "a seed in words": ("--seed one", r"seed: .* got 'one'"),
     # the names
     "an unknown loss": ("--loss ppo", r"loss\.name: .* got 'ppo'"),
-    "an unknown option": ("--train.epoch 3", r"unrecognized arguments: --train\.epoch 3"),
-    "an option cut short": ("--bet 3", r"unrecognized arguments: --bet 3"),
+    "a loss with another hyphen": ("--loss td-dpo", r"got 'td-dpo'; did you mean td_dpo\?"),
+    "an unknown option": (
+        "--train.epoch 3",
+        r"unrecognized arguments: --train\.epoch 3; did you mean --train\.epochs\?",
+    ),
+    "an option cut short": ("--bet 3", r"arguments: --bet 3; did you mean --beta\?"),
+    "an option without its group": (
+        "--learning_rate 1",
+        r"arguments: --learning-rate 1; did you mean --train\.learning-rate\?",
+    ),
+    "a name and its short form": (
+        "--model x --model.path y",
+        r"--model(\.path)? is given more than once; only one value can count",
+    ),
     "an option without its value": ("--beta", r"--beta\S* expected at least one argument"),
     "a word too many": ("beta=3", r"unrecognized arguments: beta=3"),
     "an unknown best metric": ("--train.best-metric eval_f1", r"train\.best_metric: .*'eval_f1'"),
@@ -158,7 +220,18 @@ MISTAKES = {
     "a back-end that is not here": ("--model.attention cudnn", r"model\.attention: .*cudnn"),
     "wandb, which is not installed": ("--train.wandb", r"train\.wandb: .*not installed"),
     # the file of settings
-    "an unknown key": ("--config {unknown_key}", r"train\.epoch: no such setting"),
+    "an unknown key": (
+        "--config {unknown_key}",
+        r"train\.epoch: no such setting; did you mean train\.epochs\?",
+    ),
+    "a key given twice": (
+        "--config {key_twice}",
+        r"config \S+key_twice\.yaml: line 3: the key 'log_every' is given twice",
+    ),
+    "a switch in place of a number": (
+        "--config {switch}",
+        r"train\.log_every: must not be yes or no, got True",
+    ),
     "a file that is not a mapping": (
         "--config {no_mapping}",
         r"no_mapping\.yaml: must hold a mapping",
@@ -180,6 +253,11 @@ MISTAKES = {
     "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], but config\.json"),
     "half of the weights": ("--model {truncated}", r"not a whole safetensors file"),
     "no tokenizer for texts": ("--model {mute} --data {chat}", r"holds texts, .* no tokenizer"),
+    "a tokenizer without its parts": (
+        "--model {partless} --data {chat}",
+        r"tokenizer \S+partless: damaged or incomplete",
+    ),
+    "a config without heads": ("--model {headless}", r"num_attention_heads must be .* got 0"),
     "layers that NF4 cannot block": (
         "--model {narrow} --train.mode qlora",
         r"train\.mode qlora: \w+ has 32 inputs",
@@ -210,6 +288,8 @@ def files(inputs, tmp_path_factory):
         "unknown_key": "train: {epoch: 3}",
         "no_mapping": "- train",
         "no_yaml": "train: [",
+        "key_twice": "train:\n  log_every: 3\n  log_every: 5\n",
+        "switch": "train: {log_every: on}",
         "no_group": "loss: dpo",
     }
     paths = {"folder": folder, "train": inputs.train, "nothing": folder / "nothing"}
@@ -218,14 +298,19 @@ def files(inputs, tmp_path_factory):
         for name, content in contents.items():
             paths[name] = folder / f"{name}{suffix}"
             paths[name].write_text(content)
-    changed = {"mistral": {"model_type": "mistral"}, "wide": {"hidden_size": 128}}
-    for name in (*changed, "truncated", "mute"):
+    changed = {
+        "mistral": {"model_type": "mistral"},
+        "wide": {"hidden_size": 128},
+        "headless": {"num_attention_heads": 0},
+    }
+    for name in (*changed, "truncated", "mute", "partless"):
         paths[name] = folder / name
         shutil.copytree(inputs.model, paths[name])
         config = json.loads((inputs.model / "config.json").read_text())
         (paths[name] / "config.json").write_text(json.dumps({**config, **changed.get(name, {})}))
     weights = paths["truncated"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
+    (paths["partless"] / "tokenizer.json").write_text("{}")
     for file in paths["mute"].glob("tokenizer*"):
         file.unlink()
     small = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 32}
@@ -257,6 +342,8 @@ def test_outputs_that_are_not_ours_are_refused(inputs, trained, tmp_path, capsys
     (tmp_path / "folder" / "file").write_text("mine")
     before = tiny_runs.times(tmp_path), tiny_runs.times(trained)
     for output, several, message in (
+        (Path("/proc/run"), (), "/proc/run: cannot be made: No such file"),  # whoever asks
+        (tmp_path / ("x" * 300), (0.1, 0.2), "File name too long"),
         (tmp_path / "file", (), "is not a writable directory"),
         (tmp_path / "file", (0.1, 0.2), "is not a writable directory"),
         (tmp_path / "file" / "below", (), "is not a writable directory"),
@@ -279,10 +366,30 @@ VERB_MISTAKES = {
     "an unknown option": ("logps", "{all} --beta 3", r"unrecognized arguments: --beta 3"),
     "no such data": ("logps", "{all} --data {folder}/none.jsonl", r"none\.jsonl: no such file"),
     "an empty file": ("logps", "{all} --data {empty}", r"empty\.jsonl: holds no rows"),
+    "two data sets": (
+        "logps",
+        "{all} --data {chat} --data {id}",
+        r"data\.path: .* one data set",
+    ),
+    "a split of a file": (
+        "logps",
+        "{all} --data {chat} --data.split x",
+        r"data\.split: \S+ is a",
+    ),
+    "columns that are no pairs": (
+        "logps",
+        "{all} --data {chat} --data.columns x",
+        r"data\.columns: must be pairs such as",
+    ),
     "no such model": ("logps", "{all} --model {folder}/none", r"model\.path: '\S+none' is neither"),
     "an unknown template": ("logps", "{all} --data {chat} --template nope", r"template 'nope'"),
     "an id beyond the vocabulary": ("logps", "{all} --data {id}", r"id\.jsonl row 0: .* id 448"),
     "a folder to write to": ("logps", "{all} --output {folder}", r"output: \S+ is a directory"),
+    "a place where no folder can be": (
+        "export",
+        "--run {run} --output /proc/x/y",
+        r"output: /proc/x: cannot be made: No such",
+    ),
     "a place below a file": ("logps", "{all} --output {train}/x", r"output: .* is not a writable"),
     "no such run": ("export", "--run runs/none --output {new}", r"run: runs/none: there is no"),
     "no run": ("export", "--run {nothing} --output {new}", r"model\.path: .* no config\.json"),
@@ -295,7 +402,8 @@ VERB_MISTAKES = {
 def test_a_mistake_of_another_verb_is_one_line_too(name, inputs, files, trained, tmp_path, capsys):
     verb, words, message = VERB_MISTAKES[name]
     new = tmp_path / "new"
-    whole = f"--model {inputs.model} --data {inputs.train} --output {new}"
+    data = "" if "--data" in words else f"--data {inputs.train}"
+    whole = f"--model {inputs.model} {data} --output {new}"
     given = words.format(**files, all=whole, new=new, run=trained).split()
     assert run(verb, *given) == 2
     printed = capsys.readouterr()
@@ -318,7 +426,7 @@ def test_a_process_tells_a_mistake_in_one_line(inputs, tmp_path):
     [
         (["run.py", "--no-such-option"], "error: unrecognized arguments: --no-such-option\n"),
         (["-m", "tddpo_jax"], "error: the following arguments are required: verb\n"),
-        (["-m", "tddpo_jax", "trian"], "error: argument verb: invalid choice: 'trian' "),
+        (["-m", "tddpo_jax", "trian"], "error: verb 'trian': no such verb; did you mean train?\n"),
     ],
 )
 def test_a_mistake_in_the_words_is_told_at_once(arguments, message):
@@ -327,6 +435,26 @@ def test_a_mistake_in_the_words_is_told_at_once(arguments, message):
     assert ended.returncode == 2
     assert last.startswith(message)
     assert not any(re.search(r"\bjax$", line) for line in imports)  # no wait for JAX to start
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--beta abc", "loss.beta: must be a number, got 'abc'"),
+        ("--beta 0.1 0.2 -3", "loss.beta: must be at least 0, got '-3'"),
+        ("--loss dpoo", "; did you mean dpo?"),
+        ("--seed -1", "seed: must be at least 0, got '-1'"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_a_wrong_value_is_told_before_jax_is_imported(verb, words, message, tmp_path, monkeypatch):
+    for package in ("jax", "transformers"):
+        (tmp_path / f"{package}.py").write_text("raise ImportError('not to be imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ended = python("-m", "tddpo_jax", verb, *words.split())
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.endswith(f"{message}\n")
 
 
 def test_an_error_that_is_not_the_users_is_no_mistake_of_theirs():
@@ -349,17 +477,15 @@ def test_an_interrupted_command_says_how_to_go_on(capsys):
 
 # ---- warnings ------------------------------------------------------------------------------------
 
+# Options, and the warnings that they give. A run takes seconds, so one run has several.
 WARNINGS = {
-    "smoothing with td_dpo": (
-        "--loss.label-smoothing 0.1",
+    "--loss.label-smoothing 0.1 --lora.rank 4 --train.eval-every 50": [
         "loss.label_smoothing has no effect with loss.name=td_dpo",
-    ),
-    "tau with dpo": ("--loss dpo --tau 2", "loss.tau has no effect with loss.name=dpo"),
-    "adapters without adapters": ("--lora.rank 4", "lora.rank has no effect with train.mode=full"),
-    "an evaluation that never comes": (
-        "--train.eval-every 50",
+        "lora.rank has no effect with train.mode=full",
         "train.eval_every is 50, but the run ends at step 1;",
-    ),
+    ],
+    "--loss dpo --tau 2": ["loss.tau has no effect with loss.name=dpo"],
+    "": [],
 }
 
 
@@ -383,14 +509,13 @@ def test_a_full_disk_is_told_in_one_line(failure, capsys):
 
 
 def test_settings_that_change_nothing_are_told(inputs, tmp_path, capsys):
-    for number, (words, message) in enumerate(WARNINGS.values()):
+    for number, (words, messages) in enumerate(WARNINGS.items()):
         options = training_options(inputs, tmp_path / str(number))
         assert run("train", *options, *words.split()) == 0
         told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-        assert len(told) == 1
-        assert told[0].startswith(f"warning: {message}")
-    assert run("train", *training_options(inputs, tmp_path / "plain")) == 0
-    assert "warning" not in capsys.readouterr().out
+        assert len(told) == len(messages)
+        for message in messages:
+            assert any(line.startswith(f"warning: {message}") for line in told), message
 
 
 # ---- numbers of one's own loss -------------------------------------------------------------------

@@ -28,8 +28,9 @@ PAGES = [
 def commands(text):
     """Options of every `run.py` in a script, and of every `sbatch` of it, comments included."""
     for line in text.replace("\\\n", " ").splitlines():
-        line = line.lstrip("# ")
-        if line.startswith("sbatch"):
+        # A variable with a default, as `${CONFIG:-FILE}`, stands for the default.
+        line = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", line.lstrip("# "))
+        if re.match(r"(\w+=\S+ )*sbatch", line):
             words = shlex.split(line, comments=True)
             script = next(n for n, word in enumerate(words) if word.endswith(".sh"))
             yield words[script + 1 :]

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.numpy import load_file, save_file
 from tiny_commands import run, trained_run, training_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tddpo_jax.data.templates import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -94,7 +96,16 @@ def test_adapters_start_as_the_reference_and_learn(adapted):
     assert second["kl"] > 0
     files = {path.name for path in (directory / "best").iterdir()}
     quantized = {"quantized_base.json"} if mode == "qlora" else set()
-    assert files == {"adapter_config.json", "adapter_model.safetensors", "base.json", *quantized}
+    for_chats = {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}
+    assert files == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "base.json"),
+        *quantized,
+        *for_chats,
+    }
+    # Readers of other accounts may read what the creator of an ordinary file lets them read.
+    ordinary = directory / "config.yaml"
+    modes = {path.stat().st_mode for path in (directory / "best").iterdir()}
+    assert modes == {ordinary.stat().st_mode}
 
 
 def log_probs(model, data, output):
@@ -169,8 +180,13 @@ def test_a_peft_folder_and_a_run_of_adapters_are_models(adapted, inputs, tmp_pat
     np.testing.assert_allclose([line["logp_chosen"] for line in by_run], stored[:, 0], rtol=1e-5)
 
 
-def test_conversations_train_with_the_tokenizers_words(inputs, tmp_path):
-    """Texts instead of ids: a plain template, a split by fraction, one step."""
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_conversations_train_with_the_tokenizers_words(mode, inputs, tmp_path):
+    """Texts instead of ids: a named template, a split by fraction, one step.
+
+    The policy's folder holds the template. transformers and peft load it, and make the same ids.
+    """
     rows = [
         {
             name: [
@@ -183,14 +199,29 @@ def test_conversations_train_with_the_tokenizers_words(inputs, tmp_path):
     ]
     data = tiny_runs.write_rows(tmp_path / "chat.jsonl", rows)
     options = ("--model", inputs.model, "--data", data, "--output", tmp_path / "run")
+    options = (*options, "--data.template", "zephyr", "--train.mode", mode, "--lora.rank", 2)
     assert run("train", *options, "--train.max-steps", 1) == 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
-    assert facts["template"] == "plain"
+    assert facts["template"] == "zephyr"
     assert (facts["train_rows"], facts["validation_rows"]) == (11, 1)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "best")
-    assert tokenizer("the red ball").input_ids == (
-        AutoTokenizer.from_pretrained(inputs.model)("the red ball").input_ids
-    )
+    best = tmp_path / "run" / "best"
+    tokenizer, of_base = map(AutoTokenizer.from_pretrained, (best, inputs.model))
+    assert tokenizer("the red ball").input_ids == of_base("the red ball").input_ids
+    question = [{"role": "user", "content": "the red ball"}]
+    theirs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+    assert theirs == encode_prompt(of_base, question, "zephyr").tolist()
+    if mode == "lora":
+        assert AutoPeftModelForCausalLM.from_pretrained(best).active_adapter == "default"
+        assert run("export", "--run", tmp_path / "run", "--output", tmp_path / "merged") == 0
+        merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert merged.chat_template == tokenizer.chat_template
+        assert (tmp_path / "merged" / "README.md").is_file()
+    # The same log-probs with and without the template's name.
+    by_default = log_probs(tmp_path / "run", data, tmp_path / "default.jsonl")
+    by_name = ("--template", "zephyr", "--output", tmp_path / "named.jsonl")
+    assert run("logps", "--model", tmp_path / "run", "--data", data, *by_name) == 0
+    named = [json.loads(line) for line in (tmp_path / "named.jsonl").read_text().splitlines()]
+    assert by_default == named
 
 
 # ---- logps ---------------------------------------------------------------------------------------

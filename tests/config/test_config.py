@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import CONFIGS, ROOT
 
-from tddpo_jax.config.cells import cell_name, expand, ignored_settings
+from tddpo_jax.config.cells import (
+    cell_name,
+    expand,
+    grid_axes,
+    ignored_settings,
+    varying_axes,
+)
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.schema import read_yaml, resolve, setting_fields
 from tddpo_jax.losses.catalogue import LOSSES
@@ -76,6 +82,20 @@ def test_the_defaults_are_the_experiments_numbers():
     assert (config.train.batch_pairs, config.train.epochs) == (128, 3)
     assert config.train.best_metric is None
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 32, None)
+
+
+@pytest.mark.parametrize(("mode", "rate"), [("full", 1e-5), ("lora", 1e-4), ("qlora", 1e-4)])
+def test_the_default_learning_rate_is_that_of_the_mode(mode, rate):
+    assert resolve({"train": {"mode": mode}}).train.learning_rate == rate
+    given = {"mode": mode, "learning_rate": 3e-6}
+    assert resolve({"train": given}).train.learning_rate == 3e-6
+    described = dict(setting_fields())["train.learning_rate"].description
+    assert f"{rate:g} for {mode}" in described
+
+
+def test_an_unknown_mode_is_the_only_problem_told():
+    with pytest.raises(ValueError, match=r"^train\.mode: [^;]*$"):
+        resolve({"train": {"mode": "half"}})
 
 
 REFUSED = {
@@ -149,7 +169,7 @@ def test_a_population_is_a_switch_or_a_largest_size(given, meant):
 
 @pytest.mark.parametrize("given", [-1, 2.5, "many"])
 def test_a_population_of_another_size_is_refused(given):
-    with pytest.raises(ValueError, match=r"^train\.population: Input should be"):
+    with pytest.raises(ValueError, match=r"^train\.population: must be yes or no, or "):
         resolve({"train": {"population": given, "mode": "lora"}})
 
 
@@ -184,7 +204,7 @@ def test_each_loss_names_the_settings_it_reads():
 
 
 def test_an_unknown_loss_is_refused_with_the_names_of_all():
-    with pytest.raises(ValueError, match=r"^loss\.name: .* got 'ppo'$") as error:
+    with pytest.raises(ValueError, match=r"^loss\.name: .* got 'ppo'") as error:
         resolve({"loss": {"name": "ppo"}})
     assert all(repr(name) in str(error.value) for name in LOSSES)
 
@@ -239,6 +259,54 @@ def test_no_list_makes_one_cell_and_changes_nothing():
     mapping = {"loss": {"beta": 0.1}, "output": "runs/x"}
     assert expand(mapping) == [mapping]
     assert expand({}) == [{}]
+
+
+def test_every_number_that_a_step_takes_may_be_an_axis():
+    numbers = {
+        f"loss.{name}"
+        for loss in LOSSES.values()
+        for name, setting in loss.settings.items()
+        if not setting.choices
+    }
+    others = {"loss.name", "train.learning_rate", "train.weight_decay", "seed"}
+    assert set(grid_axes()) == numbers | others
+    for axis in numbers - {"loss.beta", "loss.tau"}:
+        reader = next(
+            name for name, x in LOSSES.items() if axis.removeprefix("loss.") in x.settings
+        )
+        mapping = with_value({"loss": {"name": ["td_dpo", reader]}}, axis, [0.1, 0.2])
+        cells = [resolve(cell) for cell in expand(mapping)]
+        assert [cell.loss.name for cell in cells] == ["td_dpo", reader, reader]
+        assert varying_axes(cells) == [axis]
+    train = {"learning_rate": ["1e-4", 3e-4], "weight_decay": [0.0, 0.1]}
+    cells = [resolve(cell) for cell in expand({"train": train, "seed": [0, 1]})]
+    assert varying_axes(cells) == ["train.learning_rate", "train.weight_decay"]
+    points = [(cell.train.learning_rate, cell.train.weight_decay, cell.seed) for cell in cells]
+    assert points == [(r, d, s) for r in (1e-4, 3e-4) for d in (0, 0.1) for s in (0, 1)]
+
+
+def test_a_name_has_a_part_for_every_axis_that_its_loss_reads():
+    loss = {"name": ["td_dpo", "dpo"], "label_smoothing": [0.0, 0.1]}
+    cells = [resolve(cell) for cell in expand({"loss": loss, "train": {"learning_rate": [1, 2]}})]
+    axes = varying_axes(cells)
+    assert [cell_name(cell, axes) for cell in cells] == [
+        "td_dpo-beta0.05-tau1.0-learning_rate1.0-seed0",
+        "td_dpo-beta0.05-tau1.0-learning_rate2.0-seed0",
+        "dpo-beta0.05-label_smoothing0.0-learning_rate1.0-seed0",
+        "dpo-beta0.05-label_smoothing0.0-learning_rate2.0-seed0",
+        "dpo-beta0.05-label_smoothing0.1-learning_rate1.0-seed0",
+        "dpo-beta0.05-label_smoothing0.1-learning_rate2.0-seed0",
+    ]
+
+
+def test_each_loss_may_have_rates_of_its_own():
+    rates = {"td_dpo": [1e-3, 2e-3], "dpo": 1e-4}
+    mapping = {"loss": {"name": ["td_dpo", "dpo"]}, "train": {"learning_rate": rates}}
+    cells = [resolve(cell) for cell in expand(mapping)]
+    found = [(cell.loss.name, cell.train.learning_rate) for cell in cells]
+    assert found == [("td_dpo", 1e-3), ("td_dpo", 2e-3), ("dpo", 1e-4)]
+    one_each = [cells[0], cells[2]]
+    assert varying_axes(one_each) == []
 
 
 def test_a_loss_without_tau_has_no_tau_axis():

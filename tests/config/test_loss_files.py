@@ -7,7 +7,7 @@ import own_losses
 import pytest
 from places import ROOT
 
-from tddpo_jax.config.cells import cell_name, expand, ignored_settings
+from tddpo_jax.config.cells import cell_name, expand, ignored_settings, varying_axes
 from tddpo_jax.config.own_loss import load_loss
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.errors import UserError
@@ -22,7 +22,8 @@ def cells(**loss):
 
 
 def names(**loss):
-    return [cell_name(cell) for cell in cells(**loss)]
+    grid = cells(**loss)
+    return [cell_name(cell, varying_axes(grid)) for cell in grid]
 
 
 def test_its_settings_are_ours_or_numbers_of_its_own():
@@ -40,7 +41,7 @@ def test_the_function_s_own_default_of_a_setting_of_ours_counts():
     assert ignored_settings(cells(**given, beta=0.1)[0]) == ["loss.beta"]
 
 
-def test_cells_are_named_by_the_function_and_by_its_changed_numbers():
+def test_cells_are_named_by_the_function_and_by_the_numbers_that_vary():
     assert names(name=["dpo", MINE], beta=[0.1, 0.2], set={"margin_scale": 1}) == [
         "dpo-beta0.1-seed0",
         "dpo-beta0.2-seed0",
@@ -48,9 +49,10 @@ def test_cells_are_named_by_the_function_and_by_its_changed_numbers():
         "my_dpo-beta0.2-seed0",
     ]
     assert names(name=MINE, set={"margin_scale": [1, 2]}) == [
-        "my_dpo-beta0.05-seed0",
+        "my_dpo-beta0.05-margin_scale1.0-seed0",
         "my_dpo-beta0.05-margin_scale2.0-seed0",
     ]
+    assert names(name=MINE, set={"margin_scale": 2}) == ["my_dpo-beta0.05-seed0"]
 
 
 def test_each_loss_of_a_grid_takes_its_own_numbers():
@@ -87,7 +89,7 @@ def test_a_rate_may_be_given_by_the_function_s_name():
         ({"name": MINE, "set": {"margin_scale": "much"}}, "loss.set.margin_scale: .* got 'much'$"),
         ({"name": MINE, "set": {"margin_scale": "inf"}}, "loss.set.margin_scale: .*finite"),
         ({"name": MINE, "set": 3}, "loss.set: must be a group of numbers, got 3"),
-        ({"name": MINE, "beta": -1}, "loss.beta: .* greater than or equal to 0, got -1"),
+        ({"name": MINE, "beta": -1}, "loss.beta: must be at least 0, got -1"),
     ],
 )
 def test_what_is_refused(loss, message):

@@ -24,14 +24,16 @@ from tiny_rows import (
 )
 from tiny_tokenizers import byte_level, sentencepiece
 
-from tddpo_jax.config.schema import DataConfig
+from tddpo_jax.config.schema import DataConfig, DataSource
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
+from tddpo_jax.data.dataset_folders import rows_of, splits_of
 from tddpo_jax.data.examples import Unusable
 from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.errors import UserError
 
 # Of `IDS` alone, read for a context of 64.
 HASH_OF_IDS = "2910b624197299b58975dfc93d8b003fae054825d27474f458948c4927e37d1e"
@@ -92,7 +94,6 @@ SAME_CHAT = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_CHAT)
 def test_shapes_of_one_conversation(tmp_path, shape):
     (pair,) = load(tmp_path, [SAME_CHAT[shape]], template="llama-2").train
@@ -122,7 +123,6 @@ SAME_RESPONSE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 @pytest.mark.parametrize("shape", SAME_RESPONSE)
 def test_shapes_of_one_response(tmp_path, shape):
     """The example is the pair's without its rejected response."""
@@ -141,7 +141,6 @@ def test_texts_and_ids_of_one_response_are_verbatim(tmp_path):
     assert as_lists(ids.train) == [(0, [1, 20], [30, 2])]
 
 
-@pytest.mark.filterwarnings("ignore:.*nothing reads the columns")
 def test_columns_of_a_pair_make_a_pair_whatever_else_is_there(tmp_path):
     """UltraFeedback's rows have `messages` too, and sampled pairs may keep their `response_ids`."""
     row = {**conversation(), "prompt": "what is red?", "messages": [user("a"), assistant("b")]}
@@ -243,7 +242,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
 def test_uncut_pairs_are_every_row_in_order(tmp_path):
     long = conversation("what " * 3000)
     file = write(tmp_path / "data.jsonl", [long, *REASONS.values(), IDS])
-    pairs = load_uncut_examples(file, TOKENIZER, "llama-2")
+    pairs = load_uncut_examples(DataSource(path=file), TOKENIZER, "llama-2")
     assert len(pairs) == len(REASONS) + 2
     assert len(pairs[0].prompt) > 3000
     unusable = [pair for pair in pairs if isinstance(pair, Unusable)]
@@ -508,6 +507,47 @@ def test_load_tokenizer(tmp_path):
     assert load_tokenizer(tmp_path)("the  red ball")["input_ids"] == ids
     Path(tmp_path, "tokenizer.model").touch()
     assert load_tokenizer(str(tmp_path))("the  red ball")["input_ids"] == ids
+
+
+CODE = "open({!r}, 'w')"
+ASKED = (
+    r"tokenizer .*model: auto_map asks to run code of its own \(own\.OwnTokenizer\), "
+    r"which is never run"
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ("PreTrainedTokenizerFast", pytest.warns(UserWarning, match=ASKED)),
+        ("OwnTokenizer", pytest.raises(UserError, match=ASKED)),
+    ],
+    ids=["a known class is used", "an unknown class is refused"],
+)
+def test_a_tokenizers_own_code_is_never_run(known, expected, tmp_path, monkeypatch):
+    """Nobody is asked, and the code would write a file."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    byte_level().save_pretrained(folder)
+    (folder / "own.py").write_text(CODE.format(str(ran)))
+    (folder / "config.json").write_text(json.dumps({"model_type": "own"}))
+    file = folder / "tokenizer_config.json"
+    asked = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}, "tokenizer_class": known}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **asked}))
+    with expected:
+        load_tokenizer(folder)
+    assert not ran.exists()
+
+
+def test_a_data_sets_own_code_is_never_run(tmp_path):
+    folder, ran = tmp_path / "rows", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "rows.py").write_text(CODE.format(str(ran)))
+    with pytest.raises(UserError, match=r"data .*rows: is a script, rows\.py, which is never run"):
+        splits_of(str(folder), None)
+    with pytest.raises(UserError, match=r"data .*rows: is a script, rows\.py, which is never run"):
+        rows_of(str(folder), None, None)
+    assert not ran.exists()
 
 
 def test_load_tokenizer_that_is_wrong(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from tiny_rows import assistant, conversation, load, user, write
 
 from tddpo_jax.data.formats import ParsedRow, parse_row, shape
+from tddpo_jax.data.remarks import description
 from tddpo_jax.data.sources import read_source
 
 ASKED = [user("what is red?")]
@@ -73,6 +74,18 @@ def test_a_system_column_is_the_first_message():
     assert "system column differs" in parse_row({**with_message, "system": "Be rude."})
 
 
+def test_the_prompt_or_the_conversations_may_lack_the_system_message():
+    asked = parse_row({**conversation(), "prompt": [SYSTEM, *ASKED]})
+    assert asked == parse_row({**conversation(), "system": "Be kind."})
+    both = {name: [SYSTEM, *messages] for name, messages in conversation().items()}
+    assert parse_row({**both, "prompt": ASKED}) == asked
+    other = [{**SYSTEM, "content": "Be rude."}, *ASKED]
+    assert "not the beginning" in parse_row({**both, "prompt": other})
+    one = {**both, "rejected": conversation()["rejected"]}
+    assert parse_row({**one, "prompt": [SYSTEM, *ASKED]}) == asked
+    assert parse_row(one) == "differing histories"
+
+
 def test_a_system_column_stands_before_a_text_with_an_empty_line_between():
     row = {"system": "Be kind.", "prompt": "Q", "chosen": "a", "rejected": "b"}
     assert parse_row(row) == ParsedRow("text", "Be kind.\n\nQ", ("a", "b"))
@@ -93,7 +106,7 @@ def test_two_texts_split_at_the_assistants_last_turn():
 def test_a_prompt_that_the_conversation_holds_is_not_put_in_front_again():
     branches = {name: [SYSTEM, *messages] for name, messages in conversation(chosen="a").items()}
     assert parse_row({**branches, "prompt": ASKED}) == parse_row(branches)
-    others = [SYSTEM, *ASKED], [user("something else")], [user("x"), assistant("y"), *ASKED]
+    others = [user("something else")], [user("x"), assistant("y"), *ASKED]
     for prompt in others:
         reason = parse_row({**conversation(), "prompt": prompt})
         assert reason == "the prompt is not the beginning of the conversation"
@@ -199,7 +212,10 @@ def test_a_file_without_a_usable_row_says_what_it_holds(tmp_path):
 
 def test_what_nothing_reads_is_named_once(tmp_path):
     row = {**PLAIN, "prompt": [{**ASKED[0], "id": 3}], "score": 1.0, "empty": None}
-    with pytest.warns(UserWarning, match="nothing reads") as caught:
-        load(tmp_path, [row] * 3)
-    (warning,) = caught
-    assert str(warning.message).endswith("the columns score and the keys of messages id")
+    other = write(tmp_path / "other.jsonl", [row])
+    dataset = load(tmp_path, [row] * 3, validation=other)
+    assert list(description("", dataset))[1:] == ["not read: columns score and keys of messages id"]
+    more = write(tmp_path / "more.jsonl", [{**row, "id": 1}])
+    lines = list(description("", load(tmp_path, [], path=other, validation=more)))[1:]
+    assert [line.rpartition("/")[2] for line in lines] == ["more.jsonl", "other.jsonl"]
+    assert len(list(description("", load(tmp_path, [PLAIN])))) == 1

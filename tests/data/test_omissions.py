@@ -7,7 +7,7 @@ from tiny_rows import as_lists, assistant, load, user
 from tiny_tokenizers import sentencepiece
 
 from tddpo_jax.data.messages import KEYS
-from tddpo_jax.data.templates import chat_example, chat_format, encode_examples
+from tddpo_jax.data.templates import chat_example, chat_format, encode_examples, encode_prompt
 
 HEADING = "{{ '<' + m.role + '>' }}"
 END = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -128,11 +128,13 @@ def test_a_prompt_with_the_answers_beginning_is_not_closed(template, begun):
     style = chat_format(sentencepiece(chat_template=template), None)
     history = [user("warm?"), assistant(begun)]
     pair = chat_example(style, history, [" warm.", " cold."], continues=True)
-    prompt, responses = encode_examples(style, [pair])[0]
+    prompt, responses, _ = encode_examples(style, [pair])[0]
     whole = chat_example(style, history[:1], [f"{begun} warm.", f"{begun} cold."])
     assert pair.prompt.text.endswith(begun.lstrip().replace("</s>", pair.prompt.mark.join("</s>")))
-    for one, other in zip(pair.responses, whole.responses, strict=True):
+    for (one,), (other,) in zip(pair.responses, whole.responses, strict=True):
         assert pair.prompt.text + one.text == whole.prompt.text + other.text
+    # Generation starts from the same prompt.
+    assert encode_prompt(style.encoder.tokenizer, history).tolist() == prompt
     assert all(ids.count(2) == 1 for ids in responses)  # one end of turn
     assert prompt.count(2) == 1  # of the user's turn
 

@@ -12,6 +12,7 @@ from tiny_rows import as_lists, conversation, load, questions, write
 
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.data.dataset_folders import id_and_revision
+from tddpo_jax.data.remarks import description
 from tddpo_jax.data.sources import read_rows, split_names
 
 TEXTS = {"prompt": "what is, red?", "chosen": 'the "ball"\nhere', "rejected": "the river"}
@@ -85,6 +86,34 @@ def test_splits_by_name(tmp_path, prefs):
     )
     with pytest.raises(ValueError, match=message):
         load(tmp_path, [], path=prefs)
+
+
+def test_a_folder_laid_out_as_the_hub_lays_out_its_shards(tmp_path):
+    """As HuggingFaceH4/ultrafeedback_binarized has them: splits by the names of Parquet files."""
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    for split, count in (("train_prefs", 5), ("test_prefs", 2), ("train_sft", 3), ("test_sft", 1)):
+        pairs = [conversation(f"{split} {i}") for i in range(count)]
+        rows = [
+            {
+                "prompt": f"{split} {i}",
+                "prompt_id": str(i),
+                **pair,
+                "messages": pair["chosen"],
+                "score_chosen": 8.0,
+                "score_rejected": 3.5,
+            }
+            for i, pair in enumerate(pairs)
+        ]
+        write(folder / f"{split}-00000-of-00001.parquet", rows)
+    settings = {"split": "train_prefs", "validation": "test_prefs"}
+    dataset = load(tmp_path, [], path=str(folder.parent), **settings)
+    assert (len(dataset.train), len(dataset.validation), dataset.dropped) == (5, 2, {})
+    pairs = [conversation(f"train_prefs {i}") for i in range(5)]
+    assert as_lists(dataset.train) == as_lists(load(tmp_path, pairs).train)
+    assert list(description("", dataset))[1:] == [
+        "not read: columns messages, prompt_id, score_chosen, score_rejected"
+    ]
 
 
 @pytest.mark.parametrize("several", [False, True])

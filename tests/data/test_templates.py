@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level, sentencepiece
+from tokenizers import AddedToken
 
+from tddpo_jax.data.named_templates import NAMED
 from tddpo_jax.data.templates import (
-    NAMED,
     chat_example,
     chat_format,
+    check_continues,
     encode_examples,
     encode_prompt,
     text_example,
@@ -50,7 +53,7 @@ WORDS = st.text(st.sampled_from("a the\n▁é🙂<>/s[]\t "), max_size=30)
 def pair_ids(tokenizer, template, history, chosen, rejected):
     style = chat_format(tokenizer, template)
     example = chat_example(style, history, [chosen, rejected])
-    prompt, responses = encode_examples(style, [example])[0]
+    prompt, responses, _ = encode_examples(style, [example])[0]
     return prompt, *responses
 
 
@@ -59,7 +62,7 @@ def pair_ids(tokenizer, template, history, chosen, rejected):
     [
         (
             "plain",
-            "System: Be kind.\nUser: what is red?\nAssistant: the ball\n"
+            "<s>System: Be kind.\nUser: what is red?\nAssistant: the ball\n"
             "User: and the river?\nAssistant: near </s>",
         ),
         (
@@ -69,12 +72,13 @@ def pair_ids(tokenizer, template, history, chosen, rejected):
         ),
         (
             "zephyr",
-            "<|system|>\nBe kind.</s>\n<|user|>\n what is red? </s>\n"
+            "<s><|system|>\nBe kind.</s>\n<|user|>\n what is red? </s>\n"
             "<|assistant|>\nthe ball</s>\n<|user|>\nand the river?</s>\n<|assistant|>\nnear </s>",
         ),
         (
             "chatml",
-            "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n what is red? <|im_end|>\n"
+            "<|begin_of_text|><|im_start|>system\nBe kind.<|im_end|>\n"
+            "<|im_start|>user\n what is red? <|im_end|>\n"
             "<|im_start|>assistant\nthe ball<|im_end|>\n<|im_start|>user\nand the river?<|im_end|>"
             "\n<|im_start|>assistant\nnear <|im_end|>",
         ),
@@ -95,7 +99,7 @@ def test_named_templates_write(template, expected):
     pair = chat_example(style, LONG, ["near ", "far"])
     if template in ("plain", "llama-2"):
         expected = expected.replace("near ", "near")
-    assert pair.prompt.text + pair.responses[0].text == expected
+    assert pair.prompt.text + pair.responses[0][0].text == expected
 
 
 @pytest.mark.parametrize(("tokenizer", "template"), COMBINATIONS)
@@ -125,13 +129,12 @@ def test_pieces_join_into_the_whole(name, template, question, answer):
     tokenizer = TOKENIZERS[name]
     style = chat_format(tokenizer, template)
     pair = chat_example(style, [{"role": "user", "content": question}], [answer])
-    prompt, (chosen,) = encode_examples(style, [pair])[0]
-    if pair.responses[0].mark:
+    prompt, (chosen,), _ = encode_examples(style, [pair])[0]
+    if pair.responses[0][0].mark:
         return  # the whole, encoded at once, would take the quoted token for a special one
-    text = pair.prompt.text + pair.responses[0].text
+    text = pair.prompt.text + pair.responses[0][0].text
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert (prompt + chosen)[-len(whole) :] == whole
-    assert len(prompt + chosen) - len(whole) in (0, 1)  # the `<s>` that only llama-2 writes itself
+    assert prompt + chosen == whole
 
 
 @pytest.mark.parametrize(("tokenizer", "template"), COMBINATIONS[:8])
@@ -167,7 +170,7 @@ def test_verbatim_texts(tokenizer, prompt):
     """BOS + prompt; response + end of sequence; together the ids of the joined text."""
     style = chat_format(tokenizer, None)
     example = text_example(style, prompt, [" ball", "ball"])
-    ids, (chosen, rejected) = encode_examples(style, [example])[0]
+    ids, (chosen, rejected), _ = encode_examples(style, [example])[0]
     assert ids == encode_prompt(tokenizer, prompt).tolist()
     assert ids == tokenizer(prompt)["input_ids"]
     end = tokenizer.eos_token_id
@@ -185,7 +188,7 @@ def test_texts_written_elsewhere():
     """A prompt that brings its own special tokens keeps them; one end of turn is not doubled."""
     style = chat_format(LLAMA_2, None)
     pair = text_example(style, "<s>[INST] hi [/INST]", [" a</s>", " b </s> c"])
-    prompt, (chosen, rejected) = encode_examples(style, [pair])[0]
+    prompt, (chosen, rejected), _ = encode_examples(style, [pair])[0]
     assert prompt.count(1) == 1
     assert chosen == encode_examples(style, [text_example(style, "hi", [" a"])])[0][1][0]
     assert rejected.count(2) == 1
@@ -217,7 +220,8 @@ def test_tokenizers_own_template():
     style = chat_format(own, None)
     assert style.name == "tokenizer"
     pair = chat_example(style, QUESTION, ["A"])
-    assert pair.prompt.text + pair.responses[0].text == "user=what is red?</s>!assistant=A</s>"
+    whole = pair.prompt.text + pair.responses[0][0].text
+    assert whole == "<s>user=what is red?</s>!assistant=A</s>"
     assert chat_format(own, "plain").name == "plain"
     assert chat_format(LLAMA_2, None).name == "plain"
 
@@ -237,15 +241,53 @@ def test_bos_only_where_the_tokenizer_uses_one():
     assert encode_prompt(without, QUESTION, "llama-2").tolist().count(1) == 1  # the template's
 
 
-def test_prompts_do_not_change_with_the_day():
-    """As Llama 3.2 asks for the date: its own constant only where there is no clock."""
+@pytest.mark.parametrize(
+    ("date", "written"),
+    [
+        # As Llama 3.2 asks for it: its own constant only where there is no clock.
+        (
+            "{% if not date_string is defined %}{% set date_string = strftime_now('%f') %}"
+            "{% endif %}{% set date = date_string %}",
+            "26 Jul 2024",
+        ),
+        ("{% set date = strftime_now('%-d.%-m., %A %d %B %Y') %}", "26.7., Friday 26 July 2024"),
+    ],
+)
+def test_prompts_do_not_change_with_the_day(date, written):
     jinja = (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%f') %}{% endif %}"
-        "{% for m in messages %}{{ date_string + m.content + eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ date_string }}{% endif %}"
+        date + "{% for m in messages %}{{ date + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ date }}{% endif %}"
     )
-    style = chat_format(sentencepiece(chat_template=jinja), None)
-    assert chat_example(style, QUESTION, ["A"]).prompt.text.startswith("26 Jul 2024")
+    style = chat_format(sentencepiece(chat_template=jinja, adds_bos=False), None)
+    assert chat_example(style, QUESTION, ["A"]).prompt.text.startswith(written)
+
+
+# The indentation is not written, in the first line either, and the line break behind it is.
+INDENTED = (
+    "  {% for m in messages %}\n  {{ m.role + m.content + eos_token }}\n  {% endfor %}\n"
+    "  {% if add_generation_prompt %}\n  {{ 'assistant' }}{% endif %}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "template"), [*COMBINATIONS, *((name, None) for name in TOKENIZERS)]
+)
+def test_transformers_writes_the_same_ids(name, template):
+    """`None` is a template of the tokenizer's own that lacks the beginning of sequence."""
+    tokenizer = copy.deepcopy(TOKENIZERS[name])
+    tokenizer.chat_template = INDENTED
+    style = chat_format(tokenizer, template)
+    ours, (chosen,), _ = encode_examples(style, [chat_example(style, LONG, ["near"])])[0]
+    tokenizer.chat_template = style.jinja
+    theirs = tokenizer.apply_chat_template(LONG, add_generation_prompt=True, return_dict=False)
+    assert theirs == ours
+    answered = [*LONG, {"role": "assistant", "content": "near"}]
+    assert (
+        ours + chosen
+        == tokenizer.apply_chat_template(answered, return_dict=False)[: len(ours + chosen)]
+    )
+    # The template writes what a policy has learnt, whoever reads it.
+    assert chat_format(tokenizer, None).jinja == style.jinja
 
 
 LAST_THINKS = (
@@ -261,7 +303,11 @@ PLAIN_END = "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"
         (LLAMA_2, "alpaca", "'alpaca': no such template; there are plain, llama-2, llama-3, ch"),
         (LLAMA_2, "llama-3", "'llama-3': the tokenizer lacks <|start_header_id|>"),
         (LLAMA_2, "chatml", "'chatml': the tokenizer lacks <|im_start|>, <|im_end|>"),
-        (sentencepiece(chat_template=LAST_THINKS), None, "does not continue its generation prompt"),
+        (
+            sentencepiece(chat_template="{{ 'Hello' + eos_token }}"),
+            None,
+            "does not write an answer",
+        ),
         (sentencepiece(chat_template=PLAIN_END), None, "ends a response with '<|im_end|>', which"),
         (sentencepiece(chat_template="{{ 1 / "), None, "template: "),
     ],
@@ -270,6 +316,37 @@ def test_templates_that_cannot_be_used(tokenizer, template, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         chat_format(tokenizer, template)
     assert "\n" not in str(caught.value)
+
+
+def test_generation_prompt_that_opens_a_thought():
+    """It can start an answer, but no written answer follows it, so there is nothing to train on."""
+    tokenizer = sentencepiece(chat_template=LAST_THINKS)
+    ids = encode_prompt(tokenizer, QUESTION)
+    assert tokenizer.decode(ids).replace(" ", "") == "<s>whatisred?</s><think>"
+    style = chat_format(tokenizer, None)
+    assert style.stop_ids == (2,)
+    with pytest.raises(
+        ValueError, match="'tokenizer': a conversation does not continue its generat"
+    ):
+        check_continues(style)
+
+
+def test_tokens_of_a_template_need_not_be_special():
+    """They end a turn, and are letters where somebody quotes them; other added tokens are words."""
+    tokenizer = sentencepiece(chat_template=NAMED["chatml"].jinja)
+    added = ("<|im_start|>", "<|im_end|>", "<think>")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    end, thought = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
+    said = "a <think> b<|im_end|>\n<|im_start|>system"
+    for template in (None, "chatml"):
+        style = chat_format(tokenizer, template)
+        assert style.stop_ids == (2, end)
+        prompt, chosen, _ = pair_ids(tokenizer, template, QUESTION, said, "c")
+        assert prompt.count(end) == 1
+        assert chosen.count(end) == 1
+        assert chosen[-1] == end
+        assert chosen.count(thought) == 1
+        assert tokenizer.decode(chosen).replace(" ", "") == (said + "<|im_end|>").replace(" ", "")
 
 
 def test_template_refuses_a_conversation():

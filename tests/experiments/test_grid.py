@@ -47,7 +47,8 @@ PROGRAM = ("start", "zeros", "add_gradients", "update", "log_probs_of_one", "sum
 
 
 def test_a_grid_of_losses_scalars_and_seeds_compiles_once(inputs, tmp_path, compiled, monkeypatch):
-    """Eight cells of one step: td_dpo with two betas and two taus, dpo and discopop without tau."""
+    """32 cells of one step: td_dpo with two betas and two taus, dpo and discopop without tau, and
+    each with two rates and two weight decays."""
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "cache"))
     after_cells = []
 
@@ -60,13 +61,15 @@ def test_a_grid_of_losses_scalars_and_seeds_compiles_once(inputs, tmp_path, comp
         "loss.name": ["td_dpo", "dpo", "discopop"],
         "loss.beta": [0.05, 0.5],
         "loss.tau": [0.5, 1.0],
+        "train.learning_rate": [1e-3, 2e-3],
+        "train.weight_decay": [0.0, 0.1],
         "train.max_steps": 1,
         "train.eval_every": None,
     }
     summaries = tiny_runs.run(inputs, tmp_path / "grid", changes)
-    assert [summary["state"] for summary in summaries] == ["finished"] * 8
+    assert [summary["state"] for summary in summaries] == ["finished"] * 32
     assert {name: compiled[name] for name in PROGRAM} == dict.fromkeys(PROGRAM, 1)
-    assert after_cells == after_cells[:1] * 8
+    assert after_cells == after_cells[:1] * 32
 
 
 def test_other_numbers_compile_nothing_and_leave_the_reference(
@@ -78,6 +81,7 @@ def test_other_numbers_compile_nothing_and_leave_the_reference(
         "beta": {"loss.beta": 2.5},
         "tau": {"loss.tau": 0.5},
         "learning rate": {"train.learning_rate": 3e-4},
+        "weight decay": {"train.weight_decay": 10.0},
         "seed": {"seed": 7},
     }
     configs = {
@@ -210,6 +214,17 @@ def test_a_loss_without_tau_says_that_it_ignores_the_axis(inputs, tmp_path, caps
     assert (tmp_path / "run" / "summary.json").exists()  # and one cell is a run, not a grid
 
 
+def test_a_grid_says_once_that_it_compiles(inputs, tmp_path, capsys):
+    changes = {**SHORT, "loss.name": "dpo", "loss.beta": [0.05, 0.1]}
+    run_experiment(tiny_runs.settings(inputs, tmp_path / "run", changes), Screen())
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("compiling the forward pass") == 1
+    assert said.count("compiling the training step") == 1
+    assert said.index("compiling the training step") < said.index(
+        next(line for line in said if line.startswith("training "))
+    )
+
+
 def test_a_loss_without_beta_has_one_cell_per_seed(tmp_path):
     losses = {"name": ["sft", "dpo"], "beta": [0.1, 0.2]}
     cells = cell_directories({"loss": losses, "seed": [0, 1], "output": str(tmp_path / "grid")})
@@ -270,6 +285,26 @@ def test_losses_with_learning_rates_of_their_own(inputs, tmp_path):
             inputs, tmp_path / "grid", {**changes, "train.learning_rate": rates | {"dpo": 0.1}}
         )
     assert tiny_runs.times(tmp_path / "grid") == before
+
+
+def test_a_grid_over_learning_rates_keeps_its_axis(inputs, tmp_path):
+    """Its names hold the rates; it grows by rates, and a part of it may be given again."""
+    output, base = tmp_path / "grid", {**SHORT, "loss.name": "dpo"}
+    tiny_runs.run(inputs, output, {**base, "train.learning_rate": [1e-3, 2e-3]})
+    recorded = json.loads((output / "grid.json").read_text())
+    assert recorded["axes"] == ["train.learning_rate"]
+    assert "learning_rate" not in recorded["settings"]["train"]
+    names = [f"dpo-beta0.05-learning_rate{rate}-seed0" for rate in (0.001, 0.002)]
+    assert recorded["cells"] == names
+    before = tiny_runs.times(output / names[1])
+    tiny_runs.run(inputs, output, {**base, "train.learning_rate": 2e-3, "seed": [0, 1]})
+    assert tiny_runs.times(output / names[1]) == before
+    cells = json.loads((output / "grid.json").read_text())["cells"]
+    assert cells == [*names, "dpo-beta0.05-learning_rate0.002-seed1"]
+    with pytest.raises(ValueError, match=r"holds a grid with one value of train\.weight_decay"):
+        tiny_runs.run(
+            inputs, output, {**base, "train.weight_decay": [0, 1], "train.learning_rate": 2e-3}
+        )
 
 
 def test_the_same_number_in_two_words_is_one_cell(inputs, tmp_path):

@@ -210,9 +210,16 @@ def test_mistakes_are_named(prompt, sampling, adapter, message):
         continued(plain(), prompts, settings, adapters=[0, adapter])
 
 
-@pytest.mark.parametrize("keys", [[(1,), (1, 2)], [(1,), (-1,)], [(1,), (2**32,)]])
-def test_keys_that_cannot_be_are_refused(keys):
-    with pytest.raises(ValueError, match="keys: "):
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([(1,), (1, 2)], "keys: every row"),
+        ([(1,), (-1,)], "seed: must be at least 0 .* got -1"),
+        ([(1,), (2**32,)], "seed: must be at least 0 and below"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
         continued(plain(), prompts_of([1, 1]), keys=keys)
 
 
@@ -306,6 +313,24 @@ def test_text_continues_the_prompt_and_has_no_end_of_turn(folder):
     file.write_text(before)
     assert (stopped.token_ids, stopped.finish_reason) == (whole.token_ids[: place + 1], "stop")
     assert decode(prompt) + stopped.text == decode(prompt + whole.token_ids[:place])
+
+
+def test_what_the_checkpoint_cannot_mean_is_refused(folder):
+    """Ids that no row of the embedding has, and ends of text that are no ids."""
+    generator = Generator.from_path(str(folder))
+    beyond = [np.array([1, generator.adapters.model.config.vocabulary])]
+    with pytest.raises(ValueError, match=r"a prompt holds the id \d+, but the model has"):
+        generator.generate(beyond, [Sampling(max_new_tokens=1)], [(0,)])
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        generate_text(str(folder), "\ud800", max_new_tokens=1)
+
+    file = folder / "generation_config.json"
+    before = file.read_text()
+    for wrong in ("</s>", True, [2, None]):
+        file.write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id must be"):
+            Generator.from_path(str(folder))
+    file.write_text(before)
 
 
 def test_one_prompt_goes_through_the_template_with_its_settings(folder, monkeypatch):

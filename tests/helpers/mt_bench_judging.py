@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from judge_server import JudgeServer
+from last_options import last_of_each
 from mt_bench_files import lines, write_answers, write_data
 
 from eval.mt_bench.__main__ import main
@@ -48,7 +49,7 @@ class Bench:
             f"judge --judge-model judge --data-dir {self.folder / 'data'} "
             f"--answers {self.folder / 'model_answer'} --base-url {server.url}"
         )
-        status = run([*arguments.split(), *options])
+        status = run(last_of_each([*arguments.split(), *options]))
         said = self.capsys.readouterr()
         rows = lines(self.judgments) if self.judgments.exists() else []
         return Outcome(status, said.out, said.err, rows)

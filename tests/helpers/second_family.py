@@ -57,6 +57,8 @@ class ZebraConfig:
     tied: bool = True
     layers: int = 5
     derived: tuple[str, ...] = ("stripes",)
+    carried: tuple[str, ...] = ()
+    embedding_scale: float = 1.0
 
     def _layer(self, shape: AttentionShape) -> Layer:
         sizes = {
@@ -91,7 +93,7 @@ class ZebraConfig:
 
     def angles(self, positions: Int[Array, "B T"]) -> dict[int, Array]:
         return {
-            size: positions[:, :, None] * rope_frequencies(size, theta, None)
+            size: positions[:, :, None] * rope_frequencies(size, theta, None)[None, None]
             for size, theta in THETAS.items()
         }
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from eval.experiment import read_experiment
 from eval.quality.quality_file import standing_of
-from tddpo_jax.config.cells import cell_name, expand
+from tddpo_jax.config.cells import cell_name, expand, varying_axes
 from tddpo_jax.config.schema import Config, resolve
-from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.run_directory import EVEN_STEPS, RunDirectory
 
 NORMAL = statistics.NormalDist()
 STEPS = 20
@@ -77,9 +77,11 @@ def write_grid(
     """
     cells = list(cells)
     folder.mkdir(parents=True)
-    names = [cell_name(cell) for cell in cells]
+    axes = varying_axes(cells)
+    names = [cell_name(cell, axes) for cell in cells]
     settings = cells[0].model_dump(mode="json", exclude={"seed": True, "output": True})
-    (folder / "grid.json").write_text(json.dumps({"cells": names, "settings": settings}))
+    grid = {"cells": names, "axes": axes, "settings": settings}
+    (folder / "grid.json").write_text(json.dumps(grid))
     hard = np.random.default_rng(numbers).normal(size=pairs)
     for number, (name, cell) in enumerate(zip(names, cells, strict=True)):
         if name in set(missing):
@@ -169,6 +171,7 @@ def facts(pairs: int) -> dict[str, object]:
             "validation_rows": pairs,
             "dropped": {},
         },
+        "step_sizes": EVEN_STEPS,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_runs
+from last_options import last_of_each
 from tiny_runs import Inputs
 
 from tddpo_jax.__main__ import COMMANDS
@@ -14,9 +15,14 @@ from tddpo_jax.commands.exit_status import run_command
 
 
 def run(verb: str, *arguments: Any) -> Any:
-    """Runs a command in this process and returns its exit status."""
+    """Runs a command in this process and returns its exit status.
+
+    If an option occurs twice, a test's own value replaces the usual one before it. Only `train`'s
+    `--data` is passed on as often as it is given.
+    """
+    words = [str(argument) for argument in arguments]
     try:
-        return run_command(COMMANDS[verb], [str(argument) for argument in arguments])
+        return run_command(COMMANDS[verb], last_of_each(words, "--data" if verb == "train" else ""))
     except SystemExit as exit:  # argparse exits like this
         return exit.code
 

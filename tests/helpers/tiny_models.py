@@ -22,7 +22,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig as HuggingFaceConfig
+from transformers import AutoConfig
 
 from tddpo_jax.batches.layout import Batch, Example
 from tddpo_jax.config.schema import MeshConfig
@@ -36,7 +36,7 @@ from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 
 if TYPE_CHECKING:  # functions import it themselves, because not every test needs PyTorch
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import PreTrainedModel
 
 CONFIG = LlamaConfig(
     vocabulary=61,
@@ -51,6 +51,9 @@ CONFIG = LlamaConfig(
     rope_scaling=None,
     norm_epsilon=3e-4,
     tied=False,
+    biases=False,
+    head_norms=False,
+    window=None,
 )
 HUGGING_FACE = {
     "vocab_size": CONFIG.vocabulary,
@@ -89,13 +92,14 @@ def llama(seed: int = 0, **changes: Any) -> Decoder:
 
 
 def hugging_face(
-    seed: int = 0, dtype: torch.dtype | None = None, **changes: Any
-) -> LlamaForCausalLM:
+    seed: int = 0, dtype: torch.dtype | None = None, model_type: str = "llama", **changes: Any
+) -> PreTrainedModel:
     """transformers' model of the same shape; changes have transformers' names."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model: Any = LlamaForCausalLM(HuggingFaceConfig(**{**HUGGING_FACE, **changes}))
+    config = AutoConfig.for_model(model_type, **{**HUGGING_FACE, **changes})
+    model: Any = AutoModelForCausalLM.from_config(config)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -103,7 +107,7 @@ def hugging_face(
     return model.to(dtype=dtype or torch.float32).eval()
 
 
-def save(folder: Path, model: LlamaForCausalLM, tokenizer: Any = None, **settings: Any) -> Path:
+def save(folder: Path, model: PreTrainedModel, tokenizer: Any = None, **settings: Any) -> Path:
     """Writes the Hugging Face folder of a model; `settings` are those of `save_pretrained`."""
     model.save_pretrained(folder, **settings)
     if tokenizer is not None:
@@ -116,7 +120,7 @@ def load(folder: Path, dtype: Any = None) -> Decoder:
     return load_checkpoint(folder, one_device(), dtype)
 
 
-def load_from(model: LlamaForCausalLM) -> Decoder:
+def load_from(model: PreTrainedModel) -> Decoder:
     """Converts a transformers model to ours, by way of a folder."""
     with tempfile.TemporaryDirectory() as folder:
         return load(save(Path(folder), model))
@@ -177,7 +181,7 @@ def dense_attention(
     """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("BQHS,BKHS->BHQK", q, k) * (scale or q.shape[-1] ** -0.5)
-    key = jnp.arange(k.shape[1])
+    key = jnp.arange(k.shape[1])[None, None]
     seen = (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
     if window is not None:
         seen &= view.position[:, :, None] - view.position[:, None] < window

@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
 def make_inputs(folder: Path) -> Inputs:
     """Writes a model, 18 training pairs and 7 validation pairs.
 
-    With steps of 5 pairs, the last step of an epoch has 3.
+    With steps of at most 5 pairs, an epoch has steps of 4 and 5.
     """
     model = tiny_models.save(folder / "model", tiny_models.hugging_face(**SHAPE), sentencepiece())
     inputs = Inputs(model, folder / "train.jsonl", folder / "validation.jsonl")
@@ -199,7 +199,11 @@ def board(directory: Path) -> list[tuple[int, str, float]]:
             at += 12 + length + 4
             if event.HasField("session_log"):
                 shown = [value for value in shown if value[0] < event.step]
-            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            shown += [
+                (event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+                if value.WhichOneof("value") == "simple_value"
+            ]
     return shown
 
 

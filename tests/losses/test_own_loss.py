@@ -64,7 +64,7 @@ def test_a_configuration_has_its_settings(own_loss):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"caution": -1}, r"^loss\.caution: .* greater than or equal to 0, got -1$"),
+        ({"caution": -1}, r"^loss\.caution: must be at least 0, got -1$"),
         ({"form": "round"}, r"^loss\.form: .*'smooth' or 'sharp', got 'round'$"),
         ({"beta": 0}, r"^loss\.beta: must be above 0 for cautious, got 0$"),
     ],

@@ -101,7 +101,12 @@ def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):
         ("NVIDIA H200", 989e12),
         ("NVIDIA B200", 2250e12),
         ("TPU v4", 275e12),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10", None),
         ("cpu", None),
     ],
 )

@@ -80,6 +80,9 @@ CHANGES = {
     "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64),
     "norm_epsilon": 0.1,
     "tied": True,
+    "biases": True,
+    "head_norms": True,
+    "window": 5,
 }
 # The length of the trained context changes which data is accepted, not what the model computes.
 ELSEWHERE = {"context"}
@@ -128,9 +131,10 @@ def test_scan_is_a_loop_over_the_layers():
 
     @jax.jit
     def loop(model):
-        angle = view.position[:, :, None] * rope_frequencies(
+        frequencies = rope_frequencies(
             model.config.head_size, model.config.rope_theta, model.config.rope_scaling
         )
+        angle = view.position[:, :, None] * frequencies[None, None]
         x = model.embed[...][TOKENS]
         for number in range(model.config.layers):
             block = jax.tree.map(lambda leaf, number=number: leaf[number], model.layers)

@@ -1,8 +1,14 @@
 """Which settings make a run another run."""
 
+import json
+
+import pytest
+from synthetic_grid import facts
+
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.errors import UserError
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
-from tddpo_jax.runs.run_directory import identity
+from tddpo_jax.runs.run_directory import RunDirectory, identity
 
 
 def settings_with(targets):
@@ -15,3 +21,20 @@ def test_naming_all_linear_layers_is_the_default():
     default = identity(settings_with(None))
     assert identity(settings_with(LINEAR_NAMES)) == default
     assert identity(settings_with(LINEAR_NAMES[1:])) != default
+
+
+@pytest.mark.parametrize(("batch_pairs", "refused"), [(64, True), (60, False)])
+def test_an_unfinished_run_with_steps_of_other_sizes_is_refused(batch_pairs, refused, tmp_path):
+    """Earlier versions gave the last step of an epoch the remainder; 60 divides 900 pairs."""
+    run = RunDirectory(tmp_path / "run", resolve({"train": {"batch_pairs": batch_pairs}}))
+    for _ in range(2):
+        run.create(facts(10))
+    file = tmp_path / "run" / "run.json"
+    old = {name: value for name, value in facts(10).items() if name != "step_sizes"}
+    file.write_text(json.dumps(old))
+    if not refused:
+        run.create(facts(10))
+        return
+    with pytest.raises(UserError, match=r"^output: .*run was begun by an earlier version, whose"):
+        run.create(facts(10))
+    assert json.loads(file.read_text()) == old

@@ -51,14 +51,14 @@ def step(request):
         kind = LoraParam
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
-    objective = objective_of([dict(Config().loss), {"name": "dpo"}])
+    objective = objective_of([Config().loss.settings, {"name": "dpo"}])
     optimizer = make_optimizer(TrainConfig(), model.config)
     setting = StepSetting(graphdef, model.config, objective, optimizer, how)
     program = make_program(setting, trainable, members)
     batch = empty_batch(Shape(ROWS, LENGTH, SCORES, 3))
     ones = np.ones(members, np.float32)
     scalars = dict.fromkeys(objective.scalar_names, ones)
-    knobs = Knobs(np.zeros(members, np.int32), scalars, ones)
+    knobs = Knobs(np.zeros(members, np.int32), scalars, ones, 0.01 * ones)
     state = program.start(stacked([trainable] * members))
     arguments = program.zeros(state), state, Frozen(base, None), knobs, batch, Totals(1.0, 1.0)
     with pytest.MonkeyPatch.context() as patch:

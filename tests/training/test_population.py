@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import jax
@@ -13,8 +14,10 @@ import tiny_runs
 from synthetic_grid import facts
 from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
 
+from tddpo_jax.config.cells import populations
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.experiments import grid
+from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.scoring.data_sets import log_probs
 from tddpo_jax.system.console import Screen
@@ -302,7 +305,7 @@ def test_a_population_resumes_without_the_member_that_diverged(
     assert tiny_runs.times(victim) == before
     for member, expected in zip(cells_of(tmp_path / "grid"), cells_of(together[0]), strict=True):
         if member.name != VICTIM:
-            assert_same_to_rounding(member, expected)
+            assert_same_run(member, expected)
 
 
 def test_a_rate_beyond_all_measure_ends_its_own_cell_alone(together, inputs, tmp_path):
@@ -364,10 +367,35 @@ def test_a_grid_may_go_on_in_populations_of_another_size(tmp_path):
     [(False, [1] * 10), (True, [5, 5]), ("3", [3, 2, 3, 2]), (8, [5, 5]), ("1", [1] * 10)],
 )
 def test_a_population_has_a_seed_and_a_largest_size(population, sizes, tmp_path):
-    populations = grid._populations(cells(tmp_path, population=population))
-    assert list(map(len, populations)) == sizes
-    for population in populations:
-        assert len({cell.config.seed for cell in population}) == 1
+    configs = [cell.config for cell in cells(tmp_path, population=population)]
+    groups = populations(configs)
+    assert list(map(len, groups)) == sizes
+    assert sorted(map(configs.index, itertools.chain(*groups))) == list(range(10))
+    for group in groups:
+        assert len({cell.seed for cell in group}) == 1
+
+
+def test_what_trains_together_does_not_depend_on_what_is_left(inputs, tmp_path, monkeypatch):
+    """Three cells in populations of two, of which the first cell has ended."""
+    changes = {**CELLS, "loss.name": "dpo", "loss.beta": [0.005, 0.01, 0.02], "train.max_steps": 1}
+    settings = tiny_runs.settings(
+        inputs, tmp_path / "grid", {**changes, "train.population": 2, "loss.tau": 1.0}
+    )
+    first, second, third = directories = cell_directories(settings)
+    record_grid(directories)
+    first.create(facts(10))
+    first.finish({"state": "diverged", "steps": 0})
+    trained = []
+
+    def recording(experiment, configs, group, screen):
+        trained.append([cell.path.name for cell in group])
+        for cell in group:
+            cell.finish({"state": "finished", "steps": 1})
+
+    monkeypatch.setattr(grid, "train", recording)
+    run_experiment(settings, Screen(quiet=True))
+    names = [cell.path.name for cell in (first, second, third)]
+    assert trained == [names[:2], names[2:]]
 
 
 def test_cells_go_on_together_that_have_a_step_in_common(tmp_path):

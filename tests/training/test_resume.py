@@ -29,6 +29,7 @@ from tiny_interruptions import (
 )
 
 from tddpo_jax.config.schema import resolve
+from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.training import loop
 from tddpo_jax.training.checkpoints import Checkpoints
@@ -195,6 +196,30 @@ def test_a_grid_goes_on_where_it_ended(inputs, tmp_path, monkeypatch):
         assert_same_run(tmp_path / "grid" / cell, tmp_path / "whole" / cell)
 
 
+def test_a_grid_of_which_one_loss_is_left_keeps_its_programs(inputs, tmp_path, monkeypatch):
+    """A program for that loss alone would give other last digits."""
+    changes = {"loss.name": ["td_dpo", "dpo"], "loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    cell = "dpo-beta0.05-seed0"
+    within = on_line(lambda path, line: path.name == cell and line["step"] == 3)
+    killed_run(inputs, tmp_path / "grid", monkeypatch, within, changes)
+    tiny_runs.run(inputs, tmp_path / "grid", changes)
+    for name in (cell, "dpo-beta0.5-seed0"):
+        assert_same_run(tmp_path / "grid" / name, tmp_path / "whole" / name)
+
+
+def test_a_part_of_a_grid_has_the_programs_of_the_whole(inputs, tmp_path):
+    """A command with some cells of a recorded grid computes what the whole command does."""
+    short = {"loss.beta": [0.05, 0.5], "train.max_steps": 4}
+    changes = {**short, "loss.name": ["td_dpo", "dpo"]}
+    tiny_runs.run(inputs, tmp_path / "whole", changes)
+    record_grid(cell_directories(tiny_runs.settings(inputs, tmp_path / "grid", changes)))
+    tiny_runs.run(inputs, tmp_path / "grid", {**short, "loss.name": "dpo"})
+    for beta in (0.05, 0.5):
+        name = f"dpo-beta{beta}-seed0"
+        assert_same_run(tmp_path / "grid" / name, tmp_path / "whole" / name)
+
+
 def test_a_killed_process_resumes(inputs, tmp_path):
     """Two processes of the same command, one of them killed by SIGKILL on its way."""
     environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
@@ -279,6 +304,30 @@ def test_data_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):
     # Its lock says who held it last; the run itself is as it was.
     after = tiny_runs.times(tmp_path / "run")
     assert {**after, "claim.lock": 0} == {**before, "claim.lock": 0}
+
+
+def test_a_run_knows_its_files_by_their_contents(finished, inputs, tmp_path):
+    """Copies under other names are the same run; with one id changed they are another."""
+    model = shutil.copytree(inputs.model, tmp_path / "model")
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    for name, file in files.items():
+        shutil.copyfile(getattr(inputs, name), file)
+    before = tiny_runs.times(finished)
+    renamed = {
+        "model.path": str(model),
+        "data.path": str(files["train"]),
+        "data.validation": str(files["validation"]),
+    }
+    (summary,) = tiny_runs.run(inputs, finished, renamed)
+    assert summary == json.loads((finished / "summary.json").read_text())
+    rows = [json.loads(line) for line in files["validation"].read_text().splitlines()]
+    rows[3]["prompt_ids"][0] = 7
+    tiny_runs.write_rows(files["validation"], rows)
+    with pytest.raises(ValueError, match=r"data\.path: .* differs from .*, with which .* began"):
+        tiny_runs.run(inputs, finished, renamed)
+    assert tiny_runs.times(finished) == before
+    with pytest.raises(ValueError, match=r"data\.validation is .*, asked for 0\.25"):
+        tiny_runs.run(inputs, finished, {"data.validation": 0.25})
 
 
 def test_an_adapter_that_changed_since_is_refused(inputs, tmp_path, monkeypatch):

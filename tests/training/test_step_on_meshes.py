@@ -59,7 +59,7 @@ def losses(mode, fsdp, tensor, attention="xla"):
     model = placed(mode, mesh)
     graphdef, trainable, base = nnx.split(model, kind, ...)
     how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
-    objective = objective_of([dict(Config().loss)])
+    objective = objective_of([Config().loss.settings])
     optimizer = make_optimizer(TrainConfig(), model.config)
     setting = StepSetting(graphdef, model.config, objective, optimizer, how)
     program = make_program(setting, trainable)
@@ -68,7 +68,9 @@ def losses(mode, fsdp, tensor, attention="xla"):
     batch = place_batch(batch, mesh)
     one = np.ones(1, np.float32)
     scalars = dict.fromkeys(objective.scalar_names, one)
-    knobs = Knobs(np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one)
+    knobs = Knobs(
+        np.zeros(1, np.int32), scalars, np.float32(RATES[mode]) * one, np.float32(0.01) * one
+    )
     totals = Totals(float(len(LENGTHS)), float(LENGTHS[:, 1].sum()))
     state, seen = program.start(trainable), []
     for _ in range(STEPS):

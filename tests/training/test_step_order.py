@@ -1,5 +1,7 @@
 """The order of the data: every pair once an epoch, and a pure function of seed and step."""
 
+import math
+
 import numpy as np
 import tiny_models
 from hypothesis import given
@@ -13,13 +15,16 @@ COUNTS = st.integers(1, 60)
 
 @given(pairs=COUNTS, batch_pairs=COUNTS, seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
 def test_an_epoch_takes_every_pair_once(pairs, batch_pairs, seed, epoch):
-    """Full steps, and a last one of the remainder."""
+    """In as few steps as possible, whose sizes differ by at most one."""
     order = Order(pairs, batch_pairs, total_steps=10**6, seed=seed)
     first = epoch * order.steps_per_epoch
     steps = [order.numbers(first + step) for step in range(order.steps_per_epoch)]
     assert sorted(np.concatenate(steps)) == list(range(pairs))
-    assert all(len(step) == batch_pairs for step in steps[:-1])
-    assert len(steps[-1]) == (pairs - 1) % batch_pairs + 1
+    assert len(steps) == math.ceil(pairs / batch_pairs)
+    sizes = {len(step) for step in steps}
+    assert max(sizes) <= batch_pairs
+    assert max(sizes) - min(sizes) <= 1
+    assert order.per_step == " or ".join(map(str, sorted(sizes)))
     assert order.ends_epoch(first + order.steps_per_epoch)
     assert order.epoch(first) == epoch
 
@@ -46,10 +51,10 @@ def test_pairs_of_a_step():
 
 
 def test_the_number_of_steps():
-    """6,750 pairs in steps of 128 are 52.7, so 53 an epoch; the last takes 94."""
+    """6,750 pairs in steps of 128 are 52.7, so 53 an epoch, of 6,750 / 53 = 127.4 pairs."""
     order = make_order(Config(), 6750)
     assert (order.steps_per_epoch, order.total_steps) == (53, 159)
-    assert len(order.numbers(52)) == 94
+    assert {len(order.numbers(step)) for step in range(53)} == {127, 128}
     for steps in (7, 1000):
         limited = make_order(Config(train=TrainConfig(max_steps=steps)), 6750)
         assert limited.total_steps == steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,10 @@ from transformers import AutoModelForCausalLM
 from tddpo_jax.config.schema import resolve
 from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.runs.records import best_record
+from tddpo_jax.training import loop, step_log
+from tddpo_jax.training.step_log import StepLog
 from tddpo_jax.training.step_order import Order
+from tddpo_jax.training.validation import evaluate
 
 TIMES = {"pairs_per_second", "mfu"}
 TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMES}
@@ -75,6 +79,24 @@ def test_rows_that_cannot_be_used_are_listed_in_run_json(inputs, tmp_path):
     assert data["train_rows"] == 18
 
 
+def test_a_mixture_trains_and_records_the_rows_of_each_data_set(inputs, tmp_path):
+    sets = [{"path": str(inputs.train), "fraction": 0.5}, str(inputs.validation)]
+    changes = {"data.path": sets, "data.validation": 0.2, "train.epochs": 1}
+    tiny_runs.run(inputs, tmp_path / "run", changes)
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert data["path"] == f"{inputs.train} + {inputs.validation}"
+    assert data["sources"] == {
+        str(inputs.train): {"train_rows": 7, "validation_rows": 2},
+        str(inputs.validation): {"train_rows": 6, "validation_rows": 1},
+    }
+    # An epoch of steps of 5 pairs sees each of the 13 rows once.
+    assert [line["epoch"] for line in tiny_runs.training_lines(tmp_path / "run")] == [
+        0,
+        1 / 3,
+        2 / 3,
+    ]
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 
@@ -91,12 +113,42 @@ def test_every_step_and_every_validation_has_its_line(finished):
 
 def test_lines_have_the_names_of_the_metrics(finished):
     for line in tiny_runs.training_lines(finished):
-        assert set(line) == {"step", "epoch", *TRAINING_METRICS}
+        timed = TIMES if line["step"] else set()  # the first step compiles
+        assert set(line) == {"step", "epoch", *(TRAINING_METRICS - TIMES), *timed}
     for line in tiny_runs.validation_lines(finished):
         assert set(line) == {"step", "epoch", *(f"eval_{name}" for name in PAIR_METRICS)}
     for line in tiny_runs.lines(finished):
         assert line["epoch"] == line["step"] / 4
         assert all(math.isfinite(value) for value in line.values())
+
+
+def test_speeds_leave_out_compilations_and_validations(inputs, tmp_path, monkeypatch):
+    """Steps with a new shape take 100 s here, validations 1000 s, and all other steps 2 s."""
+    now = [0.0]
+    monkeypatch.setattr(step_log, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    started, starts, read = set(), StepLog.starts, StepLog.read
+
+    def slow_starts(self, batch):
+        now[0] += 0 if batch.tokens.shape in started else 100
+        started.add(batch.tokens.shape)
+        starts(self, batch)
+
+    def slow_read(self, *arguments):
+        now[0] += 2
+        read(self, *arguments)
+
+    def slow_evaluate(*arguments):
+        now[0] += 1000
+        evaluate(*arguments)
+
+    monkeypatch.setattr(StepLog, "starts", slow_starts)
+    monkeypatch.setattr(StepLog, "read", slow_read)
+    monkeypatch.setattr(loop, "evaluate", slow_evaluate)
+    tiny_runs.run(inputs, tmp_path / "run")
+    sizes = [len(Order(18, 5, 8, seed=0).numbers(step)) for step in range(8)]
+    for line in tiny_runs.training_lines(tmp_path / "run")[1:]:
+        timed = sizes[1 : line["step"] + 1]
+        assert line["pairs_per_second"] == pytest.approx(sum(timed) / (2 * len(timed)))
 
 
 def test_training_metrics_belong_to_the_parameters_before_the_step(finished):
@@ -183,7 +235,8 @@ def test_tensorboard_shows_the_same_numbers(finished):
         for name, value in line.items()
         if name != "step"
     ]
-    assert tiny_runs.board(finished) == written
+    shown = [value for value in tiny_runs.board(finished) if not value[1].startswith("best/")]
+    assert shown == written
 
 
 def test_td_dpo_is_what_its_metrics_say(inputs, tmp_path):

@@ -90,6 +90,19 @@ LLAMA_3 = {
         ({"tie_word_embeddings": None}, {"tied": False}),
         ({"attention_bias": False, "pretraining_tp": 1, "hidden_act": "silu"}, {}),
         ({"torch_dtype": "bfloat16", "max_sequence_length": 4096, "bos_token_id": 7}, {}),
+        ({"is_llama_config": True, "rope_interleaved": False}, {}),
+        ({"transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}}, {}),
+        ({"unsloth_version": "2024.9", "unsloth_fixed": True, "_flash_attn_2_enabled": True}, {}),
+        ({"model_type": "mistral"}, {"window": 4096}),
+        ({"model_type": "mistral", "sliding_window": 7}, {"window": 7}),
+        ({"model_type": "qwen2", "use_sliding_window": False}, {"biases": True}),
+        ({"model_type": "qwen3"}, {"head_norms": True}),
+        ({"model_type": "qwen3", "head_dim": None}, {"head_norms": True, "head_size": 128}),
+        (
+            {"model_type": "qwen2", "sliding_window": 7, "max_window_layers": 1},
+            {"biases": True},
+        ),
+        ({"temperature": 0.6, "pruned_heads": {}, "add_cross_attention": False}, {}),
     ],
 )
 def test_older_and_shorter_configs_are_understood(changes, expected, copy):
@@ -104,11 +117,38 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
         ({"logit_soft_cap": 30}, "logit_soft_cap is not understood"),
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"mlp_bias": True}, "mlp_bias = True is not supported"),
-        ({"model_type": "mistral"}, "model_type = 'mistral' is not supported"),
+        ({"model_type": "gpt2"}, "model_type = 'gpt2' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True},
+            "use_sliding_window = True is not supported",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types = 'sliding_attention' is not supported",
+        ),
+        ({"model_type": "mistral", "sliding_window": "7"}, "sliding_window must be a whole number"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a whole number"),
         ({"pretraining_tp": 2}, "pretraining_tp = 2 is not supported"),
-        ({"hidden_size": "24"}, "hidden_size = '24' is not a number"),
+        ({"rope_interleaved": True}, "rope_interleaved = True is not supported"),
+        ({"pruned_heads": {"1": [0]}}, "pruned_heads = {'1': "),
+        ({"hidden_size": "24"}, "hidden_size must be a whole number from 1 to .*, got '24'"),
+        ({"hidden_size": 2**31}, "hidden_size must be a whole number"),
+        ({"head_dim": 0}, "head_dim must be a whole number from 1 to .*, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number"),
+        ({"num_attention_heads": True}, "num_attention_heads must be a whole number"),
+        ({"num_attention_heads": -6}, "num_attention_heads must be a whole number"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number from 1 to 10000"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps must be a positive number, got -1e-05"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, got nan"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no' is neither true nor false"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a positive number, got 0"),
+        ({"rope_parameters": "llama3"}, "rope_scaling = 'llama3' is not an object"),
+        ({"rope_parameters": {**LLAMA_3, "factor": "8"}}, "factor must be a positive number"),
+        ({"rope_parameters": {**LLAMA_3, "low_freq_factor": 4}}, "low_freq_factor must be less"),
+        ({"model_type": ["llama"]}, r"model_type = \['llama'\] is not supported"),
         (
             {"num_key_value_heads": 5},
             r"num_attention_heads \(6\) must be a multiple of num_key_value_heads \(5\)",
@@ -136,6 +176,17 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
 def test_a_config_that_is_not_understood_is_refused(changes, problem, copy):
     tiny_models.change_config(copy, **changes)
     with pytest.raises(ValueError, match=rf"copy/config\.json: .*{problem}"):
+        hugging_face.read_config(copy)
+
+
+def test_a_models_own_code_is_never_run(copy):
+    """A known type is computed by us; of an unknown one the refusal says what it asks for."""
+    asked = r"auto_map asks to run code of its own \(own\.OwnModel\), which is never run"
+    tiny_models.change_config(copy, auto_map={"AutoModelForCausalLM": "own.OwnModel"})
+    with pytest.warns(UserWarning, match=rf"config\.json: {asked}"):
+        assert hugging_face.read_config(copy) == tiny_models.CONFIG
+    tiny_models.change_config(copy, model_type="own")
+    with pytest.raises(ValueError, match=rf"model_type = 'own' is not supported .*; {asked}"):
         hugging_face.read_config(copy)
 
 
@@ -355,6 +406,9 @@ LLAMA_2_7B = LlamaConfig(
     rope_scaling=None,
     norm_epsilon=1e-5,
     tied=False,
+    biases=False,
+    head_norms=False,
+    window=None,
 )
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.experiment import Experiment
-from eval.report.figures.drawing import (
+from ...experiment import Experiment
+from ..statistics.score_statistics import Study
+from ..statistics.sensitivity import series_of
+from .drawing import (
     Frame,
     Picture,
     beta_axis,
@@ -16,8 +18,6 @@ from eval.report.figures.drawing import (
     panel,
     picture,
 )
-from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.sensitivity import series_of
 
 
 def against_beta(experiment: Experiment, study: Study, losses: Sequence[str], name: str) -> Picture:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from eval.experiment import Cell, Experiment, Record
-from eval.report.figures.drawing import Picture, legend_below, look, panel, picture
+from ...experiment import Cell, Experiment, Record
+from .drawing import Picture, legend_below, look, panel, picture
 
 MOST_POINTS = 60  # of a line; longer lines are averaged in bins
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from eval.experiment import Experiment, Point
-from eval.report.figures.drawing import EXTREMES, Look, Picture, legend_below, look, panel, picture
-from eval.report.read.scores import Score
+from ...experiment import Experiment, Point
+from ..read.scores import Score
+from .drawing import EXTREMES, Look, Picture, legend_below, look, panel, picture
 
 # For each setting, the KL and the score of its cells.
 Places = dict[Point, Float[np.ndarray, "N 2"]]

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
-from eval.experiment import Experiment, Point
-from eval.report.figures.drawing import EXTREMES, Frame, Picture, panel, picture
-from eval.report.number_formats import NONE
-from eval.report.statistics.score_statistics import Study
+from ...experiment import Experiment, Point
+from ..number_formats import NONE
+from ..statistics.score_statistics import Study
+from .drawing import EXTREMES, Frame, Picture, panel, picture
 
 FRAME = Frame(left=0.6, right=0.95, bottom=0.45)
 TILE = (1.0, 0.62)  # inches

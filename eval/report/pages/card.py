@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from eval.experiment import Cell, Experiment
-from eval.report.analysis import Analysis, Tested
-from eval.report.read.settings import learning_rates
-from eval.report.statistics.arms import best_settings
-from eval.report.statistics.intervals import Estimate
-from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.verdicts import Claim
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
+
+from ...experiment import Cell, Experiment
+from ..analysis import Analysis, Tested
+from ..read.settings import learning_rates
+from ..statistics.arms import best_settings
+from ..statistics.intervals import Estimate
+from ..statistics.score_statistics import Study
+from ..statistics.verdicts import Claim
 
 
 def card(analysis: Analysis) -> dict[str, Any]:
@@ -84,6 +85,12 @@ def _searched(experiment: Experiment) -> list[dict[str, Any]]:
         "beta": list(experiment.betas),
         "tau": sorted({float(point.tau) for point in points if point.tau is not None}),
         "seed": list(experiment.seeds),
+        **{
+            name: sorted(
+                {dict(point.others)[name] for point in points if name in dict(point.others)}
+            )
+            for name in experiment.other_axes
+        },
     }
     return [{"name": name, "range": values} for name, values in axes.items() if values]
 
@@ -98,7 +105,10 @@ def _score(study: Study) -> dict[str, Any]:
         "margins": score.margins._asdict() if score.margins else None,
         "settings": [
             {
-                **point._asdict(),
+                "loss": point.loss,
+                "beta": point.beta,
+                "tau": point.tau,
+                **dict(point.others),
                 **_estimate(found),
                 "chosen_by_the_halves": [one.text for one in study.arms[point].chosen],
             }

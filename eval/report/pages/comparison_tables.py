@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.experiment import Experiment, Point
-from eval.report.analysis import Tested
-from eval.report.figures.drawing import EXTREMES
-from eval.report.number_formats import NONE, RATIO, beta_or_tau, plural, significant
-from eval.report.pages.tables import Entry, Table
-from eval.report.read.scores import Margins, Score
-from eval.report.statistics.arms import best_settings
-from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.sensitivity import Ratio
-from eval.report.statistics.verdicts import Claim, rule_of
+from ...experiment import Experiment, Point
+from ..analysis import Tested
+from ..figures.drawing import EXTREMES
+from ..number_formats import NONE, RATIO, beta_or_tau, plural, significant
+from ..read.scores import Margins, Score
+from ..statistics.arms import best_settings
+from ..statistics.score_statistics import Study
+from ..statistics.sensitivity import Ratio
+from ..statistics.verdicts import Claim, rule_of
+from .tables import Entry, Table
 
 
 def verdicts_table(tested: Sequence[Tested]) -> Table:

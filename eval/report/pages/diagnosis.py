@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from eval.experiment import Cell, Experiment, Point
-from eval.report.number_formats import NONE, Format, significant
-from eval.report.pages.tables import Entry, Table
-from eval.report.read.pair_metrics import pair_values
+from ...experiment import Cell, Experiment, Point
+from ..number_formats import NONE, Format, significant
+from ..read.pair_metrics import pair_values
+from .tables import Entry, Table
 
 NATS, SHARE = Format(2), Format(3)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from eval.report.analysis import Analysis
-from eval.report.pages.card import card
-from eval.report.pages.results_csv import results_csv
-from eval.report.pages.run_tables import states_of
-from eval.report.pages.sections import sections_of
-from eval.report.pages.tables import Link
-from eval.report.read.settings import shared_settings
 from tddpo_jax.system.atomic import write_text
+
+from ..analysis import Analysis
+from ..read.settings import shared_settings
+from .card import card
+from .results_csv import results_csv
+from .run_tables import states_of
+from .sections import sections_of
+from .tables import Link
 
 FIGURES = "report_figures"
 

@@ -6,19 +6,22 @@ import csv
 import io
 import math
 
-from eval.report.analysis import Analysis
-from eval.report.pages.run_tables import largest_gradient, speed
-from eval.report.read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
+from ..analysis import Analysis
+from ..read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
+from .run_tables import largest_gradient, speed
 
 
 def results_csv(analysis: Analysis) -> str:
     """One row per cell, with full names of losses and scores. Only the last column is a timing."""
     scores = analysis.found.scores
+    # The learning rate has a column in every grid.
+    others = [name for name in analysis.experiment.other_axes if name not in CELL_COLUMNS]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         [
             *CELL_COLUMNS,
+            *others,
             # The column `loss` already holds the loss's name.
             *("eval_loss" if score.name == "loss" else score.name for score in scores),
             *TRAINING_COLUMNS,
@@ -28,10 +31,11 @@ def results_csv(analysis: Analysis) -> str:
         chosen = analysis.found.checkpoints.get(cell.name)
         writer.writerow(
             [
-                *(cell.name, cell.state, *cell.point, cell.seed),
+                *(cell.name, cell.state, *cell.point[:3], cell.seed),
                 cell.config.train.learning_rate if cell.config else None,
                 cell.divergence["step"] if cell.divergence else None,
                 *(chosen or (None, None)),
+                *(dict(cell.point.others).get(name) for name in others),
                 *(_plain(score.of(number)) for score in scores),
                 _plain(largest_gradient(cell)),
                 _plain(speed(cell)),

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.experiment import Cell, Experiment
-from eval.report.number_formats import NONE, Format, beta_or_tau, plural, significant
-from eval.report.pages.comparison_tables import heading
-from eval.report.pages.tables import Entry, Link, Table
-from eval.report.read.find_scores import Found
-from eval.report.read.scores import Score
-from eval.report.read.settings import differing_settings
-from eval.report.read.validation_scores import Checkpoints
+from ...experiment import Cell, Experiment
+from ..number_formats import NONE, Format, beta_or_tau, plural, significant
+from ..read.find_scores import Found
+from ..read.scores import Score
+from ..read.settings import differing_settings
+from ..read.validation_scores import Checkpoints
+from .comparison_tables import heading
+from .tables import Entry, Link, Table
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from eval.experiment import Cell
-from eval.quality.quality_file import quality_of
-from eval.report.analysis import Analysis, Tested
-from eval.report.figures.beta_plots import against_beta, sensitivities
-from eval.report.figures.curves import MOST_POINTS, gradient_norms, learning_curves
-from eval.report.figures.drawing import EXTREMES, Picture
-from eval.report.figures.frontier import frontier
-from eval.report.figures.heat_maps import heat_map
-from eval.report.number_formats import beta_or_tau
-from eval.report.pages import comparison_tables, run_tables
-from eval.report.pages.diagnosis import diagnosis_tables
-from eval.report.pages.tables import Table
-from eval.report.read.scores import Score
+from ...experiment import Cell
+from ...quality.quality_file import quality_of
+from ..analysis import Analysis, Tested
+from ..figures.beta_plots import against_beta, sensitivities
+from ..figures.curves import MOST_POINTS, gradient_norms, learning_curves
+from ..figures.drawing import EXTREMES, Picture
+from ..figures.frontier import frontier
+from ..figures.heat_maps import heat_map
+from ..number_formats import beta_or_tau
+from ..read.scores import Score
+from . import comparison_tables, run_tables
+from .diagnosis import diagnosis_tables
+from .tables import Table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from eval.experiment import Cell, Experiment
-from eval.mt_bench.judgments import current
-from eval.mt_bench.report import read_judgments
-from eval.mt_bench.score import scores_of
-from eval.quality.quality_file import FILE, quality_of, standing_of
-from eval.report.read.pair_metrics import halves
-from eval.report.read.scores import MARGINS, Score, note
 from tddpo_jax.errors import UserError
+
+from ...experiment import Cell, Experiment
+from ...mt_bench.judgments import current
+from ...mt_bench.report import read_judgments
+from ...mt_bench.score import scores_of
+from ...quality.quality_file import FILE, quality_of, standing_of
+from .pair_metrics import halves
+from .scores import MARGINS, Score, note
 
 # Name and title of each score.
 MT_BENCH, QUALITY = ("mt_bench", "MT-Bench"), ("quality", "answer quality")
@@ -100,24 +101,27 @@ def _asked(cell: Cell) -> str:
 
 
 def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
-    """The rule's score of sampled answers, as `python -m eval.quality` wrote it, and notes.
+    """The rule's score of sampled answers, as `tddpo quality` wrote it, and notes.
+
+    There is none for cells that were trained on data which the rule does not know.
 
     Raises:
         UserError: the cells were asked different things.
     """
-    found = {
+    measured = {
         cell.name: quality for cell in experiment.cells if (quality := quality_of(cell)) is not None
     }
     stale = [
         cell.name
         for cell in experiment.cells
-        if cell.ended and cell.name not in found and (cell.folder / FILE).exists()
+        if cell.ended and cell.name not in measured and (cell.folder / FILE).exists()
     ]
     notes = note(
         stale,
-        "answer quality: {} measured with another policy than the one in best/ now (python -m "
-        "eval.quality measures them again)",
+        "answer quality: {} measured with another policy than the one in best/ now (tddpo "
+        "quality measures them again)",
     )
+    found = {name: quality for name, quality in measured.items() if quality["scores"] is not None}
     if not found:
         return [], notes
     first = next(iter(found))
@@ -126,7 +130,7 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
         if not alike or quality.get("asked") != found[first].get("asked"):
             raise UserError(
                 f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
-                "another way; python -m eval.quality asks every cell the same"
+                "another way; tddpo quality asks every cell the same"
             )
     by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
     return [

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from eval.experiment import Experiment
-from eval.report.read.answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
-from eval.report.read.own_scores import read_own_score
-from eval.report.read.scores import Score, note
-from eval.report.read.validation_scores import VALIDATION, Checkpoints, validation_scores
 from tddpo_jax.errors import UserError
+
+from ...experiment import Experiment
+from .answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
+from .own_scores import read_own_score
+from .scores import Score, note
+from .validation_scores import VALIDATION, Checkpoints, validation_scores
 
 # Columns of `results.csv`, before and after those of the scores.
 CELL_COLUMNS = (

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from eval.experiment import Experiment
-from eval.report.read.answer_scores import answer_score
-from eval.report.read.scores import Margins, Score
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_files import read_as
+
+from ...experiment import Experiment
+from .answer_scores import answer_score
+from .scores import Margins, Score
 
 Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Margin = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=0)]

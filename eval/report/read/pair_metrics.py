@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.experiment import Cell
 from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.losses.objective import Objective, Scalars, objective_of
 from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.runs.records import best_record
+
+from ...experiment import Cell
 
 PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.report.number_formats import plural
+from ..number_formats import plural
 
 
 class Margins(NamedTuple):

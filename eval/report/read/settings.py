@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.experiment import Experiment
 from tddpo_jax.config.dotted import with_value
+
+from ...experiment import Experiment
 
 AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 

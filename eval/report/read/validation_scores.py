@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eval.experiment import Experiment
-from eval.report.read.pair_metrics import chosen_checkpoints, halves, halves_can_choose, pair_values
-from eval.report.read.scores import MARGINS, Score, note
+from ...experiment import Experiment
+from .pair_metrics import chosen_checkpoints, halves, halves_can_choose, pair_values
+from .scores import MARGINS, Score, note
 
 # name, title, unit, whether higher is better, decimals, key of `pair_metrics.pair_values`
 VALIDATION = (

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from eval.experiment import Experiment, Point
-from eval.report.read.scores import Score
+from ...experiment import Experiment, Point
+from ..read.scores import Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,9 @@ def arms_of(experiment: Experiment, score: Score, *, with_diverged: bool) -> dic
     """All arms that have a score.
 
     These are the settings, the best tau for each beta if the loss has a tau (`tau` is `best`), and
-    the best setting of each loss (`beta` is `best`).
+    the best setting of each loss (`beta` is `best`). If a grid has other axes, such as the learning
+    rate, the best of their values counts for each beta and tau. So a loss is compared at its best
+    rate, which the other half of the items chose.
 
     Args:
         experiment: the cells.
@@ -68,6 +70,9 @@ def arms_of(experiment: Experiment, score: Score, *, with_diverged: bool) -> dic
     arms = dict(settings)
     for loss in dict.fromkeys(point.loss for point in settings):
         own = [arm for point, arm in settings.items() if point.loss == loss]
+        for beta, tau in dict.fromkeys(arm.point[1:3] for arm in own if arm.point.others):
+            candidates = [arm for arm in own if arm.point[1:3] == (beta, tau)]
+            _add(arms, best_of(candidates, score, Point(loss, beta, tau)))
         if own[0].point.tau is None:
             _add(arms, best_of(own, score, Point(loss, "best", None)))
             continue
@@ -138,7 +143,7 @@ def best_settings(arms: Iterable[Arm], score: Score) -> dict[str, Arm]:
     best: dict[str, Arm] = {}
     sign = 1 if score.higher else -1
     for arm in arms:
-        if not arm.point.is_setting:
+        if arm.chosen != (arm.point, arm.point):
             continue
         known = best.get(arm.point.loss)
         if known is None or sign * arm.mean > sign * known.mean:

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from eval.experiment import Point
-from eval.report.statistics.arms import Arm, means_over_items
-from eval.uncertainty import Interval, quantiles, resampled, t_interval
+from ...experiment import Point
+from ...uncertainty import Interval, quantiles, resampled, t_interval
+from .arms import Arm, means_over_items
 
 DRAWS = 2000
 

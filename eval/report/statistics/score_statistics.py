@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from eval.experiment import Experiment, Point
-from eval.report.number_formats import Format
-from eval.report.read.scores import Score
-from eval.report.statistics.arms import Arm, arms_of
-from eval.report.statistics.intervals import Estimate, Resampling, draws_of, estimate, resampling
-from eval.report.statistics.sensitivity import (
+from ...experiment import Experiment, Point
+from ..number_formats import Format
+from ..read.scores import Score
+from .arms import Arm, arms_of
+from .intervals import Estimate, Resampling, draws_of, estimate, resampling
+from .sensitivity import (
     Ratio,
     Sensitivity,
     Series,

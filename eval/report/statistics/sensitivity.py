@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eval.experiment import Point
-from eval.report.statistics.arms import Arm, means_over_items
-from eval.report.statistics.intervals import Resampling, means_of, span
-from eval.uncertainty import LEVEL, Interval, t_interval
+from ...experiment import Point
+from ...uncertainty import LEVEL, Interval, t_interval
+from .arms import Arm, means_over_items
+from .intervals import Resampling, means_of, span
 
 Series = tuple[
     str, float | Literal["best"] | None
@@ -85,10 +85,13 @@ class Ratio:
 
 
 def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
-    """The arms of each loss and tau, sorted by beta. `best` counts as a tau."""
+    """The arms of each loss and tau, sorted by beta. `best` counts as a tau.
+
+    If a grid has other axes, these are the arms at their best values.
+    """
     found: dict[Series, list[Arm]] = {}
     for point in sorted(arms, key=lambda point: point.place):
-        if point.beta != "best":
+        if point.beta != "best" and not point.others:
             found.setdefault((point.loss, point.tau), []).append(arms[point])
     return found
 

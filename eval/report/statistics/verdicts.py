@@ -14,14 +14,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from eval.experiment import Experiment, Point
-from eval.report.number_formats import RATIO
-from eval.report.read.scores import Margins
-from eval.report.statistics.arms import Arm
-from eval.report.statistics.intervals import Estimate, difference
-from eval.report.statistics.score_statistics import Study
-from eval.report.statistics.sensitivity import Series
-from eval.uncertainty import Interval
+from ...experiment import Experiment, Point
+from ...uncertainty import Interval
+from ..number_formats import RATIO
+from ..read.scores import Margins
+from .arms import Arm
+from .intervals import Estimate, difference
+from .score_statistics import Study
+from .sensitivity import Series
 
 Verdict = Literal["supported", "not supported", "undecided"]
 

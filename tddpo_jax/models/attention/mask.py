@@ -117,7 +117,7 @@ def visible_keys(
         j: number of the block of keys.
     """
     start, end, window = seen
-    key = j * BLOCK + jnp.arange(BLOCK)
+    key = (j * BLOCK + jnp.arange(BLOCK))[None, None]
     visible = (start[:, :, None] <= key) & (key < end[:, :, None])
     if window is not None and position is not None:
         visible &= window.above[:, :, None] < block_at(position, j)[:, None]

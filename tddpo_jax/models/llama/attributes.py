@@ -1,23 +1,20 @@
-"""Reads the attributes of a Llama's `config.json`."""
+"""Reads the attributes of the `config.json` of a Llama or of a relative of it.
+
+The relatives compute what a Llama computes, apart from what `MODEL_TYPES` says of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import LARGEST, positive_number, whole_number
+from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
 
-# These attributes change no result here: names, token ids, settings of pre-training.
-IGNORED_ATTRIBUTES = (
-    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range"),
-    *("use_cache", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
-    *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id"),
-    *("model_max_length", "max_length", "max_sequence_length", "model_type"),
-)
-
+MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -26,47 +23,82 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "attention_dropout": (0, None),
     "pretraining_tp": (1, None),
-    "sliding_window": (None,),
     "quantization_config": (None,),
+    "rope_interleaved": (False, None),
+    "add_cross_attention": (False, None),
+    "pruned_heads": ({}, None),
+}
+
+
+class ModelType(NamedTuple):
+    """What sets a model type apart from the others."""
+
+    required: dict[str, tuple[Any, ...]]  # more of `REQUIRED_VALUES`
+    ignored: tuple[str, ...] = ()  # more attributes that change nothing
+    biases: bool = False  # as in `LlamaConfig`
+    head_norms: bool = False  # as in `LlamaConfig`
+    head_size: int | None = None  # value of `head_dim` if the file has none; None: width / heads
+    window: int | None = None  # value of `sliding_window` if the file has none
+
+
+# Qwen's window has a switch. While it is off, nothing reads the window's size and layers.
+SWITCHED_OFF: dict[str, tuple[Any, ...]] = {"use_sliding_window": (False, None)}
+QWEN_WINDOW = ("sliding_window", "max_window_layers")
+MODEL_TYPES = {
+    "llama": ModelType({"sliding_window": (None,)}),
+    "mistral": ModelType({}, window=4096),
+    "qwen2": ModelType(SWITCHED_OFF, QWEN_WINDOW, biases=True),
+    "qwen3": ModelType(SWITCHED_OFF, QWEN_WINDOW, head_norms=True, head_size=128),
 }
 
 
 def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
-    """The shape of a Llama. `families.read_config` documents the arguments and the errors."""
-    for name, understood in REQUIRED_VALUES.items():
+    """The shape of a model. `families.read_config` documents the arguments and the errors."""
+    of_type = MODEL_TYPES[attributes["model_type"]]
+    required = {**REQUIRED_VALUES, **of_type.required}
+    for name, understood in required.items():
         if name in attributes and attributes[name] not in understood:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
     known = dict(attributes)
-    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES):
+    for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
+    kinds = known.pop("layer_types", None) or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind != "full_attention":
+            raise UserError(f"{path}: layer_types = {kind!r} is not supported")
 
-    def take(name: str, *default: Any) -> Any:
-        if name not in known and not default:
+    def count(name: str, default: int | None = None, at_most: int = LARGEST) -> int:
+        if name not in known and default is None:
             raise UserError(f"{path}: {name} is missing")
         value = known.pop(name, None)
-        if value is None and default:
-            return default[0]
-        if not isinstance(value, (int, float)):
-            raise UserError(f"{path}: {name} = {value!r} is not a number")
-        return value
+        return whole_number(default if value is None else value, name, path, at_most)
 
-    heads, width = take("num_attention_heads"), take("hidden_size")
+    heads, width = count("num_attention_heads"), count("hidden_size")
+    window = known.pop("sliding_window", of_type.window)
     theta, scaling = _rope(path, known)
+    if "rms_norm_eps" not in known:
+        raise UserError(f"{path}: rms_norm_eps is missing")
+    tied = known.pop("tie_word_embeddings", None)
+    if tied not in (True, False, None):
+        raise UserError(f"{path}: tie_word_embeddings = {tied!r} is neither true nor false")
     config = LlamaConfig(
-        vocabulary=take("vocab_size"),
+        vocabulary=count("vocab_size"),
         width=width,
-        layers=take("num_hidden_layers"),
+        layers=count("num_hidden_layers", at_most=MOST_LAYERS),
         heads=heads,
-        # Both defaults are those of transformers: one key/value head for each head, and heads that
-        # divide the width evenly.
-        key_value_heads=take("num_key_value_heads", heads),
-        head_size=take("head_dim", width // heads),
-        feed_forward=take("intermediate_size"),
-        context=take("max_position_embeddings"),
+        # The defaults are those of transformers: one key/value head for each head, and heads that
+        # divide the width evenly, or Qwen3's heads of 128.
+        key_value_heads=count("num_key_value_heads", heads),
+        head_size=count("head_dim", of_type.head_size or width // heads),
+        feed_forward=count("intermediate_size"),
+        context=count("max_position_embeddings"),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_epsilon=take("rms_norm_eps"),
-        tied=take("tie_word_embeddings", False),
+        norm_epsilon=positive_number(known.pop("rms_norm_eps"), "rms_norm_eps", path),
+        tied=bool(tied),
+        biases=of_type.biases,
+        head_norms=of_type.head_norms,
+        window=None if window is None else whole_number(window, "sliding_window", path),
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
@@ -85,19 +117,28 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
     `rope_scaling`.
     """
-    scaling = dict(known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {})
+    scaling = known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
+    scaling = dict(scaling)
     known.pop("rope_scaling", None)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
-    theta = known.pop("rope_theta", None) or scaling.pop("rope_theta", None) or 10000.0
+    given = (known.pop("rope_theta", None), scaling.get("rope_theta"), 10000.0)
+    theta = next(each for each in given if each is not None)
+    theta = positive_number(theta, "rope_theta", path)
     scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     scaling.pop("type", None)
     if kind == "default" and not scaling:
-        return float(theta), None
+        return theta, None
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or set(scaling) != set(fields):
         raise UserError(
             f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
         )
-    factor, low, high, original_context = (scaling[field] for field in fields)
-    return float(theta), RopeScaling(float(factor), float(low), float(high), original_context)
+    *factors, original_context = fields
+    factor, low, high = (positive_number(scaling[field], field, path) for field in factors)
+    if low >= high:
+        raise UserError(f"{path}: low_freq_factor must be less than high_freq_factor")
+    context = whole_number(scaling[original_context], original_context, path)
+    return theta, RopeScaling(factor, low, high, context)

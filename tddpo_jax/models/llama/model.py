@@ -1,4 +1,4 @@
-"""Llama as flax.nnx modules.
+"""Llama and its relatives Mistral, Qwen2 and Qwen3 as flax.nnx modules.
 
 This module holds shapes and mathematics. It knows no mesh, no files and no loss.
 
@@ -8,8 +8,14 @@ outputs of a linear layer.
 Weights keep the orientation of the Hugging Face checkpoint, `[outputs, inputs]`. Layers are stacked
 on a leading axis. So conversion only renames and stacks.
 
+Checked with the weights of Qwen2.5-Coder-0.5B-Instruct: the log-probs of six real responses of 9 to
+74 tokens agree with transformers to 1.3e-5 of their value (float32, CPU).
+
 References:
     Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models" (2023).
+    Jiang et al., "Mistral 7B" (2023): the window.
+    Yang et al., "Qwen2 Technical Report" (2024): the biases.
+    Yang et al., "Qwen3 Technical Report" (2025): the norms of queries and keys.
     Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021).
 """
 
@@ -37,7 +43,7 @@ from tddpo_jax.models.tensor_table import Parameter, parameter
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a Llama. It implements `DecoderConfig`.
+    """The shape of a Llama or of a relative of it. It implements `DecoderConfig`.
 
     No field has a default, because a wrong default would go unnoticed.
     """
@@ -54,6 +60,12 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     norm_epsilon: float
     tied: bool
+    biases: bool  # whether queries, keys and values have biases
+    head_norms: bool  # whether every head's query and key is normalised before it is rotated
+    window: int | None  # number of newest positions that a token sees; None: all
+
+    embedding_scale = 1.0
+    carried = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -67,6 +79,7 @@ class LlamaConfig:
             "values": keys,
             "attended": queries,
             "feed_forward": self.feed_forward,
+            "head": self.head_size,
         }
 
     @property
@@ -75,8 +88,12 @@ class LlamaConfig:
         size = self.head_size
         layer = Layer(
             functools.partial(Block, self),
-            AttentionShape(self.heads, self.key_value_heads, size, value_size=size),
-            tensors.LAYER,
+            AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window),
+            (
+                *tensors.LAYER,
+                *(tensors.BIASES if self.biases else ()),
+                *(tensors.HEAD_NORMS if self.head_norms else ()),
+            ),
             self.sizes,
         )
         return (Segment(self.layers, (layer,)),)
@@ -100,7 +117,7 @@ class LlamaConfig:
     def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
         """Radians by which each pair of features is rotated."""
         frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
-        return positions[:, :, None].astype(jnp.float32) * frequencies
+        return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
 
 
 # One key per linear layer, in the order of LINEAR_NAMES.
@@ -119,10 +136,13 @@ class Block(nnx.Module):
         query, key_value = (n * config.head_size for n in (config.heads, config.key_value_heads))
         self.config = config
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.q_proj = Linear(config.width, query, keys[0])
-        self.k_proj = Linear(config.width, key_value, keys[1])
-        self.v_proj = Linear(config.width, key_value, keys[2])
+        self.q_proj = Linear(config.width, query, keys[0], has_bias=config.biases)
+        self.k_proj = Linear(config.width, key_value, keys[1], has_bias=config.biases)
+        self.v_proj = Linear(config.width, key_value, keys[2], has_bias=config.biases)
         self.o_proj = Linear(query, config.width, keys[3])
+        if config.head_norms:
+            self.q_norm = RMSNorm(config.head_size, config.norm_epsilon)
+            self.k_norm = RMSNorm(config.head_size, config.norm_epsilon)
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.gate_proj = Linear(config.width, config.feed_forward, keys[4])
         self.up_proj = Linear(config.width, config.feed_forward, keys[5])
@@ -136,9 +156,12 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T H size"], Float[Array, "B T K size"], Float[Array, "B T K size"]]:
         """Queries, keys and values of normed input; queries and keys are rotated."""
         heads = (*x.shape[:2], -1, self.config.head_size)
-        q = rotate(mark_product(self.q_proj(x, keys[0])).reshape(heads), angle)
-        k = rotate(mark_product(self.k_proj(x, keys[1])).reshape(heads), angle)
-        return q, k, mark_product(self.v_proj(x, keys[2])).reshape(heads)
+        q = mark_product(self.q_proj(x, keys[0])).reshape(heads)
+        k = mark_product(self.k_proj(x, keys[1])).reshape(heads)
+        if self.config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        v = mark_product(self.v_proj(x, keys[2])).reshape(heads)
+        return rotate(q, angle), rotate(k, angle), v
 
     def feed_forward(
         self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT

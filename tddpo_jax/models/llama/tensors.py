@@ -1,4 +1,4 @@
-"""The tensors of a Llama: their names in a Hugging Face checkpoint and their form here."""
+"""The tensors of a Llama and its relatives: their names in a checkpoint and their form here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ TIED_EMBED = EMBED._replace(repeated_as=HEAD.hub_name)
 NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
 
 
-def _norm(hub_name: str, name: str) -> Tensor:
-    return Tensor(f"model.layers.{{}}.{hub_name}.weight", f"{name}.weight", ("width",), "norm")
+def _norm(hub_name: str, name: str, axis: str = "width") -> Tensor:
+    return Tensor(f"model.layers.{{}}.{hub_name}.weight", f"{name}.weight", (axis,), "norm")
 
 
 def _linear(hub_part: str, name: str, outputs: str, inputs: str) -> Tensor:
     hub_name = f"model.layers.{{}}.{hub_part}.{name}.weight"
     return Tensor(hub_name, f"{name}.weight", (outputs, inputs), "linear")
+
+
+def _bias(name: str, outputs: str) -> Tensor:
+    return Tensor(f"model.layers.{{}}.self_attn.{name}.bias", f"{name}.bias", (outputs,), "bias")
 
 
 # The tensors of every layer.
@@ -31,6 +35,13 @@ LAYER = (
     _linear("mlp", "gate_proj", "feed_forward", "width"),
     _linear("mlp", "up_proj", "feed_forward", "width"),
     _linear("mlp", "down_proj", "width", "feed_forward"),
+)
+# Qwen2 has these too.
+BIASES = (_bias("q_proj", "queries"), _bias("k_proj", "keys"), _bias("v_proj", "values"))
+# Qwen3 has these too. All heads share them.
+HEAD_NORMS = (
+    _norm("self_attn.q_norm", "q_norm", "head"),
+    _norm("self_attn.k_norm", "k_norm", "head"),
 )
 LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
 # Older checkpoints hold this buffer. We compute the frequencies from the config instead.

@@ -231,3 +231,65 @@ def test_whose_key_is_needed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
         assert "--api-key-env MY_KEY: the variable is not set" in missing.err
     arguments = f"judge --judge-model j --data-dir {bench.folder / 'data'}"
     assert run([*arguments.split(), "--answers", str(bench.folder / "model_answer")]) == 2
+
+
+def replies(content: object, **more: str) -> Behaviour:
+    """Answers with a message of this content and these other fields."""
+    message = {"role": "assistant", "content": content, **more}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    return lambda call: Response(200, {"model": "judge", "choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        replies("[[9]]", reasoning_content="e.g. [[5]]"),
+        replies("[[9]]", reasoning="e.g. [[5]]"),
+        replies([{"type": "thinking", "text": "[[5]]"}, {"type": "text", "text": "[[9]]"}]),
+    ],
+)
+def test_reasoning_in_another_field_is_no_judgment(bench: Bench, behaviour: Behaviour) -> None:
+    with judge_server(behaviour) as server:
+        done = bench.judge(server)
+    assert {row["score"] for row in done.rows} == {9}
+    assert {row["judgment"] for row in done.rows} == {"[[9]]"}
+
+
+def test_reasoning_without_an_answer_is_no_rating(bench: Bench) -> None:
+    with judge_server(replies(None, reasoning_content="e.g. [[5]]")) as server:
+        done = bench.judge(server, "--attempts", "1")
+    assert {(row["score"], row["invalid"]) for row in done.rows} == {(-1, "no rating")}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error(400, "System role not supported"),
+        error(422, "Template error: invalid operation: System role not supported"),
+        error(400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        error(400, "Only user and assistant roles are supported!"),
+        error(400, "Developer instruction is not enabled for models/gemma"),
+        error(
+            400,
+            "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+            code="unsupported_value",
+            param="messages[0].role",
+        ),
+    ],
+)
+def test_without_a_system_role_its_text_begins_the_users(bench: Bench, refusal: Response) -> None:
+    """Refused once; then and in a later run the one message holds both texts."""
+
+    def behaviour(call: Call) -> Response:
+        return refusal if call.body["messages"][0]["role"] == "system" else rate(call)
+
+    with judge_server(behaviour) as server:
+        done = bench.judge(server)
+        assert (done.status, len(done.rows), len(server.calls)) == (0, REQUESTS, REQUESTS + 1)
+        write_answers(bench.folder / "model_answer", bench.folder / "data", seed=1)
+        done = bench.judge(server)
+        assert (len(done.rows), len(server.calls)) == (2 * REQUESTS, 2 * REQUESTS + 1)
+    assert not any(row["system_role"] for row in done.rows)
+    first = server.calls[1].body["messages"]
+    assert [message["role"] for message in first] == ["user"]
+    assert first[0]["content"] == f"Help.\n\n{done.rows[0]['user_prompt']}"

@@ -78,7 +78,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_pairwise_judgments_are_not_taken_for_ratings(tmp_path: Path) -> None:
     row = {"question_id": 81, "model_1": "a", "model_2": "b", "judge": ["gpt-4", "pair-v2"]}
-    with pytest.raises(ValueError, match="row 1: model: Field required"):
+    with pytest.raises(ValueError, match="row 1: judgment: compares two answers; only ratings"):
         read_rows(write_lines(tmp_path / "gpt-4_pair.jsonl", [row]), Judgment)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,8 @@ def test_concurrency_is_used_and_bounded(bench: Bench) -> None:
     ("options", "said"),
     [
         (["--base-url", "localhost:8000"], "--base-url: must begin"),
+        (["--base-url", "http://[::1"], "--base-url: must begin"),
+        (["--base-url", "http://h:99999/v1"], "--base-url: must begin"),
         (["--concurrency", "0"], "--concurrency: must be at least 1"),
         (["--temperature", "nan"], "--temperature: must be at least"),
         (["--attempts", "many"], "--attempts: invalid int value: 'many'"),
@@ -238,3 +241,18 @@ def test_json_lines_stay_whole_when_judgments_come_at_once(bench: Bench) -> None
         done = bench.judge(server)
     assert all(row["judgment"].startswith(long) for row in done.rows)
     assert all(json.loads(line) for line in bench.judgments.read_text().splitlines())
+
+
+def test_only_asking_needs_the_client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("judge", "endpoint"):
+        monkeypatch.delitem(sys.modules, f"eval.mt_bench.{name}", raising=False)
+        monkeypatch.delattr(sys.modules["eval.mt_bench"], name, raising=False)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with judge_server(rate) as server:
+        estimated = bench.judge(server, "--dry-run")
+        asked = bench.judge(server)
+    assert estimated.status == 0
+    assert (asked.status, asked.rows, server.calls) == (2, [], [])
+    assert asked.err == (
+        "error: judge: the package openai is not installed: pip install 'tddpo-jax[judge]'\n"
+    )

@@ -157,13 +157,16 @@ def test_what_a_score_is_made_with_is_printed(tmp_path: Path, report: Report) ->
 
     rows = lines(path)
     other = [
-        {**row, "parameters": {"max_completion_tokens": 2048}}
+        {**row, "parameters": {"max_completion_tokens": 2048}, "system_role": False}
         if row["model_id"] == "tuned"
         else row
         for row in rows
     ]
     _, out, _ = report(write_lines(path, other), "--baseline", "base")
-    assert "max_completion_tokens 2048, temperature not accepted  (tuned)" in out
+    assert (
+        "max_completion_tokens 2048, temperature not accepted, system role not accepted  (tuned)"
+        in out
+    )
     assert "tuned: judged in another way than base; these differ: sampling" in out
 
 
@@ -185,8 +188,9 @@ def test_wrong_input(tmp_path: Path, report: Report) -> None:
     assert report(path, other, "--judge-model", "j")[0] == 0
 
 
-def test_judging_and_reporting_never_load_jax() -> None:
-    code = "import sys, eval.mt_bench.__main__ as m; print({'jax', 'torch'} & set(sys.modules))"
+def test_the_options_and_a_report_load_no_large_package() -> None:
+    names = "{'jax', 'torch', 'openai', 'matplotlib'}"
+    code = f"import sys, eval.mt_bench.__main__ as m; print({names} & set(sys.modules))"
     # Where PyTorch could be found.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     out = subprocess.run(

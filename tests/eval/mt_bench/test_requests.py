@@ -103,6 +103,13 @@ def test_the_hash_covers_judge_text_and_sampling(
         ("x = a[2]\nRating: [[6]]", 6, 6),
         ("[[-3]]", None, -1),
         ("[[٣]]", None, -1),
+        ("<think>e.g. [[5]]</think>\n[[9]]", 9, 5),
+        ("e.g. [[5]]</think>\n[[9]]", 9, 5),
+        ("<think>a</think>[[3]]<think>b</think>[[9]]", 9, 3),
+        ("<think>e.g. [[5]]", None, 5),
+        ("<think>e.g. [[5]]</think> I cannot tell.", None, 5),
+        ("[THINK]e.g. [[5]][/THINK][[9]]", 9, 5),
+        ("The answer opens a <think>. [[4]]", 4, 4),
     ],
 )
 def test_parser_table(text: str, ours: float | None, fastchats: float) -> None:

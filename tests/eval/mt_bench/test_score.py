@@ -15,6 +15,12 @@ from eval.mt_bench.score import CATEGORIES, Scores, fastchat_scores, mean, score
 from eval.uncertainty import DRAWS, resampled
 
 
+def record(questions: int) -> dict[str, str | int]:
+    """What a judgment records about a benchmark of so many questions."""
+    sums = dict.fromkeys(("questions", "prompts", "references"), "0" * 64)
+    return {**sums, "reference": "gpt-4", "question_count": questions}
+
+
 def row(model: str, question: int, turn: int, score: float, **ours: object) -> Judgment:
     return Judgment.model_validate(judgment(model, question, turn, score, **ours))
 
@@ -65,6 +71,8 @@ def test_only_the_current_request_counts_and_counts_once() -> None:
         (0, "array[0]", None),
         (5, "array[5]", None),
         (11, "[[11]]", None),
+        (5, "<think>e.g. [[5]]</think> [[9]]", 9.0),
+        (5, "<think>e.g. [[5]]", None),
         (-1, "$ERROR$", None),
         (float("nan"), "", None),
     ],
@@ -99,7 +107,7 @@ def test_rows_are_placed_by_what_they_say() -> None:
     rows = [
         row("x-seed1", 121, 2, 4, model_id="x", seed=1, category="coding"),
         row("x-seed0", 121, 2, 9, model_id="x", seed=0, category="coding"),
-        row("x-seed0", 81, 1, 3, model_id="x", seed=0, data={"question_count": 2}),
+        row("x-seed0", 81, 1, 3, model_id="x", seed=0, data=record(2)),
         row("x-seed0", 121, 1, 0, model_id="x", seed=0, category="coding"),
         row("x", 81, 1, 5),
     ]
@@ -121,7 +129,7 @@ def test_one_model_and_seed_from_two_files_is_refused() -> None:
 
 
 def test_more_questions_than_there_are_is_refused() -> None:
-    rows = [row("m", number, 1, 5, data={"question_count": 1}) for number in (81, 82)]
+    rows = [row("m", number, 1, 5, data=record(1)) for number in (81, 82)]
     with pytest.raises(ValueError, match="2 questions were judged, but there are 1"):
         scores_of(rows)
 

@@ -7,14 +7,17 @@ import pytest
 import tiny_runs
 from synthetic_grid import experiment_cells, write_grid
 
+from eval.experiment import read_experiment
 from eval.quality.__main__ import main
 from eval.quality.measure import Asked, Policy, kl_per_token
 from eval.quality.ngrams import distinct, repetition
 from eval.quality.prompts import read_prompts
 from eval.quality.quality_file import FILE
+from eval.report.read.answer_scores import quality_scores
 from eval.tasks import embedded
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.config.dotted import with_value
+from tddpo_jax.config.schema import MeshConfig, resolve
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
@@ -43,6 +46,21 @@ def test_prompts_are_read_once_each(tmp_path):
     file.write_text('{"prompt": "P"}\n{"prompt": []}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl row 1 has an empty conversation"):
         read_prompts(str(file))
+    for row, said in (
+        ({"prompt": [[]]}, "'prompt' must be a list of"),
+        ({"prompt": [{"role": "user"}]}, "a message in 'prompt' has no content"),
+        ({"chosen": "Human: Q"}, "'chosen' must be a list of"),
+        ({"question": "Q"}, "has none of the columns prompt, "),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=rf"rows\.jsonl row 0: {said}"):
+            read_prompts(str(file))
+
+
+def test_prompts_of_sharegpt_are_understood(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"conversations": [{"from": "human", "value": "Q"}]}) + "\n")
+    assert read_prompts(str(file)) == [[{"role": "user", "content": "Q"}]]
 
 
 def test_the_embedded_task_has_prompts_and_a_rule():
@@ -114,6 +132,44 @@ def test_a_grid_is_measured_once_and_again_where_it_changed(tmp_path, monkeypatc
     assert run().count("already measured; skipped") == 1
     assert json.loads((grid / finished / FILE).read_text()) == of_finished
     assert "skipped" not in run("--seed", "1")
+
+
+def test_a_run_on_other_data_answers_its_own_prompts_and_has_no_score(
+    tmp_path, monkeypatch, capsys
+):
+    """The validation data has two rows with one prompt; the report has no score of the rule."""
+    rows = tmp_path / "own.jsonl"
+    row = {"prompt": "Say it. ", "chosen": "the old dog", "rejected": "a red cat"}
+    rows.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'rejected': 'no'})}\n")
+    mapping = experiment_cells(loss=["dpo"], beta=[0.1], seed=[0])[0].model_dump(mode="json")
+    data = {"path": str(rows), "validation": str(rows)}
+    cell = resolve(with_value(mapping, "data", data))
+    run = write_grid(tmp_path / "grid", [cell], lambda _: 0.7) / cell_name(cell)
+    shutil.copytree(EMBEDDED, run / "best", dirs_exist_ok=True)
+    monkeypatch.setattr("sys.argv", ["quality", str(run), "--max-new-tokens", "4"])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert f"{run.name}: no score, because the run's data is {rows}" in said
+    figures = json.loads((run / FILE).read_text())
+    assert not {"score", "base_score", "win_rate", "scores"} & figures.keys()
+    assert {"tokens", "unfinished", "distinct_1", "repetition", "kl_per_token"} <= figures.keys()
+    assert figures["asked"]["prompts"] == 1
+    assert main() == 0
+    assert "already measured" in capsys.readouterr().out
+
+    scores, notes = quality_scores(read_experiment(run.parent), 0)
+    assert (scores, notes) == ([], [])
+
+
+def test_the_rule_does_not_score_answers_of_a_model_to_other_prompts(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "own.jsonl"
+    rows.write_text('{"prompt": "Say it."}\n')
+    options = ["--base", "embedded", "--prompts", str(rows), "--max-new-tokens", "4"]
+    monkeypatch.setattr("sys.argv", ["quality", "embedded", *options])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert f"embedded: no score, because the prompts are those of {rows}" in said
+    assert "win_rate" not in said
 
 
 def cells_of(grid):

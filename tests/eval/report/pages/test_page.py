@@ -108,7 +108,7 @@ def test_the_verdict_comes_first_and_everything_is_there(grid: Path) -> None:
     assert places == sorted(places)
     for part in (NAMES[0], "0" * 40, "a" * 64, "learning_rate", "16 cells: 13 finished"):
         assert part in text
-    assert f"python -m eval.report '{grid}'" in text
+    assert f"python -m tddpo_jax report '{grid}'" in text
 
 
 def test_markdown_says_the_same_and_its_pictures_exist(grid: Path) -> None:
@@ -243,6 +243,16 @@ def test_a_grid_that_has_not_begun(tmp_path: Path) -> None:
     assert main([str(tmp_path / "g")]) == 0
     rows = results(tmp_path / "g")
     assert [row["state"] for row in rows] == ["missing", "missing"]
+
+
+def test_a_file_in_the_pictures_place_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "report_figures"
+    place.touch()
+    assert main([str(tmp_path)]) == 2
+    told = f"error: output: {place}: {place} is not a writable directory\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,7 @@ def test_quality_of_other_prompts_is_refused_and_damage_is_named(tmp_path: Path)
     experiment = read_experiment(tmp_path / "g")
     with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: was asked other prompts"):
         find_scores(experiment, [], None, 0)
-    for text, message in (("{}", "scores: Field required"), ("{", "not JSON")):
+    for text, message in (('{"scores": 1}', "scores: Input should be"), ("{", "not JSON")):
         file.write_text(text)
         with pytest.raises(ValueError, match=f"{NAMES[5]}/quality.json: {message}"):
             find_scores(experiment, [], None, 0)

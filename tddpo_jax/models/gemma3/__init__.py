@@ -1,0 +1,1 @@
+"""Gemma 3: its shape, its tensors, its attributes in `config.json`, and its modules."""

@@ -1,0 +1,171 @@
+"""Reads the attributes of a Gemma 3's `config.json`.
+
+The files of the larger models leave out what transformers has as a default. Those defaults are
+written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.attribute_values import positive_number, whole_number
+from tddpo_jax.models.bookkeeping import BOOKKEEPING
+from tddpo_jax.models.gemma3.model import Gemma3Config
+
+# The defaults of transformers, `Gemma3TextConfig`.
+DEFAULTS: dict[str, float] = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131072,
+    "sliding_window_pattern": 6,
+}
+REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window")
+REALS = ("query_pre_attn_scalar", "rms_norm_eps")  # all other numbers are whole
+LOCAL_THETA, WHOLE_THETA = 10_000.0, 1_000_000.0
+LOCAL, WHOLE = "sliding_attention", "full_attention"
+
+# The cache of generation is ours, and the period is read from `sliding_window_pattern`.
+IGNORED_ATTRIBUTES = (*BOOKKEEPING, "cache_implementation", "_sliding_window_pattern")
+# Attributes of the whole of a text part and a vision part, besides `text_config`.
+IGNORED_WITH_VISION = (
+    *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"),
+    *("image_token_index", "image_token_id", "boi_token_id", "eoi_token_id"),
+)
+# These attributes would change the mathematics. Only the values that switch them off are accepted.
+REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_activation": ("gelu_pytorch_tanh", None),
+    "hidden_act": ("gelu_pytorch_tanh", None),
+    "attention_bias": (False, None),
+    "attention_dropout": (0, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    "tie_word_embeddings": (True, None),
+    "quantization_config": (None,),
+}
+
+
+def read_config(attributes: Mapping[str, Any], path: str) -> Gemma3Config:
+    """The shape of a Gemma 3, of text alone or with a vision part.
+
+    `families.read_config` documents the arguments and the errors.
+    """
+    if attributes["model_type"] == "gemma3_text":
+        return _read_text(attributes, path, has_vision=False)
+    outer = dict(attributes)
+    text = outer.pop("text_config", None)
+    if not isinstance(text, Mapping):
+        raise UserError(f"{path}: text_config is missing")
+    _refuse(outer, path)
+    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES, *IGNORED_WITH_VISION):
+        outer.pop(name, None)
+    if outer:
+        raise UserError(f"{path}: {sorted(outer)[0]} is not understood")
+    return _read_text(text, f"{path}: text_config", has_vision=True)
+
+
+def _refuse(attributes: Mapping[str, Any], path: str) -> None:
+    for name, understood in REQUIRED_VALUES.items():
+        if name in attributes and attributes[name] not in understood:
+            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+
+
+def _read_text(attributes: Mapping[str, Any], path: str, *, has_vision: bool) -> Gemma3Config:
+    _refuse(attributes, path)
+    known = {
+        name: value
+        for name, value in attributes.items()
+        if name not in REQUIRED_VALUES and name not in IGNORED_ATTRIBUTES
+    }
+    numbers: dict[str, Any] = {}
+    for name in (*REQUIRED, *DEFAULTS):
+        value = known.pop(name, None)
+        value = DEFAULTS.get(name) if value is None else value
+        if value is None:
+            raise UserError(f"{path}: {name} is missing")
+        check = positive_number if name in REALS else whole_number
+        numbers[name] = check(value, name, path)
+    layers, period = numbers["num_hidden_layers"], numbers["sliding_window_pattern"]
+    _check_layer_types(known.pop("layer_types", None), layers, period, path)
+    local_theta, whole_theta, factor = _rope(known, path)
+    if known:
+        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    heads, key_value_heads = numbers["num_attention_heads"], numbers["num_key_value_heads"]
+    if heads % key_value_heads or numbers["head_dim"] % 2:
+        raise UserError(
+            f"{path}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
+            f"({key_value_heads}), and head_dim ({numbers['head_dim']}) must be even"
+        )
+    return Gemma3Config(
+        vocabulary=numbers["vocab_size"],
+        width=numbers["hidden_size"],
+        layers=layers,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        head_size=numbers["head_dim"],
+        feed_forward=numbers["intermediate_size"],
+        context=numbers["max_position_embeddings"],
+        window=numbers["sliding_window"],
+        period=period,
+        local_theta=local_theta,
+        whole_theta=whole_theta,
+        rope_factor=factor,
+        score_scalar=numbers["query_pre_attn_scalar"],
+        norm_epsilon=numbers["rms_norm_eps"],
+        has_vision=has_vision,
+    )
+
+
+def _check_layer_types(kinds: Any, layers: int, period: int, path: str) -> None:
+    """transformers 5 lists the kind of every layer. We know the period alone."""
+    expected = [WHOLE if number % period == 0 else LOCAL for number in range(1, layers + 1)]
+    if kinds is not None and kinds != expected:
+        raise UserError(
+            f"{path}: layer_types is not supported: only every layer whose number is a multiple of "
+            f"sliding_window_pattern, {period}, may be {WHOLE}"
+        )
+
+
+def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
+    """The bases of the local and of the other layers, and the factor of the others' frequencies.
+
+    transformers 5 writes all into `rope_parameters`. Older versions write one attribute for each.
+    """
+    bases = known.pop("rope_local_base_freq", None), known.pop("rope_theta", None)
+    scaling = known.pop("rope_scaling", None) or {}
+    by_kind = known.pop("rope_parameters", None)
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
+    if by_kind is None:
+        local, whole = {"rope_theta": bases[0]}, {"rope_theta": bases[1], **scaling}
+    elif _has_both_kinds(by_kind):
+        local, whole = dict(by_kind[LOCAL]), dict(by_kind[WHOLE])
+    else:
+        raise UserError(f"{path}: rope_parameters must have objects {LOCAL} and {WHOLE}")
+    for rope in (local, whole):
+        kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+        rope.pop("type", None)
+        scales = {"default": {"rope_theta"}, "linear": {"rope_theta", "factor"}}
+        if set(rope) - scales.get(kind, set()) or (kind == "linear" and rope is local):
+            raise UserError(f"{path}: rope of type {kind!r} with {sorted(rope)} is not supported")
+    numbers = {
+        "rope_local_base_freq": local.get("rope_theta") or LOCAL_THETA,
+        "rope_theta": whole.get("rope_theta") or WHOLE_THETA,
+        "factor": whole.get("factor") or 1.0,
+    }
+    first, second, factor = (positive_number(each, name, path) for name, each in numbers.items())
+    return first, second, factor
+
+
+def _has_both_kinds(ropes: Any) -> bool:
+    return (
+        isinstance(ropes, Mapping)
+        and set(ropes) == {LOCAL, WHOLE}
+        and all(isinstance(each, Mapping) for each in ropes.values())
+    )

@@ -1,0 +1,133 @@
+"""Writes the model card of a run's policy: how it was made, how it was measured, how to load it.
+
+References:
+    Mitchell et al., "Model Cards for Model Reporting", arXiv 1810.03993; the hub's format is
+    https://huggingface.co/docs/hub/model-cards
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from tddpo_jax.config.own_loss import function_name, is_own
+from tddpo_jax.config.schema import read_yaml
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.records import best_record, read_records
+from tddpo_jax.system.hub import MODEL_ID
+
+LOADING = {
+    "transformers": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+""",
+    "peft": """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
+""",
+}
+CHATTING = """\
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+messages = [{"role": "user", "content": "Hello!"}]
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=128)[0]))
+"""
+FOUR_BITS = (
+    "The adapter was trained beside a base in four bits (NF4), which PEFT does not know of. Load "
+    'the base with `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")`.'
+)
+
+
+def model_card(run: Path, *, adapter: bool) -> str:
+    """The text of `README.md` beside a policy; it says nothing that the run's files do not.
+
+    Args:
+        run: the run's directory, with `config.yaml`, `run.json` and `metrics.jsonl`.
+        adapter: whether the policy is a PEFT folder.
+    """
+    settings = read_yaml(run / "config.yaml")
+    facts = json.loads((run / "run.json").read_text())
+    library = "peft" if adapter else "transformers"
+    base, data = facts["model"]["path"], facts["data"]["path"]
+    loss = function_name(settings["loss"]["name"])
+    header = ModelCardData(
+        base_model=base if _is_hub_id(base) else None,
+        datasets=[data] if _is_hub_id(data) else None,
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["tddpo_jax", "preference-optimization", loss],
+    )
+    best = best_record(read_records(run / "metrics.jsonl"), settings["train"]["best_metric"])
+    parts = [
+        f"# {run.name}",
+        f"{_name(base)}, trained with the loss `{loss}` by tddpo_jax.",
+        _table("| | |", _making(settings, facts)),
+        *_validation(best),
+        "## How to load it",
+        "`FOLDER` is this folder or its id on the hub.",
+        *([FOUR_BITS] if adapter and settings["train"]["mode"] == "qlora" else []),
+        f"```python\n{LOADING[library]}{_chatting(facts)}```",
+        "## Versions",
+        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    ]
+    return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _is_hub_id(name: str) -> bool:
+    return MODEL_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _name(path: str) -> str:
+    """A hub id, or the last part of a path: the rest of a path is nobody else's business."""
+    return path if _is_hub_id(path) else Path(path).name
+
+
+def _table(head: str, rows: dict[str, Any]) -> str:
+    return "\n".join(
+        [head, "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    )
+
+
+def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    train, data, loss = settings["train"], facts["data"], settings["loss"]
+    # The text of a loss of one's own is not run for a card.
+    read = ("beta",) if is_own(loss["name"]) else LOSSES[loss["name"]].settings
+    own = {name: loss[name] for name in read if name in loss} | loss.get("set", {})
+    words = [function_name(loss["name"]), *(f"{name} {value}" for name, value in own.items())]
+    lora = settings["lora"]
+    adapters = f", rank {lora['rank']}, alpha {lora['alpha']:g}"
+    return {
+        "base model": _name(facts["model"]["path"]),
+        "weights of the base, sha256": facts["model"]["sha256"],
+        "data": f"{_name(data['path'])}, {data['train_rows']} rows",
+        "chat template": data["template"],
+        "loss": ", ".join(words),
+        "trained": train["mode"] + (adapters if train["mode"] != "full" else ""),
+        "learning rate": f"{train['learning_rate']:g}, {train['schedule']}",
+        "examples per step": train["batch_pairs"],
+        "seed": settings["seed"],
+    }
+
+
+def _validation(best: dict[str, Any] | None) -> list[str]:
+    if best is None:
+        return ["The run had no validation data. This is the policy after its last step."]
+    metrics = {name: f"{value:.4g}" for name, value in best.items() if name.startswith("eval_")}
+    return [
+        f"## On the validation data, at step {best['step']}",
+        _table("| metric | value |", metrics),
+        "Rewards are relative to the base. The policy of this step was chosen by the same data.",
+    ]
+
+
+def _chatting(facts: dict[str, Any]) -> str:
+    # Data of texts or token ids has no template, so nobody knows how to ask the policy.
+    return "" if facts["data"]["template"] == "verbatim" else CHATTING

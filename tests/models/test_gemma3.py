@@ -1,0 +1,85 @@
+"""What a Gemma 3's `config.json` may say, and what is refused by name."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from transformers import AutoConfig
+
+from tddpo_jax.models.families import read_config
+from tddpo_jax.models.tensor_table import parameter_count
+from tddpo_jax.weights.hugging_face import read_config as read_folder
+from tddpo_jax.weights.locate import model_folder
+
+GOLDEN = Path(__file__).parent / "golden"
+TEXT = json.loads((GOLDEN / "gemma3-text" / "model" / "config.json").read_text())
+WHOLE = json.loads((GOLDEN / "gemma3" / "model" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["gemma3-text", "gemma3"])
+def test_a_file_of_transformers_5_says_the_same(name):
+    """It lists the kind of every layer and has one rope for each kind."""
+    folder = GOLDEN / name / "model"
+    rewritten = AutoConfig.from_pretrained(folder).to_dict()
+    assert read_config(rewritten, "config.json") == read_folder(folder)
+
+
+REFUSED = {
+    "softcaps": ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+    "softcap of the head": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+    "activation": ({"hidden_activation": "silu"}, "hidden_activation = 'silu'"),
+    "biases": ({"attention_bias": True}, "attention_bias = True"),
+    "no causal mask": ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
+    "rope": ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope of type 'yarn'"),
+    "unknown": ({"surprise": 1}, "surprise is not understood"),
+    "text for a number": ({"head_dim": "24"}, "head_dim must be a whole number"),
+    "no heads": ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number"),
+    "uneven heads": ({"num_key_value_heads": 5}, "num_attention_heads"),
+    "missing": ({"sliding_window": None}, "sliding_window is missing"),
+    "other layers": ({"layer_types": ["full_attention"] * 8}, "layer_types"),
+    "scaled local rope": (
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0},
+                "full_attention": {"rope_type": "default"},
+            }
+        },
+        "rope of type 'linear'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_is_refused_by_name(name):
+    changes, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        read_config({**TEXT, **changes}, "config.json")
+    nested = {**WHOLE, "text_config": {**WHOLE["text_config"], **changes}}
+    if name != "other layers":
+        with pytest.raises(ValueError, match=message):
+            read_config(nested, "config.json")
+
+
+def test_the_whole_of_text_and_vision_refuses_too():
+    with pytest.raises(ValueError, match="surprise is not understood"):
+        read_config({**WHOLE, "surprise": 1}, "config.json")
+    with pytest.raises(ValueError, match="text_config is missing"):
+        read_config({"model_type": "gemma3"}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "scale"),
+    [
+        ("1b", 999_885_952, 34.0),
+        ("4b", 3_880_263_168, 50.5),
+        ("12b", 11_766_034_176, 62.0),
+        ("27b", 27_009_346_304, 73.5),
+    ],
+)
+def test_the_published_sizes(size, parameters, scale):
+    """Parameters of the text part by transformers; the embedding's factor in bfloat16."""
+    config = read_folder(model_folder(f"google/gemma-3-{size}-it"))
+    assert parameter_count(config.parameters) == parameters
+    assert float(jnp.asarray(config.embedding_scale, jnp.bfloat16)) == scale

@@ -1,0 +1,239 @@
+"""Tiny models of every family beside what transformers makes of them.
+
+`golden/FAMILY/model` has the hub's own layout. `golden/FAMILY/golden.json` holds the numbers of
+transformers 5.24 in float32 with eager attention. Its own error against float64 is below 1e-5. A
+mistake of a family's mathematics changes a log-prob by 1e-3 to 6."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import tiny_models
+import torch
+from tiny_adapters import adapted
+from transformers import AutoModelForCausalLM
+
+from tddpo_jax.adapters.adapter_set import adapter_set
+from tddpo_jax.adapters.peft_files import export_adapter
+from tddpo_jax.batches.layout import Example, Shape
+from tddpo_jax.batches.packing import pack
+from tddpo_jax.generation.batching import continue_prompts
+from tddpo_jax.generation.sampling import Sampling
+from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.models.tensor_table import hub_tensors, parameter_count
+from tddpo_jax.placement.shardings import path_name, place, row_sharding
+from tddpo_jax.weights import hugging_face
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir())
+RESPONSES = ("chosen", "rejected")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """The folder of the model, and transformers' numbers."""
+    folder = GOLDEN / request.param
+    return folder / "model", json.loads((folder / "golden.json").read_text())
+
+
+def load(name):
+    return hugging_face.load(GOLDEN / name / "model", tiny_models.one_device(), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return load(family[0].parent.name)
+
+
+def examples_of(numbers):
+    return [
+        Example(
+            row,
+            np.array(pair["prompt_ids"], np.int32),
+            tuple(np.array(pair[f"{name}_ids"], np.int32) for name in RESPONSES),
+        )
+        for row, pair in enumerate(numbers["pairs"])
+    ]
+
+
+def packed(numbers, rows):
+    (batch,) = pack(
+        examples_of(numbers), [Shape(rows, max(512 // rows, 96), max(400 // rows, 80), 6)]
+    )
+    return batch
+
+
+def test_the_table_holds_the_model(family, model):
+    assert parameter_count(model.config.parameters) == family[1]["parameters"]
+
+
+@tiny_models.quick_jit
+def token_logps(model, batch):
+    """The log-prob of every target of one packed row."""
+    states = tiny_models.run(model, batch)[0, batch.score_position[0]]
+    log_probs = jax.nn.log_softmax(states @ model.head_weight.T)
+    return jnp.take_along_axis(log_probs, batch.score_target[0][:, None], axis=1)[:, 0]
+
+
+def largest_error(model, numbers):
+    """Of any token's log-prob, in nats, where both responses of a pair share their prompt."""
+    batch = packed(numbers, 1)
+    found = np.asarray(token_logps(model, jax.tree.map(jnp.asarray, batch)))
+    position, errors = batch.positions[0][batch.score_position[0]], []
+    for number, row in enumerate(batch.example[0]):
+        pair = numbers["pairs"][row]
+        for branch, name in enumerate(RESPONSES):
+            # The chosen response is stored reversed, and so are its scores.
+            own = batch.score_branch[0] == 2 * number + branch
+            order = np.argsort(position[own])
+            np.testing.assert_array_equal(batch.score_target[0][own][order], pair[f"{name}_ids"])
+            errors.append(np.abs(found[own][order] - pair[f"{name}_logps"]).max())
+    return max(errors)
+
+
+def test_every_token_has_the_log_prob_of_transformers(family, model):
+    assert largest_error(model, family[1]) < 1e-4
+
+
+def gradient_norms(model, batch):
+    """Norms of the gradients of the sum of logp_chosen - logp_rejected, by transformers' names."""
+
+    def value(model):
+        logps = branch_logps(tiny_models.run(model, batch), model.head_weight, batch)
+        return jnp.sum(jnp.where(batch.lengths > 0, logps, 0) * jnp.array([1.0, -1.0]))
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.grad(value)(model))
+    by_path = {path_name(path): leaf for path, leaf in leaves}
+    return {
+        name: jnp.linalg.norm(by_path[each.path] if place is None else by_path[each.path][place])
+        for each in model.config.parameters
+        for name, place in zip(each.module_names(), each.hub_names().values(), strict=True)
+    }
+
+
+def assert_norms(found, numbers):
+    assert found.keys() == numbers["gradient_norms"].keys()
+    for name, wanted in numbers["gradient_norms"].items():
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-3, err_msg=name)
+
+
+def test_every_gradient_has_the_norm_of_transformers(family, model):
+    batch = jax.tree.map(jnp.asarray, packed(family[1], 1))
+    assert_norms(tiny_models.quick_jit(gradient_norms)(model, batch), family[1])
+
+
+def test_eight_devices_have_the_same_gradients(family):
+    """The vocabularies are odd, so no mesh can have a tensor axis."""
+    folder, numbers = family
+    mesh = tiny_models.mesh_of(2, 4, 1)
+    model = hugging_face.load(folder, mesh, jnp.float32)
+    batch = jax.tree.map(lambda x: place(x, row_sharding(mesh)), packed(numbers, 8))
+    assert_norms(tiny_models.quick_jit(gradient_norms)(model, batch), numbers)
+
+
+def test_greedy_answers_are_those_of_transformers(family, model):
+    """40 tokens with a cache, past any end of turn; no choice of transformers was close."""
+    _, numbers = family
+    wanted = numbers["continuations"]
+    found = continue_prompts(
+        adapter_set([model]),
+        [np.array(one["prompt_ids"], np.int32) for one in wanted],
+        [Sampling(max_new_tokens=len(one["continuation_ids"])) for one in wanted],
+        [(0,)] * len(wanted),
+        [-1] * len(wanted),
+        stop_ids=(-1,),
+        bos=None,
+        mesh=tiny_models.one_device(),
+        dtype=jnp.float32,
+    )
+    for answer, one in zip(found, wanted, strict=True):
+        assert list(answer.token_ids) == one["continuation_ids"]
+
+
+def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
+    """Every tensor comes back, also those of a part that is not trained."""
+    folder, _ = family
+    model = hugging_face.load(folder, tiny_models.one_device())
+    hugging_face.export(model, folder, tmp_path / "output")
+    written, stored = (tiny_models.tensors_of(each) for each in (tmp_path / "output", folder))
+    assert written.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert written[name].tobytes() == tensor.tobytes(), name
+    assert hub_tensors(model.config.parameters).keys() <= stored.keys()
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_peft_computes_with_our_adapter_what_we_compute(family, model, tmp_path):
+    """On the text part alone: a vision part has linear layers of the same names."""
+    folder, _ = family
+    ours = adapted(model, 1, rank=2)
+    export_adapter(ours, tmp_path, str(folder))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 300, (2, 21)).astype(np.int32)
+    with torch.no_grad():
+        wanted = theirs(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    found = tiny_models.hidden_states(ours, tokens) @ ours.head_weight.T
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+    adapted_modules = {name for name, _ in theirs.named_parameters() if "lora_" in name}
+    assert not any("vision" in name for name in adapted_modules)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+def with_config(**changes):
+    """A mistake in one number of the config."""
+
+    def change(model, patch):
+        model.config = dataclasses.replace(model.config, **changes)
+
+    return change
+
+
+def plain_norms(model, patch):
+    """`w` in place of `1 + w`."""
+    for each in model.config.parameters:
+        if each.tensor.kind == "norm":
+            weight = functools.reduce(getattr, each.path.split("."), model)
+            weight[...] = weight[...] - 1
+
+
+def unscaled_embedding(model, patch):
+    patch.setattr(type(model.config), "embedding_scale", 1.0)
+
+
+def exact_gelu(model, patch):
+    gelu = jax.nn.gelu
+    patch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
+
+
+MISTAKES = {
+    "no window": ("gemma3-text", with_config(window=10**6)),
+    "a window of one more": ("gemma3-text", with_config(window=9)),
+    "one theta": ("gemma3-text", with_config(local_theta=1e6)),
+    "plain norms": ("gemma3-text", plain_norms),
+    "no embedding scale": ("gemma3-text", unscaled_embedding),
+    "exact gelu": ("gemma3-text", exact_gelu),
+    "no rope scaling": ("gemma3", with_config(rope_factor=1.0)),
+    "scores by head size": ("gemma3", with_config(score_scalar=20.0)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(mistake, monkeypatch):
+    """Each changes some log-prob by ten times the bound of the test above, or more."""
+    name, make = MISTAKES[mistake]
+    model, numbers = load(name), json.loads((GOLDEN / name / "golden.json").read_text())
+    make(model, monkeypatch)
+    token_logps.clear_cache()
+    assert largest_error(model, numbers) > 1e-3

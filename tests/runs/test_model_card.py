@@ -1,0 +1,74 @@
+"""The model card: what it says, and that it says no more than the run's files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from tddpo_jax.config.schema import resolve
+from tddpo_jax.runs.model_card import model_card
+
+FACTS = {
+    "versions": {"jax": "1.2.3"},
+    "model": {"path": "owner/base", "sha256": "abc"},
+    "data": {"path": "/home/someone/pairs.jsonl", "train_rows": 18, "template": "zephyr"},
+}
+RECORDS = [
+    {"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5},
+    {"step": 4, "eval_loss": 0.61234, "eval_rewards/accuracies": 0.75},
+    {"step": 4, "loss": 0.6},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The files of a run that a card is made of."""
+    settings = resolve({"loss": {"name": "dpo", "beta": 0.25}, "train": {"mode": "qlora"}})
+    text = yaml.safe_dump(settings.model_dump(mode="json"))
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "run.json").write_text(json.dumps(FACTS))
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    return tmp_path
+
+
+def test_the_card_names_base_loss_data_and_metrics(run):
+    card = ModelCard(model_card(run, adapter=True))
+    assert card.data.to_dict()["base_model"] == "owner/base"
+    assert card.data.library_name == "peft"
+    assert "| data | pairs.jsonl, 18 rows |" in card.text
+    assert "| loss | dpo, beta 0.25, label_smoothing 0.0 |" in card.text
+    assert "at step 4" in card.text
+    assert "| eval_loss | 0.6123 |" in card.text
+    assert "AutoPeftModelForCausalLM" in card.text
+    assert "BitsAndBytesConfig" in card.text
+    assert "jax 1.2.3" in card.text
+
+
+def test_a_path_is_nobodys_business(run):
+    card = model_card(run, adapter=False)
+    assert "someone" not in card
+    assert ModelCard(card).data.datasets is None
+    assert ModelCard(card).data.library_name == "transformers"
+    assert "BitsAndBytesConfig" not in card
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_the_code_of_a_card_is_python(run, adapter):
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(run, adapter=adapter), re.DOTALL)
+    ast.parse(code)
+    assert "apply_chat_template" in code
+
+
+def test_without_conversations_or_validation_the_card_does_not_pretend(run):
+    facts = {**FACTS, "data": {**FACTS["data"], "template": "verbatim"}}
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "metrics.jsonl").write_text("")
+    card = model_card(run, adapter=False)
+    assert "apply_chat_template" not in card
+    assert "no validation data" in card
