@@ -65,6 +65,25 @@ def test_each_loss_of_a_grid_takes_its_own_numbers():
     ]
 
 
+def test_numbers_of_two_losses_are_axes_beside_ours():
+    grid = cells(name=[MINE, GATE], set={"margin_scale": [2, 3], "gate": [-1, 1]}, tau=1)
+    assert varying_axes(grid) == ["loss.set.margin_scale", "loss.set.gate"]
+    assert [cell_name(cell, varying_axes(grid)) for cell in grid] == [
+        "my_dpo-beta0.05-margin_scale2.0-seed0",
+        "my_dpo-beta0.05-margin_scale3.0-seed0",
+        "needs_gate-beta0.05-gate-1.0-seed0",
+        "needs_gate-beta0.05-gate1.0-seed0",
+    ]
+
+
+def test_a_number_with_the_name_of_another_axis_is_refused(tmp_path):
+    """Two parts of a cell's name would be alike."""
+    file = tmp_path / "mine.py"
+    file.write_text("def f(pairs, *, weight_decay):\n    return -pairs.logp_chosen\n")
+    with pytest.raises(UserError, match="no setting may be called weight_decay"):
+        load_loss(f"{file}:f")
+
+
 def test_a_rate_may_be_given_by_the_function_s_name():
     rates = {"dpo": 1e-4, "my_dpo": 1e-3}
     grid = expand({"loss": {"name": ["dpo", MINE]}, "train": {"learning_rate": rates}})

@@ -10,7 +10,8 @@ import tiny_runs
 from eval.report.__main__ import main
 from tddpo_jax.config.schema import read_yaml
 from tddpo_jax.errors import UserError
-from tddpo_jax.runs.grid_directory import cell_directories
+from tddpo_jax.losses.objective import objective_of
+from tddpo_jax.runs.grid_directory import cell_directories, record_grid, recorded_losses
 from tddpo_jax.runs.run_directory import LOSS_FILE
 
 CELLS = [f"my_dpo-beta0.05-margin_scale{scale}-seed0" for scale in (1.0, 2.0)]
@@ -58,8 +59,8 @@ def test_the_loss_trains_as_ours_does_and_its_numbers_are_arguments(trained, inp
         for folder in (tmp_path, trained / "grid" / CELLS[1], trained / "grid" / CELLS[0])
     )
     assert own == pytest.approx(ours, rel=1e-5)
-    assert scaled[0] == own[0]
-    assert scaled[1] != own[1]
+    assert scaled[0] == pytest.approx(own[0], rel=1e-6)  # log 2
+    assert scaled[1] != pytest.approx(own[1], rel=1e-6)
 
 
 def test_a_run_keeps_the_text_and_names_the_file(trained):
@@ -71,6 +72,35 @@ def test_a_run_keeps_the_text_and_names_the_file(trained):
 
 def test_a_moved_file_is_the_same_loss(own, inputs):
     assert all(cell.summary for cell in cell_directories(settings(inputs, own)))
+
+
+def test_a_command_without_the_loss_makes_the_program_of_the_whole_grid(own, inputs):
+    """It is the program with which the grid began, even if the loss's file is gone."""
+    whole = cell_directories(settings(inputs, own, "dpo"))
+    record_grid(whole)
+    (own / "mine.py").unlink()
+    part = {**settings(inputs, own), "loss": {"name": "dpo", "beta": [0.05, 0.1]}}
+    few = cell_directories(part)
+    kept = objective_of([*recorded_losses(few), *(cell.config.loss.settings for cell in few)])
+    assert [term.loss.name for term in kept.terms] == ["my_dpo", "dpo"]
+    assert kept == objective_of(cell.config.loss.settings for cell in whole)
+
+
+def test_a_grid_has_one_value_of_a_number_that_is_no_axis(inputs, tmp_path):
+    """And a loss may have other defaults than ours, whichever of them a command names."""
+    file = own_losses.__file__
+
+    def cells(*names, gate):
+        changes = {"loss.name": list(names), "seed": [0, 1], "loss.set.gate": gate}
+        mine = any(name.endswith("needs_gate") for name in names)
+        changes = changes if mine else {**changes, "loss.set": {}}
+        return cell_directories(tiny_runs.settings(inputs, tmp_path / "grid", changes))
+
+    both = cells(f"{file}:needs_gate", "dpo", gate=1)
+    record_grid(both)
+    assert {cell.path.name for cell in cells("dpo", gate=None)} < {cell.path.name for cell in both}
+    with pytest.raises(UserError, match=r"loss\.set\.needs_gate\.gate is 1\.0, asked for 2\.0$"):
+        cells(f"{file}:needs_gate", gate=2)
 
 
 @pytest.mark.parametrize("more", [(), ("dpo",)])

@@ -58,6 +58,16 @@ def test_a_path_is_nobodys_business(run):
     assert "BitsAndBytesConfig" not in card
 
 
+def test_a_loss_of_one_s_own_is_named_by_its_function(run):
+    """Its file need not be there."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["loss"] |= {"name": "/home/someone/mine.py:my_dpo", "set": {"margin_scale": 2.0}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    card = model_card(run, adapter=True)
+    assert "| loss | my_dpo, beta 0.25, margin_scale 2.0 |" in card
+    assert "someone" not in card
+
+
 @pytest.mark.parametrize("adapter", [True, False])
 def test_the_code_of_a_card_is_python(run, adapter):
     (code,) = re.findall(r"```python\n(.*?)```", model_card(run, adapter=adapter), re.DOTALL)
