@@ -119,7 +119,18 @@ def generate_command(arguments: Sequence[str]) -> int:
     """Prints the model's answer and nothing else."""
     parser = Parser(prog="tddpo generate", description="Answer a prompt; print only the new text.")
     add_model(parser)
-    parser.add_argument("--prompt", required=True, help="text of the user's message")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", help="text of the user's message")
+    asked.add_argument(
+        "--prompt-ids",
+        type=int,
+        nargs="+",
+        metavar="ID",
+        help="token ids of the prompt; prints the new ids, and needs no tokenizer",
+    )
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="do not stop at the end of the answer"
+    )
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
     parser.add_argument("--system", help="system message before the prompt")
     parser.add_argument("--begin", help="beginning of the answer, which is continued")
@@ -146,15 +157,17 @@ def generate_command(arguments: Sequence[str]) -> int:
     from tddpo_jax.system.cache import use_compilation_cache
 
     use_compilation_cache()
-    settings = {
-        name: value for name, value in vars(given).items() if name not in ("model", "prompt")
-    }
-    completion = generate_text(given.model, given.prompt, **settings)
+    about = ("model", "prompt", "prompt_ids")
+    settings = {name: value for name, value in vars(given).items() if name not in about}
+    completion = generate_text(given.model, given.prompt_ids or given.prompt, **settings)
     if completion.prompt_cut:
         warnings.warn(
             "the prompt is longer than the context; its beginning was cut off", stacklevel=2
         )
-    print(completion.text.strip() if not given.raw else completion.text)
+    if given.prompt_ids:
+        print(*completion.token_ids)
+    else:
+        print(completion.text.strip() if not given.raw else completion.text)
     return 0
 
 

@@ -42,8 +42,10 @@ Append = Callable[[Mapping[str, Any]], None]
 class Generates(Protocol):
     """The part of `tddpo_jax.generation.generator.Generator` that is used."""
 
-    tokenizer: Any
     dtype: Any
+
+    @property
+    def tokenizer(self) -> Any: ...
 
     @property
     def context(self) -> int: ...

@@ -16,14 +16,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.adapters.adapter_set import AdapterSet, adapter_set
 from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.data.templates import chat_format, encode_prompt
-from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.batching import Continuation, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
@@ -54,17 +54,24 @@ class Generator:
     def __init__(
         self,
         adapters: AdapterSet,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
         stop_ids: Sequence[int],
         mesh: Mesh,
         dtype: Any,
     ) -> None:
         self.adapters = adapters
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.stop_ids = tuple(stop_ids)
         self.mesh = mesh
         self.dtype = dtype
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model's folder, which may lack one if all prompts are token ids."""
+        if self._tokenizer is None:
+            raise ValueError("this model was loaded without a tokenizer")
+        return self._tokenizer
 
     @property
     def context(self) -> int:
@@ -79,6 +86,8 @@ class Generator:
         *,
         template: str | None = None,
         mesh: MeshConfig = COPIES,
+        by_ids: bool = False,
+        ignore_eos: bool = False,
     ) -> Generator:
         """Loads a model, or several adapters of one base. Adapters are not merged.
 
@@ -92,6 +101,8 @@ class Generator:
                 CPU.
             template: chat template of the prompts to come; its end of turn ends an answer.
             mesh: the device mesh; by default every device holds all weights.
+            by_ids: whether the folder may lack a tokenizer. Texts of answers are then empty.
+            ignore_eos: whether nothing but its length ends an answer.
 
         Raises:
             UserError: a path, one of its files, the template or the mesh is wrong, or several paths
@@ -102,8 +113,11 @@ class Generator:
         for one, found in zip(paths, files, strict=True):
             if found.base.resolve() != files[0].base.resolve():
                 raise UserError(f"model.path: {one} has another base than {paths[0]}")
-        tokenizer = load_tokenizer(files[0].tokenizer)
-        stop_ids = {*chat_format(tokenizer, template).stop_ids, *_configured_stops(files[0])}
+        load = load_tokenizer_if_any if by_ids else load_tokenizer
+        tokenizer = load(files[0].tokenizer)
+        stop_ids = set() if ignore_eos else set(_configured_stops(files[0]))
+        if tokenizer is not None and not ignore_eos:
+            stop_ids |= set(chat_format(tokenizer, template).stop_ids)
         devices = make_mesh(mesh)
         compute = compute_dtype(dtype)
         adapters = [found.adapter for found in files]
@@ -142,7 +156,7 @@ class Generator:
             keys,
             adapters,
             stop_ids=self.stop_ids,
-            bos=self.tokenizer.bos_token_id,
+            bos=self._tokenizer.bos_token_id if self._tokenizer else None,
             mesh=self.mesh,
             dtype=self.dtype,
         )
@@ -157,6 +171,8 @@ class Generator:
         The new tokens are decoded together with the prompt, because many tokenizers strip the space
         at the front of a text.
         """
+        if self._tokenizer is None:
+            return ""
         new = [token for token in continuation.token_ids if token not in self.stop_ids]
         before, whole = self._decoded(prompt.tolist()), self._decoded([*prompt.tolist(), *new])
         # If the prompt ends in the middle of a character, its text is not a prefix of the whole.
@@ -171,12 +187,13 @@ class Generator:
 
 def generate_text(
     model: str,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     raw: bool = False,
     template: str | None = None,
     system: str | None = None,
     begin: str | None = None,
+    ignore_eos: bool = False,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -188,11 +205,12 @@ def generate_text(
 
     Args:
         model: a path that `weights.locate.resolve` accepts.
-        prompt: the user's message, or the beginning of a text if `raw`.
+        prompt: the user's message, or the beginning of a text if `raw`, or token ids.
         raw: whether to continue the prompt without a chat template.
         template: a named chat template; default: the tokenizer's own.
         system: a system message before the prompt.
         begin: beginning of the answer, which the model continues.
+        ignore_eos: whether nothing but its length ends the answer.
         temperature: as in `Sampling`.
         top_k: as in `Sampling`.
         top_p: as in `Sampling`.
@@ -207,17 +225,33 @@ def generate_text(
     Raises:
         UserError: the user's input is wrong.
     """
-    generator = Generator.from_path(model, dtype, template=template)
+    by_ids = not isinstance(prompt, str)
+    generator = Generator.from_path(
+        model, dtype, template=template, by_ids=by_ids, ignore_eos=ignore_eos
+    )
     begun = [] if begin is None else [{"role": "assistant", "content": begin}]
     if raw and begun:
         raise UserError("begin: a raw prompt has no answer to begin; write the beginning behind it")
-    start = prompt if raw else [{"role": "user", "content": prompt}, *begun]
-    ids = encode_prompt(generator.tokenizer, start, template, system=system)
+    if isinstance(prompt, str):
+        start = prompt if raw else [{"role": "user", "content": prompt}, *begun]
+        ids = encode_prompt(generator.tokenizer, start, template, system=system)
+    elif raw or begun or system is not None or template is not None:
+        raise UserError("prompt ids: are taken as they are, without a template, system or begin")
+    else:
+        ids = _token_ids(prompt)
     if max_new_tokens is None:
         max_new_tokens = min(Sampling().max_new_tokens, generator.context // 2)
     sampling = Sampling(temperature, top_k, top_p, max_new_tokens)
     [completion] = generator.generate([ids], [sampling], [(seed,)])
     return completion
+
+
+def _token_ids(ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
+    largest = np.iinfo(np.int32).max
+    for each in ids:
+        if not 0 <= each <= largest:
+            raise UserError(f"prompt ids: must be from 0 to {largest}, got {each}")
+    return np.array(ids, np.int32)
 
 
 def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:

@@ -29,7 +29,8 @@ def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
     return jnp.dtype(name)
 
 
-# The device kinds of Hopper GPUs begin like this: H100, H200 and similar ones, and GH200.
+# The device kinds of Hopper GPUs begin like this: H100, H200 and similar ones, and GH200. See also
+# `kernels.SINCE_HOPPER`.
 HOPPER = ("NVIDIA H", "NVIDIA GH")
 
 

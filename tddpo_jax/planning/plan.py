@@ -116,7 +116,7 @@ def make_plan(
     model = read_config(folder)
     attention = attention_implementation(config.model, sheet.kind)
     for _, layer in kinds_of_layers(model):
-        check_shape(attention, layer.attention)
+        check_shape(attention, layer.attention, sheet.kind)
     asked = config.mesh.model_dump()
     sizes = {axis: max(1, size) for axis, size in asked.items()}
     config = config.model_copy(update={"mesh": MeshConfig(**sizes)})

@@ -81,7 +81,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     model_config = hugging_face.read_config(files.base)
     how = computation(config.model, mesh)
     for _, layer in kinds_of_layers(model_config):
-        check_shape(how.attention, layer.attention)
+        check_shape(how.attention, layer.attention, mesh.devices.flat[0].device_kind)
     if config.train.mode != "full":
         lora.target_paths(config.lora, model_config)  # raises for layers that the model lacks
     base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)

@@ -131,15 +131,26 @@ def test_cudnn_is_given_the_window_and_the_scale(kernels_anywhere):
 
 def test_tokamax_refuses_windows():
     with pytest.raises(ValueError, match=r"model\.attention: tokamax .* window.* 13 tokens"):
-        check_shape("tokamax", AttentionShape(6, 2, 8, 8, window=13))
-    check_shape("cudnn", AttentionShape(6, 2, 8, 8, window=13))
+        check_shape("tokamax", AttentionShape(6, 2, 8, 8, window=13), "NVIDIA H100")
+    check_shape("cudnn", AttentionShape(6, 2, 8, 8, window=13), "NVIDIA A100")
 
 
 def test_values_that_there_is_no_kernel_for():
     with pytest.raises(
-        ValueError, match=r"cudnn needs a head size .* multiple of 8 and at most 128, .* 12;"
+        ValueError,
+        match=r"cudnn on NVIDIA A100 needs a head size .* multiple of 8 and at most 128, .* 12;",
     ):
-        check_shape("cudnn", AttentionShape(6, 2, 8, 12))
+        check_shape("cudnn", AttentionShape(6, 2, 8, 12), "NVIDIA A100")
+
+
+def test_wide_heads_need_a_hopper_gpu():
+    """cuDNN's limit in JAX: 128, and 256 from compute capability 9.0 on."""
+    wide = AttentionShape(4, 1, 256, 256, window=512)
+    for kind in ("NVIDIA H100 80GB HBM3", "NVIDIA B200"):
+        check_shape("cudnn", wide, kind)
+    for name, kind in (("cudnn", "NVIDIA A100-SXM4-80GB"), ("tokamax", "NVIDIA H100")):
+        with pytest.raises(ValueError, match=f"{name} on {kind} .* at most 128, .* 256"):
+            check_shape(name, wide._replace(window=None), kind)
 
 
 def test_under_vmap():
@@ -294,7 +305,7 @@ def test_tokamax_that_is_not_installed_is_asked_for(monkeypatch):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("size", "dtype", "problem"),
-    [(10, jnp.bfloat16, "multiple of 8"), (136, jnp.bfloat16, "136"), (8, jnp.float32, "float32")],
+    [(10, jnp.bfloat16, "multiple of 8"), (264, jnp.bfloat16, "264"), (8, jnp.float32, "float32")],
 )
 def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, problem):
     (batch,) = batches(LENGTHS[:1])
@@ -307,7 +318,7 @@ def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatc
     model = tiny_models.save(tmp_path / "model", tiny_models.hugging_face())
     monkeypatch.setattr(computation, "attention_implementation", lambda _: "cudnn")
     config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
-    problem = r"cudnn needs a head size that is a multiple of 8 and at most 128, .* 10;"
+    problem = r"cudnn on cpu needs a head size that is a multiple of 8 and at most 128, .* 10;"
     with pytest.raises(ValueError, match=problem):
         prepare.prepare([config], Screen(quiet=True))
 

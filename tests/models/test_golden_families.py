@@ -19,10 +19,12 @@ import torch
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM
 
+from tddpo_jax.__main__ import generate_command
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.adapters.peft_files import export_adapter
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack
+from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
@@ -154,6 +156,24 @@ def test_greedy_answers_are_those_of_transformers(family, model):
     )
     for answer, one in zip(found, wanted, strict=True):
         assert list(answer.token_ids) == one["continuation_ids"]
+
+
+def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys):
+    folder, numbers = family
+    one = numbers["continuations"][0]
+    words = (
+        f"generate --model {folder} --ignore-eos --max-new-tokens 40 --dtype float32 --prompt-ids"
+    )
+    ids = [str(each) for each in one["prompt_ids"]]
+    assert run_command(generate_command, [*words.split()[1:], *ids], resumes=False) == 0
+    assert capsys.readouterr().out.split() == [str(each) for each in one["continuation_ids"]]
+    assert run_command(generate_command, [*words.split()[1:], "-1"], resumes=False) == 2
+    assert run_command(generate_command, [*words.split()[1:], "331"], resumes=False) == 2
+    last = capsys.readouterr().err.splitlines()
+    assert [line.partition(";")[0] for line in last] == [
+        "error: prompt ids: must be from 0 to 2147483647, got -1",
+        "error: a prompt holds the id 331, but the model has 331 ids",
+    ]
 
 
 def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):

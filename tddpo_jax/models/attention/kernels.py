@@ -29,8 +29,9 @@ from tddpo_jax.models.attention.view import AttentionShape
 Kernel = Literal["cudnn", "tokamax"]
 # The back-ends that read causal rows.
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-# Limits on the head size, for cuDNN on every GPU since Ampere and for tokamax on Hopper.
-LARGEST_HEAD, HEAD_MULTIPLE = 128, 8
+# Limits on the head size. cuDNN takes wider heads on GPUs since Hopper, whose kinds begin so.
+LARGEST_HEAD, LARGEST_HEAD_SINCE_HOPPER, HEAD_MULTIPLE = 128, 256, 8
+SINCE_HOPPER = ("NVIDIA H", "NVIDIA GH", "NVIDIA B", "NVIDIA GB")
 # We set tokamax's flags, because it would otherwise parse this process's command line. The flag
 # switches off its table of tuned block sizes, in versions that allow it. The table lacks our
 # shapes, and tokamax warns about each of them.
@@ -70,31 +71,33 @@ def causal_rows_attention(
         raise ValueError(f"{kernel} needs the causal rows of a packed batch")
     shape = AttentionShape(q.shape[2], k.shape[2], q.shape[3], v.shape[3], window, scale)
     if kernel != "xla":
-        check_shape(kernel, shape)
+        check_shape(kernel, shape, SINCE_HOPPER[0])  # the kind is checked before
         _check_dtype(kernel, q.dtype)
     q, k, v, shape = _of_one_size(q, k, v, shape)
     out = sum(collected(_attended(q, k, v, width, shape, kernel), width) for width in rows)
     return checkpoint_name(out, "attention")
 
 
-def check_shape(attention: str, shape: AttentionShape) -> None:
+def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
     """Refuses a layer's attention that the back-end cannot compute.
 
     Args:
         attention: the back-end's name; one that is not in `KERNELS` computes everything.
         shape: sizes and settings of the layer's attention.
+        kind: the kind of device, as JAX names it.
 
     Raises:
         UserError: the back-end does not support the head size or the window.
     """
     if attention not in KERNELS:
         return
+    is_wide = attention == "cudnn" and kind.startswith(SINCE_HOPPER)
+    largest = LARGEST_HEAD_SINCE_HOPPER if is_wide else LARGEST_HEAD
     for size in (shape.size, shape.value_size):
-        if size > LARGEST_HEAD or size % HEAD_MULTIPLE:
+        if size > largest or size % HEAD_MULTIPLE:
             raise UserError(
-                f"model.attention: {attention} needs a head size that is a multiple of "
-                f"{HEAD_MULTIPLE} and at most {LARGEST_HEAD}, but this model's is {size}; "
-                f"choose xla"
+                f"model.attention: {attention} on {kind} needs a head size that is a multiple of "
+                f"{HEAD_MULTIPLE} and at most {largest}, but this model's is {size}; choose xla"
             )
     if attention == "tokamax" and shape.window is not None:
         raise UserError(

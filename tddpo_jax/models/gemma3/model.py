@@ -25,7 +25,7 @@ from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
 from tddpo_jax.models.gemma3 import tensors
 from tddpo_jax.models.gemma3.tensors import LINEAR_NAMES
-from tddpo_jax.models.linear import Linear, mark_product
+from tddpo_jax.models.linear import Linear, gated, mark_product
 from tddpo_jax.models.norm import ZeroCentredRMSNorm
 from tddpo_jax.models.rope import rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, parameter
@@ -186,11 +186,9 @@ class Block(nnx.Module):
         return rotate(self.q_norm(q), angle), rotate(self.k_norm(k), angle), v
 
     def feed_forward(self, x: Float[Array, "B T D"], keys: DropoutKeys) -> Float[Array, "B T D"]:
-        # The barrier keeps XLA on CPU from computing the activation inside a product's transpose.
-        gate, up = jax.lax.optimization_barrier(
-            (mark_product(self.gate_proj(x, keys[4])), mark_product(self.up_proj(x, keys[5])))
-        )
-        return self.down_proj(jax.nn.gelu(gate, approximate=True) * up, keys[6])
+        activation = functools.partial(jax.nn.gelu, approximate=True)
+        inner = gated(activation, self.gate_proj(x, keys[4]), self.up_proj(x, keys[5]))
+        return self.down_proj(inner, keys[6])
 
     def __call__(
         self,

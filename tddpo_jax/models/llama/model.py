@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
-from tddpo_jax.models.linear import Linear, mark_product
+from tddpo_jax.models.linear import Linear, gated, mark_product
 from tddpo_jax.models.llama import tensors
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.models.norm import RMSNorm
@@ -166,14 +166,8 @@ class Block(nnx.Module):
     def feed_forward(
         self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT
     ) -> Float[Array, "B T D"]:
-        # Several products read these arrays and their gradients. On CPU, without the barrier, XLA
-        # would fuse the activation into the transpose that one of the products needs, and compute
-        # it column by column. On GPU the barrier costs nothing, because products write to memory
-        # anyway.
-        gate, up = jax.lax.optimization_barrier(
-            (mark_product(self.gate_proj(x, keys[4])), mark_product(self.up_proj(x, keys[5])))
-        )
-        return self.down_proj(jax.nn.silu(gate) * up, keys[6])
+        inner = gated(jax.nn.silu, self.gate_proj(x, keys[4]), self.up_proj(x, keys[5]))
+        return self.down_proj(inner, keys[6])
 
     def __call__(
         self,
