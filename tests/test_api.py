@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import own_losses
@@ -38,7 +39,11 @@ def experiment(inputs, tmp_path_factory):
             data=rows_of(inputs.train),
             loss=[own_losses.my_dpo, "dpo"],
             beta=0.1,
-            settings={**SHORT, "data.validation": str(inputs.validation)},
+            settings={
+                **SHORT,
+                "data.validation": str(inputs.validation),
+                "loss.set.margin_scale": [1, 2],
+            },
             output=tmp_path_factory.mktemp("api") / "grid",
             on_record=lambda cell, record: told.append((cell, record)),
             quiet=True,
@@ -48,12 +53,13 @@ def experiment(inputs, tmp_path_factory):
 
 def test_runs_are_known_by_the_names_of_their_cells(experiment):
     runs, _ = experiment
-    assert list(runs) == ["my_dpo-beta0.1-seed0", "dpo-beta0.1-seed0"]
+    mine = [f"my_dpo-beta0.1-margin_scale{scale}-seed0" for scale in (1.0, 2.0)]
+    assert list(runs) == [*mine, "dpo-beta0.1-seed0"]
     run = runs["dpo-beta0.1-seed0"]
     assert run.summary["state"] == "finished"
     assert run.records == tiny_runs.lines(run.path)
     assert run.settings["loss"]["beta"] == 0.1
-    with pytest.raises(KeyError, match=r"no cell 'ipo'; there are my_dpo-beta0\.1-seed0, dpo"):
+    with pytest.raises(KeyError, match=r"no cell 'ipo'; there are my_dpo-beta0\.1-margin_scale1"):
         runs["ipo"]
 
 
@@ -67,10 +73,16 @@ def test_the_table_has_a_row_for_each_cell(experiment):
     runs, _ = experiment
     table = runs.table()
     assert list(table.index) == list(runs)
-    assert list(table["loss"]) == ["my_dpo", "dpo"]
+    assert list(table["loss"]) == ["my_dpo", "my_dpo", "dpo"]
+    assert list(table["margin_scale"][:2]) == [1.0, 2.0]
     assert set(table["state"]) == {"finished"}
     best = runs["dpo-beta0.1-seed0"].summary["best"]
     assert table.loc["dpo-beta0.1-seed0", "eval_loss"] == best["eval_loss"]
+
+
+def test_log_probs_are_of_one_data_set_and_its_split(inputs):
+    with pytest.raises(tddpo_jax.UserError, match=r"^data\.split: "):
+        tddpo_jax.log_probs(inputs.model, inputs.validation, split="test")
 
 
 @pytest.mark.usefixtures("one_device")
@@ -138,6 +150,7 @@ exec("def of_no_file(pairs, *, beta):\n    return -beta * pairs.logp_chosen\n", 
         ({"loss": own_losses.has_steps}, r"loss\.name: has_steps: its gradient is zero"),
         ({"settings": {"train.epoch": 1}}, r"train\.epoch: no such setting"),
         ({"beta": 0.1, "settings": {"loss.beta": 1}}, r"loss\.beta: is given twice"),
+        ({"data": ["a.jsonl", Path("a.jsonl")]}, r"data\.path: names a data set twice"),
     ],
 )
 @pytest.mark.usefixtures("one_device")
