@@ -45,8 +45,8 @@ REPORT_LAYERS = (
     *("number_formats", "read", "statistics", "analysis", "figures", "pages", "__main__"),
 )
 PURE = ("batches", "losses", "models")
-# Names that several files have because they mean the same in each.
-SHARED_NAMES = ("__init__", "__main__", "model")
+# Names that several files have because they mean the same in each, the last three in each family.
+SHARED_NAMES = ("__init__", "__main__", "attributes", "model", "tensors")
 SOURCES = [
     ROOT / "run.py",
     *(file for folder in ("tddpo_jax", "eval", "tests") for file in (ROOT / folder).rglob("*.py")),

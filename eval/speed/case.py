@@ -22,6 +22,7 @@ from tddpo_jax.config.schema import (
     ModelConfig,
 )
 from tddpo_jax.data.dataset import load_dataset
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Decoder
@@ -87,7 +88,7 @@ def load_pairs(case: Case) -> list[Example]:
         tokenizer,
         context=case.max_length,
         cache=cache_folder(),
-        vocab_size=case.model.vocabulary,
+        vocabulary=Vocabulary(case.model.vocabulary, case.model.not_text),
     )
     return dataset.train
 

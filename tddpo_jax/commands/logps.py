@@ -10,7 +10,7 @@ from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example, score_counts
 from tddpo_jax.config.schema import DataSource, MeshConfig, ModelConfig
 from tddpo_jax.data.dataset import load_uncut_examples
-from tddpo_jax.data.examples import Unusable, check_vocabulary
+from tddpo_jax.data.examples import Unusable, Vocabulary, check_vocabulary
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.computation import computation
@@ -73,7 +73,8 @@ def log_prob_lines(
     examples = [row for row in rows if isinstance(row, Example)]
     how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
     policy = load_model(files, mesh, how.dtype)
-    check_vocabulary(data.path, examples, policy.config.vocabulary)
+    shape = policy.config
+    check_vocabulary(data.path, examples, Vocabulary(shape.vocabulary, shape.not_text))
     scored = iter(example_log_probs(policy, examples, how, mesh).tolist())
     return [_line(row, next(scored) if isinstance(row, Example) else None) for row in rows]
 

@@ -20,6 +20,7 @@ from tddpo_jax.data.examples import (
     Limits,
     Split,
     Unusable,
+    Vocabulary,
     build,
     check_vocabulary,
     encode,
@@ -48,7 +49,7 @@ def load_dataset(
     context: int,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Dataset:
     """The examples of a run: read, encoded, split and cut.
 
@@ -60,7 +61,7 @@ def load_dataset(
         context: the model's context, in tokens.
         cache: a directory, made if need be.
         progress: called with (rows encoded, rows in all).
-        vocab_size: the model's; ids beyond it are refused.
+        vocabulary: the model's; other ids are refused.
 
     Raises:
         UserError: one line that names the setting, or the file and row and column.
@@ -78,7 +79,7 @@ def load_dataset(
         _write_cache(file, dataset, content_hash)
     first, last = mixture.sources[0], mixture.sources[-1]
     for source, examples in ((first, dataset.train), (last, dataset.validation)):
-        check_vocabulary(source.name, examples, vocab_size)
+        check_vocabulary(source.name, examples, vocabulary)
     not_read = {source.name: source.not_read for source in mixture.sources if source.not_read}
     return dataclasses.replace(dataset, not_read=not_read)
 
@@ -90,13 +91,13 @@ def load_fitted(
     context: int,
     cache: Path,
     count: int,
-    vocab_size: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Dataset, list[Fitted]]:
     """The data of a run, and the first `count` training examples of each data set, whole and cut.
 
     The other arguments and the errors are those of `load_dataset`.
     """
-    dataset = load_dataset(config, tokenizer, context=context, cache=cache, vocab_size=vocab_size)
+    dataset = load_dataset(config, tokenizer, context=context, cache=cache, vocabulary=vocabulary)
     mixture = read_mixture(config)
     style = _style(config.template, tokenizer, mixture.sources)
     shown: list[Fitted] = []

@@ -359,23 +359,31 @@ def _omission(row: ParsedRow, style: ChatFormat, example: ExampleText) -> str | 
     return None
 
 
-def check_vocabulary(name: str, examples: Sequence[Example], vocab_size: int | None) -> None:
-    """Raises UserError for a row with an id that the model does not have.
+class Vocabulary(NamedTuple):
+    """The token ids that a model takes."""
+
+    size: int
+    not_text: tuple[int, ...] = ()  # ids that stand for something else, such as a part of an image
+
+
+def check_vocabulary(name: str, examples: Sequence[Example], vocabulary: Vocabulary | None) -> None:
+    """Raises UserError for a row with an id that the model does not have, or that is no text.
 
     Args:
         name: of the data, unless an example names its own source.
         examples: to check.
-        vocab_size: the model's; None checks nothing.
+        vocabulary: the model's; None checks nothing.
     """
-    if vocab_size is None:
+    if vocabulary is None:
         return
     for example in examples:
         names = ("response",) if len(example.responses) == 1 else ("chosen", "rejected")
         parts = zip(("prompt", *names), (example.prompt, *example.responses), strict=True)
         for part, ids in parts:
+            where = f"data {example.source or name} row {example.row}: {part!r} holds the id"
             highest = int(ids.max())
-            if highest >= vocab_size:
-                raise UserError(
-                    f"data {example.source or name} row {example.row}: {part!r} holds the id "
-                    f"{highest}, but the model's vocabulary ends at {vocab_size - 1}"
-                )
+            if highest >= vocabulary.size:
+                last = vocabulary.size - 1
+                raise UserError(f"{where} {highest}, but the model's vocabulary ends at {last}")
+            for token in np.intersect1d(ids, vocabulary.not_text):
+                raise UserError(f"{where} {token}, which stands for an image; only text is trained")

@@ -60,6 +60,10 @@ class DecoderConfig(Protocol):
     def width(self) -> int: ...
 
     @property
+    def not_text(self) -> tuple[int, ...]:
+        """Token ids that stand for something else than text; data must not hold them."""
+
+    @property
     def layers(self) -> int: ...
 
     @property

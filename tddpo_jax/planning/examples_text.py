@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_fitted
-from tddpo_jax.data.examples import Dataset, Fitted
+from tddpo_jax.data.examples import Dataset, Fitted, Vocabulary
 from tddpo_jax.data.remarks import description
 from tddpo_jax.planning.lengths import tokenizer_of
 from tddpo_jax.system.cache import cache_folder
@@ -39,7 +39,7 @@ def examples_text(config: Config, count: int) -> Iterator[str]:
         context=model.context,
         cache=cache_folder(),
         count=count,
-        vocab_size=model.vocabulary,
+        vocabulary=Vocabulary(model.vocabulary, model.not_text),
     )
     yield from description(config.data.names, dataset)
     yield from _unusable(dataset)

@@ -14,7 +14,7 @@ from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.examples import VERBATIM, Dataset
+from tddpo_jax.data.examples import VERBATIM, Dataset, Vocabulary
 from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
@@ -128,7 +128,7 @@ def _load_dataset(
                 tokenizer,
                 context=model_config.context,
                 cache=cache_folder(),
-                vocab_size=model_config.vocabulary,
+                vocabulary=Vocabulary(model_config.vocabulary, model_config.not_text),
                 progress=update,
             )
         )

@@ -28,7 +28,7 @@ from tddpo_jax.config.schema import DataConfig, DataSource
 from tddpo_jax.data import sources
 from tddpo_jax.data.dataset import load_dataset, load_uncut_examples
 from tddpo_jax.data.dataset_folders import rows_of, splits_of
-from tddpo_jax.data.examples import Unusable
+from tddpo_jax.data.examples import Unusable, Vocabulary
 from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.sources import read_rows, read_source
 from tddpo_jax.data.templates import encode_prompt
@@ -496,9 +496,9 @@ def test_ids_beyond_the_vocabulary(tmp_path, repeated):
     """Checked against the model, also where the pairs come from the cache."""
     config = DataConfig(path=write(tmp_path / "data.jsonl", [IDS]), validation=0)
     if repeated:
-        load_dataset(config, None, context=64, cache=tmp_path, vocab_size=33)
+        load_dataset(config, None, context=64, cache=tmp_path, vocabulary=Vocabulary(33))
     with pytest.raises(ValueError, match=r"row 0: 'rejected' holds the id 32, but .* ends at 31"):
-        load_dataset(config, None, context=64, cache=tmp_path, vocab_size=32)
+        load_dataset(config, None, context=64, cache=tmp_path, vocabulary=Vocabulary(32))
 
 
 def test_load_tokenizer(tmp_path):

@@ -21,6 +21,7 @@ from tiny_rows import (
 
 from tddpo_jax.config.schema import DataConfig, resolve
 from tddpo_jax.data.dataset import load_dataset
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.remarks import description
 
 
@@ -138,7 +139,7 @@ def test_rows_that_cannot_be_used_go_by_their_data_set(tmp_path, pair):
     config = DataConfig(path=[pair[0], ids], validation=0)
     config = DataConfig(path=[pair[0], ids], validation=0)
     with pytest.raises(ValueError, match=r"data \S+ids\.jsonl row 1: 'chosen' holds the id 9999"):
-        load_dataset(config, TOKENIZER, context=64, cache=tmp_path, vocab_size=448)
+        load_dataset(config, TOKENIZER, context=64, cache=tmp_path, vocabulary=Vocabulary(448))
 
 
 def test_data_sets_of_another_number_of_responses_do_not_mix(tmp_path, pair):
@@ -154,7 +155,7 @@ MISTAKES = {
     "no path": ([{"fraction": 1}], r"data\.path\.0\.path: Field required"),
     "nothing": ([], r"data\.path: must name a data set"),
     "twice": (["a", {"path": "a"}], r"data\.path: names a data set twice"),
-    "a number": (3, r"data\.path: Input should be a valid string, got 3"),
+    "a number": (3, r"data\.path: must be a text, got 3"),
 }
 
 

@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from transformers import AutoConfig
 
+from tddpo_jax.__main__ import logps_command
+from tddpo_jax.batches.layout import Example
+from tddpo_jax.commands.exit_status import run_command
+from tddpo_jax.data.examples import Vocabulary, check_vocabulary
 from tddpo_jax.models.families import read_config
 from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.weights.hugging_face import read_config as read_folder
@@ -83,3 +88,21 @@ def test_the_published_sizes(size, parameters, scale):
     config = read_folder(model_folder(f"google/gemma-3-{size}-it"))
     assert parameter_count(config.parameters) == parameters
     assert float(jnp.asarray(config.embedding_scale, jnp.bfloat16)) == scale
+
+
+def test_a_row_with_a_part_of_an_image_is_refused_by_name(tmp_path):
+    """330 stands for an image in the model that also has a vision part, and is text elsewhere."""
+    row = {"prompt_ids": [2, 330, 5], "chosen_ids": [7, 1], "rejected_ids": [8, 1]}
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps(row) + "\n")
+    for name, status in (("gemma3", 2), ("gemma3-text", 0)):
+        words = ["--model", str(GOLDEN / name / "model"), "--data", str(data)]
+        output = ["--output", str(tmp_path / f"{name}.jsonl")]
+        assert run_command(logps_command, [*words, *output], resumes=False) == status
+
+
+def test_the_message_names_the_token(tmp_path):
+    examples = [Example(3, np.array([330, 2]), (np.array([1]), np.array([4])))]
+    message = "data d row 3: 'prompt' holds the id 330, which stands for an image"
+    with pytest.raises(ValueError, match=message):
+        check_vocabulary("d", examples, Vocabulary(331, (330,)))

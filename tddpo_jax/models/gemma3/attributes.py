@@ -27,6 +27,7 @@ DEFAULTS: dict[str, float] = {
 }
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window")
 REALS = ("query_pre_attn_scalar", "rms_norm_eps")  # all other numbers are whole
+IMAGE_TOKEN = 262144  # the default of transformers, `Gemma3Config`
 LOCAL_THETA, WHOLE_THETA = 10_000.0, 1_000_000.0
 LOCAL, WHOLE = "sliding_attention", "full_attention"
 
@@ -35,7 +36,7 @@ IGNORED_ATTRIBUTES = (*BOOKKEEPING, "cache_implementation", "_sliding_window_pat
 # Attributes of the whole of a text part and a vision part, besides `text_config`.
 IGNORED_WITH_VISION = (
     *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index"),
-    *("image_token_index", "image_token_id", "boi_token_id", "eoi_token_id"),
+    *("boi_token_id", "eoi_token_id"),
 )
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -57,17 +58,20 @@ def read_config(attributes: Mapping[str, Any], path: str) -> Gemma3Config:
     `families.read_config` documents the arguments and the errors.
     """
     if attributes["model_type"] == "gemma3_text":
-        return _read_text(attributes, path, has_vision=False)
+        return _read_text(attributes, path, image_token=None)
     outer = dict(attributes)
     text = outer.pop("text_config", None)
     if not isinstance(text, Mapping):
         raise UserError(f"{path}: text_config is missing")
     _refuse(outer, path)
+    named = [outer.pop(name, None) for name in ("image_token_index", "image_token_id")]
+    image_token = next((each for each in named if each is not None), IMAGE_TOKEN)
+    image_token = whole_number(image_token, "image_token_index", path)
     for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES, *IGNORED_WITH_VISION):
         outer.pop(name, None)
     if outer:
         raise UserError(f"{path}: {sorted(outer)[0]} is not understood")
-    return _read_text(text, f"{path}: text_config", has_vision=True)
+    return _read_text(text, f"{path}: text_config", image_token=image_token)
 
 
 def _refuse(attributes: Mapping[str, Any], path: str) -> None:
@@ -76,7 +80,9 @@ def _refuse(attributes: Mapping[str, Any], path: str) -> None:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
 
 
-def _read_text(attributes: Mapping[str, Any], path: str, *, has_vision: bool) -> Gemma3Config:
+def _read_text(
+    attributes: Mapping[str, Any], path: str, *, image_token: int | None
+) -> Gemma3Config:
     _refuse(attributes, path)
     known = {
         name: value
@@ -118,7 +124,7 @@ def _read_text(attributes: Mapping[str, Any], path: str, *, has_vision: bool) ->
         rope_factor=factor,
         score_scalar=numbers["query_pre_attn_scalar"],
         norm_epsilon=numbers["rms_norm_eps"],
-        has_vision=has_vision,
+        image_token=image_token,
     )
 
 

@@ -60,9 +60,18 @@ class Gemma3Config:
     rope_factor: float  # the frequencies of the other layers are divided by it
     score_scalar: float  # scores are divided by its square root
     norm_epsilon: float
-    has_vision: bool  # whether the checkpoint also holds a vision part
+    # The token id that stands for a part of an image, if the checkpoint also holds a vision part.
+    image_token: int | None
 
     tied = True
+
+    @property
+    def has_vision(self) -> bool:
+        return self.image_token is not None
+
+    @property
+    def not_text(self) -> tuple[int, ...]:
+        return () if self.image_token is None else (self.image_token,)
 
     @property
     def prefix(self) -> str:

@@ -66,6 +66,7 @@ class LlamaConfig:
 
     embedding_scale = 1.0
     carried = ()
+    not_text = ()
 
     @property
     def sizes(self) -> dict[str, int]:
