@@ -105,7 +105,7 @@ class Linear(nnx.Module):
     ) -> Float[Array, "B T O"]:
         y = linear(x, self.weight.get_value())
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)
+            y = y + self.bias[...][None, None].astype(x.dtype)
         return y if self.adapter is None else y + self.adapter(x, dropout_key)
 
 

@@ -34,7 +34,7 @@ def test_settings_of_an_adapter(tmp_path, monkeypatch):
         assert locate.resolve(str(tmp_path)).adapter == tmp_path
         config = read_peft_config(tmp_path)
         assert config.rank >= 1
-        assert config.alpha > 0
+        assert config.scale > 0
         assert 0 <= config.dropout < 1
 
     read()

@@ -249,7 +249,7 @@ MISTAKES = {
     "no such folder": ("--model {folder}/none", r"model\.path: '\S+none' is neither a"),
     "a file": ("--model {train}", r"model\.path: \S+ is a file"),
     "an empty folder": ("--model {nothing}", r"model\.path: .*nothing holds no config\.json"),
-    "another architecture": ("--model {mistral}", r"config\.json: model_type = 'mistral'"),
+    "another architecture": ("--model {gpt2}", r"config\.json: model_type = 'gpt2'"),
     "other weights than its config": ("--model {wide}", r"has shape \[448, 64\], but config\.json"),
     "half of the weights": ("--model {truncated}", r"not a whole safetensors file"),
     "no tokenizer for texts": ("--model {mute} --data {chat}", r"holds texts, .* no tokenizer"),
@@ -299,7 +299,7 @@ def files(inputs, tmp_path_factory):
             paths[name] = folder / f"{name}{suffix}"
             paths[name].write_text(content)
     changed = {
-        "mistral": {"model_type": "mistral"},
+        "gpt2": {"model_type": "gpt2"},
         "wide": {"hidden_size": 128},
         "headless": {"num_attention_heads": 0},
     }

@@ -108,7 +108,7 @@ def gradient_norms(model, batch):
 
     def value(model):
         logps = branch_logps(tiny_models.run(model, batch), model.head_weight, batch)
-        return jnp.sum(jnp.where(batch.lengths > 0, logps, 0) * jnp.array([1.0, -1.0]))
+        return jnp.sum(jnp.where(batch.lengths > 0, logps, 0) * jnp.array([[[1.0, -1.0]]]))
 
     leaves = jax.tree_util.tree_leaves_with_path(jax.grad(value)(model))
     by_path = {path_name(path): leaf for path, leaf in leaves}

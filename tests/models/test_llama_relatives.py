@@ -93,7 +93,7 @@ def test_log_probs_and_gradients_are_those_of_transformers(mesh, folder, expecte
 
     def value(model, rows):
         logps = branch_logps(hidden_states(model, rows, how), model.head_weight, rows)
-        return jnp.sum(logps * rows.weight[..., None] * SIGNS), logps
+        return jnp.sum(logps * rows.weight[..., None] * SIGNS[None, None]), logps
 
     both = tiny_models.quick_jit(jax.value_and_grad(value, has_aux=True))
     (_, logps), gradients = both(model, rows)

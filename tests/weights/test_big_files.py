@@ -35,7 +35,8 @@ def files_command(tmp_path, *options):
     """The finished command for `SHAPE`."""
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
     command = [sys.executable, "-m", "eval.speed.files", "--json", "--model", str(tmp_path)]
-    command += ["--layers", str(LAYERS), "--folder", str(tmp_path / "files"), *options]
+    layers = [] if "--layers" in options else ["--layers", str(LAYERS)]
+    command += [*layers, "--folder", str(tmp_path / "files"), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
