@@ -28,6 +28,7 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.models.llama.model import Block as LlamaBlock
 from tddpo_jax.models.tensor_table import hub_tensors, parameter_count
 from tddpo_jax.placement.shardings import path_name, place, row_sharding
 from tddpo_jax.weights import hugging_face
@@ -228,6 +229,18 @@ def plain_norms(model, patch):
             weight[...] = weight[...] - 1
 
 
+def no_head_norms(model, patch):
+    patch.setattr(LlamaBlock, "queries_keys_values", without_norms(LlamaBlock.queries_keys_values))
+
+
+def without_norms(method):
+    def plain(block, *args):
+        block.q_norm = block.k_norm = lambda x: x
+        return method(block, *args)
+
+    return plain
+
+
 def unscaled_embedding(model, patch):
     patch.setattr(type(model.config), "embedding_scale", 1.0)
 
@@ -245,6 +258,8 @@ MISTAKES = {
     "no embedding scale": ("gemma3-text", unscaled_embedding),
     "exact gelu": ("gemma3-text", exact_gelu),
     "no rope scaling": ("gemma3", with_config(rope_factor=1.0)),
+    "no norms of heads": ("qwen3", no_head_norms),
+    "another theta": ("qwen3", with_config(rope_theta=1e4)),
     "scores by head size": ("gemma3", with_config(score_scalar=20.0)),
 }
 
