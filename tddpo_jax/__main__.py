@@ -328,6 +328,8 @@ def _parser() -> Parser:
 def main() -> int:
     """Runs the verb that the command line names; returns its exit status."""
     parser = _parser()
+    if len(sys.argv) == 1:
+        parser.error("name a verb; `tddpo --help` lists them")
     verb = parser.parse_args(sys.argv[1:2]).verb
     if verb not in COMMANDS:
         parser.error(f"verb {verb!r}: no such verb{did_you_mean(verb, COMMANDS)}")

@@ -160,7 +160,9 @@ class DataConfig(Section):
         None, description="our names and the data's, as prompt=instruction,chosen=good"
     )
     fraction: Share = Field(
-        1.0, description="share of the training rows that is used, drawn by data.split_seed"
+        1.0,
+        description="share of the rows that is used, drawn by data.split_seed; a fraction for "
+        "validation is taken from it",
     )
     validation: Annotated[float | str | None, BeforeValidator(_number_if_possible)] = Field(
         None,

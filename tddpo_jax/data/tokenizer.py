@@ -183,8 +183,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 def load_tokenizer_if_any(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model's folder, if it has one; data of token ids needs none."""
-    found = any((folder / name).exists() for name in TOKENIZER_FILES)
-    return load_tokenizer(folder) if found else None
+    return load_tokenizer(folder) if _has_files(folder) else None
+
+
+def _has_files(folder: Path) -> bool:
+    return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -195,6 +198,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             only a `tokenizer.model`, from which transformers makes a tokenizer that splits runs of
             spaces wrongly.
     """
+    if Path(folder).is_dir() and not _has_files(Path(folder)):
+        # Of some kinds of models transformers would make a tokenizer that knows no word.
+        raise UserError(f"tokenizer {folder}: there is none; only token ids can be used")
     _check_json(folder, Path(folder, "tokenizer.model"))
     code = _code_of(Path(folder))
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tddpo_jax.data.examples import VERBATIM
 from tddpo_jax.data.remarks import description
 from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.placement.shardings import bytes_of_device
-from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.run_directory import RunDirectory, read_part
 from tddpo_jax.system.console import Screen
 from tddpo_jax.system.devices import GIB
 from tddpo_jax.training.prepare import Experiment
@@ -69,10 +70,12 @@ def describe_result(directory: RunDirectory, screen: Screen) -> None:
         screen.say(f"  best step {best['step']} by {summary['best_metric']}: {', '.join(changes)}")
     describe_warnings(directory, screen)
     if summary["export"]:
-        path = directory.path
+        path, facts = directory.path, read_part(directory.path, "run.json")
+        is_verbatim = facts is not None and facts["data"].get("template") == VERBATIM
+        prompt = "--prompt-ids ID ID" if is_verbatim else "--prompt TEXT"
         screen.say(
             f"  policy in {path / summary['export']}; try: python -m tddpo_jax generate "
-            f"--model {path} --prompt TEXT"
+            f"--model {path} {prompt}"
         )
 
 

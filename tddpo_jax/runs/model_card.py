@@ -21,18 +21,19 @@ from tddpo_jax.system.hub import MODEL_ID
 
 LOADING = {
     "transformers": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 """,
     "peft": """\
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
 """,
 }
 CHATTING = """\
+from transformers import AutoTokenizer
+
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 messages = [{"role": "user", "content": "Hello!"}]
 prompt = tokenizer.apply_chat_template(
@@ -130,4 +131,4 @@ def _validation(best: dict[str, Any] | None) -> list[str]:
 
 def _chatting(facts: dict[str, Any]) -> str:
     # Data of texts or token ids has no template, so nobody knows how to ask the policy.
-    return "" if facts["data"]["template"] == "verbatim" else CHATTING
+    return "" if facts["data"]["template"] == "verbatim" else f"\n{CHATTING}"

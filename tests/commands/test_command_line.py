@@ -425,7 +425,7 @@ def test_a_process_tells_a_mistake_in_one_line(inputs, tmp_path):
     ("arguments", "message"),
     [
         (["run.py", "--no-such-option"], "error: unrecognized arguments: --no-such-option\n"),
-        (["-m", "tddpo_jax"], "error: the following arguments are required: verb\n"),
+        (["-m", "tddpo_jax"], "error: name a verb; `tddpo --help` lists them\n"),
         (["-m", "tddpo_jax", "trian"], "error: verb 'trian': no such verb; did you mean train?\n"),
     ],
 )

@@ -170,10 +170,14 @@ def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys):
     assert capsys.readouterr().out.split() == [str(each) for each in one["continuation_ids"]]
     assert run_command(generate_command, [*words.split()[1:], "-1"], resumes=False) == 2
     assert run_command(generate_command, [*words.split()[1:], "331"], resumes=False) == 2
+    assert (
+        run_command(generate_command, ["--model", str(folder), "--prompt", "a"], resumes=False) == 2
+    )
     last = capsys.readouterr().err.splitlines()
     assert [line.partition(";")[0] for line in last] == [
         "error: prompt ids: must be from 0 to 2147483647, got -1",
         "error: a prompt holds the id 331, but the model has 331 ids",
+        f"error: tokenizer {folder}: there is none",
     ]
 
 
