@@ -168,10 +168,10 @@ def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def told(name: str, what: str) -> Iterator[None]:
-    """Turns any error of a user's function into one line."""
+    """Turns any error of a user's function, and its exit, into one line."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = one_line(str(error).strip().partition("\n")[0])
         raise UserError(f"loss.name: {name}: {what}: {type(error).__name__}: {first}") from None
 

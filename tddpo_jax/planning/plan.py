@@ -56,7 +56,7 @@ class Plan:
     members: int  # number of policies that train in one program
     attention: str  # name of the attention back-end
     lengths: str  # source of the examples' lengths
-    examples: list[Example]
+    examples: list[Example] = dataclasses.field(repr=False)  # far too many to print
     shapes: tuple[Shape, ...]
     work: Work
     memory: Memory  # estimate by arithmetic

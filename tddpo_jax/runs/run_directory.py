@@ -148,7 +148,8 @@ class RunDirectory:
             return
         stored = path / "config.yaml"
         if not stored.exists():
-            raise UserError(f"output: {path} exists and does not hold a run")
+            held = "holds a grid, not" if (path / "grid.json").exists() else "does not hold"
+            raise UserError(f"output: {path} exists and {held} a run")
         found = self._with_our_place_of_the_loss(read_yaml(stored))
         there, here = (without_names(identity(each)) for each in (found, self._resolved))
         self.is_renamed = names_of(found) != names_of(self._resolved)

@@ -244,7 +244,7 @@ def test_a_grid_of_other_settings_is_refused_and_untouched(grid, inputs):
     changes = {**SHORT, "loss.beta": [0.2, 0.3], "train.learning_rate": 0.5}
     with pytest.raises(ValueError, match=r"rate\.td_dpo is 0\.001, asked for 0\.5"):
         tiny_runs.run(inputs, grid, changes)
-    with pytest.raises(ValueError, match="does not hold a run"):
+    with pytest.raises(ValueError, match="holds a grid, not a run"):
         tiny_runs.run(inputs, grid, SHORT)
     assert tiny_runs.times(grid) == before
 

@@ -85,6 +85,10 @@ def misspells(pairs: PairLogps, *, beta: Any) -> Any:
     return pairs.logp  # type: ignore[attr-defined]
 
 
+def gives_up(pairs: PairLogps, *, beta: Any) -> Any:
+    raise SystemExit(3)
+
+
 def takes_a_place(pairs: PairLogps, beta: Any) -> Any:
     return -scaled_margin(pairs, beta)
 

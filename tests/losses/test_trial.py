@@ -23,6 +23,7 @@ MISTAKES = {
     "leaves_jax": "cannot be compiled: TracerArrayConversionError: ",
     "branches": "cannot be compiled: TracerBoolConversionError: ",
     "misspells": "fails: AttributeError: 'PairLogps' object has no attribute 'logp'",
+    "gives_up": "fails: SystemExit: 3",
 }
 
 

@@ -243,6 +243,12 @@ def test_the_compilers_word_counts(without_compilers, monkeypatch):
     assert dataclasses.replace(made, compiled={plan.XLA_CPUS: report}).fits
 
 
+def test_a_plan_prints_without_its_examples(without_compilers):
+    made = plan.make_plan(config_of("llama2_7b"), "h100-80")
+    assert made.examples
+    assert len(repr(made)) < 10_000
+
+
 def test_what_the_compiler_needs_beyond_arithmetic_is_kept_free(without_compilers):
     """Arithmetic says yes, the compiler 40 GiB more: rows must be shorter, or something else."""
     made = plan.make_plan(config_of("llama2_7b"), "h100-80")
