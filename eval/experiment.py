@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from tddpo_jax.config.cells import axis_values, cell_name
 from tddpo_jax.config.own_loss import LOSS_FILE, load_kept_loss
-from tddpo_jax.config.schema import Config, read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
+from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.grid_directory import read_grid

@@ -25,7 +25,7 @@ from tddpo_jax.commands.options import (
 )
 from tddpo_jax.commands.submit import Jobs, add_submission, jobs_of, submit
 from tddpo_jax.config.cells import expand, ignored_in, populations
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.system import hosts, watch
 from tddpo_jax.system.devices import DEVICES, find_device

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.own_loss import is_reading, name_of_function
-from tddpo_jax.config.schema import DataSource, read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
+from tddpo_jax.config.schema import DataSource
 from tddpo_jax.data.given_rows import save_rows
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.runs.grid_directory import cell_directories, cell_names

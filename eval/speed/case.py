@@ -14,13 +14,7 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import choose_shapes
-from tddpo_jax.config.schema import (
-    Config,
-    DataConfig,
-    LoraConfig,
-    MeshConfig,
-    ModelConfig,
-)
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, MeshConfig, ModelConfig
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.tokenizer import load_tokenizer

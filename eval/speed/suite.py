@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.batches.packing import needed_length
-from tddpo_jax.config.schema import Config, MeshConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.flops import measured_matmul_rate
 from tddpo_jax.models.llama.model import LlamaConfig

@@ -18,10 +18,8 @@ from flax import nnx
 
 from tddpo_jax.batches.layout import Batch, Example, Shape, stream_length
 from tddpo_jax.batches.packing import pack, padding_share
-from tddpo_jax.config.schema import (
-    TrainConfig,
-    resolve,
-)
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import TrainConfig
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.flops import useful_flops

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tddpo_jax.config.cells import expand
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.examination import Curve, Finding, curve_of, examine

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tddpo_jax.batches.layout import Shape
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.placement.mesh import make_mesh

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from tddpo_jax.config.own_loss import function_name, is_own
-from tddpo_jax.config.schema import read_yaml
+from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import best_record, read_records
 from tddpo_jax.system.hub import MODEL_ID

@@ -27,7 +27,8 @@ import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.own_loss import LOSS_FILE, function_name, is_own
-from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, read_yaml
+from tddpo_jax.config.reading import read_yaml
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records

@@ -18,7 +18,7 @@ from tiny_adapters import adapted
 from tddpo_jax.adapters import load
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
 from tddpo_jax.commands.export import export_run
-from tddpo_jax.config import schema
+from tddpo_jax.config import reading
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.console import Screen
@@ -241,7 +241,7 @@ def test_the_four_bits_are_those_of_the_stored_weights(stored, inputs, tmp_path)
 
     run, mesh = resolve(str(tmp_path / "run")), tiny_models.one_device()
     settings = tiny_runs.settings(inputs, tmp_path / "again", changes)
-    trained = prepare.prepare([schema.resolve(settings)], Screen(quiet=True))
+    trained = prepare.prepare([reading.resolve(settings)], Screen(quiet=True))
     quantized = [trained.policy.model(trained.policy.fresh(0))]
     quantized += [load.load_unmerged(run, mesh, dtype) for dtype in (jnp.float32, jnp.dtype(other))]
     quantized += [Generator.from_path(str(tmp_path / "run"), "float32").adapters.model]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tddpo_jax.batches.causal_rows import assign, branch_counts, halved_widths
 from tddpo_jax.batches.packing import choose_shapes, pack, padding_share
-from tddpo_jax.config.schema import ModelConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.models.attention.gathers import collected, spread
 from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention, check_shape
 from tddpo_jax.models.attention.ranges import attention

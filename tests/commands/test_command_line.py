@@ -20,7 +20,7 @@ from tiny_commands import run, trained_run, training_options
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.schema import setting_fields
+from tddpo_jax.config.reading import setting_fields
 from tddpo_jax.data.templates import NAMED
 from tddpo_jax.losses.catalogue import LOSSES, readers
 

@@ -15,7 +15,8 @@ from places import ROOT
 from eval.mt_bench import json_lines
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.config.cells import expand
-from tddpo_jax.config.schema import MeshConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.data.sources import read_rows
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation import sampling

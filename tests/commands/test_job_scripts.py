@@ -12,7 +12,7 @@ from tiny_commands import run
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.commands.submit import add_submission
 from tddpo_jax.config.cells import expand
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 
 SCRIPTS = sorted((ROOT / "configs" / "slurm").glob("*.sh"))
 PAGES = [

@@ -18,7 +18,7 @@ from tddpo_jax.config.cells import (
     varying_axes,
 )
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.schema import read_yaml, resolve, setting_fields
+from tddpo_jax.config.reading import read_yaml, resolve, setting_fields
 from tddpo_jax.losses.catalogue import LOSSES
 
 CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -218,7 +218,7 @@ def test_configurations_are_equal_if_their_settings_are():
 
 def test_the_schema_does_not_wait_for_jax():
     """`--help` and mistakes are told at once; jaxtyping too would be a third of that time."""
-    code = "import sys, tddpo_jax.config.schema as s; s.resolve({}); print(*sys.modules)"
+    code = "import sys, tddpo_jax.config.reading as r; r.resolve({}); print(*sys.modules)"
     names = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split()
     assert "tddpo_jax.losses.dpo" in names
     assert not {"jax", "jaxtyping"} & set(names)

@@ -7,7 +7,7 @@ import yaml
 from damage import flips, odd_values, read_damaged, truncations
 
 from tddpo_jax.config.cells import expand
-from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
 
 TEXT = """\
 loss: {name: [dpo, td_dpo], beta: [0.1, 1], tau: 1.0}

@@ -9,7 +9,7 @@ from places import ROOT
 
 from tddpo_jax.config.cells import cell_name, expand, ignored_settings, varying_axes
 from tddpo_jax.config.own_loss import load_loss
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES, all_settings
 
@@ -173,8 +173,8 @@ def test_settings_alone_do_not_wait_for_jax(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def f(pairs, *, beta):\n    return -beta * pairs.logp_chosen\n")
     code = (
-        "import sys; from tddpo_jax.config import cells, schema; "
-        f"schema.resolve(cells.expand({{'loss': {{'name': {f'{file}:f'!r}}}}})[0]); "
+        "import sys; from tddpo_jax.config import cells, reading; "
+        f"reading.resolve(cells.expand({{'loss': {{'name': {f'{file}:f'!r}}}}})[0]); "
         "print('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

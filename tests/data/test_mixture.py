@@ -19,7 +19,8 @@ from tiny_rows import (
     write,
 )
 
-from tddpo_jax.config.schema import DataConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import DataConfig
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.remarks import description

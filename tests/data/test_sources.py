@@ -10,7 +10,7 @@ import datasets
 import pytest
 from tiny_rows import as_lists, conversation, load, questions, write
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.data.dataset_folders import id_and_revision
 from tddpo_jax.data.remarks import description
 from tddpo_jax.data.sources import read_rows, split_names

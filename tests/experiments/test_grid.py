@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
 from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.runs.grid_directory import cell_directories
 from tddpo_jax.runs.run_directory import LOCK_FILE, RunDirectory

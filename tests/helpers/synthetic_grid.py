@@ -13,7 +13,8 @@ import numpy as np
 from eval.experiment import read_experiment
 from eval.quality.quality_file import standing_of
 from tddpo_jax.config.cells import cell_name, expand, varying_axes
-from tddpo_jax.config.schema import Config, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import Config
 from tddpo_jax.runs.run_directory import EVEN_STEPS, RunDirectory
 
 NORMAL = statistics.NormalDist()

@@ -15,7 +15,7 @@ from eval.experiment import read_experiment
 from eval.report.__main__ import main
 from eval.report.read.pair_metrics import pair_values
 from tddpo_jax.config.cells import cell_name, expand, ignored_settings
-from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.loss import BETA, Loss, Setting
 from tddpo_jax.losses.pair_logps import scaled_margin

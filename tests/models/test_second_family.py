@@ -20,7 +20,8 @@ from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter
 from tddpo_jax.batches.layout import Shape, score_count
 from tddpo_jax.batches.packing import pack
-from tddpo_jax.config.schema import LoraConfig, TrainConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import LoraConfig, TrainConfig
 from tddpo_jax.generation.batching import cached_numbers, continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps

@@ -8,7 +8,7 @@ import tiny_models
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tddpo_jax.batches.layout import Shape
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.models.decoder import look_up
 from tddpo_jax.placement.embedding import embed_over
 from tddpo_jax.placement.shardings import place, row_sharding

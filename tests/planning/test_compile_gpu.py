@@ -23,7 +23,8 @@ from hlo import Instruction, instructions, work_between
 from places import CONFIGS
 
 from tddpo_jax.batches.layout import Shape
-from tddpo_jax.config.schema import MeshConfig, read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
+from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.generation.sampling import Sampler, row_keys
 from tddpo_jax.models.llama.model import LlamaConfig

@@ -19,7 +19,7 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape, stream_length
 from tddpo_jax.config.cells import expand, populations
-from tddpo_jax.config.schema import read_yaml, resolve
+from tddpo_jax.config.reading import read_yaml, resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.placement.shardings import bytes_of_device, path_name, tree_shardings

@@ -8,7 +8,7 @@ import pytest
 import tiny_runs
 
 from eval.report.__main__ import main
-from tddpo_jax.config.schema import read_yaml
+from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid, recorded_losses

@@ -11,7 +11,7 @@ import tiny_runs
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.runs.model_card import model_card
 
 FACTS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.runs.records import best_metric, best_record, check_best_metric
 from tddpo_jax.runs.run_directory import identity
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic_grid import facts
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.runs.run_directory import RunDirectory, identity

@@ -27,7 +27,8 @@ from tiny_interruptions import assert_same_run, before_save, killed_run
 
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import pack
-from tddpo_jax.config.schema import HostsConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import HostsConfig
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.system import agreement, hosts
 from tddpo_jax.training import checkpoints

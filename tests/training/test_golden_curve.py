@@ -21,7 +21,7 @@ import tiny_runs
 from places import CONFIGS
 
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import read_yaml
+from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.system.console import Screen
 

@@ -15,7 +15,7 @@ from synthetic_grid import facts
 from tiny_interruptions import Killed, assert_same_run, before_save, killed_run, on_line
 
 from tddpo_jax.config.cells import populations
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.experiments import grid
 from tddpo_jax.experiments.grid import run_experiment
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid

@@ -28,7 +28,7 @@ from tiny_interruptions import (
     on_line,
 )
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.training import loop

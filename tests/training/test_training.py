@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.losses.metric_names import PAIR_METRICS
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.training import loop, step_log

@@ -17,7 +17,8 @@ from eval.report.read.answer_scores import quality_scores
 from eval.tasks import embedded
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.schema import MeshConfig, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh

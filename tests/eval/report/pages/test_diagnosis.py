@@ -9,7 +9,7 @@ from synthetic_grid import experiment_cells, write_grid
 
 from eval.experiment import read_experiment
 from eval.report.pages.diagnosis import diagnosis_tables, length_bins
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 
 CELLS = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.5], tau=[2.0], seed=[0, 1])
 

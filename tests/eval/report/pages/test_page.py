@@ -19,7 +19,7 @@ from eval.experiment import read_experiment
 from eval.report.__main__ import main
 from eval.report.read.settings import differing_settings, shared_settings
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 
 CELLS = experiment_cells(beta=[0.01, 2.5], tau=[0.5, 2.0], seed=[0, 1])
 NAMES = [cell_name(cell) for cell in CELLS]

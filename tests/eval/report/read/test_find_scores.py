@@ -17,7 +17,7 @@ from eval.report.read.find_scores import find_scores
 from eval.report.read.pair_metrics import pair_values
 from eval.report.statistics.score_statistics import study_both_ways
 from tddpo_jax.config.cells import cell_name
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from synthetic_grid import experiment_cells, write_grid
 
 from eval.experiment import read_experiment
 from eval.report.read.pair_metrics import chosen_checkpoints, halves, pair_values
-from tddpo_jax.config.schema import resolve
+from tddpo_jax.config.reading import resolve
 
 CELLS = experiment_cells(loss=["dpo"], beta=[2.5], tau=[0.5], seed=[1])
 

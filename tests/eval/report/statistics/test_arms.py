@@ -13,7 +13,8 @@ from eval.report.analysis import analyse
 from eval.report.pages.page import write_report
 from eval.report.statistics.sensitivity import series_of
 from tddpo_jax.config.cells import expand
-from tddpo_jax.config.schema import Config, resolve
+from tddpo_jax.config.reading import resolve
+from tddpo_jax.config.schema import Config
 
 GOOD, BAD = 1e-4, 1e-6
 
