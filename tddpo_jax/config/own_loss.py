@@ -101,7 +101,7 @@ def name_of_function(function: Callable[..., Any]) -> str:
             f"loss: {name} is not a function at the top of a file; write it into one, such as "
             "mine.py, and give 'mine.py:my_loss'"
         )
-    return f"{file.absolute()}:{name}"
+    return f"{file.resolve()}:{name}"
 
 
 def new_settings(name: str) -> dict[str, Setting]:
@@ -145,7 +145,7 @@ def is_reading() -> bool:
 
 def _file_of(name: str, place: str) -> Path:
     if place.endswith(".py"):
-        return Path(place).expanduser().absolute()
+        return Path(place).expanduser().resolve()
     try:
         found = importlib.util.find_spec(place)
     except (ImportError, ValueError) as error:
@@ -234,6 +234,11 @@ def _keywords_of(name: str, function: Callable[..., Any]) -> list[inspect.Parame
         raise UserError(f"loss.name: {name}: must take pairs: def {wanted}(pairs, *, beta)")
     keywords = parameters[1:]
     for keyword in keywords:
+        if keyword.kind == keyword.VAR_KEYWORD:
+            raise UserError(
+                f"loss.name: {name}: **{keyword.name} hides its settings; name each of them: "
+                f"def {wanted}(pairs, *, beta)"
+            )
         if keyword.kind != keyword.KEYWORD_ONLY:
             raise UserError(
                 f"loss.name: {name}: {keyword.name} must be a keyword after a star: "

@@ -101,6 +101,7 @@ def test_a_rate_may_be_given_by_the_function_s_name():
         ({"name": f"{FILE}:another_name"}, "another_name is not a function of that name"),
         ({"name": f"{FILE}:dpo"}, "dpo is the name of a loss of ours; rename yours"),
         ({"name": f"{FILE}:takes_a_place"}, "beta must be a keyword after a star"),
+        ({"name": f"{FILE}:takes_anything"}, r"\*\*kwargs hides its settings; name each of them"),
         ({"name": f"{FILE}:takes_a_switch"}, "the default of on must be a number, got True"),
         ({"name": GATE}, "loss.set.gate: needs_gate has no default for it"),
         ({"name": MINE, "set": {"gate": 1}}, "loss.set.gate: my_dpo has no number of its own"),
