@@ -7,7 +7,6 @@ References:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import best_record, read_records
 from tddpo_jax.system.hub import MODEL_ID
+from tddpo_jax.system.json_files import read_object
 
 LOADING = {
     "transformers": """\
@@ -55,13 +55,13 @@ def model_card(run: Path, *, adapter: bool) -> str:
         adapter: whether the policy is a PEFT folder.
     """
     settings = read_yaml(run / "config.yaml")
-    facts = json.loads((run / "run.json").read_text())
+    facts = read_object(run / "run.json")
     library = "peft" if adapter else "transformers"
-    base, data = facts["model"]["path"], facts["data"]["path"]
+    base, ids = facts["model"]["path"], [*filter(_is_hub_id, _data_sets(settings, facts))]
     loss = function_name(settings["loss"]["name"])
     header = ModelCardData(
         base_model=base if _is_hub_id(base) else None,
-        datasets=[data] if _is_hub_id(data) else None,
+        datasets=ids or None,
         library_name=library,
         pipeline_tag="text-generation",
         tags=["tddpo_jax", "preference-optimization", loss],
@@ -80,6 +80,11 @@ def model_card(run: Path, *, adapter: bool) -> str:
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _data_sets(settings: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    given = settings["data"]["path"]
+    return [facts["data"]["path"]] if isinstance(given, str) else [each["path"] for each in given]
 
 
 def _is_hub_id(name: str) -> bool:
@@ -103,12 +108,13 @@ def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     read = ("beta",) if is_own(loss["name"]) else LOSSES[loss["name"]].settings
     own = {name: loss[name] for name in read if name in loss} | loss.get("set", {})
     words = [function_name(loss["name"]), *(f"{name} {value}" for name, value in own.items())]
+    names = " + ".join(map(_name, _data_sets(settings, facts)))
     lora = settings["lora"]
     adapters = f", rank {lora['rank']}, alpha {lora['alpha']:g}"
     return {
         "base model": _name(facts["model"]["path"]),
         "weights of the base, sha256": facts["model"]["sha256"],
-        "data": f"{_name(data['path'])}, {data['train_rows']} rows",
+        "data": f"{names}, {data['train_rows']} rows",
         "chat template": data["template"],
         "loss": ", ".join(words),
         "trained": train["mode"] + (adapters if train["mode"] != "full" else ""),

@@ -43,8 +43,6 @@ PLACEMENT = ("mesh", "hosts")
 # These settings name files, or a part of the data. A run knows its files by their contents, whose
 # hashes are in `run.json`.
 NAMES = ("model.path", "data.path", "data.validation")
-
-
 # How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
 # they made full steps, and a last one of the remainder.
 EVEN_STEPS = "even"

@@ -50,6 +50,15 @@ def test_the_card_names_base_loss_data_and_metrics(run):
     assert "jax 1.2.3" in card.text
 
 
+def test_every_data_set_of_a_mixture_is_named(run):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"]["path"] = [{"path": "/home/someone/a.jsonl"}, {"path": "owner/b"}]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    card = ModelCard(model_card(run, adapter=True))
+    assert "| data | a.jsonl + owner/b, 18 rows |" in card.text
+    assert card.data.datasets == ["owner/b"]
+
+
 def test_a_path_is_nobodys_business(run):
     card = model_card(run, adapter=False)
     assert "someone" not in card
