@@ -21,12 +21,11 @@ from tddpo_jax.system.agreement import first_only, is_first
 class Writer:
     """Writes every record of one run to all its places; only the first host writes."""
 
-    def __init__(self, directory: RunDirectory, first_step: int) -> None:
-        """Opens the event files, and fills them with the records that a resumed run keeps.
+    def __init__(self, directory: RunDirectory) -> None:
+        """Opens a new event file, and fills it with the records that a resumed run keeps.
 
         Args:
             directory: the run's directory.
-            first_step: the step at which training starts or resumes.
 
         Raises:
             UserError: `train.wandb` is set, and Weights & Biases is not installed.
@@ -38,14 +37,13 @@ class Writer:
         # tensorboardX warns at every value that is not finite. Our records show them already.
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         self._board = SummaryWriter(
-            str(directory.path / "tensorboard"), purge_step=first_step, write_to_disk=True
+            str(directory.path / "tensorboard"), purge_step=0, write_to_disk=True
         )
         self._board.file_writer.add_summary(_hyperparameters(directory.config))
-        # TensorBoard hides the old events from `purge_step` on. One of them may be the validation
-        # at the step that the run resumes from, so it is written again.
+        # TensorBoard hides the old events from `purge_step` on. A killed process may have lost some
+        # of its last ones, so all records are written again.
         for record in directory.records():
-            if record["step"] >= first_step:
-                self._chart(record)
+            self._chart(record)
         if directory.config.train.wandb:
             self._wandb = start_run(directory)
 

@@ -72,7 +72,7 @@ def train(
     first_step = common_step(list(checkpoints.values()))
     for number in going:
         directories[number].rewind(first_step)
-    writers = {number: Writer(directories[number], first_step) for number in going}
+    writers = {number: Writer(directories[number]) for number in going}
     was_diverged = agree(lambda: [directory.divergence is not None for directory in directories])
     members = [
         Member(config, directory, writers.get(number), ended[number] or was_diverged[number])

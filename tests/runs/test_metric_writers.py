@@ -26,8 +26,8 @@ def directory_of(path, **train):
     return RunDirectory(path, resolve(settings))
 
 
-def write(directory, records, first_step=0):
-    writer = Writer(directory, first_step)
+def write(directory, records):
+    writer = Writer(directory)
     for record in records:
         writer.log(record)
     writer.close()
@@ -79,13 +79,19 @@ def test_the_last_best_value_is_the_best_policys(tmp_path):
     assert best_values(directory) == [(2, "best/eval_loss", 0.875), (4, "best/eval_loss", 0.625)]
 
 
-def test_a_resumed_run_shows_each_best_value_once(tmp_path):
-    """TensorBoard hides what was written at step 4 or later, so it is written again."""
+@pytest.mark.parametrize("kept", ["all", "nothing"])
+def test_a_resumed_run_shows_each_value_once(kept, tmp_path):
+    """A process that is killed may have kept its last events to itself."""
     directory = directory_of(tmp_path / "run")
     write(directory, RECORDS[:4])
     (events,) = (directory.path / "tensorboard").iterdir()
-    events.rename(events.with_name("events.out.tfevents.1"))  # else a quick resume has its name
-    write(directory, RECORDS[4:], first_step=4)
+    # Else a quick resume has its name.
+    events = events.rename(events.with_name("events.out.tfevents.1"))
+    if kept == "nothing":
+        events.write_bytes(b"")
+    write(directory, RECORDS[4:])
+    losses = [each[::2] for each in tiny_runs.board(directory.path) if each[1] == "eval_loss"]
+    assert losses == [(0, 0.5), (2, 0.875), (4, 0.625), (6, 0.75)]
     assert best_values(directory) == [(2, "best/eval_loss", 0.875), (4, "best/eval_loss", 0.625)]
 
 
@@ -110,7 +116,7 @@ def test_every_run_has_its_own_id_and_finds_it_again(tmp_path, begun):
         directory = directory_of(tmp_path / grid / "dpo-beta0.25-seed3", wandb=True)
         (tmp_path / grid / "grid.json").write_text("{}")
         write(directory, [])
-        write(directory, [], first_step=2)
+        write(directory, [])
     first, resumed, second, _ = (given["id"] for given in begun)
     assert first == resumed
     assert first != second
