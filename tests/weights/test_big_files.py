@@ -49,8 +49,8 @@ def test_a_checkpoint_goes_in_and_out_in_bounded_memory(dtype, tmp_path):
     """
     norms = (2 * LAYERS + 1) * 768
     parameters = 2 * 4096 * 768 + LAYERS * (4 * 768**2 + 3 * 768 * 2048) + norms
-    # What the system counts also holds what threads and allocators keep for a moment, which can only
-    # add to it. So the smallest of up to three measurements counts.
+    # The system also counts what threads and allocators keep for a moment. That can only add, so
+    # the smallest of up to three measurements counts.
     for _ in range(3):
         done = files_command(tmp_path, "--dtype", dtype, "--shard-bytes", "80000000")
         figures = json.loads(done.stdout)
@@ -71,7 +71,8 @@ def test_a_checkpoint_goes_in_and_out_in_bounded_memory(dtype, tmp_path):
 def test_what_memory_cannot_hold_is_refused(tmp_path):
     done = files_command(tmp_path, "--layers", "5000")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --layers: 5000 in bfloat16 need ")
+    # transformers may say before that it found no PyTorch.
+    assert done.stderr.splitlines()[-1].startswith("error: --layers: 5000 in bfloat16 need ")
     assert not list((tmp_path / "files").iterdir())
 
 
