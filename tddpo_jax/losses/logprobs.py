@@ -70,15 +70,16 @@ def _token_logps_backward(kept: tuple, cotangent: Float[Array, "K B C"]) -> tupl
         is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
         slope = is_target - jnp.exp(logits - normaliser[..., None])
         gradient = (cotangent[..., None] * slope).astype(states.dtype)
-        # Without the barrier XLA computes the exponentials once for each of the two products.
+        # Without the barrier XLA computes the gradient once for each of the two products. On CPU,
+        # XLA copies the left operand when it contracts over scores: it should be the narrower one.
         gradient = jax.lax.optimization_barrier(gradient)
-        of_head = jnp.einsum("BCV,BCD->VD", gradient, states, preferred_element_type=jnp.float32)
+        of_head = jnp.einsum("BCD,BCV->DV", states, gradient, preferred_element_type=jnp.float32)
         of_states = jnp.einsum("BCV,VD->BCD", gradient, head.astype(states.dtype))
         return head_gradient + of_head, of_states
 
-    start = jnp.zeros(head.shape, jnp.float32)
+    start = jnp.zeros(head.shape[::-1], jnp.float32)
     of_head, of_states = jax.lax.scan(chunk, start, (states, targets, normalisers, cotangent))
-    return of_states, of_head.astype(head.dtype), None
+    return of_states, of_head.T.astype(head.dtype), None
 
 
 _token_logps.defvjp(_token_logps_forward, _token_logps_backward)

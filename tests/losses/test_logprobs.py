@@ -90,6 +90,21 @@ def test_a_frozen_head_costs_no_gradient(numbers):
     assert operations(argnums=(0,)) < 0.8 * operations(argnums=(0, 1))
 
 
+def test_a_chunk_holds_its_logits_and_their_gradient_alone():
+    """More arrays of that size, such as a transposed copy of the gradient, would show."""
+    vocabulary, chunk = 4096, logprobs.CHUNK
+    shapes = [(1, 4 * chunk, 8), (vocabulary, 8), (1, 4 * chunk)]
+    states, head = (jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes[:2])
+    targets = jax.ShapeDtypeStruct(shapes[2], jnp.int32)
+
+    def loss(states, head, targets):
+        logps = logprobs._token_logps(logprobs._chunks(states), head, logprobs._chunks(targets))
+        return jnp.sum(logps)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(states, head, targets).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.5 * 4 * chunk * vocabulary
+
+
 def test_populations_map_over_the_states_alone(numbers):
     states, head, targets, weights = numbers
     many = jnp.stack([states, 2 * states, -states])
