@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.attribute_values import LARGEST, positive_number, whole_number
+from tddpo_jax.models.attribute_values import (
+    LARGEST,
+    MOST_LAYERS,
+    check_heads,
+    check_values,
+    positive_number,
+    whole_number,
+)
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
-
-MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -56,9 +61,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     """The shape of a model. `families.read_config` documents the arguments and the errors."""
     of_type = MODEL_TYPES[attributes["model_type"]]
     required = {**REQUIRED_VALUES, **of_type.required}
-    for name, understood in required.items():
-        if name in attributes and attributes[name] not in understood:
-            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+    check_values(attributes, required, path)
     known = dict(attributes)
     for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
@@ -102,12 +105,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
-    if config.heads % config.key_value_heads or config.head_size % 2:
-        raise UserError(
-            f"{path}: num_attention_heads ({config.heads}) must be a multiple of "
-            f"num_key_value_heads ({config.key_value_heads}), and head_dim ({config.head_size}) "
-            f"must be even"
-        )
+    check_heads(heads, config.key_value_heads, config.head_size, path)
     return config
 
 
