@@ -1,5 +1,6 @@
 """What a Gemma 3's `config.json` may say, and what is refused by name."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def test_a_file_of_transformers_5_says_the_same(name):
     folder = GOLDEN / name / "model"
     rewritten = AutoConfig.from_pretrained(folder).to_dict()
     assert read_config(rewritten, "config.json") == read_folder(folder)
+
+
+def test_of_old_and_new_attributes_of_rope_those_count_that_count_in_transformers():
+    ropes = {"sliding_attention": {"rope_theta": 5.0}, "full_attention": {"rope_theta": 6.0}}
+    scaling = {"rope_type": "linear", "factor": 3.0}
+    old = {"rope_theta": 7.0, "rope_local_base_freq": 8.0, "rope_scaling": scaling}
+    for rope in (ropes, {**ropes, "full_attention": {}}):
+        both = {**TEXT, **old, "rope_parameters": rope}
+        theirs = AutoConfig.for_model(**copy.deepcopy(both)).to_dict()
+        assert read_config(both, "config.json") == read_config(theirs, "config.json")
 
 
 REFUSED = {

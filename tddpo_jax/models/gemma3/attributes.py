@@ -141,6 +141,7 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
     """The bases of the local and of the other layers, and the factor of the others' frequencies.
 
     transformers 5 writes all into `rope_parameters`. Older versions write one attribute for each.
+    Of a file that has both, we read what transformers reads.
     """
     bases = known.pop("rope_local_base_freq", None), known.pop("rope_theta", None)
     scaling = known.pop("rope_scaling", None) or {}
@@ -148,11 +149,11 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
     if not isinstance(scaling, Mapping):
         raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
     if by_kind is None:
-        local, whole = {"rope_theta": bases[0]}, {"rope_theta": bases[1], **scaling}
-    elif _has_both_kinds(by_kind):
-        local, whole = dict(by_kind[LOCAL]), dict(by_kind[WHOLE])
-    else:
+        by_kind = {LOCAL: {}, WHOLE: {}}
+    if not _has_both_kinds(by_kind):
         raise UserError(f"{path}: rope_parameters must have objects {LOCAL} and {WHOLE}")
+    local = {"rope_theta": bases[0], **by_kind[LOCAL]}
+    whole = {"rope_theta": bases[1], **by_kind[WHOLE], **scaling}
     local_theta, local_factor = _scaled(local, "rope_local_base_freq", LOCAL_THETA, path)
     if local_factor != 1.0:
         raise UserError(f"{path}: rope of type 'linear' in {LOCAL} is not supported")

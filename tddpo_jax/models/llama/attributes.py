@@ -113,18 +113,18 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """The rotary base and its scaling.
 
     transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
-    `rope_scaling`.
+    `rope_scaling`. As in transformers, the older object counts if a file has both, and a base in
+    the object that counts goes before `rope_theta`.
     """
-    scaling = known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {}
+    scaling, parameters = known.pop("rope_scaling", None), known.pop("rope_parameters", None)
+    scaling = scaling or parameters or {}
     if not isinstance(scaling, Mapping):
         raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
     scaling = dict(scaling)
-    known.pop("rope_scaling", None)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
-    given = (known.pop("rope_theta", None), scaling.get("rope_theta"), 10000.0)
+    given = (scaling.pop("rope_theta", None), known.pop("rope_theta", None), 10000.0)
     theta = next(each for each in given if each is not None)
     theta = positive_number(theta, "rope_theta", path)
-    scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     scaling.pop("type", None)
     if kind == "default" and not scaling:
