@@ -28,7 +28,7 @@ from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.planning.memory import arithmetic, longest_row, usable
 from tddpo_jax.system.devices import DEVICES, GIB, Device
 from tddpo_jax.system.xla_flags import MEMORY_SHARE
-from tddpo_jax.weights.locate import KNOWN_SHAPES
+from tddpo_jax.weights.locate import model_folder
 
 from .backends import check_backends, kernels_here
 from .case import (
@@ -78,7 +78,7 @@ class Sizes:
 
 def _large() -> Sizes:
     return Sizes(
-        model=read_llama(KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]),
+        model=read_llama(model_folder("meta-llama/Llama-2-7b-hf")),
         max_length=2048,
         batch_pairs=128,
         row_length=8192,

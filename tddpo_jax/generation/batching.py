@@ -117,8 +117,12 @@ def _request(
         )
     if not len(prompt):
         raise UserError(f"prompt {number} is empty")
-    if not 0 <= np.min(prompt) <= np.max(prompt) < config.vocabulary:
-        raise UserError(f"prompt {number} holds a token id that the model does not have")
+    for token in (np.min(prompt), np.max(prompt)):
+        if not 0 <= token < config.vocabulary:
+            raise UserError(
+                f"prompt {number} holds the id {token}, but the model's ids are 0 to "
+                f"{config.vocabulary - 1}; a tokenizer of another model gives such ids"
+            )
     if not -1 <= adapter < models.count:
         raise ValueError(f"prompt {number}: there is no adapter {adapter}")
     return _Request(prompt, sampling, key, adapter)

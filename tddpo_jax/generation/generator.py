@@ -137,18 +137,7 @@ class Generator:
         keys: Sequence[tuple[int, ...]],
         adapters: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continues every prompt. `continue_prompts` documents the arguments and the errors.
-
-        Raises:
-            UserError: also if the tokenizer gave a prompt an id that the model does not know.
-        """
-        vocabulary = self.adapters.model.config.vocabulary
-        largest = max((int(prompt.max()) for prompt in prompts if prompt.size), default=0)
-        if largest >= vocabulary:
-            raise UserError(
-                f"a prompt holds the id {largest}, but the model has {vocabulary} ids; "
-                "the tokenizer is that of another model"
-            )
+        """Continues every prompt. `continue_prompts` documents the arguments and the errors."""
         continuations = continue_prompts(
             self.adapters,
             prompts,
@@ -226,17 +215,17 @@ def generate_text(
         UserError: the user's input is wrong.
     """
     by_ids = not isinstance(prompt, str)
+    if by_ids and (raw, begin, system, template) != (False, None, None, None):
+        raise UserError("prompt ids: are taken as they are, without a template, system or begin")
+    if raw and begin is not None:
+        raise UserError("begin: a raw prompt has no answer to begin; write the beginning behind it")
     generator = Generator.from_path(
         model, dtype, template=template, by_ids=by_ids, ignore_eos=ignore_eos
     )
-    begun = [] if begin is None else [{"role": "assistant", "content": begin}]
-    if raw and begun:
-        raise UserError("begin: a raw prompt has no answer to begin; write the beginning behind it")
     if isinstance(prompt, str):
+        begun = [] if begin is None else [{"role": "assistant", "content": begin}]
         start = prompt if raw else [{"role": "user", "content": prompt}, *begun]
         ids = encode_prompt(generator.tokenizer, start, template, system=system)
-    elif raw or begun or system is not None or template is not None:
-        raise UserError("prompt ids: are taken as they are, without a template, system or begin")
     else:
         ids = _token_ids(prompt)
     if max_new_tokens is None:

@@ -1,13 +1,15 @@
-"""Checks the numbers of a `config.json`. A model with 0 heads would break far from that file."""
+"""Checks the values in a `config.json`. A model with 0 heads would break far from that file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
 
 LARGEST = 2**31 - 1  # of an array's axis, with the integers that devices count in
+MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 
 def whole_number(value: Any, name: str, path: str, at_most: int = LARGEST) -> int:
@@ -38,3 +40,29 @@ def positive_number(value: Any, name: str, path: str) -> float:
     if not is_number or not 0 < value < math.inf:
         raise UserError(f"{path}: {name} must be a positive number, got {value!r}")
     return float(value)
+
+
+def check_values(
+    attributes: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], path: str
+) -> None:
+    """Refuses an attribute whose value is not among the understood ones.
+
+    Raises:
+        UserError: there is such an attribute.
+    """
+    for name, values in understood.items():
+        if name in attributes and attributes[name] not in values:
+            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+
+
+def check_heads(heads: int, key_value_heads: int, size: int, path: str) -> None:
+    """Checks that the heads share keys and values evenly, and that rope can pair their features.
+
+    Raises:
+        UserError: they do not, or it cannot.
+    """
+    if heads % key_value_heads or size % 2:
+        raise UserError(
+            f"{path}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
+            f"({key_value_heads}), and head_dim ({size}) must be even"
+        )

@@ -26,8 +26,7 @@ LLAMA = Family(llama.read_config, LINEAR_NAMES)
 GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
 FAMILIES = {
     **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
-    "gemma3_text": GEMMA3,  # text alone
-    "gemma3": GEMMA3,  # with a vision part
+    **dict.fromkeys(gemma3.MODEL_TYPES, GEMMA3),
 }
 
 

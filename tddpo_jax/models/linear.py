@@ -5,7 +5,7 @@ Letters: B rows, T stream positions, I inputs, O outputs, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,15 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...][None, None].astype(x.dtype)
         return y if self.adapter is None else y + self.adapter(x, dropout_key)
+
+
+# One key for each linear layer of a block. None: no dropout.
+DropoutKeys = Sequence[PRNGKeyArray | None]
+
+
+def dropout_keys(key: PRNGKeyArray | None, count: int) -> DropoutKeys:
+    """Splits a block's key for the dropout of its adapters."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def gated(activation: Callable[[Array], Array], gate: Array, up: Array) -> Array:

@@ -38,9 +38,8 @@ class Tensor(NamedTuple):
     kind: Kind
     transform: Transform | None = None  # None: our array equals the checkpoint's tensor
     repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
-    module_name: str | None = (
-        None  # name in transformers' own model, where the checkpoint's differs
-    )
+    # The name in transformers' own model, where the checkpoint's differs.
+    module_name: str | None = None
 
 
 class Parameter(NamedTuple):

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.attention.kernels import HOPPER
 from tddpo_jax.models.decoder import Remat
 from tddpo_jax.placement.shardings import row_sharding
 
@@ -27,11 +28,6 @@ def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
         on_cpu = jax.default_backend() == "cpu" if on_cpu is None else on_cpu
         return jnp.dtype("float32" if on_cpu else "bfloat16")
     return jnp.dtype(name)
-
-
-# The device kinds of Hopper GPUs begin like this: H100, H200 and similar ones, and GH200. See also
-# `kernels.SINCE_HOPPER`.
-HOPPER = ("NVIDIA H", "NVIDIA GH")
 
 
 def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:

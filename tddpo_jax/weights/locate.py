@@ -155,19 +155,6 @@ def _with_config(folder: Path, path: str) -> Path:
     return folder
 
 
-# The project ships these shapes, so planning for these hub ids needs no network.
-QWEN3_SIZES = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
-KNOWN_SHAPES = {
-    **{f"meta-llama/Llama-2-7b-{kind}": SHAPES / "llama-2-7b" for kind in ("hf", "chat-hf")},
-    **{f"Qwen/Qwen3-{size}": SHAPES / f"qwen3-{size.lower()}" for size in QWEN3_SIZES},
-    **{
-        f"google/gemma-3-{size}-{kind}": SHAPES / f"gemma-3-{size}"
-        for size in ("1b", "4b", "12b", "27b")
-        for kind in ("it", "pt")
-    },
-}
-
-
 def model_folder(path: str) -> Path:
     """A folder with the model's `config.json`, which is all that a plan needs.
 
@@ -176,8 +163,10 @@ def model_folder(path: str) -> Path:
     Raises:
         UserError: the path names no model, or the hub does not provide the file.
     """
-    if path in KNOWN_SHAPES:
-        return KNOWN_SHAPES[path]
+    # Every shape that ships lists the hub ids that have it, so their plans need no network.
+    for hub_ids in SHAPES.glob("*/hub_ids.txt"):
+        if path in hub_ids.read_text().split():
+            return hub_ids.parent
     if is_local(path):
         return resolve(path).base
     try:

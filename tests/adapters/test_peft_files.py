@@ -49,6 +49,20 @@ def their_logits(model) -> np.ndarray:
         return model(torch.from_numpy(TOKENS)).logits.numpy()
 
 
+def pefts_model(targets, **settings):
+    """A model with an adapter of rank 3 and alpha 7. Without PEFT's start, B is random too."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=7,
+        target_modules=list(targets),
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+        **settings,
+    )
+    return peft.get_peft_model(tiny_models.hugging_face(), config).eval()
+
+
 @pytest.mark.parametrize("targets", ADAPTERS.values(), ids=ADAPTERS)
 def test_peft_computes_with_our_folder_what_we_compute(targets, base, tmp_path):
     ours = adapted(tiny_models.load(base), 1, rank=3, alpha=7.0, targets=targets)
@@ -60,16 +74,7 @@ def test_peft_computes_with_our_folder_what_we_compute(targets, base, tmp_path):
 
 @pytest.mark.parametrize("targets", ADAPTERS.values(), ids=ADAPTERS)
 def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_path):
-    torch.manual_seed(0)
-    # Without PEFT's start, B is random too.
-    config = peft.LoraConfig(
-        r=3,
-        lora_alpha=7,
-        target_modules=list(targets),
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    theirs = peft.get_peft_model(tiny_models.hugging_face(), config).eval()
+    theirs = pefts_model(targets)
     theirs.save_pretrained(tmp_path / "adapter")
     ours = tiny_models.load(base)
     load_adapter(ours, tmp_path / "adapter", tiny_models.one_device())
@@ -78,15 +83,7 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_
 
 def test_rslora_divides_by_the_root_of_the_rank(base, tmp_path):
     """Both ways between PEFT and us, with scale 7 / sqrt(3); the folder still says rsLoRA."""
-    config = peft.LoraConfig(
-        r=3,
-        lora_alpha=7,
-        use_rslora=True,
-        target_modules=["q_proj"],
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    theirs = peft.get_peft_model(tiny_models.hugging_face(), config).eval()
+    theirs = pefts_model(["q_proj"], use_rslora=True)
     theirs.save_pretrained(tmp_path / "first")
     ours = tiny_models.load(base)
     load_adapter(ours, tmp_path / "first", tiny_models.one_device())

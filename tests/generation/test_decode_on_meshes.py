@@ -10,16 +10,7 @@ from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
 from tddpo_jax.generation.sampling import Sampler, row_keys
 from tddpo_jax.placement.shardings import on, row_sharding, tree_shardings
 
-# Every mesh divides the model and the rows. Nothing but the cache has as many places as it.
-SHAPE = {
-    "vocabulary": 64,
-    "width": 64,
-    "layers": 2,
-    "heads": 8,
-    "key_value_heads": 8,
-    "head_size": 8,
-    "feed_forward": 192,
-}
+# Every mesh divides the rows. Nothing but the cache has as many places as it.
 ROWS, LENGTH, NEW = 16, 40, 8
 SLOTS = cache_slots(LENGTH, NEW)
 EXCHANGES = {"all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"}
@@ -34,7 +25,7 @@ def lowered(mesh):
     def rows(dtype, *axes):
         return jax.ShapeDtypeStruct((ROWS, *axes), dtype)
 
-    model = jax.eval_shape(lambda: tiny_models.llama(**SHAPE))
+    model = jax.eval_shape(lambda: tiny_models.llama(**tiny_models.DIVISIBLE))
     prompts = Prompts(rows(jnp.int32, LENGTH), rows(jnp.int32))
     keys = jax.eval_shape(row_keys, rows(jnp.uint32, 1))
     sampler = Sampler(rows(jnp.float32), rows(jnp.int32), rows(jnp.float32), keys)

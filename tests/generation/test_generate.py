@@ -192,7 +192,7 @@ def test_a_prompt_that_does_not_fit_keeps_its_beginning_of_sequence_and_its_end(
     ("prompt", "sampling", "adapter", "message"),
     [
         ([], {}, 0, "prompt 1 is empty"),
-        ([62], {}, 0, "prompt 1 holds a token id"),
+        ([62], {}, 0, "prompt 1 holds the id 62, but the model's ids are 0 to 61"),
         ([5], {"max_new_tokens": 256}, 0, "max_new_tokens: 256 leaves no room .* context of 256"),
         ([5], {"max_new_tokens": 0}, 0, "max_new_tokens: 0"),
         ([5], {"temperature": -0.1}, 0, "temperature: -0.1"),
@@ -319,7 +319,7 @@ def test_what_the_checkpoint_cannot_mean_is_refused(folder):
     """Ids that no row of the embedding has, and ends of text that are no ids."""
     generator = Generator.from_path(str(folder))
     beyond = [np.array([1, generator.adapters.model.config.vocabulary])]
-    with pytest.raises(ValueError, match=r"a prompt holds the id \d+, but the model has"):
+    with pytest.raises(ValueError, match=r"prompt 0 holds the id \d+, but the model's ids"):
         generator.generate(beyond, [Sampling(max_new_tokens=1)], [(0,)])
     with pytest.raises(ValueError, match="half a surrogate pair"):
         generate_text(str(folder), "\ud800", max_new_tokens=1)

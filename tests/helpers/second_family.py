@@ -24,7 +24,7 @@ from tiny_models import random_weight
 from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
 from tddpo_jax.models.families import Family
-from tddpo_jax.models.linear import Linear
+from tddpo_jax.models.linear import Linear, dropout_keys
 from tddpo_jax.models.norm import RMSNorm
 from tddpo_jax.models.rope import rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, Tensor, Transform, hub_tensors, parameter
@@ -62,14 +62,7 @@ class ZebraConfig:
     embedding_scale: float = 1.0
 
     def _layer(self, shape: AttentionShape) -> Layer:
-        sizes = {
-            "width": self.width,
-            "queries": shape.heads * shape.size,
-            "keys": shape.key_value_heads * shape.size,
-            "values": shape.key_value_heads * shape.value_size,
-            "attended": shape.heads * shape.value_size,
-            "feed_forward": self.feed_forward,
-        }
+        sizes = {"width": self.width, "feed_forward": self.feed_forward, **shape.axes}
         block = functools.partial(ZebraBlock, sizes, shape)
         return Layer(block, shape, BLOCK_TENSORS, sizes)
 
@@ -124,7 +117,7 @@ class ZebraBlock(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        keys = [None] * len(NAMES) if key is None else list(jax.random.split(key, len(NAMES)))
+        keys = dropout_keys(key, len(NAMES))
         normed, angle = self.norm(x), angles[self.shape.size]
         q, k, v = (
             linear(normed, one).reshape(*x.shape[:2], heads, -1)

@@ -55,6 +55,16 @@ CONFIG = LlamaConfig(
     head_norms=False,
     window=None,
 )
+# Sizes that every mesh of eight devices divides, with inputs of whole blocks of 64 for QLoRA.
+DIVISIBLE = {
+    "vocabulary": 64,
+    "width": 64,
+    "layers": 2,
+    "heads": 8,
+    "key_value_heads": 8,
+    "head_size": 8,
+    "feed_forward": 192,
+}
 HUGGING_FACE = {
     "vocab_size": CONFIG.vocabulary,
     "hidden_size": CONFIG.width,

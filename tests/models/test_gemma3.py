@@ -1,5 +1,6 @@
 """What a Gemma 3's `config.json` may say, and what is refused by name."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def test_a_file_of_transformers_5_says_the_same(name):
     assert read_config(rewritten, "config.json") == read_folder(folder)
 
 
+def test_of_old_and_new_attributes_of_rope_those_count_that_count_in_transformers():
+    ropes = {"sliding_attention": {"rope_theta": 5.0}, "full_attention": {"rope_theta": 6.0}}
+    scaling = {"rope_type": "linear", "factor": 3.0}
+    old = {"rope_theta": 7.0, "rope_local_base_freq": 8.0, "rope_scaling": scaling}
+    for rope in (ropes, {**ropes, "full_attention": {}}):
+        both = {**TEXT, **old, "rope_parameters": rope}
+        theirs = AutoConfig.for_model(**copy.deepcopy(both)).to_dict()
+        assert read_config(both, "config.json") == read_config(theirs, "config.json")
+
+
 REFUSED = {
     "softcaps": ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
     "softcap of the head": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
@@ -38,6 +49,12 @@ REFUSED = {
     "no causal mask": ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "untied": ({"tie_word_embeddings": False}, "tie_word_embeddings = False"),
     "rope": ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope of type 'yarn'"),
+    "rope without a factor": ({"rope_scaling": {"type": "linear"}}, "rope of type 'linear'"),
+    "factor of 0": ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a positive"),
+    "theta of 0": ({"rope_theta": 0}, "rope_theta must be a positive number, got 0"),
+    "local theta of 0": ({"rope_local_base_freq": 0}, "rope_local_base_freq must be a positive"),
+    "kind of rope": ({"rope_scaling": {"rope_type": ["linear"]}}, "rope of type \\['linear'\\]"),
+    "too many layers": ({"num_hidden_layers": 10_001}, "a whole number from 1 to 10000, got 10001"),
     "unknown": ({"surprise": 1}, "surprise is not understood"),
     "text for a number": ({"head_dim": "24"}, "head_dim must be a whole number"),
     "no heads": ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number"),

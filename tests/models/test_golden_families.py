@@ -162,21 +162,19 @@ def test_greedy_answers_are_those_of_transformers(family, model):
 def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys):
     folder, numbers = family
     one = numbers["continuations"][0]
-    words = (
-        f"generate --model {folder} --ignore-eos --max-new-tokens 40 --dtype float32 --prompt-ids"
-    )
-    ids = [str(each) for each in one["prompt_ids"]]
-    assert run_command(generate_command, [*words.split()[1:], *ids], resumes=False) == 0
+
+    def status(*options):
+        words = ["--model", str(folder), *options]
+        return run_command(generate_command, words, resumes=False)
+
+    words = ["--ignore-eos", "--max-new-tokens", "40", "--dtype", "float32", "--prompt-ids"]
+    assert status(*words, *map(str, one["prompt_ids"])) == 0
     assert capsys.readouterr().out.split() == [str(each) for each in one["continuation_ids"]]
-    assert run_command(generate_command, [*words.split()[1:], "-1"], resumes=False) == 2
-    assert run_command(generate_command, [*words.split()[1:], "331"], resumes=False) == 2
-    assert (
-        run_command(generate_command, ["--model", str(folder), "--prompt", "a"], resumes=False) == 2
-    )
+    assert [status(*words, "-1"), status(*words, "331"), status("--prompt", "a")] == [2, 2, 2]
     last = capsys.readouterr().err.splitlines()
     assert [line.partition(";")[0] for line in last] == [
         "error: prompt ids: must be from 0 to 2147483647, got -1",
-        "error: a prompt holds the id 331, but the model has 331 ids",
+        "error: prompt 0 holds the id 331, but the model's ids are 0 to 330",
         f"error: tokenizer {folder}: there is none",
     ]
 

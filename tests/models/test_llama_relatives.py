@@ -35,7 +35,7 @@ from tddpo_jax.planning.abstract import abstract_weights, placed
 from tddpo_jax.scoring.forward import hidden_states
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.weights import hugging_face
-from tddpo_jax.weights.locate import KNOWN_SHAPES
+from tddpo_jax.weights.locate import model_folder
 
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -208,6 +208,6 @@ def test_the_sizes_of_qwen3_are_known_without_the_hub(size, parameters, active):
     """Expected: transformers' models of these sizes, counted on the meta device.
 
     `active` counts the weights of all products of a token, the head's included."""
-    config = hugging_face.read_config(KNOWN_SHAPES[f"Qwen/Qwen3-{size}"])
+    config = hugging_face.read_config(model_folder(f"Qwen/Qwen3-{size}"))
     assert parameter_count(config.parameters) == parameters
     assert matmul_parameters(config) + config.vocabulary * config.width == active

@@ -16,16 +16,6 @@ from tddpo_jax.planning.abstract import abstract_step
 from tddpo_jax.planning.compiler import lower_gradients
 from tddpo_jax.scoring import forward
 
-# Every mesh divides it, and the inputs of a layer are whole blocks of 64, which QLoRA needs.
-SHAPE = {
-    "vocabulary": 64,
-    "width": 64,
-    "layers": 2,
-    "heads": 8,
-    "key_value_heads": 8,
-    "head_size": 8,
-    "feed_forward": 192,
-}
 MESHES = [
     (data, fsdp, 8 // (data * fsdp))
     for data in (1, 2, 4, 8)
@@ -50,7 +40,7 @@ def said_of_the_step(mode, sizes, capfd):
     """What XLA writes to stderr while it compiles the gradients' program."""
     config = resolve({"train": {"mode": mode}, "model": {"remat": "none"}})
     mesh, shape = tiny_models.mesh_of(*sizes), Shape(8, 130, 120, 3)
-    model = tiny_models.llama(**SHAPE).config
+    model = tiny_models.llama(**tiny_models.DIVISIBLE).config
     step = abstract_step(config, model, mesh, shape, "xla", jnp.dtype("float32"))
     capfd.readouterr()
     lower_gradients(step).compile({"xla_backend_optimization_level": 0})

@@ -33,7 +33,7 @@ from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights import locate
 from tddpo_jax.weights.hugging_face import read_config
 
-LLAMA = locate.KNOWN_SHAPES["meta-llama/Llama-2-7b-hf"]
+LLAMA = locate.model_folder("meta-llama/Llama-2-7b-hf")
 # Inputs are blocks of 64; those of the feed-forward are three, which two devices cannot share.
 SHAPE = {"vocabulary": 64, "width": 128, "heads": 8, "key_value_heads": 4, "head_size": 16}
 SHAPE["feed_forward"] = 192

@@ -85,6 +85,11 @@ LLAMA_3 = {
             {"rope_parameters": {**LLAMA_3, "rope_theta": 5e5}},
             {"rope_theta": 5e5, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
         ),
+        ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0}, {"rope_theta": 5.0}),
+        (
+            {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0, "rope_scaling": LLAMA_3},
+            {"rope_theta": 7.0, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
+        ),
         ({"head_dim": None}, {"head_size": 4}),
         ({"num_key_value_heads": None}, {"key_value_heads": 6}),
         ({"tie_word_embeddings": None}, {"tied": False}),

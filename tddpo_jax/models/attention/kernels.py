@@ -29,9 +29,11 @@ from tddpo_jax.models.attention.view import AttentionShape
 Kernel = Literal["cudnn", "tokamax"]
 # The back-ends that read causal rows.
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-# Limits on the head size. cuDNN takes wider heads on GPUs since Hopper, whose kinds begin so.
+# Limits on the head size. cuDNN takes wider heads on GPUs since Hopper.
 LARGEST_HEAD, LARGEST_HEAD_SINCE_HOPPER, HEAD_MULTIPLE = 128, 256, 8
-SINCE_HOPPER = ("NVIDIA H", "NVIDIA GH", "NVIDIA B", "NVIDIA GB")
+# The device kinds begin like this. Hopper's are H100, H200 and similar ones, and GH200.
+HOPPER = ("NVIDIA H", "NVIDIA GH")
+SINCE_HOPPER = (*HOPPER, "NVIDIA B", "NVIDIA GB")
 # We set tokamax's flags, because it would otherwise parse this process's command line. The flag
 # switches off its table of tuned block sizes, in versions that allow it. The table lacks our
 # shapes, and tokamax warns about each of them.

@@ -31,3 +31,14 @@ class AttentionShape(NamedTuple):
     value_size: int  # features of a value and of attention's output
     window: int | None = None  # number of newest positions that a token sees, including its own
     scale: float | None = None  # factor of the scores; None: 1/sqrt(size)
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The sizes of the axes of its weights, by the names that the tensor table has for them."""
+        return {
+            "queries": self.heads * self.size,
+            "keys": self.key_value_heads * self.size,
+            "values": self.key_value_heads * self.value_size,
+            "attended": self.heads * self.value_size,
+            "head": self.size,
+        }

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.attribute_values import positive_number, whole_number
+from tddpo_jax.models.attribute_values import (
+    MOST_LAYERS,
+    check_heads,
+    check_values,
+    positive_number,
+    whole_number,
+)
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.gemma3.model import Gemma3Config
 
@@ -28,6 +34,8 @@ DEFAULTS: dict[str, float] = {
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window")
 REALS = ("query_pre_attn_scalar", "rms_norm_eps")  # all other numbers are whole
 IMAGE_TOKEN = 262144  # the default of transformers, `Gemma3Config`
+TEXT_ALONE = "gemma3_text"
+MODEL_TYPES = (TEXT_ALONE, "gemma3")  # the second has a vision part too
 LOCAL_THETA, WHOLE_THETA = 10_000.0, 1_000_000.0
 LOCAL, WHOLE = "sliding_attention", "full_attention"
 
@@ -57,13 +65,13 @@ def read_config(attributes: Mapping[str, Any], path: str) -> Gemma3Config:
 
     `families.read_config` documents the arguments and the errors.
     """
-    if attributes["model_type"] == "gemma3_text":
+    if attributes["model_type"] == TEXT_ALONE:
         return _read_text(attributes, path, image_token=None)
     outer = dict(attributes)
     text = outer.pop("text_config", None)
     if not isinstance(text, Mapping):
         raise UserError(f"{path}: text_config is missing")
-    _refuse(outer, path)
+    check_values(outer, REQUIRED_VALUES, path)
     named = [outer.pop(name, None) for name in ("image_token_index", "image_token_id")]
     image_token = next((each for each in named if each is not None), IMAGE_TOKEN)
     image_token = whole_number(image_token, "image_token_index", path)
@@ -74,16 +82,10 @@ def read_config(attributes: Mapping[str, Any], path: str) -> Gemma3Config:
     return _read_text(text, f"{path}: text_config", image_token=image_token)
 
 
-def _refuse(attributes: Mapping[str, Any], path: str) -> None:
-    for name, understood in REQUIRED_VALUES.items():
-        if name in attributes and attributes[name] not in understood:
-            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
-
-
 def _read_text(
     attributes: Mapping[str, Any], path: str, *, image_token: int | None
 ) -> Gemma3Config:
-    _refuse(attributes, path)
+    check_values(attributes, REQUIRED_VALUES, path)
     known = {
         name: value
         for name, value in attributes.items()
@@ -98,16 +100,13 @@ def _read_text(
         check = positive_number if name in REALS else whole_number
         numbers[name] = check(value, name, path)
     layers, period = numbers["num_hidden_layers"], numbers["sliding_window_pattern"]
+    whole_number(layers, "num_hidden_layers", path, MOST_LAYERS)
     _check_layer_types(known.pop("layer_types", None), layers, period, path)
     local_theta, whole_theta, factor = _rope(known, path)
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
     heads, key_value_heads = numbers["num_attention_heads"], numbers["num_key_value_heads"]
-    if heads % key_value_heads or numbers["head_dim"] % 2:
-        raise UserError(
-            f"{path}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
-            f"({key_value_heads}), and head_dim ({numbers['head_dim']}) must be even"
-        )
+    check_heads(heads, key_value_heads, numbers["head_dim"], path)
     return Gemma3Config(
         vocabulary=numbers["vocab_size"],
         width=numbers["hidden_size"],
@@ -142,6 +141,7 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
     """The bases of the local and of the other layers, and the factor of the others' frequencies.
 
     transformers 5 writes all into `rope_parameters`. Older versions write one attribute for each.
+    Of a file that has both, we read what transformers reads.
     """
     bases = known.pop("rope_local_base_freq", None), known.pop("rope_theta", None)
     scaling = known.pop("rope_scaling", None) or {}
@@ -149,24 +149,27 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, float, float]:
     if not isinstance(scaling, Mapping):
         raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
     if by_kind is None:
-        local, whole = {"rope_theta": bases[0]}, {"rope_theta": bases[1], **scaling}
-    elif _has_both_kinds(by_kind):
-        local, whole = dict(by_kind[LOCAL]), dict(by_kind[WHOLE])
-    else:
+        by_kind = {LOCAL: {}, WHOLE: {}}
+    if not _has_both_kinds(by_kind):
         raise UserError(f"{path}: rope_parameters must have objects {LOCAL} and {WHOLE}")
-    for rope in (local, whole):
-        kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-        rope.pop("type", None)
-        scales = {"default": {"rope_theta"}, "linear": {"rope_theta", "factor"}}
-        if set(rope) - scales.get(kind, set()) or (kind == "linear" and rope is local):
-            raise UserError(f"{path}: rope of type {kind!r} with {sorted(rope)} is not supported")
-    numbers = {
-        "rope_local_base_freq": local.get("rope_theta") or LOCAL_THETA,
-        "rope_theta": whole.get("rope_theta") or WHOLE_THETA,
-        "factor": whole.get("factor") or 1.0,
-    }
-    first, second, factor = (positive_number(each, name, path) for name, each in numbers.items())
-    return first, second, factor
+    local = {"rope_theta": bases[0], **by_kind[LOCAL]}
+    whole = {"rope_theta": bases[1], **by_kind[WHOLE], **scaling}
+    local_theta, local_factor = _scaled(local, "rope_local_base_freq", LOCAL_THETA, path)
+    if local_factor != 1.0:
+        raise UserError(f"{path}: rope of type 'linear' in {LOCAL} is not supported")
+    return local_theta, *_scaled(whole, "rope_theta", WHOLE_THETA, path)
+
+
+def _scaled(rope: dict[str, Any], name: str, default: float, path: str) -> tuple[float, float]:
+    """The base of one kind of layer, by this name in messages, and what divides its frequencies."""
+    kinds = rope.pop("rope_type", None), rope.pop("type", None)
+    kind, theta = kinds[0] or kinds[1] or "default", rope.pop("rope_theta", None)
+    theta = positive_number(default if theta is None else theta, name, path)
+    if kind == "default" and not rope:
+        return theta, 1.0
+    if kind != "linear" or set(rope) != {"factor"}:
+        raise UserError(f"{path}: rope of type {kind!r} with {sorted(rope)} is not supported")
+    return theta, positive_number(rope["factor"], "factor", path)
 
 
 def _has_both_kinds(ropes: Any) -> bool:

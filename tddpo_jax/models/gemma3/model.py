@@ -25,7 +25,7 @@ from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
 from tddpo_jax.models.gemma3 import tensors
 from tddpo_jax.models.gemma3.tensors import LINEAR_NAMES
-from tddpo_jax.models.linear import Linear, gated, mark_product
+from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, mark_product
 from tddpo_jax.models.norm import ZeroCentredRMSNorm
 from tddpo_jax.models.rope import rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, parameter
@@ -64,6 +64,7 @@ class Gemma3Config:
     image_token: int | None
 
     tied = True
+    derived = ()
 
     @property
     def has_vision(self) -> bool:
@@ -81,29 +82,20 @@ class Gemma3Config:
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the axes of its tensors, by the axes' names."""
-        queries, keys = (n * self.head_size for n in (self.heads, self.key_value_heads))
         return {
             "vocabulary": self.vocabulary,
             "width": self.width,
-            "queries": queries,
-            "keys": keys,
-            "values": keys,
-            "attended": queries,
-            "head": self.head_size,
             "feed_forward": self.feed_forward,
+            **self._attention(None).axes,
         }
 
+    def _attention(self, window: int | None) -> AttentionShape:
+        size, scale = self.head_size, self.score_scalar**-0.5
+        return AttentionShape(self.heads, self.key_value_heads, size, size, window, scale)
+
     def _layer(self, window: int | None) -> Layer:
-        shape = AttentionShape(
-            self.heads,
-            self.key_value_heads,
-            self.head_size,
-            value_size=self.head_size,
-            window=window,
-            scale=self.score_scalar**-0.5,
-        )
         block = functools.partial(Block, self, window is not None)
-        return Layer(block, shape, tensors.layer(self.prefix), self.sizes)
+        return Layer(block, self._attention(window), tensors.layer(self.prefix), self.sizes)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -126,10 +118,6 @@ class Gemma3Config:
         )
 
     @property
-    def derived(self) -> tuple[str, ...]:
-        return ()
-
-    @property
     def carried(self) -> tuple[str, ...]:
         return tensors.CARRIED if self.has_vision else ()
 
@@ -147,10 +135,6 @@ class Gemma3Config:
             for theta in (self.local_theta, self.whole_theta)
         )
         return Angles(place * local, place * (whole / self.rope_factor))
-
-
-# One key per linear layer, in the order of LINEAR_NAMES.
-DropoutKeys = tuple[PRNGKeyArray | None, ...]
 
 
 class Block(nnx.Module):
@@ -217,8 +201,7 @@ class Block(nnx.Module):
         Returns:
             The hidden states after this layer, and what `attend` kept.
         """
-        count = len(LINEAR_NAMES)
-        keys = (None,) * count if key is None else tuple(jax.random.split(key, count))
+        keys = dropout_keys(key, len(LINEAR_NAMES))
         angle = angles.local if self.is_local else angles.whole
         with jax.named_scope("attention"):
             q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)

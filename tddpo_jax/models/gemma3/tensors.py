@@ -11,7 +11,6 @@ from tddpo_jax.models.tensor_table import Kind, Tensor
 WITH_VISION = "language_model."
 # The tensors of the vision part. They are not trained, and an export copies them.
 CARRIED = ("vision_tower.", "multi_modal_projector.")
-LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def _tensor(prefix: str, part: str, path: str, kind: Kind, *axes: str) -> Tensor:
@@ -50,3 +49,6 @@ def layer(prefix: str) -> tuple[Tensor, ...]:
         row("mlp.down_proj", "down_proj", "linear", "width", "feed_forward"),
         row("post_feedforward_layernorm", "output_norm", "norm", "width"),
     )
+
+
+LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in layer("") if row.kind == "linear")

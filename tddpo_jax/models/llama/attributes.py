@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.attribute_values import LARGEST, positive_number, whole_number
+from tddpo_jax.models.attribute_values import (
+    LARGEST,
+    MOST_LAYERS,
+    check_heads,
+    check_values,
+    positive_number,
+    whole_number,
+)
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
-
-MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -56,9 +61,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     """The shape of a model. `families.read_config` documents the arguments and the errors."""
     of_type = MODEL_TYPES[attributes["model_type"]]
     required = {**REQUIRED_VALUES, **of_type.required}
-    for name, understood in required.items():
-        if name in attributes and attributes[name] not in understood:
-            raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+    check_values(attributes, required, path)
     known = dict(attributes)
     for name in (*required, *BOOKKEEPING, *of_type.ignored):
         known.pop(name, None)
@@ -102,12 +105,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     )
     if known:
         raise UserError(f"{path}: {sorted(known)[0]} is not understood")
-    if config.heads % config.key_value_heads or config.head_size % 2:
-        raise UserError(
-            f"{path}: num_attention_heads ({config.heads}) must be a multiple of "
-            f"num_key_value_heads ({config.key_value_heads}), and head_dim ({config.head_size}) "
-            f"must be even"
-        )
+    check_heads(heads, config.key_value_heads, config.head_size, path)
     return config
 
 
@@ -115,18 +113,18 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """The rotary base and its scaling.
 
     transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
-    `rope_scaling`.
+    `rope_scaling`. As in transformers, the older object counts if a file has both, and a base in
+    the object that counts goes before `rope_theta`.
     """
-    scaling = known.pop("rope_parameters", None) or known.pop("rope_scaling", None) or {}
+    scaling, parameters = known.pop("rope_scaling", None), known.pop("rope_parameters", None)
+    scaling = scaling or parameters or {}
     if not isinstance(scaling, Mapping):
         raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
     scaling = dict(scaling)
-    known.pop("rope_scaling", None)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
-    given = (known.pop("rope_theta", None), scaling.get("rope_theta"), 10000.0)
+    given = (scaling.pop("rope_theta", None), known.pop("rope_theta", None), 10000.0)
     theta = next(each for each in given if each is not None)
     theta = positive_number(theta, "rope_theta", path)
-    scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
     scaling.pop("type", None)
     if kind == "default" and not scaling:

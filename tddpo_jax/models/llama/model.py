@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
-from tddpo_jax.models.linear import Linear, gated, mark_product
+from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, mark_product
 from tddpo_jax.models.llama import tensors
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.models.norm import RMSNorm
@@ -67,29 +67,29 @@ class LlamaConfig:
     embedding_scale = 1.0
     carried = ()
     not_text = ()
+    derived = tensors.DERIVED
 
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the axes of its tensors, by the axes' names."""
-        queries, keys = (n * self.head_size for n in (self.heads, self.key_value_heads))
         return {
             "vocabulary": self.vocabulary,
             "width": self.width,
-            "queries": queries,
-            "keys": keys,
-            "values": keys,
-            "attended": queries,
             "feed_forward": self.feed_forward,
-            "head": self.head_size,
+            **self.attention.axes,
         }
+
+    @property
+    def attention(self) -> AttentionShape:
+        size = self.head_size
+        return AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         """All layers of a Llama are alike, so they make one segment with a period of one."""
-        size = self.head_size
         layer = Layer(
             functools.partial(Block, self),
-            AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window),
+            self.attention,
             (
                 *tensors.LAYER,
                 *(tensors.BIASES if self.biases else ()),
@@ -108,10 +108,6 @@ class LlamaConfig:
             *([] if self.tied else [parameter(tensors.HEAD, self.sizes)]),
         )
 
-    @property
-    def derived(self) -> tuple[str, ...]:
-        return tensors.DERIVED
-
     def last_norm(self) -> RMSNorm:
         return RMSNorm(self.width, self.norm_epsilon)
 
@@ -119,11 +115,6 @@ class LlamaConfig:
         """Radians by which each pair of features is rotated."""
         frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
         return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
-
-
-# One key per linear layer, in the order of LINEAR_NAMES.
-DropoutKeys = tuple[PRNGKeyArray | None, ...]
-NO_DROPOUT: DropoutKeys = (None,) * len(LINEAR_NAMES)
 
 
 class Block(nnx.Module):
@@ -150,10 +141,7 @@ class Block(nnx.Module):
         self.down_proj = Linear(config.feed_forward, config.width, keys[6])
 
     def queries_keys_values(
-        self,
-        x: Float[Array, "B T D"],
-        angle: Float[Array, "B T half"],
-        keys: DropoutKeys = NO_DROPOUT,
+        self, x: Float[Array, "B T D"], angle: Float[Array, "B T half"], keys: DropoutKeys
     ) -> tuple[Float[Array, "B T H size"], Float[Array, "B T K size"], Float[Array, "B T K size"]]:
         """Queries, keys and values of normed input; queries and keys are rotated."""
         heads = (*x.shape[:2], -1, self.config.head_size)
@@ -164,9 +152,7 @@ class Block(nnx.Module):
         v = mark_product(self.v_proj(x, keys[2])).reshape(heads)
         return rotate(q, angle), rotate(k, angle), v
 
-    def feed_forward(
-        self, x: Float[Array, "B T D"], keys: DropoutKeys = NO_DROPOUT
-    ) -> Float[Array, "B T D"]:
+    def feed_forward(self, x: Float[Array, "B T D"], keys: DropoutKeys) -> Float[Array, "B T D"]:
         inner = gated(jax.nn.silu, self.gate_proj(x, keys[4]), self.up_proj(x, keys[5]))
         return self.down_proj(inner, keys[6])
 
@@ -188,7 +174,7 @@ class Block(nnx.Module):
         Returns:
             The hidden states after this layer, and what `attend` kept.
         """
-        keys = NO_DROPOUT if key is None else tuple(jax.random.split(key, len(LINEAR_NAMES)))
+        keys = dropout_keys(key, len(LINEAR_NAMES))
         with jax.named_scope("attention"):
             q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)
             attended, kept = attend(q, k, v)
