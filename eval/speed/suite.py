@@ -180,6 +180,7 @@ def _guarded(name: str, part: Callable[[], list[dict[str, Any]]]) -> list[dict[s
         return [{"part": name, **row} for row in part()]
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
+        print(f"{name}: {reason}", file=sys.stderr, flush=True)
         if "RESOURCE_EXHAUSTED" in reason or "out of memory" in reason.lower():
             return [{"part": name, "remark": f"out of memory: {reason}"}]
         return [{"part": name, "failed": f"{type(error).__name__}: {reason}"}]
