@@ -79,8 +79,8 @@ def _token_logps_backward(kept: tuple, cotangent: Float[Array, "K B C"]) -> tupl
 
     start = jnp.zeros(head.shape[::-1], jnp.float32)
     of_head, of_states = jax.lax.scan(chunk, start, (states, targets, normalisers, cotangent))
-    # Of a single chunk, XLA would turn the product round in place of its result. On CPU it then finds
-    # no code for bfloat16.
+    # Of a single chunk, XLA would turn the product round in place of its result. On a CPU there is
+    # then no code for bfloat16.
     of_head = jax.lax.optimization_barrier(of_head).T
     return of_states, of_head.astype(head.dtype), None
 
