@@ -19,7 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tddpo_jax.data.templates import chat_format, encode_prompt
+from tddpo_jax.data.chat_format import chat_format
+from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling

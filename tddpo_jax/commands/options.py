@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 
 from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
+from tddpo_jax.config.loss_section import loss_section
 from tddpo_jax.config.reading import read_yaml, resolve, setting_fields
-from tddpo_jax.config.schema import Config, DataSource, ModelConfig, loss_section
+from tddpo_jax.config.schema import Config, DataSource, ModelConfig
 from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.paths import EMBEDDED_CONFIG

@@ -15,9 +15,11 @@ import pydantic
 import yaml
 from pydantic.fields import FieldInfo
 
+from tddpo_jax.config.loss_section import LossConfig, loss_section
 from tddpo_jax.config.nesting import TOO_DEEP, is_too_deep
 from tddpo_jax.config.problems import one_line_of
-from tddpo_jax.config.schema import Config, LossConfig, Section, loss_section
+from tddpo_jax.config.schema import Config
+from tddpo_jax.config.section import Section
 from tddpo_jax.config.unique_keys import UniqueKeys
 from tddpo_jax.errors import UserError, one_line
 

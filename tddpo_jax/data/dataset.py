@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import DEFAULT_MAX_LENGTH, DataConfig, DataSource
+from tddpo_jax.data.chat_format import ChatFormat, chat_format, check_continues
 from tddpo_jax.data.examples import (
     Dataset,
     Fitted,
@@ -30,7 +31,6 @@ from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.mixture import Mixture, read_mixture
 from tddpo_jax.data.omissions import OMISSION
 from tddpo_jax.data.sources import Source, read_source
-from tddpo_jax.data.templates import ChatFormat, chat_format, check_continues
 from tddpo_jax.data.tokenizer import pattern, tokenizer_json
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import write_file

@@ -26,12 +26,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tddpo_jax.batches.layout import Example
+from tddpo_jax.data.chat_format import ChatFormat
 from tddpo_jax.data.formats import ParsedRow
 from tddpo_jax.data.mixture import Mixture
 from tddpo_jax.data.omissions import omission
 from tddpo_jax.data.sources import Source, none_usable
 from tddpo_jax.data.templates import (
-    ChatFormat,
     ExampleIds,
     ExampleText,
     branches,

@@ -23,8 +23,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tddpo_jax.data.chat_format import ChatFormat, render
 from tddpo_jax.data.messages import CALLS, TOOL_ROLES, Message, map_leaves, words
-from tddpo_jax.data.templates import ChatFormat, render
 from tddpo_jax.errors import UserError
 
 OMISSION = "template: leaves out"

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from tddpo_jax.adapters.adapter_set import AdapterSet, adapter_set
 from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
 from tddpo_jax.config.schema import MeshConfig
-from tddpo_jax.data.templates import chat_format, encode_prompt
+from tddpo_jax.data.chat_format import chat_format
+from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.batching import Continuation, continue_prompts

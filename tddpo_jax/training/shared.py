@@ -13,9 +13,9 @@ from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import choose_shapes
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
+from tddpo_jax.data.chat_format import ChatFormat, chat_format
 from tddpo_jax.data.dataset import load_dataset
 from tddpo_jax.data.examples import VERBATIM, Dataset, Vocabulary
-from tddpo_jax.data.templates import ChatFormat, chat_format
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses import trial

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from tddpo_jax.data.templates import ChatFormat
+from tddpo_jax.data.chat_format import ChatFormat
 from tddpo_jax.system.atomic import write_json, write_text
 from tddpo_jax.system.json_files import read_object
 

@@ -21,7 +21,7 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser, add_settings, settings_of
 from tddpo_jax.config.dotted import get
 from tddpo_jax.config.reading import setting_fields
-from tddpo_jax.data.templates import NAMED
+from tddpo_jax.data.named_templates import NAMED
 from tddpo_jax.losses.catalogue import LOSSES, readers
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -6,8 +6,9 @@ import pytest
 from tiny_rows import as_lists, assistant, load, user
 from tiny_tokenizers import sentencepiece
 
+from tddpo_jax.data.chat_format import chat_format
 from tddpo_jax.data.messages import KEYS
-from tddpo_jax.data.templates import chat_example, chat_format, encode_examples, encode_prompt
+from tddpo_jax.data.templates import chat_example, encode_examples, encode_prompt
 
 HEADING = "{{ '<' + m.role + '>' }}"
 END = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from tiny_tokenizers import byte_level, sentencepiece
 from tokenizers import AddedToken
 
+from tddpo_jax.data.chat_format import chat_format, check_continues
 from tddpo_jax.data.named_templates import NAMED
-from tddpo_jax.data.templates import (
-    chat_example,
-    chat_format,
-    check_continues,
-    encode_examples,
-    encode_prompt,
-    text_example,
-)
+from tddpo_jax.data.templates import chat_example, encode_examples, encode_prompt, text_example
 from tddpo_jax.data.tokenizer import Text, encode, make_encoder
 
 LLAMA_3 = byte_level()

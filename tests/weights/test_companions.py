@@ -8,7 +8,7 @@ import pytest
 from tiny_tokenizers import byte_level, sentencepiece
 from transformers import AutoTokenizer, GenerationConfig
 
-from tddpo_jax.data.templates import chat_format
+from tddpo_jax.data.chat_format import chat_format
 from tddpo_jax.weights.companions import Companions, write_companions
 
 
