@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -15,6 +16,8 @@ from tddpo_jax.system.xla_flags import set_flags
 
 # The kernel's words for a full disk. `OSError`, Orbax and safetensors all repeat them.
 DISK_IS_FULL = ("No space left on device", "Disk quota exceeded")
+# A file or folder that this user must not write to, or read.
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_command(
@@ -55,6 +58,9 @@ def _told(error: BaseException, resumes: bool) -> int | None:
         return 1
     if isinstance(error, UserError):
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return None
 

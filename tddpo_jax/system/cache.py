@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tddpo_jax.errors import UserError
+
 
 def cache_folder() -> Path:
     """The folder of tokenised data, reference log-probs, compiled programs and downloads.
 
-    The environment variable `TDDPO_CACHE` sets it.
+    The environment variable `TDDPO_CACHE` sets it. The folder is made if it is missing.
+
+    Raises:
+        UserError: the folder cannot be made.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tddpo_jax"
-    return Path(os.environ.get("TDDPO_CACHE") or default).expanduser()
+    folder = Path(os.environ.get("TDDPO_CACHE") or default).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"TDDPO_CACHE: the cache's folder {folder} cannot be made: {error.strerror}"
+        ) from None
+    return folder
 
 
 def use_compilation_cache() -> None:

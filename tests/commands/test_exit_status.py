@@ -23,6 +23,7 @@ from tddpo_jax.generation import sampling
 from tddpo_jax.models.attention.kernels import causal_rows_attention
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import check_output
+from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights import locate
 
@@ -72,6 +73,21 @@ def test_a_users_mistake_is_one_line_wherever_it_is_found(folder, capsys):
     assert run_command(running(mistake), []) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {beginning}")
+
+
+def test_a_file_that_must_not_be_written_is_one_line(capsys):
+    """Root may write everywhere but in the kernel's own folders."""
+    assert run_command(running(lambda: Path("/sys/no_run").mkdir()), []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /sys/no_run: ")
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "file"))
+    assert run_command(running(cache_folder), []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: TDDPO_CACHE: the cache's folder {tmp_path / 'file'} cannot")
 
 
 @pytest.mark.parametrize("folder", FAULTS)
