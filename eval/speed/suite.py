@@ -56,6 +56,8 @@ TRAINING = (
     ("full", "full"),
     ("full", "none"),
 )
+# On tiny shapes: every mode and every policy of remat, once.
+SMALL_TRAINING = (("full", "dots"), ("lora", "none"), ("qlora", "full"))
 # The time of a part on an H200, with compilation, before any part has been timed.
 USUAL_SECONDS = 60.0
 
@@ -65,6 +67,7 @@ class Sizes:
     """The sizes of what is measured."""
 
     model: LlamaConfig
+    training: tuple[tuple[str, str], ...]  # modes and policies of remat
     max_length: int
     batch_pairs: int
     row_length: int
@@ -79,6 +82,7 @@ class Sizes:
 def _large() -> Sizes:
     return Sizes(
         model=read_llama(model_folder("meta-llama/Llama-2-7b-hf")),
+        training=TRAINING,
         max_length=2048,
         batch_pairs=128,
         row_length=8192,
@@ -105,6 +109,7 @@ def _small() -> Sizes:
     )
     return Sizes(
         model=model,
+        training=SMALL_TRAINING,
         max_length=64,
         batch_pairs=4,
         row_length=256,
@@ -167,10 +172,10 @@ def _parts(sizes: Sizes) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     return {
         "checks": lambda: check_backends(sizes.checked),
         "device": lambda: [_device(sizes)],
-        **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in TRAINING[:3]},
+        **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in sizes.training[:3]},
         "decode": lambda: [_decode(sizes)],
         **{f"full, remat dots, {name}": training("full", "dots", name) for name in other_kernels},
-        **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in TRAINING[3:]},
+        **{f"{mode}, remat {remat}": training(mode, remat) for mode, remat in sizes.training[3:]},
     }
 
 

@@ -66,12 +66,12 @@ class ZebraConfig:
         block = functools.partial(ZebraBlock, sizes, shape)
         return Layer(block, shape, BLOCK_TENSORS, sizes)
 
-    @property
+    @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         local, whole = self._layer(LOCAL), self._layer(WHOLE)
         return Segment(2, (local, whole)), Segment(1, (local,))
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         sizes = {"vocabulary": self.vocabulary, "width": self.width}
         embed = Tensor("zebra.words", "embed", ("vocabulary", "width"), "embedding")

@@ -97,7 +97,7 @@ class Gemma3Config:
         block = functools.partial(Block, self, window is not None)
         return Layer(block, self._attention(window), tensors.layer(self.prefix), self.sizes)
 
-    @property
+    @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Whole periods of local layers and one that sees everything, then local layers alone."""
         local, whole = self._layer(self.window), self._layer(None)
@@ -109,7 +109,7 @@ class Gemma3Config:
             found.append(Segment(rest, (local,)))
         return tuple(found)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         return (
             parameter(tensors.embed(self.prefix), self.sizes),

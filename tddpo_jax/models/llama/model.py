@@ -84,7 +84,7 @@ class LlamaConfig:
         size = self.head_size
         return AttentionShape(self.heads, self.key_value_heads, size, size, window=self.window)
 
-    @property
+    @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """All layers of a Llama are alike, so they make one segment with a period of one."""
         layer = Layer(
@@ -99,7 +99,7 @@ class LlamaConfig:
         )
         return (Segment(self.layers, (layer,)),)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         return (
             parameter(tensors.TIED_EMBED if self.tied else tensors.EMBED, self.sizes),

@@ -117,8 +117,8 @@ def test_the_small_suite_measures_every_part(tmp_path):
     made = figures("--suite", "gpu", "--small", "--json", "--output", str(file))
     assert json.loads(file.read_text()) == made
     parts = {row["part"]: row for row in made["rows"]}
-    # Back-ends with two kinds of heads, the device, modes with all policies of remat, decoding.
-    assert len(parts) == 2 * 3 + 1 + 3 * 3 + 1
+    # Back-ends with two kinds of heads, the device, three trainings, decoding.
+    assert len(parts) == 2 * 3 + 1 + 3 + 1
     for name, row in parts.items():
         assert not row.get("failed"), row
         if "remat" in name:
