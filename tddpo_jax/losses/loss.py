@@ -42,19 +42,24 @@ class Setting:
             raise ValueError(f"setting: its default {self.default!r} is a text without choices")
 
 
+# Keywords of a loss's function that are no settings but facts of the batch. `tokens_per_pair`: the
+# mean number of tokens of its chosen responses. A loss is a mean over tokens if it divides by it.
+BATCH_FACTS = ("tokens_per_pair",)
+
+
 # eq=False: a row equals itself alone, and so can be a static argument of a compiled function.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loss:
     """A loss on preference pairs, as everything else in this project knows it.
 
     Attributes:
-        function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`. Its
-            name is the loss's name, and the first line of its docstring introduces it in reports.
-        settings: what each keyword of `function` is. Losses may share a setting: the same name
-            then has the same `Setting`.
+        function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`, whose
+            mean is the loss of a batch. Its name is the loss's name, and the first line of its
+            docstring introduces it in reports.
+        settings: what each keyword of `function` is, but for `BATCH_FACTS`. Losses may share a
+            setting: the same name then has the same `Setting`.
         rewards: takes pairs and, by keyword, any of the settings; gives the implicit rewards of
             the chosen and of the rejected responses, each `[P]`. They are metrics.
-        mean_over: what a batch's loss is a mean over: pairs, or tokens of the chosen responses.
         needs_beta: whether beta = 0 is refused, because it leaves nothing to learn.
         exact_kl: given the settings, says whether `function` reads `pairs.kl_*`. They cost a pass
             of the reference model at every step, and are zeros otherwise.
@@ -68,19 +73,19 @@ class Loss:
     function: Callable[..., PerPair]
     settings: Mapping[str, Setting]
     rewards: Callable[..., Rewards] = scaled_log_ratios
-    mean_over: Literal["pairs", "tokens"] = "pairs"
     needs_beta: bool = True
     exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     responses: Literal[1, 2] = 2
     source: str = ""
 
     def __post_init__(self) -> None:
-        if set(_keywords(self.function)) != set(self.settings):
+        keywords = [name for name in keywords_of(self.function) if name not in BATCH_FACTS]
+        if set(keywords) != set(self.settings):
             raise ValueError(
                 f"loss {self.name}: its settings are {', '.join(self.settings) or 'none'}, the "
-                f"keywords of its function {', '.join(_keywords(self.function)) or 'none'}"
+                f"keywords of its function {', '.join(keywords) or 'none'}"
             )
-        for name in _keywords(self.rewards):
+        for name in keywords_of(self.rewards):
             if name not in self.settings:
                 raise ValueError(f"loss {self.name}: its rewards read {name}, which it does not")
 
@@ -89,19 +94,20 @@ class Loss:
         return self.function.__name__
 
     def values(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PerPair:
-        """The loss of each pair, `[P]`; it takes its own of the settings."""
-        return self.function(pairs, **{name: settings[name] for name in self.settings})
+        """The loss of each pair, `[P]`; it takes its own of the settings and `BATCH_FACTS`."""
+        return self.function(pairs, **{name: settings[name] for name in keywords_of(self.function)})
 
     def rewards_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> Rewards:
         """The implicit rewards of the chosen and of the rejected responses, each `[P]`.
 
         A prompt with one response has no rejected one: None stands in its place.
         """
-        return self.rewards(pairs, **{name: settings[name] for name in _keywords(self.rewards)})
+        return self.rewards(pairs, **{name: settings[name] for name in keywords_of(self.rewards)})
 
 
 @functools.cache
-def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the keywords of a function of pairs."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
 

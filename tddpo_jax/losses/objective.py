@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.elementary import PerPair, Scalar
@@ -72,10 +72,10 @@ class Objective:
         Args:
             which: the place of the loss; ignored if there is only one.
             pairs: P pairs.
-            scalars: the numbers of `scalar_names`; each loss takes its own.
+            scalars: the numbers of `scalar_names`, and `BATCH_FACTS`; each loss takes its own.
 
         Returns:
-            [P] values in the dtype of `pairs`.
+            [P] values in the dtype of `pairs`; the loss of a batch is their mean.
         """
         functions = [_with_texts(loss.values, texts) for loss, texts in self.terms]
         return _switch(functions, which, pairs, scalars)
@@ -92,11 +92,6 @@ class Objective:
         """Every metric of each example, named as in `pair_metrics`; arguments as for `values`."""
         rewards = self.rewards(which, pairs, scalars)
         return pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
-
-    def denominator(self, which: Which, pairs: Scalar, chosen_tokens: Scalar) -> Float[Array, ""]:
-        """What the sum of a batch's losses is divided by: its pairs, or its chosen tokens."""
-        over_tokens = jnp.array([loss.mean_over == "tokens" for loss, _ in self.terms])[which]
-        return jnp.where(over_tokens, chosen_tokens, pairs)
 
 
 def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:

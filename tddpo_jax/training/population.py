@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from tddpo_jax.batches.layout import Batch, Example
+from tddpo_jax.batches.layout import Batch, Example, score_counts
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
 from tddpo_jax.placement.shardings import rows_here
@@ -87,7 +87,7 @@ class Population:
     def totals_of(self, step: int) -> Totals:
         """The numbers of examples and of chosen tokens, by which a step's sums are divided."""
         examples = self.examples_of(step)
-        chosen_tokens = sum(len(example.responses[0]) for example in examples)
+        chosen_tokens = sum(score_counts(example)[0] for example in examples)
         return Totals(float(len(examples)), float(chosen_tokens))
 
     def knobs(self, step: int) -> Knobs:

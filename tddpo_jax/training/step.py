@@ -117,14 +117,15 @@ def _pair_logps(logps: Float[Array, "B P N"], kl: Float[Array, "B P N"], batch: 
 
 
 def _metric_sums(
-    setting: StepSetting, knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
+    setting: StepSetting,
+    knobs: Knobs,
+    pairs: PairLogps,
+    weight: Float[Array, " P"],
+    totals: Totals,
 ) -> dict[str, Float[Array, ""]]:
-    values = setting.objective.metrics(knobs.which, pairs, knobs.scalars)
+    scalars = {**knobs.scalars, "tokens_per_pair": totals.chosen_tokens / totals.examples}
+    values = setting.objective.metrics(knobs.which, pairs, scalars)
     return {name: jnp.sum(value * weight) for name, value in values.items()}
-
-
-def _denominator(setting: StepSetting, knobs: Knobs, totals: Totals) -> Array:
-    return setting.objective.denominator(knobs.which, totals.examples, totals.chosen_tokens)
 
 
 def loss_and_metrics(
@@ -140,18 +141,17 @@ def loss_and_metrics(
     logps, kl = log_probs(setting, trained, frozen, batch, key)
     with jax.named_scope("loss"):
         pairs = _pair_logps(logps, kl, batch)
-        sums = _metric_sums(setting, knobs, pairs, batch.weight.reshape(-1))
-        loss = sums["loss"] / _denominator(setting, knobs, totals)
+        sums = _metric_sums(setting, knobs, pairs, batch.weight.reshape(-1), totals)
+        loss = sums["loss"] / totals.examples
     return loss, {**sums, "loss": loss}
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-    """Every metric as a mean over all given examples; the loss as its row in the catalogue says."""
+    """Every metric as a mean over all given examples."""
     count = jnp.float32(pairs.logp_chosen.shape[0])
-    sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
     totals = Totals(count, jnp.sum(pairs.length_chosen))
-    means = {name: value / count for name, value in sums.items()}
-    return {**means, "loss": sums["loss"] / _denominator(setting, knobs, totals)}
+    sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen), totals)
+    return {name: value / count for name, value in sums.items()}
 
 
 #### Gradients

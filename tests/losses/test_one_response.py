@@ -33,7 +33,9 @@ def test_metrics_are_those_that_one_response_has():
     """Under `sft`: -logp, the log-ratio s, logp and s^2 / 2; mapped over members and compiled."""
     pairs = pair_logps(*map(jnp.asarray, (LOGPS, REF_LOGPS, LENGTHS, KLS)))
     objective = objective_of([{"name": "sft"}])
-    found = jax.jit(jax.vmap(lambda pairs: objective.metrics(0, pairs, {})))(pairs)
+    found = jax.jit(jax.vmap(lambda pairs: objective.metrics(0, pairs, {"tokens_per_pair": 1.0})))(
+        pairs
+    )
     logps, ratios = LOGPS[..., 0], (LOGPS - REF_LOGPS)[..., 0]
     expected = (-logps, ratios, logps, 0.5 * ratios**2)
     assert set(found) == set(RESPONSE_METRICS)

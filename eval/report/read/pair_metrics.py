@@ -32,7 +32,8 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     assert cell.config is not None
     loss = cell.config.loss.settings
     objective = objective_of([loss])
-    scalars = objective.scalars(loss)
+    tokens_per_pair = float(cell.lengths[:, 0].mean()) if len(cell.lengths) else 1.0
+    scalars = {**objective.scalars(loss), "tokens_per_pair": tokens_per_pair}
     unknown = np.full_like(cell.reference, np.nan)
     found = []
     for logps in cell.logps:
