@@ -18,7 +18,7 @@ from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_sett
 from tddpo_jax.config.section import Finite, NonNegative, Section
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
-from tddpo_jax.losses.weighted_sum import is_mixture
+from tddpo_jax.losses.weighted_sum import JOINT, is_mixture
 
 
 class LossConfig(Section):
@@ -74,9 +74,10 @@ class LossConfig(Section):
         parts = parts_of(self.name)
         for name in self.mix:
             if name not in parts:
+                whole = JOINT.join(dict.fromkeys([self.title, *self.mix]))
                 raise ValueError(
-                    f"loss.mix.{name}: {self.title} is no sum with {name}; a sum is named "
-                    f"--loss {self.title}+{name}"
+                    f"loss.mix.{name}: {self.title} is no sum of losses with a weight for {name}; "
+                    f"name the sum, as in --loss {whole}"
                 )
         if parts and not any(self.mix.values()):
             raise ValueError(f"loss.mix: every weight of {self.name} is 0")
@@ -126,7 +127,13 @@ def _loss_section(losses: tuple[tuple[str, Loss], ...], own: str | None) -> type
 def _type_of(setting: Setting) -> Any:
     if setting.choices:
         return Literal[setting.choices]
-    bounds = Field(gt=setting.above, ge=setting.at_least, lt=setting.below, allow_inf_nan=False)
+    bounds = Field(
+        gt=setting.above,
+        ge=setting.at_least,
+        lt=setting.below,
+        le=setting.at_most,
+        allow_inf_nan=False,
+    )
     return Annotated[float, bounds]
 
 

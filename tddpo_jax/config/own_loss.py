@@ -23,7 +23,7 @@ from typing import Any
 from tddpo_jax.config.dotted import get
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, shared_losses
-from tddpo_jax.losses.loss import BATCH_FACTS, Loss, Setting
+from tddpo_jax.losses.loss import BATCH_FACTS, DECOUPLING, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
 
 # A run keeps the text of its loss under this name.
@@ -176,6 +176,7 @@ def _row(name: str, file: str, text: str) -> Loss:
         for keyword in _keywords_of(name, function)
         if keyword.name not in BATCH_FACTS
     }
+    settings[DECOUPLING] = LD_ALPHA
     return Loss(
         function,
         settings,

@@ -27,7 +27,7 @@ from tddpo_jax.losses.elementary import (
     softplus,
     where,
 )
-from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.loss import BETA, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import (
     PairLogps,
     Rewards,
@@ -362,20 +362,21 @@ LABEL_SMOOTHING = Setting(
 )
 DISCOPOP_TAU = Setting(default=0.05, above=0.0, help="DiscoPOP's own temperature")
 SIMPO_GAMMA = Setting(default=0.5, at_least=0.0, help="SimPO's target reward margin")
+ON_PAIRS = {"beta": BETA, "ld_alpha": LD_ALPHA}
 
 DPO_AND_RELATIVES = (
-    Loss(dpo, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(discopop, {"beta": BETA, "discopop_tau": DISCOPOP_TAU}),
-    Loss(ipo, {"beta": BETA}),
-    Loss(hinge, {"beta": BETA}),
-    Loss(robust, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(exo_pair, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(nca_pair, {"beta": BETA}),
-    Loss(bco_pair, {"beta": BETA}),
-    Loss(sppo_hard, {"beta": BETA}),
-    Loss(apo_zero, {"beta": BETA}),
-    Loss(apo_down, {"beta": BETA}),
-    Loss(sigmoid_norm, {"beta": BETA}),
-    Loss(simpo, {"beta": BETA, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
+    Loss(dpo, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(discopop, {**ON_PAIRS, "discopop_tau": DISCOPOP_TAU}),
+    Loss(ipo, {**ON_PAIRS}),
+    Loss(hinge, {**ON_PAIRS}),
+    Loss(robust, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(exo_pair, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(nca_pair, {**ON_PAIRS}),
+    Loss(bco_pair, {**ON_PAIRS}),
+    Loss(sppo_hard, {**ON_PAIRS}),
+    Loss(apo_zero, {**ON_PAIRS}),
+    Loss(apo_down, {**ON_PAIRS}),
+    Loss(sigmoid_norm, {**ON_PAIRS}),
+    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
     Loss(sft, {}, rewards=sft_rewards, responses=1),
 )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.elementary import PerPair, Scalar
-from tddpo_jax.losses.loss import Loss
+from tddpo_jax.losses.loss import DECOUPLING, Loss
 from tddpo_jax.losses.metrics import pair_metrics
 from tddpo_jax.losses.pair_logps import PairLogps, Rewards
 
@@ -38,6 +38,7 @@ class Objective:
     """
 
     terms: tuple[Term, ...]
+    decoupled: bool = False  # whether a cell has ld_alpha below 1, and losses get the tails
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
@@ -100,7 +101,15 @@ def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:
     Args:
         cells: the loss's settings of each cell, `name` among them.
     """
-    return Objective(tuple(dict.fromkeys(map(_term, cells))))
+    cells = list(cells)
+    terms = dict.fromkeys(map(_term, cells))
+    return Objective(tuple(terms), decoupled=any(map(_is_decoupled, cells)))
+
+
+def _is_decoupled(settings: Mapping[str, Any]) -> bool:
+    """Whether a cell weighs tails. `LOSSES` knows whether its loss reads `ld_alpha`."""
+    reads = DECOUPLING in LOSSES[settings["name"]].settings
+    return reads and settings.get(DECOUPLING, 1.0) != 1.0
 
 
 def _term(settings: Mapping[str, Any]) -> Term:

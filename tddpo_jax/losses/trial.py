@@ -158,13 +158,10 @@ def traced(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> Any:
 
 def _numbers(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> dict[str, Any]:
     dtype = pairs.logp_chosen.dtype
-    given = {name: settings[name] for name, setting in loss.settings.items() if not setting.choices}
-    known = {**given, "tokens_per_pair": TOKENS_PER_PAIR}
-    return {
-        name: jnp.asarray(known[name], dtype)
-        for name in keywords_of(loss.function)
-        if name in known
-    }
+    known = {**settings, "tokens_per_pair": TOKENS_PER_PAIR}
+    texts = _texts(loss, settings)
+    names = [name for name in keywords_of(loss.function) if name not in texts]
+    return {name: jnp.asarray(known[name], dtype) for name in names}
 
 
 def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:

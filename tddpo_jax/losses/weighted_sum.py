@@ -41,7 +41,8 @@ def mixture(parts: Sequence[Loss]) -> Loss:
         first, *others = (given[part.name] * part.values(pairs, given) for part in parts)
         return sum(others, start=first)
 
-    names = dict.fromkeys(name for part in parts for name in keywords_of(part.function))
+    facts = dict.fromkeys(name for part in parts for name in keywords_of(part.function))
+    names = {**settings, **facts}  # with `ld_alpha`, which each part reads or not
     keywords = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (*names, *weights)
     ]

@@ -320,10 +320,12 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of
-        # them.
+        # them, and of those that it reads: earlier runs had the defaults.
         groups = (["set"] if loss.source else []) + (["mix"] if is_mixture(loss.name) else [])
         read = {"name", *loss.settings, *groups}
-        own = {name: value for name, value in computed["loss"].items() if name in read}
+        defaults = {name: setting.default for name, setting in loss.settings.items()}
+        given = {**defaults, **computed["loss"]}
+        own = {name: value for name, value in given.items() if name in read}
         computed = {**computed, "loss": own}
     # A user may name the default metric, and earlier versions stored its name. Both mean None.
     if get(computed, "train.best_metric") == DEFAULTS[0]:

@@ -73,7 +73,7 @@ class Population:
         """The training examples of a step."""
         return self.order.examples_of(self.experiment.shared.dataset.train, step)
 
-    def reference_of(self, step: int) -> Float[np.ndarray, "batch N"]:
+    def reference_of(self, step: int) -> Float[np.ndarray, "batch values"]:
         """The reference's log-probs of the examples of a step."""
         return self.experiment.reference.train[self.order.numbers(step)]
 
@@ -118,7 +118,7 @@ class Population:
 
     def log_probs(
         self, state: TrainState, examples: Sequence[Example], progress: Progress | None = None
-    ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+    ) -> tuple[Float[np.ndarray, "M examples values"], Float[np.ndarray, "M examples N"]]:
         """Log-probs of examples under every member's policy, and exact KLs or zeros, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
         self.experiment.programs.say_if_new(self.program.log_probs, FORWARD, self.screen)

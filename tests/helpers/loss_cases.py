@@ -26,6 +26,7 @@ class Numbers(NamedTuple):
     discopop_tau: float = 0.45
     simpo_gamma: float = 0.6
     tokens_per_pair: float = 8.0
+    ld_alpha: float = 0.3
 
 
 def only(name: str, margin: str = "policy", kl: str = "k2") -> Objective:

@@ -47,7 +47,7 @@ def test_settings_are_the_keywords_of_the_function(name):
     assert pairs.name == "pairs"
     assert all(keyword.kind == keyword.KEYWORD_ONLY for keyword in keywords)
     names = [keyword.name for keyword in keywords if keyword.name not in BATCH_FACTS]
-    assert names == list(LOSSES[name].settings)
+    assert names == [setting for setting in LOSSES[name].settings if setting != "ld_alpha"]
 
 
 def test_the_rows_that_differ():
@@ -98,7 +98,7 @@ def test_an_objective_holds_each_loss_and_number_once():
     cells += [{"name": "dpo", "beta": beta} for beta in (0.1, 0.2)]
     objective = objective_of(cells)
     assert [objective.which(cell) for cell in cells] == [0, 1, 0, 2, 2]
-    assert objective.scalar_names == ("beta", "tau", "label_smoothing")
+    assert objective.scalar_names == ("beta", "ld_alpha", "tau", "label_smoothing")
     assert objective.exact_kl
     assert not objective_of([cells[0], cells[-1]]).exact_kl
     assert objective_of(cells) == objective

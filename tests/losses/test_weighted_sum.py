@@ -48,7 +48,7 @@ def test_rewards_are_those_of_the_preference_part():
 
 def test_it_has_the_settings_of_its_parts_and_is_no_loss_for_others():
     row = LOSSES[load_mixture("td_dpo+sft")]
-    assert list(row.settings) == ["beta", "tau", "margin", "kl", "td_dpo", "sft"]
+    assert list(row.settings) == ["beta", "ld_alpha", "tau", "margin", "kl", "td_dpo", "sft"]
     assert (row.responses, row.needs_beta) == (2, False)
     assert row.exact_kl({"kl": "full"})
     assert "sft" not in all_settings()
