@@ -243,7 +243,7 @@ def _config(file: Path) -> Config:
 def _missing_cell(folder: Path, axes: Sequence[str]) -> Cell:
     names = [axis.rpartition(".")[2] for axis in axes]
     numbers = "".join(f"(-{name}(?P<{name}>{_NUMBER}))?" for name in ("tau", *names))
-    pattern = rf"(?P<loss>\w+)-beta(?P<beta>{_NUMBER}){numbers}-seed(?P<seed>\d+)"
+    pattern = rf"(?P<loss>[\w+]+)-beta(?P<beta>{_NUMBER}){numbers}-seed(?P<seed>\d+)"
     found = re.fullmatch(pattern, folder.name)
     if found is None:
         raise UserError(f"{folder.parent / 'grid.json'}: {folder.name!r} is not the name of a cell")

@@ -9,7 +9,7 @@ import tiny_runs
 from hypothesis import settings
 from places import HELPERS
 
-from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.catalogue import LOSSES, shared_losses
 from tddpo_jax.models.attention import kernels
 from tddpo_jax.system.cache import cache_folder
 
@@ -58,9 +58,9 @@ def commands_without_torch():
 
 @pytest.fixture(autouse=True, scope="module")
 def losses_of_one_module():
-    """Forgets the losses that the tests of a module read from files."""
+    """Forgets the losses that the tests of a module read from files or mixed."""
     yield
-    for name in [name for name, loss in LOSSES.items() if loss.source]:
+    for name in LOSSES.keys() - shared_losses().keys():
         del LOSSES[name]
 
 

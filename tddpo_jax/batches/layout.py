@@ -79,7 +79,8 @@ class Batch(NamedTuple):
     score_branch: Int[Array, "B S"]  # branch of each score, in [0, N * P]; N * P: an unused score
     lengths: Float[Array, "B P N"]  # number of predicted tokens in each response
     weight: Float[Array, "B P"]  # 1 for an example, 0 for an empty place
-    ref_logps: Float[Array, "B P N"]  # reference log-prob of each response, in nats
+    # Reference log-prob of each response, in nats, and of each tail if a loss reads those.
+    ref_logps: Float[Array, "B P values"]
     example: Int[Array, "B P"]  # index into the packed list of examples; -1: an empty place
     causal_rows: tuple[CausalRows, ...]  # the branches as causal rows; () if attention needs none
 

@@ -117,7 +117,7 @@ def _filled(
 def pack(
     examples: Sequence[Example],
     shapes: Sequence[Shape],
-    ref_logps: Float[np.ndarray, "examples responses"] | None = None,
+    ref_logps: Float[np.ndarray, "examples values"] | None = None,
     here: Callable[[int], Container[int]] = range,
 ) -> list[Batch]:
     """Packs examples into as many micro-batches as they need, deterministically.
@@ -125,7 +125,8 @@ def pack(
     Args:
         examples: the examples of one step.
         shapes: the shapes that a micro-batch may have, longest first.
-        ref_logps: reference log-probs of all responses, in nats; default: zeros.
+        ref_logps: reference log-probs of all responses, and of their tails if a loss reads those,
+            in nats; default: zeros.
         here: takes the number of rows of a micro-batch and gives the rows that this host places.
             The other rows get only the numbers of their examples, because `unpack` needs those.
 
@@ -173,7 +174,8 @@ def _batch(
     }
     rows_of = [assign(row.branches, shape.length, shape.causal_rows) for row in filled]
     causal_rows = jax.tree.map(lambda *arrays: np.stack(arrays), *rows_of)
-    reference = np.zeros((shape.rows, shape.examples, shape.responses), np.float32)
+    width = shape.responses if ref_logps is None else ref_logps.shape[1]
+    reference = np.zeros((shape.rows, shape.examples, width), np.float32)
     if ref_logps is not None:
         present = arrays["example"] >= 0
         reference[present] = ref_logps[arrays["example"][present]]

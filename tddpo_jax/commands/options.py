@@ -82,10 +82,11 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-OWN_NUMBERS = "loss.set"
+# Groups of numbers whose names the schema does not know.
+NUMBERS = ("loss.set", "loss.mix")
 # Options that may be given several times: data sets named one by one are a mixture, like those
 # named at once, and each `--loss.set` is for other numbers.
-REPEATED = ("data.path", OWN_NUMBERS)
+REPEATED = ("data.path", *NUMBERS)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +162,7 @@ def _add(to: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
         dest=name,
         action="extend" if name in REPEATED else "store",
         default=argparse.SUPPRESS,
-        metavar="NAME=NUMBER" if name == OWN_NUMBERS else name.rpartition(".")[2].upper(),
+        metavar="NAME=NUMBER" if name in NUMBERS else name.rpartition(".")[2].upper(),
         nargs="+" if several else "?" if switch else None,
         const=True if switch else None,
         help=_help(field).replace("%", "%%"),
@@ -197,16 +198,17 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if config is None and not {"model.path", "data.path"} & set(given):
         config = EMBEDDED_CONFIG
     mapping = read_yaml(config) if config is not None else {}
-    for name, numbers in _own_numbers(given.pop(OWN_NUMBERS, ())).items():
-        given[f"{OWN_NUMBERS}.{name}"] = numbers
+    for group in NUMBERS:
+        for name, numbers in _numbers(group, given.pop(group, ())).items():
+            given[f"{group}.{name}"] = numbers
     for name, value in given.items():
         alone = isinstance(value, list) and name != "lora.targets" and len(value) == 1
         mapping = with_value(mapping, name, value[0] if alone else value)
     return mapping
 
 
-def _own_numbers(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each number of a loss of one's own, from `scale=1 2 gate=3`."""
+def _numbers(group: str, words: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each number of a group, from `scale=1 2 gate=3`."""
     numbers: dict[str, list[str]] = {}
     name = ""
     for word in words:
@@ -215,12 +217,12 @@ def _own_numbers(words: Sequence[str]) -> dict[str, list[str]]:
             name = before.strip()
             if not name.isidentifier() or name in numbers:
                 why = "is given twice" if name in numbers else "must be NAME=NUMBER"
-                raise UserError(f"loss.set: {word!r}: {why}")
+                raise UserError(f"{group}: {word!r}: {why}")
             numbers[name] = [after]
         elif name:
             numbers[name].append(word)
         else:
-            raise UserError(f"loss.set: must be NAME=NUMBER, got {word!r}")
+            raise UserError(f"{group}: must be NAME=NUMBER, got {word!r}")
     return numbers
 
 

@@ -9,10 +9,12 @@ from operator import attrgetter
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights
 from tddpo_jax.config.own_loss import function_name, is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings
+from tddpo_jax.losses.weighted_sum import is_mixture
 
 # The axes of every grid. The names of its cells always hold their values.
 BASE_AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
@@ -22,7 +24,7 @@ def grid_axes(own: Iterable[str] = ()) -> tuple[str, ...]:
     """The settings that may have several values in a grid: all that a compiled step takes.
 
     Args:
-        own: the numbers of losses of one's own, such as `loss.set.margin_scale`.
+        own: the `own_numbers` of the settings, such as `loss.set.margin_scale`.
     """
     numbers = [name for name, setting in all_settings().items() if not setting.choices]
     loss = [f"loss.{name}" for name in numbers]
@@ -31,7 +33,9 @@ def grid_axes(own: Iterable[str] = ()) -> tuple[str, ...]:
 
 def varying_axes(cells: Sequence[Config]) -> list[str]:
     """The axes beside those of every grid in which cells of one loss differ."""
-    own = dict.fromkeys(f"loss.set.{name}" for cell in cells for name in cell.loss.set)
+    own = dict.fromkeys(
+        name for cell in cells for name in own_numbers({"loss": cell.loss.model_dump()})
+    )
     return [
         axis
         for axis in grid_axes(own)
@@ -110,7 +114,12 @@ def _cause(ignored: str, config: Config) -> str:
 
 def ignored_settings(config: Config) -> list[str]:
     """Dotted names of the given settings that this configuration never reads."""
-    given = config.loss.model_fields_set - {"name", "set", *LOSSES[config.loss.name].settings}
+    given = config.loss.model_fields_set - {
+        "name",
+        "set",
+        "mix",
+        *LOSSES[config.loss.name].settings,
+    }
     names = [f"loss.{name}" for name in sorted(given)]
     if config.train.mode == "full":
         names += [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
@@ -120,7 +129,7 @@ def ignored_settings(config: Config) -> list[str]:
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Makes one mapping per cell, in the order of the lists.
 
-    A cell keeps only the axes and the numbers of `loss.set` that its loss reads.
+    A cell keeps only the axes and the numbers of `loss.set` and `loss.mix` that its loss reads.
     `train.learning_rate` may be a mapping from losses to rates, or to lists of rates; each cell
     then takes a rate of its loss. Losses of one's own are read from their files.
 
@@ -131,7 +140,7 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         UserError: an axis is empty, a loss has no learning rate, or a loss of one's own cannot be
             read.
     """
-    mapping = _with_own_losses(mapping)
+    mapping = _with_own_losses(_with_mixtures(mapping))
     own, losses = own_numbers(mapping), _losses(mapping)
     # A number that no loss reads stays, and is refused later.
     misspelt = [name for name in own if not any(_reads(loss, name) for loss in losses)]
@@ -166,15 +175,34 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def own_numbers(mapping: Mapping[str, Any]) -> list[str]:
-    """The dotted names of the given numbers of losses of one's own: `loss.set.margin_scale`."""
-    given = get(mapping, "loss.set")
-    return [f"loss.set.{name}" for name in given] if isinstance(given, Mapping) else []
+    """The dotted names of the given numbers that not all losses know, by the group they are in.
+
+    They are those of losses of one's own, `loss.set.margin_scale`, and the weights of mixtures,
+    `loss.mix.sft`.
+    """
+    groups = {group: get(mapping, group) for group in ("loss.set", "loss.mix")}
+    return [
+        f"{group}.{name}"
+        for group, given in groups.items()
+        if isinstance(given, Mapping)
+        for name in given
+    ]
 
 
 def _losses(mapping: Mapping[str, Any]) -> list[Any]:
     """The names of the losses that the settings give."""
     names = get(mapping, "loss.name", DEFAULT_LOSS)
     return list(names) if isinstance(names, (list, tuple)) else [names]
+
+
+def _with_mixtures(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with the name of the mixture if only its weights are given."""
+    weights = get(mapping, "loss.mix")
+    if weights and get(mapping, "loss.name") is None:
+        mapping = with_value(mapping, "loss.name", name_of_weights(weights))
+    for name in filter(is_mixture, _losses(mapping)):
+        load_mixture(name)
+    return mapping
 
 
 def _with_own_losses(mapping: Mapping[str, Any]) -> dict[str, Any]:

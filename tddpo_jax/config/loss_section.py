@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights, parts_of, with_weights
 from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_settings, with_defaults
-from tddpo_jax.config.section import Finite, Section
+from tddpo_jax.config.section import Finite, NonNegative, Section
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
+from tddpo_jax.losses.weighted_sum import JOINT, is_mixture
 
 
 class LossConfig(Section):
@@ -27,7 +29,13 @@ class LossConfig(Section):
 
     name: str = Field(
         DEFAULT_LOSS,
-        description="name of the loss, or path/to/file.py:function for your own (short: --loss)",
+        description="name of the loss, dpo+sft for a weighted sum of losses, or "
+        "path/to/file.py:function for your own (short: --loss)",
+    )
+    mix: dict[str, NonNegative] = Field(
+        default_factory=dict,
+        description="weights of the losses of a sum, as dpo=1 sft=0.2; a weight that is not given "
+        "is 1",
     )
     set: dict[str, Finite] = Field(
         default_factory=dict, description="numbers of your own loss, as margin_scale=2.0 gate=0.1"
@@ -41,7 +49,8 @@ class LossConfig(Section):
     @property
     def settings(self) -> dict[str, Any]:
         """The name, and the value of every setting by the keyword of the loss's function."""
-        return {**{name: value for name, value in self if name != "set"}, **self.set}
+        plain = {name: value for name, value in self if name not in ("set", "mix")}
+        return {**plain, **self.set, **self.mix}
 
     @property
     def title(self) -> str:
@@ -58,6 +67,20 @@ class LossConfig(Section):
         loss = LOSSES[self.name]
         if "beta" in loss.settings and loss.needs_beta and self.beta == 0:
             raise ValueError(f"loss.beta: must be above 0 for {self.name}, got 0")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _weights_are_those_of_the_mixture(self) -> LossConfig:
+        parts = parts_of(self.name)
+        for name in self.mix:
+            if name not in parts:
+                whole = JOINT.join(dict.fromkeys([self.title, *self.mix]))
+                raise ValueError(
+                    f"loss.mix.{name}: {self.title} is no sum of losses with a weight for {name}; "
+                    f"name the sum, as in --loss {whole}"
+                )
+        if parts and not any(self.mix.values()):
+            raise ValueError(f"loss.mix: every weight of {self.name} is 0")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -83,7 +106,8 @@ def loss_section(own: str | None = None) -> type[LossConfig]:
     """The section `loss` of a configuration, with a field for every setting in `LOSSES` now.
 
     Args:
-        own: the name of a loss of one's own in `LOSSES`, which the section then accepts too.
+        own: the name in `LOSSES` of a loss of one's own or of a mixture, which the section then
+            accepts instead.
     """
     return _loss_section(tuple(shared_losses().items()), own)
 
@@ -103,7 +127,13 @@ def _loss_section(losses: tuple[tuple[str, Loss], ...], own: str | None) -> type
 def _type_of(setting: Setting) -> Any:
     if setting.choices:
         return Literal[setting.choices]
-    bounds = Field(gt=setting.above, ge=setting.at_least, lt=setting.below, allow_inf_nan=False)
+    bounds = Field(
+        gt=setting.above,
+        ge=setting.at_least,
+        lt=setting.below,
+        le=setting.at_most,
+        allow_inf_nan=False,
+    )
     return Annotated[float, bounds]
 
 
@@ -111,7 +141,14 @@ def loss_of(value: Any) -> LossConfig:
     """The section from settings, as a file or another process gives them."""
     if isinstance(value, LossConfig):
         return value
-    if not (isinstance(value, Mapping) and is_own(value.get("name"))):
+    if not isinstance(value, Mapping):
+        return loss_section().model_validate(value)
+    if value.get("mix") and "name" not in value:
+        value = {**value, "name": name_of_weights(value["mix"])}
+    if is_mixture(value.get("name")):
+        mixed = load_mixture(value["name"])
+        return loss_section(mixed).model_validate(with_weights(mixed, value))
+    if not is_own(value.get("name")):
         return loss_section().model_validate(value)
     # `cells.expand` has loaded it, unless these are the settings of a run or of another process.
     name = value["name"] if value["name"] in LOSSES else load_loss(value["name"])

@@ -23,14 +23,15 @@ from typing import Any
 from tddpo_jax.config.dotted import get
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, shared_losses
-from tddpo_jax.losses.loss import Loss, Setting
+from tddpo_jax.losses.loss import BATCH_FACTS, DECOUPLING, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
 
 # A run keeps the text of its loss under this name.
 LOSS_FILE = "loss.py"
-# No number of one's own has the name of another setting, or of a column in tables of cells.
+# No number of one's own has the name of another setting, or of a column in tables of cells. The
+# names of losses are those of weights.
 RESERVED = (
-    *("name", "set", "loss", "cell", "state", "step"),
+    *("name", "set", "mix", "loss", "cell", "state", "step"),
     *("seed", "learning_rate", "weight_decay"),
 )
 # The losses whose files are being run now.
@@ -170,7 +171,12 @@ def _text_of(name: str, file: Path) -> str:
 @functools.cache
 def _row(name: str, file: str, text: str) -> Loss:
     function = _function(name, file, text)
-    settings = {keyword.name: _setting(name, keyword) for keyword in _keywords_of(name, function)}
+    settings = {
+        keyword.name: _setting(name, keyword)
+        for keyword in _keywords_of(name, function)
+        if keyword.name not in BATCH_FACTS
+    }
+    settings[DECOUPLING] = LD_ALPHA
     return Loss(
         function,
         settings,
@@ -244,7 +250,7 @@ def _keywords_of(name: str, function: Callable[..., Any]) -> list[inspect.Parame
                 f"loss.name: {name}: {keyword.name} must be a keyword after a star: "
                 f"def {wanted}(pairs, *, {keyword.name})"
             )
-        if keyword.name in RESERVED:
+        if keyword.name in (*RESERVED, *shared_losses()):
             raise UserError(f"loss.name: {name}: no setting may be called {keyword.name}")
     return keywords
 

@@ -2,7 +2,8 @@
 
 Everything that knows losses reads `LOSSES` when it needs them, never at import: a loss that is
 added here by a program or a test is a loss like the others. `config.own_loss` adds those that a
-user's file holds. Their settings are their own and no part of these lists.
+user's file holds, and `config.mixed_loss` those that are weighted sums. Their settings are their
+own and no part of these lists.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 from tddpo_jax.losses.dpo import DPO_AND_RELATIVES
 from tddpo_jax.losses.loss import Loss, Setting
 from tddpo_jax.losses.td_dpo import TD_DPO
+from tddpo_jax.losses.weighted_sum import is_mixture
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (TD_DPO, *DPO_AND_RELATIVES)}
 DEFAULT_LOSS = "td_dpo"
 
 
 def shared_losses() -> dict[str, Loss]:
-    """The losses whose settings have options of their own: all but those from users' files."""
-    return {name: loss for name, loss in LOSSES.items() if not loss.source}
+    """The losses whose settings have options of their own: neither users' losses nor mixtures."""
+    return {name: loss for name, loss in LOSSES.items() if not loss.source and not is_mixture(name)}
 
 
 def all_settings() -> dict[str, Setting]:

@@ -7,10 +7,10 @@ Notation, per pair (all in nats, sums over the response's tokens, end-of-turn in
     -log sigmoid(x) = softplus(-x)               how it is computed: no overflow, no log of zero
 
 Every loss takes `pairs: PairLogps` and, by keyword, the settings it reads, and returns values of
-shape [P] in the dtype of `pairs`. The caller takes the mean, over pairs or over tokens as the
-loss's row says. Settings may be traced, so one compiled step serves every beta, tau and label
-smoothing. Names and meanings follow TRL 1.16's `DPOTrainer`; each docstring says where we differ
-and why. The rows at the end of the file declare each loss and its settings to everything else.
+shape [P] in the dtype of `pairs`. The loss of a batch is their mean. Settings may be traced, so one
+compiled step serves every beta, tau and label smoothing. Names and meanings follow TRL 1.16's
+`DPOTrainer`; each docstring says where we differ and why. The rows at the end of the file declare
+each loss and its settings to everything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tddpo_jax.losses.elementary import (
     softplus,
     where,
 )
-from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.loss import BETA, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import (
     PairLogps,
     Rewards,
@@ -324,13 +324,14 @@ def simpo_rewards(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
     return beta * chosen, beta * rejected
 
 
-def sft(pairs: PairLogps) -> PerPair:
-    """Negative log-likelihood of the chosen response, summed over its tokens.
+def sft(pairs: PairLogps, *, tokens_per_pair: Scalar) -> PerPair:
+    """Negative log-likelihood of the chosen response, over the mean length of the batch's.
 
-    The batch loss is their sum over the sum of `length_chosen`: a mean over tokens, not pairs.
+    The mean of the values is thus a mean over tokens, not over pairs.
 
     Args:
         pairs: P pairs.
+        tokens_per_pair: the mean of `length_chosen` over the batch, of which `pairs` may be a part.
 
     Returns:
         [P] values in nats, 0 or more.
@@ -338,10 +339,11 @@ def sft(pairs: PairLogps) -> PerPair:
     Example:
         >>> import jax.numpy as jnp
         >>> zero, one = jnp.zeros(1), jnp.ones(1)
-        >>> sft(PairLogps(-9 * one, -7 * one, -8 * one, -7 * one, one, one, zero, zero)).tolist()
-        [9.0]
+        >>> pairs = PairLogps(-9 * one, -7 * one, -8 * one, -7 * one, 3 * one, one, zero, zero)
+        >>> sft(pairs, tokens_per_pair=3.0).tolist()
+        [3.0]
     """
-    return -pairs.logp_chosen
+    return -pairs.logp_chosen / tokens_per_pair
 
 
 def sft_rewards(pairs: PairLogps) -> Rewards:
@@ -360,20 +362,21 @@ LABEL_SMOOTHING = Setting(
 )
 DISCOPOP_TAU = Setting(default=0.05, above=0.0, help="DiscoPOP's own temperature")
 SIMPO_GAMMA = Setting(default=0.5, at_least=0.0, help="SimPO's target reward margin")
+ON_PAIRS = {"beta": BETA, "ld_alpha": LD_ALPHA}
 
 DPO_AND_RELATIVES = (
-    Loss(dpo, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(discopop, {"beta": BETA, "discopop_tau": DISCOPOP_TAU}),
-    Loss(ipo, {"beta": BETA}),
-    Loss(hinge, {"beta": BETA}),
-    Loss(robust, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(exo_pair, {"beta": BETA, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(nca_pair, {"beta": BETA}),
-    Loss(bco_pair, {"beta": BETA}),
-    Loss(sppo_hard, {"beta": BETA}),
-    Loss(apo_zero, {"beta": BETA}),
-    Loss(apo_down, {"beta": BETA}),
-    Loss(sigmoid_norm, {"beta": BETA}),
-    Loss(simpo, {"beta": BETA, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
-    Loss(sft, {}, rewards=sft_rewards, mean_over="tokens", responses=1),
+    Loss(dpo, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(discopop, {**ON_PAIRS, "discopop_tau": DISCOPOP_TAU}),
+    Loss(ipo, {**ON_PAIRS}),
+    Loss(hinge, {**ON_PAIRS}),
+    Loss(robust, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(exo_pair, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(nca_pair, {**ON_PAIRS}),
+    Loss(bco_pair, {**ON_PAIRS}),
+    Loss(sppo_hard, {**ON_PAIRS}),
+    Loss(apo_zero, {**ON_PAIRS}),
+    Loss(apo_down, {**ON_PAIRS}),
+    Loss(sigmoid_norm, {**ON_PAIRS}),
+    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
+    Loss(sft, {}, rewards=sft_rewards, responses=1),
 )

@@ -20,8 +20,10 @@ if TYPE_CHECKING or "jax" in sys.modules:
     PerPair = Float[Array, "P"]
     # Of numpy or of JAX; N is 1, or 2 for (chosen, rejected).
     PerResponse = Float[Any, "*axes N"]
+    # The same, perhaps with the values of N tails behind those of the responses.
+    PerResponseAndTail = Float[Any, "*axes values"]
 else:
-    Array = Numbers = Scalar = PerPair = PerResponse = Any
+    Array = Numbers = Scalar = PerPair = PerResponse = PerResponseAndTail = Any
 
 
 def exp(x: Numbers) -> Array:

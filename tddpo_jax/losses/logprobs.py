@@ -13,7 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tddpo_jax.batches.layout import Batch
 
@@ -21,19 +21,43 @@ CHUNK = 512
 
 
 def branch_logps(
-    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], batch: Batch
-) -> Float[Array, "B P N"]:
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    batch: Batch,
+    *,
+    with_tails: bool = False,
+) -> Float[Array, "B P values"]:
     """log pi(response | prompt) of every response, in nats: float32 sums over its tokens.
 
     Args:
         hidden: the model's hidden states.
         head: the output embedding.
         batch: the packed rows that the hidden states belong to.
+        with_tails: whether the sums over the tails follow, so that the last axis has 2 N values. A
+            tail is what a response has beyond the length of the example's shortest response.
     """
 
     states = jnp.take_along_axis(hidden, batch.score_position[..., None], axis=1)
     token_logps = _token_logps(_chunks(states), head, _chunks(batch.score_target))
-    return _sum_by_branch(token_logps, batch)
+    whole = _sum_by_branch(token_logps, batch)
+    if not with_tails:
+        return whole
+    tails = _sum_by_branch(jnp.where(_chunks(_in_tail(batch)), token_logps, 0.0), batch)
+    return jnp.concatenate([whole, tails], axis=-1)
+
+
+def _in_tail(batch: Batch) -> Bool[Array, "B S"]:
+    """Whether a score belongs to a tail. The scores of a branch stand together, in their order."""
+    branch = batch.score_branch
+    rows, scores = branch.shape
+    places = jnp.broadcast_to(jnp.arange(scores), (rows, scores))
+    starts = jnp.pad(branch[:, 1:] != branch[:, :-1], ((0, 0), (1, 0)))
+    first = jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
+    responses = batch.lengths.shape[-1]
+    shared = jnp.repeat(jnp.min(batch.lengths, axis=-1), responses, axis=1)
+    # An unused score belongs to the branch behind the last one.
+    shared = jnp.pad(shared, ((0, 0), (0, 1)))
+    return places - first >= jnp.take_along_axis(shared, branch, axis=1)
 
 
 @jax.custom_vjp

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tddpo_jax.losses.elementary import PerPair
-from tddpo_jax.losses.pair_logps import PairLogps, Rewards, scaled_log_ratios
+from tddpo_jax.losses.pair_logps import PairLogps, Rewards, decoupled, scaled_log_ratios
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Setting:
         above: a number must be greater than this.
         at_least: a number must be this or greater.
         below: a number must be less than this.
+        at_most: a number must be this or less.
         choices: the texts that are allowed; empty for a number.
     """
 
@@ -33,6 +34,7 @@ class Setting:
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
+    at_most: float | None = None
     choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -42,19 +44,28 @@ class Setting:
             raise ValueError(f"setting: its default {self.default!r} is a text without choices")
 
 
+# Keywords of a loss's function that are no settings but facts of the batch. `tokens_per_pair`: the
+# mean number of tokens of its chosen responses. A loss is a mean over tokens if it divides by it.
+BATCH_FACTS = ("tokens_per_pair",)
+# The setting of every loss of two responses that weighs their longer parts less.
+DECOUPLING = "ld_alpha"
+
+
 # eq=False: a row equals itself alone, and so can be a static argument of a compiled function.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loss:
     """A loss on preference pairs, as everything else in this project knows it.
 
     Attributes:
-        function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`. Its
-            name is the loss's name, and the first line of its docstring introduces it in reports.
-        settings: what each keyword of `function` is. Losses may share a setting: the same name
-            then has the same `Setting`.
+        function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`, whose
+            mean is the loss of a batch. Its name is the loss's name, and the first line of its
+            docstring introduces it in reports.
+        settings: what each keyword of `function` is, but for `BATCH_FACTS`. With `ld_alpha` among
+            them, `function` sees the pairs with that weight on what makes a response the longer
+            one, unless it takes the setting itself. Losses may share a setting: the same name then
+            has the same `Setting`.
         rewards: takes pairs and, by keyword, any of the settings; gives the implicit rewards of
             the chosen and of the rejected responses, each `[P]`. They are metrics.
-        mean_over: what a batch's loss is a mean over: pairs, or tokens of the chosen responses.
         needs_beta: whether beta = 0 is refused, because it leaves nothing to learn.
         exact_kl: given the settings, says whether `function` reads `pairs.kl_*`. They cost a pass
             of the reference model at every step, and are zeros otherwise.
@@ -68,19 +79,19 @@ class Loss:
     function: Callable[..., PerPair]
     settings: Mapping[str, Setting]
     rewards: Callable[..., Rewards] = scaled_log_ratios
-    mean_over: Literal["pairs", "tokens"] = "pairs"
     needs_beta: bool = True
     exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     responses: Literal[1, 2] = 2
     source: str = ""
 
     def __post_init__(self) -> None:
-        if set(_keywords(self.function)) != set(self.settings):
+        keywords = [name for name in keywords_of(self.function) if name not in BATCH_FACTS]
+        if set(keywords) | {DECOUPLING} != set(self.settings) | {DECOUPLING}:
             raise ValueError(
                 f"loss {self.name}: its settings are {', '.join(self.settings) or 'none'}, the "
-                f"keywords of its function {', '.join(_keywords(self.function)) or 'none'}"
+                f"keywords of its function {', '.join(keywords) or 'none'}"
             )
-        for name in _keywords(self.rewards):
+        for name in keywords_of(self.rewards):
             if name not in self.settings:
                 raise ValueError(f"loss {self.name}: its rewards read {name}, which it does not")
 
@@ -89,24 +100,39 @@ class Loss:
         return self.function.__name__
 
     def values(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PerPair:
-        """The loss of each pair, `[P]`; it takes its own of the settings."""
-        return self.function(pairs, **{name: settings[name] for name in self.settings})
+        """The loss of each pair, `[P]`; it takes its own of the settings and `BATCH_FACTS`."""
+        keywords = keywords_of(self.function)
+        seen = pairs if DECOUPLING in keywords else self._seen(pairs, settings)
+        return self.function(seen, **{name: settings[name] for name in keywords})
 
     def rewards_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> Rewards:
         """The implicit rewards of the chosen and of the rejected responses, each `[P]`.
 
         A prompt with one response has no rejected one: None stands in its place.
         """
-        return self.rewards(pairs, **{name: settings[name] for name in _keywords(self.rewards)})
+        seen = self._seen(pairs, settings)
+        return self.rewards(seen, **{name: settings[name] for name in keywords_of(self.rewards)})
+
+    def _seen(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PairLogps:
+        if DECOUPLING not in self.settings:
+            return pairs
+        return decoupled(pairs, ld_alpha=settings.get(DECOUPLING, 1.0))
 
 
 @functools.cache
-def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the keywords of a function of pairs."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
 
 
-# The one setting that nearly all losses share.
+# The settings that nearly all losses share.
+LD_ALPHA = Setting(
+    default=1.0,
+    at_least=0.0,
+    at_most=1.0,
+    help="LD-DPO's weight of the tokens beyond the length of the pair's shorter response",
+)
 BETA = Setting(
     default=0.05,
     at_least=0.0,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.elementary import PerPair, Scalar
-from tddpo_jax.losses.loss import Loss
+from tddpo_jax.losses.loss import DECOUPLING, Loss
 from tddpo_jax.losses.metrics import pair_metrics
 from tddpo_jax.losses.pair_logps import PairLogps, Rewards
 
@@ -38,6 +38,7 @@ class Objective:
     """
 
     terms: tuple[Term, ...]
+    decoupled: bool = False  # whether a cell has ld_alpha below 1, and losses get the tails
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
@@ -72,10 +73,10 @@ class Objective:
         Args:
             which: the place of the loss; ignored if there is only one.
             pairs: P pairs.
-            scalars: the numbers of `scalar_names`; each loss takes its own.
+            scalars: the numbers of `scalar_names`, and `BATCH_FACTS`; each loss takes its own.
 
         Returns:
-            [P] values in the dtype of `pairs`.
+            [P] values in the dtype of `pairs`; the loss of a batch is their mean.
         """
         functions = [_with_texts(loss.values, texts) for loss, texts in self.terms]
         return _switch(functions, which, pairs, scalars)
@@ -93,11 +94,6 @@ class Objective:
         rewards = self.rewards(which, pairs, scalars)
         return pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
 
-    def denominator(self, which: Which, pairs: Scalar, chosen_tokens: Scalar) -> Float[Array, ""]:
-        """What the sum of a batch's losses is divided by: its pairs, or its chosen tokens."""
-        over_tokens = jnp.array([loss.mean_over == "tokens" for loss, _ in self.terms])[which]
-        return jnp.where(over_tokens, chosen_tokens, pairs)
-
 
 def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:
     """The objective of an experiment.
@@ -105,7 +101,15 @@ def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:
     Args:
         cells: the loss's settings of each cell, `name` among them.
     """
-    return Objective(tuple(dict.fromkeys(map(_term, cells))))
+    cells = list(cells)
+    terms = dict.fromkeys(map(_term, cells))
+    return Objective(tuple(terms), decoupled=any(map(_is_decoupled, cells)))
+
+
+def _is_decoupled(settings: Mapping[str, Any]) -> bool:
+    """Whether a cell weighs tails. `LOSSES` knows whether its loss reads `ld_alpha`."""
+    reads = DECOUPLING in LOSSES[settings["name"]].settings
+    return reads and settings.get(DECOUPLING, 1.0) != 1.0
 
 
 def _term(settings: Mapping[str, Any]) -> Term:

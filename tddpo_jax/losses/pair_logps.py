@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tddpo_jax.losses.elementary import PerPair, PerResponse, Scalar, maximum
+from tddpo_jax.losses.elementary import PerPair, PerResponse, PerResponseAndTail, Scalar, maximum
+
+
+class Tails(NamedTuple):
+    """Log-probs of the tokens beyond the length of a pair's shorter response, [P] nats each.
+
+    They are parts of the log-probs of the whole responses, and 0 for the shorter one.
+    """
+
+    chosen: PerPair
+    rejected: PerPair
+    ref_chosen: PerPair
+    ref_rejected: PerPair
 
 
 class PairLogps(NamedTuple):
@@ -26,6 +38,7 @@ class PairLogps(NamedTuple):
     length_rejected: PerPair
     kl_chosen: PerPair
     kl_rejected: PerPair
+    tails: Tails | None = None  # None unless a cell of the experiment has loss.ld_alpha below 1
 
 
 # Of the chosen and of the rejected responses; None where there is no rejected one.
@@ -33,18 +46,46 @@ Rewards = tuple[PerPair, PerPair | None]
 
 
 def pair_logps(
-    logps: PerResponse,
-    ref_logps: PerResponse,
+    logps: PerResponseAndTail,
+    ref_logps: PerResponseAndTail,
     lengths: PerResponse,
     kls: PerResponse,
 ) -> PairLogps:
-    """The fields from arrays whose last axis is the responses: one, or (chosen, rejected)."""
-    responses = logps.shape[-1]
+    """The fields from arrays whose last axis is the responses: one, or (chosen, rejected).
+
+    Log-probs, those of the policy and of the reference, may have those of the two tails behind.
+    """
+    responses = lengths.shape[-1]
     assert responses in (1, 2), f"no loss reads {responses} responses"
     columns: list[Any] = []
     for values in (logps, ref_logps, lengths, kls):
         columns += [values[..., 0], values[..., 1] if responses == 2 else None]
-    return PairLogps(*columns)
+    pairs = PairLogps(*columns)
+    if logps.shape[-1] == responses:
+        return pairs
+    tails = [values[..., place] for values in (logps, ref_logps) for place in (2, 3)]
+    return pairs._replace(tails=Tails(*tails))
+
+
+def decoupled(pairs: PairLogps, *, ld_alpha: Scalar) -> PairLogps:
+    """The pairs with the weight `ld_alpha` on the tails of their log-probs; as they are without.
+
+    At 1 nothing changes, and at 0 only as many tokens count as the shorter response has.
+
+    References:
+        Liu et al., "Length Desensitization in Direct Preference Optimization" (2024), arXiv
+        2409.06411, eq. 10.
+    """
+    if pairs.tails is None:
+        return pairs
+    less, tails = 1 - ld_alpha, pairs.tails
+    return pairs._replace(
+        logp_chosen=pairs.logp_chosen - less * tails.chosen,
+        logp_rejected=pairs.logp_rejected - less * tails.rejected,
+        ref_logp_chosen=pairs.ref_logp_chosen - less * tails.ref_chosen,
+        ref_logp_rejected=pairs.ref_logp_rejected - less * tails.ref_rejected,
+        tails=None,
+    )
 
 
 def chosen_log_ratio(pairs: PairLogps) -> PerPair:

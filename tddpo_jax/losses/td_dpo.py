@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tddpo_jax.losses.elementary import PerPair, Scalar, softplus
-from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.loss import BETA, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import PairLogps, log_ratios, per_token, scaled_margin
 
 
@@ -75,6 +75,7 @@ TD_DPO = Loss(
     td_dpo,
     {
         "beta": BETA,
+        "ld_alpha": LD_ALPHA,
         "tau": Setting(default=1.0, above=0.0, help="temperature of TD-DPO's preference margin"),
         "margin": Setting(
             default="policy",

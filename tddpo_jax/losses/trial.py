@@ -16,7 +16,7 @@ import numpy as np
 
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.elementary import PerPair
-from tddpo_jax.losses.loss import Loss, Setting
+from tddpo_jax.losses.loss import Loss, Setting, keywords_of
 from tddpo_jax.losses.pair_logps import PairLogps
 
 # Float32 differs in the last digits between eager and compiled mathematics.
@@ -24,6 +24,8 @@ TOLERANCE = 1e-4
 # Log-probs of the reference in nats, and numbers of tokens, for chosen and rejected responses.
 CHOSEN, REJECTED = (-12.0, -35.5, -7.25, -90.0, -3.5), (-14.5, -30.0, -7.25, -120.0, -2.0)
 LENGTHS = (5.0, 17.0, 3.0, 40.0, 2.0), (7.0, 13.0, 3.0, 61.0, 2.0)
+# A loss that is a mean over tokens is tried with sums over them.
+TOKENS_PER_PAIR = 1.0
 # How far a policy in training may have moved from it.
 MOVED = (3.0, -2.0, 0.5, 4.0, -1.5), (-1.0, 2.5, 0.25, -6.0, 1.0)
 
@@ -65,10 +67,11 @@ def reads_kl(function: Callable[..., PerPair], settings: Mapping[str, Setting]) 
     Raises:
         UserError: the function fails.
     """
-    values = {
+    known = {"tokens_per_pair": TOKENS_PER_PAIR} | {
         name: 1.0 if setting.default is None else setting.default
         for name, setting in settings.items()
     }
+    values = {name: known[name] for name in keywords_of(function)}
     # A step may ask while it is being compiled.
     with jax.ensure_compile_time_eval(), told(function.__name__, "fails"):
         unknown = jnp.full(5, jnp.nan, jnp.float32)
@@ -155,11 +158,10 @@ def traced(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> Any:
 
 def _numbers(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> dict[str, Any]:
     dtype = pairs.logp_chosen.dtype
-    return {
-        name: jnp.asarray(settings[name], dtype)
-        for name, setting in loss.settings.items()
-        if not setting.choices
-    }
+    known = {**settings, "tokens_per_pair": TOKENS_PER_PAIR}
+    texts = _texts(loss, settings)
+    names = [name for name in keywords_of(loss.function) if name not in texts]
+    return {name: jnp.asarray(known[name], dtype) for name in names}
 
 
 def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:

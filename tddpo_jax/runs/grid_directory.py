@@ -16,11 +16,13 @@ import pydantic
 
 from tddpo_jax.config.cells import BASE_AXES, cell_name, expand, varying_axes
 from tddpo_jax.config.dotted import dotted_values, get, with_value, without_value
+from tddpo_jax.config.mixed_loss import load_mixture
 from tddpo_jax.config.own_loss import function_name, is_own, load_loss
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
@@ -144,8 +146,8 @@ def _shared(
     """The settings that the cells of a grid share.
 
     They have the learning rates of all its losses, unless the rate is one of its axes. The settings
-    of our losses are in `loss`. Each loss of one's own may have other defaults: its settings are in
-    `loss.set`, below its name.
+    of our losses are in `loss`, the weights of mixtures in `loss.mix`. Each loss of one's own may
+    have other defaults: its settings are in `loss.set`, below its name.
     """
     settings = configs[0].model_dump(mode="json")
     for axis in (*BASE_AXES, *axes, "output"):
@@ -153,8 +155,11 @@ def _shared(
     settings = identity({**settings, "loss": get(earlier, "loss", {})})
     for config in configs:
         section = f"loss.set.{config.loss.title}" if is_own(config.loss.name) else "loss"
-        own = {**get(settings, section, {}), **_fixed(config, axes)}
-        settings = with_value(settings, section, own)
+        fixed = _fixed(config, axes)
+        weights = {name: fixed.pop(name) for name in config.loss.mix if name in fixed}
+        for place, own in ((section, fixed), ("loss.mix", weights)):
+            if own:
+                settings = with_value(settings, place, {**get(settings, place, {}), **own})
     if RATE in axes:
         return settings
     rates = {config.loss.title: config.train.learning_rate for config in configs}
@@ -183,7 +188,7 @@ def recorded_losses(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]
     return [
         given.get(function_name(name)) or _recorded_loss(root, name, grid["settings"])
         for name in grid["losses"]
-        if name in LOSSES or is_own(name)
+        if name in LOSSES or is_own(name) or is_mixture(name)
     ]
 
 
@@ -193,6 +198,8 @@ def _recorded_loss(root: Path, name: str, settings: Mapping[str, Any]) -> dict[s
     if is_own(name):
         name = load_loss(name, _kept_text(root, function).read_text())
         section = f"loss.set.{function}"
+    elif is_mixture(name):
+        load_mixture(name)
     defaults = {key: setting.default for key, setting in LOSSES[name].settings.items()}
     return {**defaults, **get(settings, section, {}), "name": name}
 

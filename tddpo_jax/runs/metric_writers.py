@@ -91,7 +91,7 @@ def _hyperparameters(config: Config) -> Summary:
 
     Only those are listed that the run reads. TensorBoard joins the lists of several runs.
     """
-    loss = {"name", "set", *LOSSES[config.loss.name].settings}
+    loss = {"name", "set", "mix", *LOSSES[config.loss.name].settings}
     chosen: dict[str, Any] = {"seed": True, "loss": loss, "train": True}
     if config.train.mode != "full":
         chosen["lora"] = True

@@ -12,9 +12,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from tddpo_jax.config.mixed_loss import load_mixture
 from tddpo_jax.config.own_loss import function_name, is_own
 from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.records import best_record, read_records
 from tddpo_jax.system.hub import MODEL_ID
 from tddpo_jax.system.json_files import read_object
@@ -105,8 +107,10 @@ def _table(head: str, rows: dict[str, Any]) -> str:
 def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     train, data, loss = settings["train"], facts["data"], settings["loss"]
     # The text of a loss of one's own is not run for a card.
-    read = ("beta",) if is_own(loss["name"]) else LOSSES[loss["name"]].settings
-    own = {name: loss[name] for name in read if name in loss} | loss.get("set", {})
+    name = load_mixture(loss["name"]) if is_mixture(loss["name"]) else loss["name"]
+    read = ("beta",) if is_own(name) else LOSSES[name].settings
+    own = {name: loss[name] for name in read if name in loss}
+    own |= {**loss.get("set", {}), **loss.get("mix", {})}
     words = [function_name(loss["name"]), *(f"{name} {value}" for name, value in own.items())]
     names = " + ".join(map(_name, _data_sets(settings, facts)))
     lora = settings["lora"]

@@ -31,6 +31,7 @@ from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import PARTIAL, recover, write_json, write_text
@@ -319,9 +320,12 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of
-        # them.
-        read = {"name", *loss.settings, *(["set"] if loss.source else [])}
-        own = {name: value for name, value in computed["loss"].items() if name in read}
+        # them, and of those that it reads: earlier runs had the defaults.
+        groups = (["set"] if loss.source else []) + (["mix"] if is_mixture(loss.name) else [])
+        read = {"name", *loss.settings, *groups}
+        defaults = {name: setting.default for name, setting in loss.settings.items()}
+        given = {**defaults, **computed["loss"]}
+        own = {name: value for name, value in given.items() if name in read}
         computed = {**computed, "loss": own}
     # A user may name the default metric, and earlier versions stored its name. Both mean None.
     if get(computed, "train.best_metric") == DEFAULTS[0]:

@@ -80,7 +80,7 @@ def log_probs(
     shapes: Sequence[Shape],
     mesh: Mesh,
     progress: Progress | None = None,
-) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+) -> tuple[Float[np.ndarray, "M examples values"], Float[np.ndarray, "M examples N"]]:
     """log pi(y | x) of every response and its exact KL to the reference (or zeros), in nats.
 
     Args:
@@ -91,7 +91,8 @@ def log_probs(
         progress: called with (number of finished examples, number of all examples).
 
     Returns:
-        The log-probs and the KLs, float32, each `[M, examples, N]`: members, examples, responses.
+        The log-probs and the KLs, float32, `[M, examples, N]`: members, examples, responses. The
+        log-probs of tails follow those of the responses if `run` gives them.
     """
     if not examples:
         nothing = np.zeros((1, 0, shapes[0].responses), np.float32)

@@ -25,8 +25,8 @@ VERSION = 1
 
 
 def reference_log_probs(
-    compute: Callable[[], Float[np.ndarray, "examples N"]], cache: Path, **depends_on: Any
-) -> Float[np.ndarray, "examples N"]:
+    compute: Callable[[], Float[np.ndarray, "examples values"]], cache: Path, **depends_on: Any
+) -> Float[np.ndarray, "examples values"]:
     """The reference's log-probs, in nats. They are read from the cache or computed and stored.
 
     Args:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from tddpo_jax.batches.layout import Batch, Example
+from tddpo_jax.batches.layout import Batch, Example, score_counts
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
 from tddpo_jax.placement.shardings import rows_here
@@ -73,7 +73,7 @@ class Population:
         """The training examples of a step."""
         return self.order.examples_of(self.experiment.shared.dataset.train, step)
 
-    def reference_of(self, step: int) -> Float[np.ndarray, "batch N"]:
+    def reference_of(self, step: int) -> Float[np.ndarray, "batch values"]:
         """The reference's log-probs of the examples of a step."""
         return self.experiment.reference.train[self.order.numbers(step)]
 
@@ -87,7 +87,7 @@ class Population:
     def totals_of(self, step: int) -> Totals:
         """The numbers of examples and of chosen tokens, by which a step's sums are divided."""
         examples = self.examples_of(step)
-        chosen_tokens = sum(len(example.responses[0]) for example in examples)
+        chosen_tokens = sum(score_counts(example)[0] for example in examples)
         return Totals(float(len(examples)), float(chosen_tokens))
 
     def knobs(self, step: int) -> Knobs:
@@ -118,7 +118,7 @@ class Population:
 
     def log_probs(
         self, state: TrainState, examples: Sequence[Example], progress: Progress | None = None
-    ) -> tuple[Float[np.ndarray, "M examples N"], Float[np.ndarray, "M examples N"]]:
+    ) -> tuple[Float[np.ndarray, "M examples values"], Float[np.ndarray, "M examples N"]]:
         """Log-probs of examples under every member's policy, and exact KLs or zeros, in nats."""
         shared, frozen = self.experiment.shared, self.experiment.policy.frozen
         self.experiment.programs.say_if_new(self.program.log_probs, FORWARD, self.screen)

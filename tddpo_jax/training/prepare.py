@@ -25,10 +25,13 @@ from tddpo_jax.training.step import FORWARD, Programs, StepSetting
 
 
 class Reference(NamedTuple):
-    """The reference's log-probs of the training and the validation data, in nats."""
+    """The reference's log-probs of the training and the validation data, in nats.
 
-    train: Float[np.ndarray, "train N"]
-    validation: Float[np.ndarray, "validation N"]
+    A row has those of the responses, and then those of their tails if a loss reads them.
+    """
+
+    train: Float[np.ndarray, "train values"]
+    validation: Float[np.ndarray, "validation values"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _reference(
     examples: list[Example],
     part: str,
     screen: Screen,
-) -> Float[np.ndarray, "examples N"]:
+) -> Float[np.ndarray, "examples values"]:
     """The reference's log-probs of one part of the data: from the cache, or computed now."""
 
     def compute() -> np.ndarray:
@@ -109,4 +112,5 @@ def _reference(
         # exactly.
         micro_batches=[dataclasses.asdict(shape) for shape in shared.shapes],
         attention=shared.how.attention,
+        **({"tails": True} if programs.setting.objective.decoupled else {}),
     )

@@ -80,8 +80,11 @@ def log_probs(
     frozen: Frozen,
     batch: Batch,
     key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B P N"], Float[Array, "B P N"]]:
-    """Log-probs of the responses and, if a loss needs it, their exact KL to the reference.
+) -> tuple[Float[Array, "B P values"], Float[Array, "B P N"]]:
+    """Log-probs of the responses and what a loss needs beside them.
+
+    Those of the tails follow if a loss reads them. The exact KL to the reference is zero if no loss
+    needs it.
 
     Args:
         setting: what is fixed when the step is compiled.
@@ -93,9 +96,9 @@ def log_probs(
     model = nnx.merge(setting.graphdef, trained, frozen.base)
     states = hidden_states(model, batch, setting.how, key)
     head = gathered_head(setting, model)
-    logps = branch_logps(states, head, batch)
+    logps = branch_logps(states, head, batch, with_tails=setting.objective.decoupled)
     if not setting.objective.exact_kl:
-        return logps, jnp.zeros_like(logps)
+        return logps, jnp.zeros_like(batch.lengths)
     reference = nnx.merge(setting.graphdef, frozen.reference, frozen.base)
     ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, setting.how))
     return logps, branch_kl(states, head, ref_states, gathered_head(setting, reference), batch)
@@ -103,7 +106,7 @@ def log_probs(
 
 def log_probs_of_one(
     setting: StepSetting, trained: nnx.State, frozen: Frozen, batch: Batch
-) -> tuple[Float[Array, "1 B P N"], Float[Array, "1 B P N"]]:
+) -> tuple[Float[Array, "1 B P values"], Float[Array, "1 B P N"]]:
     """`log_probs` with an axis of one member."""
     return jax.tree.map(lambda x: x[None], log_probs(setting, trained, frozen, batch))
 
@@ -111,20 +114,23 @@ def log_probs_of_one(
 #### Loss and metrics
 
 
-def _pair_logps(logps: Float[Array, "B P N"], kl: Float[Array, "B P N"], batch: Batch) -> PairLogps:
+def _pair_logps(
+    logps: Float[Array, "B P values"], kl: Float[Array, "B P N"], batch: Batch
+) -> PairLogps:
     by_row = pair_logps(logps, batch.ref_logps, batch.lengths, kl)
     return jax.tree.map(lambda column: column.reshape(-1), by_row)
 
 
 def _metric_sums(
-    setting: StepSetting, knobs: Knobs, pairs: PairLogps, weight: Float[Array, " P"]
+    setting: StepSetting,
+    knobs: Knobs,
+    pairs: PairLogps,
+    weight: Float[Array, " P"],
+    totals: Totals,
 ) -> dict[str, Float[Array, ""]]:
-    values = setting.objective.metrics(knobs.which, pairs, knobs.scalars)
+    scalars = {**knobs.scalars, "tokens_per_pair": totals.chosen_tokens / totals.examples}
+    values = setting.objective.metrics(knobs.which, pairs, scalars)
     return {name: jnp.sum(value * weight) for name, value in values.items()}
-
-
-def _denominator(setting: StepSetting, knobs: Knobs, totals: Totals) -> Array:
-    return setting.objective.denominator(knobs.which, totals.examples, totals.chosen_tokens)
 
 
 def loss_and_metrics(
@@ -140,18 +146,17 @@ def loss_and_metrics(
     logps, kl = log_probs(setting, trained, frozen, batch, key)
     with jax.named_scope("loss"):
         pairs = _pair_logps(logps, kl, batch)
-        sums = _metric_sums(setting, knobs, pairs, batch.weight.reshape(-1))
-        loss = sums["loss"] / _denominator(setting, knobs, totals)
+        sums = _metric_sums(setting, knobs, pairs, batch.weight.reshape(-1), totals)
+        loss = sums["loss"] / totals.examples
     return loss, {**sums, "loss": loss}
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
-    """Every metric as a mean over all given examples; the loss as its row in the catalogue says."""
+    """Every metric as a mean over all given examples."""
     count = jnp.float32(pairs.logp_chosen.shape[0])
-    sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen))
     totals = Totals(count, jnp.sum(pairs.length_chosen))
-    means = {name: value / count for name, value in sums.items()}
-    return {**means, "loss": sums["loss"] / _denominator(setting, knobs, totals)}
+    sums = _metric_sums(setting, knobs, pairs, jnp.ones_like(pairs.logp_chosen), totals)
+    return {name: value / count for name, value in sums.items()}
 
 
 #### Gradients

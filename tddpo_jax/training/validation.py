@@ -77,7 +77,8 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
     lengths = np.array([score_counts(each) for each in validation], np.float32)
     # These arrays stay on the host: all hosts hold the same values there. An array on a device
     # would belong to one host.
-    whole = [np.broadcast_to(x, logps.shape) for x in (logps, reference, lengths, kls)]
+    members = len(logps)
+    whole = [np.broadcast_to(x, (members, *x.shape[-2:])) for x in (logps, reference, lengths, kls)]
     values = jax.device_get(population.program.summary(knobs, pair_logps(*whole)))
     for number, run in enumerate(population.members):
         if run.diverged:
@@ -89,9 +90,10 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
             screen.say(end_diverged(run, step, what, rows, population.order))
             continue
         run.log({"step": step, "epoch": population.order.epoch(step), **metrics})
-        run.directory.save_evaluation(step, logps[number])
+        responses = lengths.shape[1]  # the log-probs of tails stand behind theirs
+        run.directory.save_evaluation(step, logps[number, :, :responses])
         if step == 0:
-            run.directory.save_evaluation("reference", reference)
+            run.directory.save_evaluation("reference", reference[:, :responses])
             run.directory.save_evaluation("lengths", lengths)
         formats = {"eval_loss": ".4f", "eval_rewards/accuracies": ".4f", "eval_kl": ".3g"}
         shown = [

@@ -195,11 +195,11 @@ def test_each_loss_names_the_settings_it_reads():
     fields = [name for name, _ in setting_fields() if name.startswith("loss.")]
     read = {f"loss.{name}" for loss in LOSSES.values() for name in loss.settings}
     assert len(fields) == len(set(fields))
-    assert {"loss.name", "loss.set", *read} == set(fields)
+    assert {"loss.name", "loss.set", "loss.mix", *read} == set(fields)
     defaults = {
         name: setting.default for loss in LOSSES.values() for name, setting in loss.settings.items()
     }
-    assert dict(resolve({}).loss) == {"name": "td_dpo", "set": {}, **defaults}
+    assert dict(resolve({}).loss) == {"name": "td_dpo", "set": {}, "mix": {}, **defaults}
     assert resolve({}).loss.settings == {"name": "td_dpo", **defaults}
 
 
@@ -270,7 +270,7 @@ def test_every_number_that_a_step_takes_may_be_an_axis():
     }
     others = {"loss.name", "train.learning_rate", "train.weight_decay", "seed"}
     assert set(grid_axes()) == numbers | others
-    for axis in numbers - {"loss.beta", "loss.tau"}:
+    for axis in numbers - {"loss.beta", "loss.tau", "loss.ld_alpha"}:
         reader = next(
             name for name, x in LOSSES.items() if axis.removeprefix("loss.") in x.settings
         )

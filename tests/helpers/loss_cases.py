@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array
+from places import HELPERS
 
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.objective import Objective, objective_of
@@ -23,6 +25,8 @@ class Numbers(NamedTuple):
     label_smoothing: float = 0.1
     discopop_tau: float = 0.45
     simpo_gamma: float = 0.6
+    tokens_per_pair: float = 8.0
+    ld_alpha: float = 0.3
 
 
 def only(name: str, margin: str = "policy", kl: str = "k2") -> Objective:
@@ -66,6 +70,15 @@ def random_pairs() -> PairLogps:
     return make_pairs(*logps, *(logps - log_ratios), lengths=lengths, kl=rng.uniform(0, 3, (2, 7)))
 
 
+def golden_pairs() -> PairLogps:
+    """The six pairs of TRL's numbers."""
+    inputs = GOLDEN["inputs"]
+    names = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+    lengths = [np.array(inputs[name], float) for name in ("chosen_len", "rejected_len")]
+    return make_pairs(*(np.array(inputs[name]) for name in names), lengths=lengths)
+
+
+GOLDEN = json.loads((HELPERS.parent / "losses" / "golden_losses.json").read_text())
 PAIRS = random_pairs()
 S_W = PAIRS.logp_chosen - PAIRS.ref_logp_chosen
 S_L = PAIRS.logp_rejected - PAIRS.ref_logp_rejected
@@ -77,16 +90,17 @@ def in_float32(tree: Any) -> Any:
 
 
 def total(
-    pairs: PairLogps, objective: Objective, which: int, scalars: Numbers
+    pairs: PairLogps, objective: Objective, which: int, scalars: Numbers | dict[str, Any]
 ) -> tuple[Array, Array]:
     """The sum of the losses, and the loss of each pair."""
-    values = objective.values(which, pairs, scalars._asdict())
+    named = scalars._asdict() if isinstance(scalars, Numbers) else scalars
+    values = objective.values(which, pairs, named)
     return values.sum(), values
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradient(
-    losses: tuple[Objective, ...], pairs: PairLogps, scalars: Numbers
+    losses: tuple[Objective, ...], pairs: PairLogps, scalars: Numbers | dict[str, Any]
 ) -> list[Any]:
     gradient = jax.value_and_grad(total, has_aux=True)
     return [gradient(pairs, loss, 0, scalars) for loss in losses]
@@ -95,7 +109,7 @@ def value_and_gradient(
 def evaluate(
     loss: Objective,
     pairs: PairLogps,
-    scalars: Numbers = SCALARS,
+    scalars: Numbers | dict[str, Any] = SCALARS,
     dtype: type = np.float64,
     among: tuple[Objective, ...] = SINGLES,
 ) -> tuple[np.ndarray, PairLogps]:

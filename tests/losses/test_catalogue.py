@@ -24,7 +24,7 @@ from loss_cases import (
 
 from tddpo_jax.losses import dpo
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, readers
-from tddpo_jax.losses.loss import BETA, Loss, Setting
+from tddpo_jax.losses.loss import BATCH_FACTS, BETA, Loss, Setting, keywords_of
 from tddpo_jax.losses.objective import objective_of
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -46,13 +46,17 @@ def test_settings_are_the_keywords_of_the_function(name):
     pairs, *keywords = inspect.signature(LOSSES[name].function).parameters.values()
     assert pairs.name == "pairs"
     assert all(keyword.kind == keyword.KEYWORD_ONLY for keyword in keywords)
-    assert [keyword.name for keyword in keywords] == list(LOSSES[name].settings)
+    names = [keyword.name for keyword in keywords if keyword.name not in BATCH_FACTS]
+    assert names == [setting for setting in LOSSES[name].settings if setting != "ld_alpha"]
 
 
 def test_the_rows_that_differ():
     """`sft` alone is a mean over tokens and reads one response; all others scale with beta, but
     td_dpo weighs a penalty with it."""
-    assert [name for name, loss in LOSSES.items() if loss.mean_over == "tokens"] == ["sft"]
+    by_tokens = [
+        n for n, loss in LOSSES.items() if set(BATCH_FACTS) & {*keywords_of(loss.function)}
+    ]
+    assert by_tokens == ["sft"]
     assert [name for name, loss in LOSSES.items() if loss.responses == 1] == ["sft"]
     scaled = [name for name, loss in LOSSES.items() if "beta" in loss.settings and loss.needs_beta]
     assert scaled == [name for name in LOSSES if name not in ("td_dpo", "sft")]
@@ -94,15 +98,10 @@ def test_an_objective_holds_each_loss_and_number_once():
     cells += [{"name": "dpo", "beta": beta} for beta in (0.1, 0.2)]
     objective = objective_of(cells)
     assert [objective.which(cell) for cell in cells] == [0, 1, 0, 2, 2]
-    assert objective.scalar_names == ("beta", "tau", "label_smoothing")
+    assert objective.scalar_names == ("beta", "ld_alpha", "tau", "label_smoothing")
     assert objective.exact_kl
     assert not objective_of([cells[0], cells[-1]]).exact_kl
     assert objective_of(cells) == objective
-
-
-def test_what_a_batch_is_divided_by():
-    both = objective_of([{"name": "dpo"}, {"name": "sft"}])
-    assert [both.denominator(which, 5.0, 37.0) for which in (0, 1)] == [5, 37]
 
 
 # ---- each loss -----------------------------------------------------------------------------------

@@ -1,14 +1,13 @@
 """DPO and its relatives: TRL's numbers, gradients derived by hand, and values."""
 
 import functools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import (
+    GOLDEN,
     PAIRS,
     S_L,
     S_W,
@@ -17,6 +16,7 @@ from loss_cases import (
     assert_slopes,
     evaluate,
     flip,
+    golden_pairs,
     make_pairs,
     margin_pairs,
     only,
@@ -25,8 +25,6 @@ from loss_cases import (
 )
 
 from tddpo_jax.losses.dpo import EXO_LABEL_SMOOTHING
-
-GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
 
 nats = st.lists(st.floats(-500, 0), min_size=28, max_size=28)
 seven_pairs = nats.map(lambda values: make_pairs(*np.reshape(values, (4, 7))))
@@ -38,20 +36,14 @@ quick = settings(deadline=None, max_examples=40)
 # ---- TRL's numbers -------------------------------------------------------------------------------
 
 GOLDEN_INPUTS = GOLDEN["inputs"]
-GOLDEN_PAIRS = make_pairs(
-    *(
-        np.array(GOLDEN_INPUTS[name])
-        for name in ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
-    ),
-    lengths=[np.array(GOLDEN_INPUTS[name], float) for name in ("chosen_len", "rejected_len")],
-)
+GOLDEN_PAIRS = golden_pairs()
 
 
 @pytest.mark.parametrize(
     "row", GOLDEN["rows"], ids=lambda row: f"{row['loss']}-{row['beta']}-{row.get('discopop_tau')}"
 )
 def test_values_and_gradients_are_those_of_trl(row):
-    """The gradients are those of the batch loss: a mean over pairs, for `sft` over tokens.
+    """The gradients are those of the batch loss, a mean over pairs.
 
     TRL's `sigmoid` ignores label smoothing: zero here. Its `exo_pair` takes the logarithms of the
     label smoothing in float32, so the last digits are noise: hence the absolute tolerance.
@@ -61,9 +53,10 @@ def test_values_and_gradients_are_those_of_trl(row):
         beta=row["beta"],
         discopop_tau=row.get("discopop_tau", 0.05),
         label_smoothing=0.0 if name == "dpo" else GOLDEN["label_smoothing"],
+        tokens_per_pair=GOLDEN_PAIRS.length_chosen.mean(),
     )
     values, gradients = evaluate(only(name), GOLDEN_PAIRS, scalars)
-    count = GOLDEN_PAIRS.length_chosen.sum() if name == "sft" else len(values)
+    count = len(values)
     atol = 1e-8 if name == "exo_pair" else 1e-11
     close = functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=atol)
     close(values.sum() / count, row["mean"])
@@ -220,8 +213,8 @@ def test_slope_and_value_of_simpo():
 
 
 def test_slope_of_sft():
-    """L = -logp_w."""
-    assert_slopes(only("sft"), -np.ones(7), np.zeros(7))
+    """L = -logp_w / T, with T tokens per pair."""
+    assert_slopes(only("sft"), -np.ones(7) / SCALARS.tokens_per_pair, np.zeros(7))
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -60,5 +60,5 @@ def test_who_reads_the_exact_kl():
 def test_the_pairs_of_a_trial():
     start, later = trial.at_start(), trial.moved()
     np.testing.assert_array_equal(start.logp_chosen, start.ref_logp_chosen)
-    assert all(column.shape == (5,) for column in later)
+    assert all(column.shape == (5,) for column in later[:8])
     assert (later.logp_chosen != later.ref_logp_chosen).all()

@@ -26,17 +26,23 @@ PairValues = Mapping[str, Float[np.ndarray, "T P"]]
 def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
     """The training loop's metrics for each pair at each validation.
 
-    A metric is NaN if it needs numbers that are not stored: exact KLs, and lengths in runs of
-    earlier versions. `log_ratio_margin` is added: s_w - s_l in nats, a margin that no beta scales.
+    A metric is NaN if it needs numbers that are not stored: exact KLs, the log-probs of tails that
+    `loss.ld_alpha` weighs, and lengths in runs of earlier versions. `log_ratio_margin` is added:
+    s_w - s_l in nats, a margin that no beta scales.
     """
     assert cell.config is not None
     loss = cell.config.loss.settings
     objective = objective_of([loss])
-    scalars = objective.scalars(loss)
+    tokens_per_pair = float(cell.lengths[:, 0].mean()) if len(cell.lengths) else 1.0
+    scalars = {**objective.scalars(loss), "tokens_per_pair": tokens_per_pair}
     unknown = np.full_like(cell.reference, np.nan)
     found = []
+    tails = [unknown] if objective.decoupled else []
     for logps in cell.logps:
-        pairs = jax.tree.map(jnp.asarray, pair_logps(logps, cell.reference, cell.lengths, unknown))
+        policy, reference = (
+            np.concatenate([each, *tails], axis=-1) for each in (logps, cell.reference)
+        )
+        pairs = jax.tree.map(jnp.asarray, pair_logps(policy, reference, cell.lengths, unknown))
         found.append(jax.device_get(_metrics(objective, pairs, scalars)))
     values = {name: np.stack([one[name] for one in found]) for name in PAIR_METRICS}
     ratios = cell.logps - cell.reference
