@@ -19,6 +19,10 @@ A row of one response has one of these:
 
 *   `messages`, or `conversations`: a conversation whose last message is the response.
 *   `prompt`, `completion`: texts, or a conversation and its continuation, as above (TRL).
+*   `instruction` and `output`, or `response` (alpaca-cleaned, databricks-dolly-15k); `question` and
+    `answer`, or `response` (gsm8k); `problem`, `solution` (MATH): texts. They become a message of
+    the user and one of the assistant. What `input` or `context` says stands behind the question,
+    with an empty line between.
 *   `prompt_ids`, `response_ids`: token ids, as above.
 
 Two columns may stand beside conversations. `tools` goes to the chat template. `system` (or
