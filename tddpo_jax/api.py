@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.own_loss import is_reading, name_of_function
+from tddpo_jax.config.own_function import is_reading, name_of_function
 from tddpo_jax.config.reading import read_yaml, resolve
 from tddpo_jax.config.schema import DataSource
 from tddpo_jax.data.given_rows import save_rows
@@ -421,8 +421,8 @@ def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
     if loss is None or isinstance(loss, str):
         return loss
     if callable(loss):
-        return name_of_function(loss)
-    return [one if isinstance(one, str) else name_of_function(one) for one in loss]
+        return name_of_function(loss, "loss")
+    return [one if isinstance(one, str) else name_of_function(one, "loss") for one in loss]
 
 
 def _end(run: Run) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from operator import attrgetter
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings

@@ -12,7 +12,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from tddpo_jax.config.own_loss import function_name, is_own
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own
 from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import best_record, read_records
