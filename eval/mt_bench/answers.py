@@ -25,11 +25,11 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.system.console import Screen
+from tddpo_jax.system.json_lines import appending, read_rows
 from tddpo_jax.weights.locate import resolve
 from tddpo_jax.weights.tensor_files import content_hash, files_hash
 
 from .benchmark import Answer, Question
-from .json_lines import appending, read_rows
 
 # FastChat's temperature_config. Categories that are not listed are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
