@@ -26,8 +26,6 @@ from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.system.console import Screen
 from tddpo_jax.system.json_lines import appending, read_rows
-from tddpo_jax.weights.locate import resolve
-from tddpo_jax.weights.tensor_files import content_hash, files_hash
 
 from .benchmark import Answer, Question
 
@@ -118,22 +116,6 @@ def record(generator: Generates, settings: Settings, weights: str) -> dict[str, 
         "top_p": settings.top_p,
         "max_new_tokens": new_tokens,
     }
-
-
-def weights_of(model: str) -> str:
-    """The hash of a model's config and weights, and of its adapter's if it has one.
-
-    It prevents that another model continues a file of answers, for example a run that was trained
-    again in the same directory.
-
-    Raises:
-        UserError: as `tddpo_jax.weights.locate.resolve`.
-    """
-    files = resolve(model)
-    base = content_hash(files.base)
-    if files.adapter is None:
-        return base
-    return f"{base}+{files_hash(sorted(files.adapter.glob('adapter_*')))}"
 
 
 def answers_folder(model: str) -> Path:
