@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tddpo_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from tddpo_jax.api import Run, Runs, export, generate, log_probs, plan, report, train
+    from tddpo_jax.api import Run, Runs, export, generate, log_probs, plan, report, sample, train
 
 __all__ = [
     "Run",
@@ -22,6 +22,7 @@ __all__ = [
     "log_probs",
     "plan",
     "report",
+    "sample",
     "train",
 ]
 __version__ = "0.1.0"

@@ -19,6 +19,7 @@ from tddpo_jax.commands.options import (
     add_loss_settings,
     add_model,
     add_one_data_set,
+    add_sampling,
     add_settings,
     data_set_of,
     settings_of,
@@ -134,24 +135,7 @@ def generate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--raw", action="store_true", help="use no template: BOS and the text")
     parser.add_argument("--system", help="system message before the prompt")
     parser.add_argument("--begin", help="beginning of the answer, which is continued")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        help="most tokens of the answer (default: 256, or half the context if that is less)",
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, help="temperature of sampling (default 0: greedy)"
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="sample from the K likeliest tokens (default 0: all)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="sample from the likeliest tokens of this total probability (default 1: all)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
+    add_sampling(parser, temperature=0.0)
     given = parser.parse_args(arguments)
     from tddpo_jax.generation.generator import generate_text
     from tddpo_jax.system.cache import use_compilation_cache
@@ -168,6 +152,56 @@ def generate_command(arguments: Sequence[str]) -> int:
         print(*completion.token_ids)
     else:
         print(completion.text.strip() if not given.raw else completion.text)
+    return 0
+
+
+def sample_command(arguments: Sequence[str]) -> int:
+    """Samples answers to prompts, scores them, and makes pairs of them."""
+    parser = Parser(
+        prog="tddpo sample",
+        description="Sample answers to prompts, score them, and write pairs to train on. All "
+        "answers lie in NAME.samples.jsonl beside NAME.jsonl. The same command resumes.",
+    )
+    add_model(parser)
+    add_one_data_set(parser)
+    parser.add_argument("--samples", type=int, required=True, help="answers to each prompt")
+    parser.add_argument(
+        "--reward",
+        required=True,
+        help="what scores an answer: FILE.py:FUNCTION of prompt, answer and row; answer: the row's "
+        "reference answer, by math-verify; embedded: the embedded rule",
+    )
+    parser.add_argument(
+        "--pairs",
+        default="best",
+        choices=("best", "all"),
+        help="best: the best answer against the worst; all: each against every worse one",
+    )
+    parser.add_argument("--output", required=True, metavar="NAME.jsonl", help="file to write")
+    parser.add_argument("--raw", action="store_true", help="use no template for texts")
+    add_sampling(parser, temperature=1.0)
+    given = parser.parse_args(arguments)
+    data = data_set_of(given)
+    from tddpo_jax.commands.sample import Asked, sample_pairs
+    from tddpo_jax.generation.sampling import Sampling
+    from tddpo_jax.system.cache import use_compilation_cache
+    from tddpo_jax.system.console import Screen
+
+    use_compilation_cache()
+    asked = Asked(
+        model=given.model,
+        data=data,
+        samples=given.samples,
+        reward=given.reward,
+        pairs=given.pairs,
+        sampling=Sampling(given.temperature, given.top_k, given.top_p),
+        max_new_tokens=given.max_new_tokens,
+        seed=given.seed,
+        template=given.template,
+        raw=given.raw,
+        dtype=given.dtype,
+    )
+    sample_pairs(asked, Path(given.output), Screen())
     return 0
 
 
@@ -300,6 +334,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
     "plan": plan_command,
     "generate": generate_command,
+    "sample": sample_command,
     "logps": logps_command,
     "export": export_command,
     "check-loss": check_loss_command,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.own_loss import is_reading, name_of_function
+from tddpo_jax.config.own_function import is_reading, name_of_function
 from tddpo_jax.config.reading import read_yaml, resolve
 from tddpo_jax.config.schema import DataSource
 from tddpo_jax.data.given_rows import save_rows
@@ -212,12 +212,7 @@ def log_probs(
     Raises:
         UserError: the model or the data is wrong.
     """
-    source = DataSource(
-        path=_path_of(data),
-        split=split,
-        config=config,
-        columns=None if columns is None else dict(columns),
-    )
+    source = _source(data, split, config, columns)
     _before_jax()
     from tddpo_jax.commands.logps import log_prob_lines
 
@@ -276,6 +271,81 @@ def generate(
         dtype=dtype,
     )
     return completion.text if raw else completion.text.strip()
+
+
+def sample(
+    model: str | Path,
+    data: Data,
+    *,
+    samples: int,
+    reward: str | Callable[[Any, Any, Mapping[str, Any]], Any],
+    output: str | Path,
+    pairs: Literal["best", "all"] = "best",
+    split: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    template: str | None = None,
+    raw: bool = False,
+    max_new_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    dtype: str = "auto",
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Samples answers to prompts, scores them, and makes pairs of them.
+
+    All answers with their scores are kept beside the pairs, and the same call resumes.
+
+    Args:
+        model: as for `train`.
+        data: one data set, as for `log_probs`; rows with a `prompt`, or see `data/row_prompts.py`.
+        samples: number of answers to each prompt, at least 2.
+        reward: `answer` for the row's reference answer by math-verify, `embedded` for the embedded
+            rule, `file.py:function`, or a function that is defined in a file. It takes a prompt, an
+            answer and a row, and gives a number.
+        output: the file of the pairs, `NAME.jsonl`. All answers go to `NAME.samples.jsonl`.
+        pairs: `best`: the best answer against the worst; `all`: each against every worse one.
+        split: this, `config` and `columns`: as for `log_probs`.
+        config: see `split`.
+        columns: see `split`.
+        template: this and the arguments up to `dtype`: as for `generate`.
+        raw: see `template`.
+        max_new_tokens: see `template`.
+        temperature: see `template`.
+        top_k: see `template`.
+        top_p: see `template`.
+        seed: see `template`.
+        dtype: see `template`.
+        quiet: whether to print nothing.
+
+    Returns:
+        The pairs, as rows to train on, with their scores.
+
+    Raises:
+        UserError: the model, the data, a setting or the reward is wrong.
+    """
+    source = _source(data, split, config, columns)
+    _before_jax()
+    from tddpo_jax.commands.sample import Asked, sample_pairs
+    from tddpo_jax.generation.sampling import Sampling
+    from tddpo_jax.system.console import Screen
+
+    asked = Asked(
+        model=str(model),
+        data=source,
+        samples=samples,
+        reward=reward if isinstance(reward, str) else name_of_function(reward, "reward"),
+        pairs=pairs,
+        sampling=Sampling(temperature, top_k, top_p),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        template=template,
+        raw=raw,
+        dtype=dtype,
+    )
+    return sample_pairs(asked, Path(output), Screen(quiet=quiet))
 
 
 def export(run: str | Path | Run, output: str | Path, *, adapter: bool = False) -> Path:
@@ -413,6 +483,17 @@ def _paths_of(data: DataSets) -> str | list[str]:
     return _path_of(data)
 
 
+def _source(
+    data: Data, split: str | None, config: str | None, columns: Mapping[str, str] | None
+) -> DataSource:
+    return DataSource(
+        path=_path_of(data),
+        split=split,
+        config=config,
+        columns=None if columns is None else dict(columns),
+    )
+
+
 def _path_of(data: DataSets) -> str:
     return str(data) if isinstance(data, str | Path) else str(save_rows(data))
 
@@ -421,8 +502,8 @@ def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
     if loss is None or isinstance(loss, str):
         return loss
     if callable(loss):
-        return name_of_function(loss)
-    return [one if isinstance(one, str) else name_of_function(one) for one in loss]
+        return name_of_function(loss, "loss")
+    return [one if isinstance(one, str) else name_of_function(one, "loss") for one in loss]
 
 
 def _end(run: Run) -> dict[str, Any]:

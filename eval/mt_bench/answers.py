@@ -25,11 +25,9 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.system.console import Screen
-from tddpo_jax.weights.locate import resolve
-from tddpo_jax.weights.tensor_files import content_hash, files_hash
+from tddpo_jax.system.json_lines import appending, read_rows
 
 from .benchmark import Answer, Question
-from .json_lines import appending, read_rows
 
 # FastChat's temperature_config. Categories that are not listed are greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -118,22 +116,6 @@ def record(generator: Generates, settings: Settings, weights: str) -> dict[str, 
         "top_p": settings.top_p,
         "max_new_tokens": new_tokens,
     }
-
-
-def weights_of(model: str) -> str:
-    """The hash of a model's config and weights, and of its adapter's if it has one.
-
-    It prevents that another model continues a file of answers, for example a run that was trained
-    again in the same directory.
-
-    Raises:
-        UserError: as `tddpo_jax.weights.locate.resolve`.
-    """
-    files = resolve(model)
-    base = content_hash(files.base)
-    if files.adapter is None:
-        return base
-    return f"{base}+{files_hash(sorted(files.adapter.glob('adapter_*')))}"
 
 
 def answers_folder(model: str) -> Path:

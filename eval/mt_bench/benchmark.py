@@ -12,8 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from tddpo_jax.errors import UserError
-
-from .json_lines import Row, read_rows
+from tddpo_jax.system.json_lines import Row, read_rows
 
 REFERENCE = "gpt-4"  # the model that wrote FastChat's reference answers
 # FastChat's NEED_REF_CATS: for these categories the judge sees a reference answer.

@@ -44,6 +44,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     # Only this command needs JAX. Loading JAX takes longer than the judge's first answer.
     from tddpo_jax.generation.generator import Generator
+    from tddpo_jax.weights.locate import weights_of
 
     from . import answers
 
@@ -60,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     if not model_id or "/" in model_id:
         raise UserError(f"--model-id {model_id!r}: must be usable as a file name")
     generator = Generator.from_path(options.model, options.dtype, template=options.template)
-    making = answers.record(generator, settings, answers.weights_of(options.model))
+    making = answers.record(generator, settings, weights_of(options.model))
     seeds = list(dict.fromkeys(options.seed))
     folder = options.output or answers.answers_folder(options.model)
     cut = answers.generate_answers(

@@ -11,11 +11,11 @@ from types import ModuleType
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.console import Screen
+from tddpo_jax.system.json_lines import appending, read_rows
 
 from .arguments import at_least, data_option, load_benchmark
 from .benchmark import REFERENCE, answer_files
 from .estimate import BYTES_PER_TOKEN, Estimate, estimate
-from .json_lines import appending, read_rows
 from .judge_settings import Judge
 from .judgments import Judgment
 from .remaining import accepted_before, carried_over, pending

@@ -8,8 +8,9 @@ from typing import Any
 import pydantic
 from pydantic_core import PydanticCustomError
 
+from tddpo_jax.system.json_lines import Row
+
 from .benchmark import Record
-from .json_lines import Row
 from .requests import Turn, fastchat_rating, parse_rating
 
 # What a row answers, except for the text: the model's file, the judge, the question, the turn.

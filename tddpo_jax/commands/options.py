@@ -96,6 +96,35 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
 
 
+def add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """Adds the options that say how answers are sampled.
+
+    Args:
+        parser: gets the options.
+        temperature: the default of `--temperature`.
+    """
+    add = parser.add_argument
+    add(
+        "--max-new-tokens",
+        type=int,
+        help="most tokens of the answer (default: 256, or half the context if that is less)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=temperature,
+        help=f"temperature of sampling (default {temperature:g}; 0: greedy)",
+    )
+    add("--top-k", type=int, default=0, help="sample from the K likeliest tokens (default 0: all)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of this total probability (default 1: all)",
+    )
+    add("--seed", type=int, default=0, help="seed of sampling (default 0)")
+
+
 def add_one_data_set(parser: argparse.ArgumentParser) -> None:
     """Adds `--data` for a single data set, and the settings that say how to read it."""
     fields = dict(setting_fields())

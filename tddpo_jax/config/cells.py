@@ -10,7 +10,8 @@ from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings

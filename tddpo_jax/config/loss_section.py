@@ -14,7 +14,8 @@ import pydantic
 from pydantic import Field
 
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights, parts_of, with_weights
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss, new_settings, with_defaults
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own, load_loss, new_settings, with_defaults
 from tddpo_jax.config.section import Finite, NonNegative, Section
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import importlib.util
 import inspect
-import sys
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tddpo_jax.config.dotted import get
-from tddpo_jax.errors import UserError, one_line
+from tddpo_jax.config.own_function import file_of, function_name, function_of, text_of
+from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, shared_losses
 from tddpo_jax.losses.loss import BATCH_FACTS, DECOUPLING, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
@@ -34,18 +31,13 @@ RESERVED = (
     *("name", "set", "mix", "loss", "cell", "state", "step"),
     *("seed", "learning_rate", "weight_decay"),
 )
-# The losses whose files are being run now.
-_reading: list[str] = []
+# The setting that holds the name of a loss.
+FIELD = "loss.name"
 
 
 def is_own(name: object) -> bool:
     """Whether this is the name of a loss in a user's file or module."""
     return isinstance(name, str) and ":" in name
-
-
-def function_name(name: str) -> str:
-    """The name of the function: `my_dpo` of `mine.py:my_dpo`, and `dpo` of `dpo`."""
-    return name.rpartition(":")[2]
 
 
 def load_loss(name: str, text: str | None = None) -> str:
@@ -63,11 +55,11 @@ def load_loss(name: str, text: str | None = None) -> str:
             the form of a loss.
     """
     place, _, function = name.rpartition(":")
-    file = _file_of(name, place)
+    file = file_of(name, FIELD)
     if place.endswith(".py"):
         name = f"{file}:{function}"
     if text is None:
-        text = _text_of(name, file)
+        text = text_of(name, file, FIELD)
     LOSSES[name] = _row(name, str(file), text)
     return name
 
@@ -85,24 +77,6 @@ def load_kept_loss(settings: Mapping[str, Any], run: Path) -> None:
     name, file = get(settings, "loss.name"), run / LOSS_FILE
     if name is not None and is_own(name) and file.exists():
         load_loss(name, file.read_text())
-
-
-def name_of_function(function: Callable[..., Any]) -> str:
-    """`file.py:function` of a function at the top of a file.
-
-    Raises:
-        UserError: it is not, so that no later process could find it again.
-    """
-    whole = inspect.unwrap(function)
-    name = getattr(whole, "__qualname__", repr(whole))
-    code = getattr(whole, "__code__", None)
-    file = Path(code.co_filename) if code else None
-    if file is None or not file.is_file() or file.suffix != ".py" or not name.isidentifier():
-        raise UserError(
-            f"loss: {name} is not a function at the top of a file; write it into one, such as "
-            "mine.py, and give 'mine.py:my_loss'"
-        )
-    return f"{file.resolve()}:{name}"
 
 
 def new_settings(name: str) -> dict[str, Setting]:
@@ -139,34 +113,6 @@ def with_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, **given, "set": {**new, **numbers}}
 
 
-def is_reading() -> bool:
-    """Whether the file of a loss is being run now; a program in it must not train then."""
-    return bool(_reading)
-
-
-def _file_of(name: str, place: str) -> Path:
-    if place.endswith(".py"):
-        return Path(place).expanduser().resolve()
-    try:
-        found = importlib.util.find_spec(place)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"loss.name: {name}: {one_line(error)}") from None
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
-        raise UserError(
-            f"loss.name: {name}: there is no module {place}; a file's name ends with .py"
-        )
-    return Path(found.origin)
-
-
-def _text_of(name: str, file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError as error:
-        raise UserError(f"loss.name: {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"loss.name: {name}: is not a text in UTF-8") from None
-
-
 # The cache gives one text one row, so what was compiled for it serves again.
 @functools.cache
 def _row(name: str, file: str, text: str) -> Loss:
@@ -195,41 +141,10 @@ def _reads_kl(function: Callable[..., Any], settings: Mapping[str, Setting]) -> 
 
 
 def _function(name: str, file: str, text: str) -> Callable[..., Any]:
-    """Runs the text as a module of its own, and takes the function from it."""
-    wanted = function_name(name)
-    found = vars(_module(name, file, text)).get(wanted)
-    if found is None:
-        raise UserError(f"loss.name: {name}: the file has no function {wanted}")
-    if not callable(found) or getattr(found, "__name__", None) != wanted:
-        raise UserError(f"loss.name: {name}: {wanted} is not a function of that name")
-    if wanted in shared_losses():
-        raise UserError(f"loss.name: {name}: {wanted} is the name of a loss of ours; rename yours")
+    found = function_of(name, file, text, FIELD)
+    if (wanted := function_name(name)) in shared_losses():
+        raise UserError(f"{FIELD}: {name}: {wanted} is the name of a loss of ours; rename yours")
     return found
-
-
-def _module(name: str, file: str, text: str) -> types.ModuleType:
-    """The module that a text makes; it is fresh, so that an edited file has its new meaning."""
-    place = name.rpartition(":")[0]
-    digest = hashlib.sha256(f"{file}\n{text}".encode()).hexdigest()
-    module = types.ModuleType(f"own_loss_{digest[:16]}")
-    module.__file__ = file
-    module.__package__ = "" if place.endswith(".py") else place.rpartition(".")[0]
-    # Decorators such as `dataclass` look their module up.
-    sys.modules[module.__name__] = module
-    folder = str(Path(file).parent)
-    sys.path.insert(0, folder)  # as `python file.py` does
-    _reading.append(name)
-    try:
-        exec(compile(text, file, "exec", dont_inherit=True), vars(module))
-    except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
-        raise UserError(
-            f"loss.name: {name}: the file fails: {type(error).__name__}: {one_line(error)}"
-        ) from None
-    finally:
-        _reading.pop()
-        sys.path.remove(folder)
-    return module
 
 
 def _keywords_of(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -237,21 +152,21 @@ def _keywords_of(name: str, function: Callable[..., Any]) -> list[inspect.Parame
     positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     wanted = function_name(name)
     if not parameters or parameters[0].kind not in positional:
-        raise UserError(f"loss.name: {name}: must take pairs: def {wanted}(pairs, *, beta)")
+        raise UserError(f"{FIELD}: {name}: must take pairs: def {wanted}(pairs, *, beta)")
     keywords = parameters[1:]
     for keyword in keywords:
         if keyword.kind == keyword.VAR_KEYWORD:
             raise UserError(
-                f"loss.name: {name}: **{keyword.name} hides its settings; name each of them: "
+                f"{FIELD}: {name}: **{keyword.name} hides its settings; name each of them: "
                 f"def {wanted}(pairs, *, beta)"
             )
         if keyword.kind != keyword.KEYWORD_ONLY:
             raise UserError(
-                f"loss.name: {name}: {keyword.name} must be a keyword after a star: "
+                f"{FIELD}: {name}: {keyword.name} must be a keyword after a star: "
                 f"def {wanted}(pairs, *, {keyword.name})"
             )
         if keyword.name in (*RESERVED, *shared_losses()):
-            raise UserError(f"loss.name: {name}: no setting may be called {keyword.name}")
+            raise UserError(f"{FIELD}: {name}: no setting may be called {keyword.name}")
     return keywords
 
 
@@ -266,6 +181,6 @@ def _setting(name: str, keyword: inspect.Parameter) -> Setting:
     if default not in setting.choices if setting.choices else not is_number:
         allowed = f"one of {', '.join(setting.choices)}" if setting.choices else "a number"
         raise UserError(
-            f"loss.name: {name}: the default of {keyword.name} must be {allowed}, got {default!r}"
+            f"{FIELD}: {name}: the default of {keyword.name} must be {allowed}, got {default!r}"
         )
     return dataclasses.replace(setting, default=default)

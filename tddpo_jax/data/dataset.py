@@ -68,7 +68,7 @@ def load_dataset(
     """
     limits = branch_limits(config, context)
     mixture = read_mixture(config)
-    style = _style(config.template, tokenizer, mixture.sources)
+    style = style_of(config.template, tokenizer, mixture.sources)
     bos = None if tokenizer is None else tokenizer.bos_token_id
     content_hash = _content_hash(mixture, style, [VERSION, bos, limits], config.split_seed)
     file = Path(cache) / f"examples-{_file_key(content_hash, mixture)}-{CACHE_VERSION}.npz"
@@ -99,7 +99,7 @@ def load_fitted(
     """
     dataset = load_dataset(config, tokenizer, context=context, cache=cache, vocabulary=vocabulary)
     mixture = read_mixture(config)
-    style = _style(config.template, tokenizer, mixture.sources)
+    style = style_of(config.template, tokenizer, mixture.sources)
     shown: list[Fitted] = []
     for source in mixture.training:
         label = source.name if len(mixture.training) > 1 else ""
@@ -127,7 +127,7 @@ def load_uncut_examples(
         UserError: one line that names the file and row and column, or the template.
     """
     source = read_source(data.path, data.split, data.config, data.columns)
-    return encode(list(enumerate(source.rows)), _style(template, tokenizer, [source]))
+    return encode(list(enumerate(source.rows)), style_of(template, tokenizer, [source]))
 
 
 def branch_limits(config: DataConfig, context: int) -> Limits:
@@ -156,10 +156,14 @@ def branch_limits(config: DataConfig, context: int) -> Limits:
 # ---- what the examples depend on -----------------------------------------------------------------
 
 
-def _style(
+def style_of(
     template: str | None, tokenizer: PreTrainedTokenizerBase | None, sources: Sequence[Source]
 ) -> ChatFormat | None:
-    """How the texts in the sources are written; None if there are none."""
+    """How the texts in the sources are written; None if there are none.
+
+    Raises:
+        UserError: the template is wrong, or there is no tokenizer for the texts.
+    """
     found = kinds(sources)
     if template is not None and "chat" not in found:
         warnings.warn("data.template: ignored, as no row is a conversation", stacklevel=3)

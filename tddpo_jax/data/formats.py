@@ -19,6 +19,13 @@ from tddpo_jax.data.messages import (
     read_messages,
     same,
 )
+from tddpo_jax.data.questions import (
+    ABOUT,
+    ANSWERS,
+    check_one_pair,
+    question_and_answer,
+    question_text,
+)
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "response_ids")
 # Why a row cannot be used whose shape is understood.
@@ -50,8 +57,8 @@ def response_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns of a row that hold its responses, one column for each.
 
     A row may have columns of several shapes: a shape of token ids counts before one of texts, a
-    pair before a single response, and `messages` before `completion`. A row without any of them
-    ought to have been a pair.
+    pair before a single response, `messages` before `completion`, and those before a question and
+    its answer. A row without any of them ought to have been a pair.
     """
     present = {name for name, value in row.items() if value is not None}
     if present & {*IDS}:
@@ -61,6 +68,8 @@ def response_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
         for column in ("messages", "completion", "conversations"):
             if column in present:
                 return (column,)
+        if pair := question_and_answer(row):
+            return (pair.answer,)
     return ("chosen", "rejected")
 
 
@@ -69,6 +78,8 @@ def columns_read(row: Mapping[str, Any]) -> set[str]:
     columns = response_columns(row)
     if columns[0] in IDS:
         return {"prompt_ids", *columns}
+    if columns[0] in ANSWERS and (pair := question_and_answer(row)):
+        return {*pair, *ABOUT, *SYSTEM, "tools"}
     prompt = "conversations" if row.get("prompt") is None else "prompt"
     return {prompt, *columns, *SYSTEM, "tools"}
 
@@ -99,9 +110,12 @@ def _parse(row: Mapping[str, Any]) -> ParsedRow:
         return ParsedRow("ids", ids[0], tuple(ids[1:]))
     if all(name not in row for name in columns):
         raise UnusableRow(
-            f"lacks the column {columns[0]!r}, or for a single response 'messages' or 'completion'"
+            f"lacks the column {columns[0]!r}, or for a single response 'messages', 'completion' "
+            "or a question and its answer"
         )
     responses = {name: _column(row, name, EMPTY_RESPONSE) for name in columns}
+    if columns[0] in ANSWERS and (pair := question_and_answer(row)):
+        return _question(row, pair.question, responses[pair.answer])
     if columns[0] in ("messages", "conversations"):
         return _conversations(row, responses)
     texts = tuple(value for value in responses.values() if isinstance(value, str))
@@ -128,6 +142,15 @@ def _text(row: Mapping[str, Any], prompt: str, responses: tuple[str, ...]) -> Pa
     # A prompt of nothing stays one, whatever stands before it.
     before = f"{system}\n\n" if system and prompt.strip() else ""
     return ParsedRow("text", before + prompt, responses)
+
+
+def _question(row: Mapping[str, Any], question: str, answer: Any) -> ParsedRow:
+    """A row of a question and its answer, each a message."""
+    check_one_pair(row)
+    if not isinstance(answer, str):
+        raise UnusableRow("the answer must be a text")
+    asked = {"role": "user", "content": question_text(row, question)}
+    return _chat(row, [asked], (answer,), continues=False)
 
 
 def _split(row: Mapping[str, Any], chosen: str, rejected: str) -> tuple[str, str, str]:

@@ -19,6 +19,10 @@ A row of one response has one of these:
 
 *   `messages`, or `conversations`: a conversation whose last message is the response.
 *   `prompt`, `completion`: texts, or a conversation and its continuation, as above (TRL).
+*   `instruction` and `output`, or `response` (alpaca-cleaned, databricks-dolly-15k); `question` and
+    `answer`, or `response` (gsm8k); `problem`, `solution` (MATH): texts. They become a message of
+    the user and one of the assistant. What `input` or `context` says stands behind the question,
+    with an empty line between.
 *   `prompt_ids`, `response_ids`: token ids, as above.
 
 Two columns may stand beside conversations. `tools` goes to the chat template. `system` (or
@@ -76,9 +80,7 @@ def read_source(
     Raises:
         UserError: as in `read_rows`, or no row has a shape that is understood.
     """
-    parts = ", ".join(part for part in (config, split) if part)
-    name = f"{path} ({parts})" if parts else str(path)
-    rows = [_renamed(name, row, columns or {}) for row in read_rows(path, split, config)]
+    name, rows = named_rows(path, split, config, columns)
     parsed = _alike([parse_row(row) for row in rows])
     if not any(isinstance(row, ParsedRow) or row in UNDERSTOOD for row in parsed):
         reasons: dict[str, list[int]] = collections.defaultdict(list)
@@ -92,6 +94,22 @@ def read_source(
     responses = next(counts, len(response_columns(rows[0])))
     numbers = list(range(len(parsed)))
     return Source(name, parsed, numbers, responses, shape(rows[0]), not_read)
+
+
+def named_rows(
+    path: str | Path,
+    split: str | None = None,
+    config: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[str, list[dict[str, Any]]]:
+    """The name of a data source, and its rows as in `read_rows` with our names of columns.
+
+    Raises:
+        UserError: as in `read_rows`, or a row lacks a column of `columns`.
+    """
+    parts = ", ".join(part for part in (config, split) if part)
+    name = f"{path} ({parts})" if parts else str(path)
+    return name, [_renamed(name, row, columns or {}) for row in read_rows(path, split, config)]
 
 
 def none_usable(field: str, name: str, reasons: Mapping[str, Sequence[int]], found: str) -> str:

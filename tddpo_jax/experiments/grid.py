@@ -10,7 +10,7 @@ from typing import Any
 
 from tddpo_jax.config.cells import grid_axes, own_numbers, populations
 from tddpo_jax.config.dotted import get
-from tddpo_jax.config.own_loss import function_name
+from tddpo_jax.config.own_function import function_name
 from tddpo_jax.experiments.cell_table import CellTable
 from tddpo_jax.experiments.describe import describe_plan, describe_result, describe_warnings
 from tddpo_jax.losses.catalogue import LOSSES

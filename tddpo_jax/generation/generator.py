@@ -75,6 +75,11 @@ class Generator:
         return self._tokenizer
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether answers have texts."""
+        return self._tokenizer is not None
+
+    @property
     def context(self) -> int:
         """The largest number of tokens of a prompt and its continuation together."""
         return self.adapters.model.config.context
@@ -230,10 +235,15 @@ def generate_text(
     else:
         ids = _token_ids(prompt)
     if max_new_tokens is None:
-        max_new_tokens = min(Sampling().max_new_tokens, generator.context // 2)
+        max_new_tokens = most_new_tokens(generator.context)
     sampling = Sampling(temperature, top_k, top_p, max_new_tokens)
     [completion] = generator.generate([ids], [sampling], [(seed,)])
     return completion
+
+
+def most_new_tokens(context: int) -> int:
+    """The most new tokens where nobody says: 256, or half the context if that is less."""
+    return min(Sampling().max_new_tokens, context // 2)
 
 
 def _token_ids(ids: Sequence[int]) -> Int32[np.ndarray, " T"]:

@@ -17,7 +17,8 @@ import pydantic
 from tddpo_jax.config.cells import BASE_AXES, cell_name, expand, varying_axes
 from tddpo_jax.config.dotted import dotted_values, get, with_value, without_value
 from tddpo_jax.config.mixed_loss import load_mixture
-from tddpo_jax.config.own_loss import function_name, is_own, load_loss
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own, load_loss
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError

@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from tddpo_jax.config.mixed_loss import load_mixture
-from tddpo_jax.config.own_loss import function_name, is_own
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import is_own
 from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture

@@ -26,7 +26,8 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.own_loss import LOSS_FILE, function_name, is_own
+from tddpo_jax.config.own_function import function_name
+from tddpo_jax.config.own_loss import LOSS_FILE, is_own
 from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError

@@ -16,7 +16,7 @@ from tddpo_jax.system.atomic import standing
 from tddpo_jax.system.hub import MODEL_ID
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import EMBEDDED, SHAPES
-from tddpo_jax.weights.tensor_files import fingerprint
+from tddpo_jax.weights.tensor_files import content_hash, files_hash, fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 # A file that we write beside an adapter. It holds the fingerprint of the adapter's base.
@@ -75,6 +75,22 @@ def base_name(path: str, files: ModelFiles) -> str:
     folders = [Path(name).expanduser(), *([files.adapter / name] if files.adapter else [])]
     is_local = name == "embedded" or any(folder.is_dir() for folder in folders)
     return str(files.base.absolute()) if is_local else name
+
+
+def weights_of(path: str) -> str:
+    """The hash of a model's config and weights, and of its adapter's if it has one.
+
+    What is made with a model is kept with this hash. So no other model continues it, for example
+    a run that was trained again in the same directory.
+
+    Raises:
+        UserError: as in `resolve`.
+    """
+    files = resolve(path)
+    base = content_hash(files.base)
+    if files.adapter is None:
+        return base
+    return f"{base}+{files_hash(sorted(files.adapter.glob('adapter_*')))}"
 
 
 def _folder(path: str) -> Path:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from eval.mt_bench import json_lines
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.config.cells import expand
 from tddpo_jax.config.reading import resolve
@@ -23,6 +22,7 @@ from tddpo_jax.generation import sampling
 from tddpo_jax.models.attention.kernels import causal_rows_attention
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.run_directory import check_output
+from tddpo_jax.system import json_lines
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights import locate

@@ -219,3 +219,97 @@ def test_what_nothing_reads_is_named_once(tmp_path):
     lines = list(description("", load(tmp_path, [], path=other, validation=more)))[1:]
     assert [line.rpartition("/")[2] for line in lines] == ["more.jsonl", "other.jsonl"]
     assert len(list(description("", load(tmp_path, [PLAIN])))) == 1
+
+
+QUESTIONS = {
+    "alpaca-cleaned": (
+        {"output": "The ball.", "input": "ball, river", "instruction": "What is red?"},
+        "What is red?\n\nball, river",
+        "The ball.",
+        "",
+    ),
+    "alpaca without an input": (
+        {"instruction": "What is red?", "input": "", "output": "The ball.", "text": "Below is"},
+        "What is red?",
+        "The ball.",
+        "columns text",
+    ),
+    "databricks-dolly-15k": (
+        {
+            "instruction": "What is red?",
+            "context": "The ball is red.",
+            "response": "The ball.",
+            "category": "closed_qa",
+        },
+        "What is red?\n\nThe ball is red.",
+        "The ball.",
+        "columns category",
+    ),
+    "gsm8k": (
+        {"question": "What is 1 + 1?", "answer": "It is <<1+1=2>>2.\n#### 2"},
+        "What is 1 + 1?",
+        "It is <<1+1=2>>2.\n#### 2",
+        "",
+    ),
+    "MATH": (
+        {
+            "problem": "What is $1 + 1$?",
+            "level": "Level 1",
+            "type": "Algebra",
+            "solution": "It is $\\boxed{2}$.",
+        },
+        "What is $1 + 1$?",
+        "It is $\\boxed{2}$.",
+        "columns level, type",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_and_its_answer_are_messages(tmp_path, name):
+    row, asked, answer, not_read = QUESTIONS[name]
+    source = read_source(write(tmp_path / "data.jsonl", [row]))
+    assert source.rows == [ParsedRow("chat", [user(asked)], (answer,))]
+    assert (source.responses, source.not_read) == (1, not_read)
+
+
+def test_the_answer_alone_counts_of_a_row_of_a_question(tmp_path):
+    row = {"instruction": "what is red?", "input": "ball", "output": "the ball"}
+    [example] = load(tmp_path, [row]).train
+    same = {"messages": [user("what is red?\n\nball"), assistant("the ball")]}
+    [expected] = load(tmp_path, [same]).train
+    assert example.prompt.tolist() == expected.prompt.tolist()
+    assert example.responses[0].tolist() == expected.responses[0].tolist()
+    assert example.scored is None
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"instruction": " ", "input": "x", "output": "y"}, "empty prompt"),
+        ({"question": None, "answer": "y"}, "empty prompt"),
+        ({"question": "x", "answer": None}, "empty response"),
+        ({"problem": "x", "solution": "\n"}, "empty response"),
+        ({"question": "x", "answer": 2}, "the answer must be a text"),
+        ({"instruction": "x", "context": ["c"], "response": "y"}, "'context' must be a text"),
+        (
+            {"question": "x", "answer": "y", "response": "z"},
+            "has 'question' and 'answer', and 'question' and 'response': "
+            "name the columns with data.columns",
+        ),
+        (
+            {"instruction": "x", "input": "c", "outptu": "y"},
+            "lacks the column 'chosen', or for a single response 'messages', 'completion' "
+            "or a question and its answer",
+        ),
+    ],
+)
+def test_rows_of_a_question_that_are_wrong(row, reason):
+    assert parse_row(row) == reason
+
+
+def test_other_shapes_count_before_a_question_and_its_answer():
+    pair = {"question": "x", "answer": "y"}
+    assert parse_row({**pair, **PLAIN}) == parse_row(PLAIN)
+    told = {"messages": [*ASKED, assistant("the ball")]}
+    assert parse_row({**pair, **told}) == parse_row(told)

@@ -9,8 +9,8 @@ import pytest
 from mt_bench_files import lines, write_answers, write_data, write_lines
 
 from eval.mt_bench.benchmark import answer_files, load_answers, load_data
-from eval.mt_bench.json_lines import Row, appending, read_rows
 from eval.mt_bench.judgments import Judgment
+from tddpo_jax.system.json_lines import Row, appending, read_rows
 
 
 class Number(Row):
