@@ -158,12 +158,18 @@ def _attended(
     return out.reshape(queries.shape)[..., : shape.value_size]
 
 
-def _tokamax(q: Array, k: Array, v: Array, **options: Any) -> Array:
-    import tokamax
+def set_tokamax_flags() -> None:
+    """Keeps tokamax from parsing the command line of this process."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(TOKAMAX_FLAGS, known_only=True)
+
+
+def _tokamax(q: Array, k: Array, v: Array, **options: Any) -> Array:
+    import tokamax
+
+    set_tokamax_flags()
     # Lengths are not needed. In a causal row no token sees what follows it, and nobody reads the
     # output behind a row's end.
     options |= {"is_causal": True, "implementation": "mosaic"}
