@@ -1,11 +1,13 @@
 """Held-out quality without a judge: `python -m tddpo_jax quality RUN_OR_GRID_OR_MODEL`.
 
 The command samples one answer per prompt from the policy and from its base. It measures what shows
-a broken policy before a judge costs money: the embedded rule's score and win rate, length, distinct
-n-grams, repetition, answers that never end, and the KL to the base per token (see `measure`).
+a broken policy before a judge costs money: a reward's mean and win rate, length, distinct n-grams,
+repetition, answers that never end, and the KL to the base per token (see `measure`).
 
-The rule knows the embedded world alone. A run on other data is asked the prompts of its own
-validation data and gets the figures that need no rule. So does a model with prompts of the user's.
+The reward is that of `--reward`, as for the verb `sample`. Without it, the embedded rule scores
+answers to the embedded prompts, and nothing scores others: a run on other data is asked the prompts
+of its own validation data and gets the figures that need no reward, and so does a model with
+prompts of the user's.
 
 The figures are shown, and written as `quality.json` into the folder of each run or model. In a
 grid, every finished cell is measured: by its `best/`, or by the base if it diverged before it had
@@ -19,7 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
@@ -32,9 +34,10 @@ from tddpo_jax.system.cache import use_compilation_cache
 from tddpo_jax.system.console import Screen
 
 from ..experiment import read_experiment
-from ..tasks import embedded
-from .prompts import Prompt, read_prompts, validation_prompts
 from .quality_file import FILE, Standing, is_of, read_quality, standing_of
+
+if TYPE_CHECKING:
+    from .prompts import Question
 
 
 class Subject(NamedTuple):
@@ -66,13 +69,29 @@ def _subjects(path: Path) -> list[Subject]:
     return [Subject(cell.folder, cell.config, standing_of(cell)) for cell in cells]
 
 
-def _prompts(subject: Subject, given: str | None) -> Sequence[Prompt]:
+def _questions(
+    subject: Subject, base: str, given: str | None, new_tokens: int, screen: Screen
+) -> Sequence[Question]:
     """What to ask: the given prompts, the run's own, or the embedded ones."""
-    if given is not None:
-        return read_prompts(given)
-    if subject.config is None or _is_embedded(subject.config):
-        return embedded.prompts()
-    return validation_prompts(subject.config)
+    from tddpo_jax.data.tokenizer import load_tokenizer_if_any
+    from tddpo_jax.weights import hugging_face
+    from tddpo_jax.weights.locate import resolve
+
+    from .prompts import embedded_questions, given_questions, validation_questions
+
+    config = subject.config
+    if given is None and config is not None and not _is_embedded(config):
+        return validation_questions(config)
+    files = resolve(base)
+    tokenizer = load_tokenizer_if_any(files.tokenizer)
+    template = None if config is None else config.data.template
+    if given is None:
+        return embedded_questions(tokenizer, template)
+    most = hugging_face.read_config(files.base).context - new_tokens
+    questions, unused = given_questions(given, tokenizer, template, most)
+    for reason, rows in unused.items():
+        screen.say(f"{given}: {len(rows)} not asked: {reason} (first row {rows[0]})")
+    return questions
 
 
 def _why_no_rule(subject: Subject, prompts: str | None) -> str | None:
@@ -106,6 +125,11 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--prompts", help="preference file whose prompts to ask (default: the run's own)"
     )
+    parser.add_argument(
+        "--reward",
+        help="what scores an answer: FILE.py:FUNCTION of prompt, answer and row; `answer`: the "
+        "row's reference answer; `embedded` (default where the prompts are the embedded ones)",
+    )
     parser.add_argument("--most", type=int, default=400, help="largest number of prompts to ask")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--max-new-tokens", type=int, default=100)
@@ -113,6 +137,7 @@ def _command(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.most < 1:
         raise UserError(f"--most: must be at least 1, got {given.most}")
+    from tddpo_jax.generation.rewards import load_reward
     from tddpo_jax.generation.sampling import Sampling
 
     from .measure import Asked, Base, load_policy, measure, sampled_answers
@@ -122,16 +147,18 @@ def _command(arguments: Sequence[str]) -> int:
     screen = Screen()
     mesh = make_mesh(MeshConfig())
     bases: dict[tuple[str, str], Base] = {}
+    reward = None if given.reward is None else load_reward(given.reward)
     for subject in subjects_of(Path(given.path)):
         folder, config, standing = subject
         path = _base_path(folder, given.base)
-        why = _why_no_rule(subject, given.prompts)
+        why = None if reward else _why_no_rule(subject, given.prompts)
+        questions = _questions(subject, path, given.prompts, given.max_new_tokens, screen)
         asked = Asked(
-            _prompts(subject, given.prompts)[: given.most],
+            questions[: given.most],
             sampling,
             given.seed,
             template=None if config is None else config.data.template,
-            has_rule=why is None,
+            reward=load_reward("embedded") if why is None and reward is None else reward,
         )
         about = {"asked": asked.record | {"base": path}}
         if _is_known(folder, standing, about):

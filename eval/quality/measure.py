@@ -19,42 +19,43 @@ from jaxtyping import Int32
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.config.schema import ModelConfig
-from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.generation.generator import Completion, Generator
+from tddpo_jax.generation.rewards import Reward
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import computation
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.weights.locate import resolve
 
-from ..tasks.embedded import score
 from .ngrams import distinct, repetition
-from .prompts import Prompt
+from .prompts import Question
 
 
 class Asked(NamedTuple):
     """The fixed prompts and how answers are sampled.
 
     Attributes:
-        template: the chat template, which also ends an answer; None for the tokenizer's own.
-        has_rule: whether the embedded world's rule can score the answers.
+        template: the chat template, which ends an answer; None for the tokenizer's own.
+        reward: scores the answers; None if nothing does.
     """
 
-    prompts: Sequence[Prompt]
+    questions: Sequence[Question]
     sampling: Sampling
     seed: int
     template: str | None = None
-    has_rule: bool = True
+    reward: Reward | None = None
 
     @property
     def record(self) -> dict[str, Any]:
         """The facts that comparable figures have in common, as JSON."""
-        prompts = json.dumps(self.prompts).encode()
+        asked = [(each.ids, each.row) for each in self.questions]
+        digest = hashlib.sha256(json.dumps(asked, default=str).encode())
         return {
-            "prompts": len(self.prompts),
-            "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
+            "prompts": len(self.questions),
+            "prompts_sha256": digest.hexdigest(),
             "sampling": self.sampling._asdict(),
             "seed": self.seed,
+            "reward": None if self.reward is None else self.reward.identity,
         }
 
 
@@ -84,31 +85,25 @@ def load_policy(path: str, mesh: Mesh, template: str | None = None) -> Policy:
 
 def sampled_answers(generator: Generator, asked: Asked) -> list[Completion]:
     """One sampled answer per prompt. Prompt i has the key (seed, i), whatever the model."""
-    ids = _prompt_ids(generator, asked)
+    ids = _prompt_ids(asked)
     keys = [(asked.seed, number) for number in range(len(ids))]
     return generator.generate(ids, [asked.sampling] * len(ids), keys)
 
 
-def _prompt_ids(generator: Generator, asked: Asked) -> list[Int32[np.ndarray, " n"]]:
-    return [
-        np.array(prompt, np.int32)
-        if isinstance(prompt[0], int)
-        else encode_prompt(generator.tokenizer, prompt, asked.template)
-        for prompt in asked.prompts
-    ]
+def _prompt_ids(asked: Asked) -> list[Int32[np.ndarray, " n"]]:
+    return [np.array(question.ids, np.int32) for question in asked.questions]
 
 
 def measure(policy: Policy, base: Base, asked: Asked, mesh: Mesh) -> dict[str, Any]:
     """All figures of one policy. `scores` holds one number per prompt, the rest are means.
 
-    Without a rule there are no `scores`, and none of the figures made of them.
+    Without a reward there are no `scores`, and none of the figures made of them.
     """
     same = policy is base.policy
     ours = base.answers if same else sampled_answers(policy.generator, asked)
     texts = [answer.text for answer in ours]
-    ruled = _scored(ours, base.answers) if asked.has_rule else {}
     return {
-        **ruled,
+        **(_scored(ours, base.answers, asked, asked.reward) if asked.reward else {}),
         "tokens": float(np.mean([len(answer.token_ids) for answer in ours])),
         "unfinished": float(np.mean([answer.finish_reason == "length" for answer in ours])),
         "distinct_1": distinct(texts, 1),
@@ -118,10 +113,20 @@ def measure(policy: Policy, base: Base, asked: Asked, mesh: Mesh) -> dict[str, A
     }
 
 
-def _scored(ours: Sequence[Completion], of_base: Sequence[Completion]) -> dict[str, Any]:
-    """What the rule says of the answers."""
+def _scored(
+    ours: Sequence[Completion], of_base: Sequence[Completion], asked: Asked, reward: Reward
+) -> dict[str, Any]:
+    """What the reward says of the answers."""
     scores, base_scores = (
-        np.array([score(answer.text) for answer in each]) for each in (ours, of_base)
+        np.array(
+            [
+                reward.score(number, question.prompt, answer.text, question.row)
+                for number, (question, answer) in enumerate(
+                    zip(asked.questions, answers, strict=True)
+                )
+            ]
+        )
+        for answers in (ours, of_base)
     )
     wins = (scores > base_scores) + 0.5 * (scores == base_scores)
     return {
@@ -142,7 +147,7 @@ def kl_per_token(
     answered = [number for number, answer in enumerate(ours) if answer.token_ids]
     if not answered:
         return None
-    prompts = _prompt_ids(policy.generator, asked)
+    prompts = _prompt_ids(asked)
     examples = [
         Example(number, prompts[number], (np.array(ours[number].token_ids, np.int32),))
         for number in answered

@@ -1,64 +1,75 @@
-"""The prompts that a policy is asked: of a user's preference file, or of a run's own validation."""
+"""What a policy is asked: a user's rows, a run's own validation prompts, or the embedded ones.
+
+All policies of one base are asked the same token ids.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from tddpo_jax.config.schema import Config
+from transformers import PreTrainedTokenizerBase
+
+from tddpo_jax.config.schema import Config, DataSource
 from tddpo_jax.data.dataset import load_dataset
-from tddpo_jax.data.messages import UnusableRow, is_stored_conversation, read_messages
-from tddpo_jax.data.sources import read_rows
+from tddpo_jax.data.row_prompts import load_prompts
+from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import resolve
 
-from ..tasks.embedded import Conversation
-
-COLUMNS = ("prompt", "conversations", "messages", "chosen")  # the first that a row has counts
-
-TokenIds = list[int]
-Prompt = Conversation | TokenIds
+from ..tasks import embedded
 
 
-def read_prompts(path: str) -> list[Conversation]:
-    """The prompts of a preference file as conversations, each prompt once.
+class Question(NamedTuple):
+    """One prompt, and what a reward reads beside the answer."""
+
+    ids: tuple[int, ...]
+    prompt: Any  # a text, a conversation, or the ids
+    row: Mapping[str, Any]  # of the user's file; empty for all other prompts
+
+
+def given_questions(
+    path: str, tokenizer: PreTrainedTokenizerBase | None, template: str | None, most: int
+) -> tuple[list[Question], dict[str, list[int]]]:
+    """The prompts of a user's file, each once, and the rows that are not asked by reason.
+
+    Args:
+        path: a file, folder or hub id; see `data.row_prompts`.
+        tokenizer: of the base.
+        template: name of a chat template; None for the tokenizer's own.
+        most: tokens of a prompt.
 
     Raises:
-        UserError: the file cannot be read, or a row holds no conversation.
+        UserError: the file cannot be read, or none of its rows has a prompt.
     """
-    prompts: list[Conversation] = []
-    for number, row in enumerate(read_rows(path)):
-        try:
-            messages = _conversation(row)
-        except UnusableRow as reason:
-            raise UserError(f"--prompts: {path} row {number}: {reason}") from None
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        if not messages:
-            raise UserError(f"--prompts: {path} row {number} has an empty conversation")
-        if messages not in prompts:
-            prompts.append(messages)
-    return prompts
+    prompts, unused = load_prompts(DataSource(path=path), tokenizer, template, most=most)
+    questions: dict[tuple[int, ...], Question] = {}
+    for prompt in prompts:
+        ids = tuple(prompt.ids.tolist())
+        questions.setdefault(ids, Question(ids, prompt.asked, prompt.columns))
+    return list(questions.values()), unused
 
 
-def _conversation(row: Mapping[str, Any]) -> Conversation:
-    """The messages of a row: its prompt, or a conversation that ends with an answer."""
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) and not is_stored_conversation(prompt):
-        return [{"role": "user", "content": prompt}]
-    column = next((name for name in COLUMNS if row.get(name) is not None), None)
-    if column is None:
-        raise UnusableRow(f"has none of the columns {', '.join(COLUMNS)}")
-    messages = read_messages(row[column], column)
-    if any(message["content"] is None for message in messages):
-        raise UnusableRow(f"a message in {column!r} has no content")
-    return messages
+def embedded_questions(
+    tokenizer: PreTrainedTokenizerBase | None, template: str | None
+) -> list[Question]:
+    """The prompts of the embedded task.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise UserError("--prompts: the base has no tokenizer; give rows with prompt_ids")
+    return [
+        Question(tuple(encode_prompt(tokenizer, prompt, template).tolist()), prompt, {})
+        for prompt in embedded.prompts()
+    ]
 
 
-def validation_prompts(config: Config) -> list[TokenIds]:
+def validation_questions(config: Config) -> list[Question]:
     """The prompts of a run's validation data as the run encoded them, each prompt once.
 
     Raises:
@@ -76,4 +87,4 @@ def validation_prompts(config: Config) -> list[TokenIds]:
         raise UserError(
             f"{config.output}: the run has no validation data to take prompts from; give --prompts"
         )
-    return [list(prompt) for prompt in prompts]
+    return [Question(ids, list(ids), {}) for ids in prompts]

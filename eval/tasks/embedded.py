@@ -1,4 +1,4 @@
-"""The embedded task: fixed requests for short texts, and the embedded world's exact rule.
+"""The embedded task: fixed requests for short texts.
 
 No embedded pair has these prompts.
 """
@@ -6,7 +6,6 @@ No embedded pair has these prompts.
 from __future__ import annotations
 
 from tddpo_jax.embedded.task import divided_prompts
-from tddpo_jax.embedded.task import score as rule
 
 Conversation = list[dict[str, str]]
 
@@ -14,8 +13,3 @@ Conversation = list[dict[str, str]]
 def prompts() -> list[Conversation]:
     """All prompts, as conversations of one message."""
     return [[{"role": "user", "content": prompt.text}] for prompt in divided_prompts()["questions"]]
-
-
-def score(answer: str) -> float:
-    """The rule's score of an answer, from 0 to 1."""
-    return rule(answer)

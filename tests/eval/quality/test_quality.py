@@ -11,7 +11,7 @@ from eval.experiment import read_experiment
 from eval.quality.__main__ import main
 from eval.quality.measure import Asked, Policy, kl_per_token
 from eval.quality.ngrams import distinct, repetition
-from eval.quality.prompts import read_prompts
+from eval.quality.prompts import Question, given_questions
 from eval.quality.quality_file import FILE
 from eval.report.read.answer_scores import quality_scores
 from eval.tasks import embedded
@@ -19,6 +19,9 @@ from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.data.templates import encode_prompt
+from tddpo_jax.data.tokenizer import load_tokenizer
+from tddpo_jax.embedded.task import score
 from tddpo_jax.generation.generator import Completion
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
@@ -38,38 +41,42 @@ def test_repetition_is_the_share_of_n_grams_that_came_before():
     assert repetition("a b") == 0
 
 
-def test_prompts_are_read_once_each(tmp_path):
+def test_prompts_are_asked_once_each_and_unusable_rows_are_told(tmp_path):
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-    rows = [{"chosen": turns, "rejected": turns}, {"chosen": turns}, {"prompt": "P"}]
+    rows = [{"chosen": turns, "rejected": [*turns[:1], {"role": "assistant", "content": "B"}]}]
+    rows += [{"prompt": "Q", "answer": 4}, {"prompt": "P"}, {"prompt": ""}]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_prompts(str(file)) == [turns[:1], [{"role": "user", "content": "P"}]]
-    file.write_text('{"prompt": "P"}\n{"prompt": []}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl row 1 has an empty conversation"):
-        read_prompts(str(file))
-    for row, said in (
-        ({"prompt": [[]]}, "'prompt' must be a list of"),
-        ({"prompt": [{"role": "user"}]}, "a message in 'prompt' has no content"),
-        ({"chosen": "Human: Q"}, "'chosen' must be a list of"),
-        ({"question": "Q"}, "has none of the columns prompt, "),
-    ):
-        file.write_text(json.dumps(row) + "\n")
-        with pytest.raises(ValueError, match=rf"rows\.jsonl row 0: {said}"):
-            read_prompts(str(file))
+    tokenizer = load_tokenizer(EMBEDDED)
+    questions, unused = given_questions(str(file), tokenizer, None, most=100)
+    assert [question.row for question in questions] == [rows[0], rows[2]]
+    assert questions[1].prompt == "P"
+    assert questions[1].ids == tuple(encode_prompt(tokenizer, [{"role": "user", "content": "P"}]))
+    assert list(unused.values()) == [[3]]
 
 
-def test_prompts_of_sharegpt_are_understood(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"conversations": [{"from": "human", "value": "Q"}]}) + "\n")
-    assert read_prompts(str(file)) == [[{"role": "user", "content": "Q"}]]
+def test_a_reward_of_ones_own_scores_the_answers(tmp_path, monkeypatch, capsys):
+    rows, file, model = tmp_path / "rows.jsonl", tmp_path / "mine.py", tmp_path / "model"
+    rows.write_text('{"prompt": "Say it.", "bonus": 2}\n{"prompt": "Say more.", "bonus": 3}\n')
+    file.write_text("def reward(prompt, answer, row):\n    return row['bonus']\n")
+    shutil.copytree(EMBEDDED, model)
+    options = ["--prompts", str(rows), "--max-new-tokens", "4", "--reward", f"{file}:reward"]
+    monkeypatch.setattr("sys.argv", ["quality", str(model), "--base", "embedded", *options])
+    assert main() == 0
+    assert json.loads((model / FILE).read_text())["scores"] == [2.0, 3.0]
+    assert "no score" not in capsys.readouterr().out
+    # Another reward is another question.
+    file.write_text("def reward(prompt, answer, row):\n    return -row['bonus']\n")
+    assert main() == 0
+    assert json.loads((model / FILE).read_text())["score"] == -2.5
 
 
 def test_the_embedded_task_has_prompts_and_a_rule():
     """400 prompts, no two the same; silence earns nothing."""
     prompts = embedded.prompts()
     assert len({prompt[0]["content"] for prompt in prompts}) == len(prompts) == 400
-    assert embedded.score("") == 0
-    assert embedded.score("The old dog was happy by the river.") > 0
+    assert score("") == 0
+    assert score("The old dog was happy by the river.") > 0
 
 
 def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, capsys):
@@ -91,7 +98,7 @@ def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, ca
 
 def test_a_policy_that_answers_nothing_has_no_kl():
     nothing = Policy(None, None)
-    asked = Asked([[{"role": "user", "content": "Q"}]], Sampling(), 0)
+    asked = Asked([Question((1, 2), "Q", {})], Sampling(), 0)
     silence = [Completion("", [], "length", False)]
     assert kl_per_token(nothing, nothing, asked, silence, make_mesh(MeshConfig())) is None
 
