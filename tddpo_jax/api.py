@@ -278,21 +278,25 @@ def generate(
     return completion.text if raw else completion.text.strip()
 
 
-def export(run: str | Path | Run, output: str | Path, *, adapter: bool = False) -> Path:
-    """Writes a run's best policy as a folder that transformers or PEFT loads, and returns it.
+def export(
+    run: str | Path | Run, output: str | Path, *, adapter: bool = False, step: int | None = None
+) -> Path:
+    """Writes a policy of a run as a folder that transformers or PEFT loads, and returns it.
 
     Args:
         run: the run, or its directory.
         output: the folder to write; it must not exist yet.
         adapter: True for a PEFT folder, without merging the adapters.
+        step: the step of a policy that the run keeps; default: the best one.
 
     Raises:
-        UserError: the run has no policy or no adapters, or the output exists.
+        UserError: the run has no such policy or no adapters, or the output exists.
     """
     _before_jax()
     from tddpo_jax.commands.export import export_run
 
-    export_run(run.path if isinstance(run, Run) else Path(run), Path(output), adapter=adapter)
+    path = run.path if isinstance(run, Run) else Path(run)
+    export_run(path, Path(output), adapter=adapter, step=step)
     return Path(output)
 
 

@@ -253,6 +253,14 @@ class TrainConfig(Section):
         description="steps between validations; the run also validates at the end of every epoch "
         "and at its own end",
     )
+    sample_prompts: Annotated[int, Field(ge=0)] = Field(
+        8, description="validation prompts that the policy answers at every validation; 0: none"
+    )
+    save_minutes: Positive | None = Field(
+        None,
+        description="minutes after which the run saves its state between validations; it saves it "
+        "at every validation",
+    )
     log_every: Count = Field(1, description="steps between the lines of metrics.jsonl")
     best_metric: str | None = Field(
         None,

@@ -5,7 +5,7 @@ loss.py          the text of the file of one's own loss; only if the run has one
 run.json         versions, commit, device, hashes, row counts
 metrics.jsonl    one line per logged step and per validation
 evaluations/     log-probs of the validation responses, one file per validation; the reference's
-                 log-probs; the responses' lengths
+                 log-probs; the responses' lengths; sampled answers, one file per validation
 tensorboard/     the same metrics as event files
 checkpoints/     the last training states (Orbax)
 best/            the best policy: a Hugging Face folder, or a PEFT folder after LoRA
@@ -32,6 +32,7 @@ from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import DEFAULTS, read_records
+from tddpo_jax.runs.sampled_answers import forget_answers
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import PARTIAL, recover, write_json, write_text
 from tddpo_jax.system.json_files import Content, read_as
@@ -43,6 +44,9 @@ PLACEMENT = ("mesh", "hosts")
 # These settings name files, or a part of the data. A run knows its files by their contents, whose
 # hashes are in `run.json`.
 NAMES = ("model.path", "data.path", "data.validation")
+# These settings change neither what a run computes nor its metrics: the company in which it trains,
+# and what else it keeps.
+IDLE = ("train.population", "train.sample_prompts", "train.save_minutes")
 # How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
 # they made full steps, and a last one of the remainder.
 EVEN_STEPS = "even"
@@ -193,7 +197,6 @@ class RunDirectory:
 
     def _create(self, facts: dict[str, Any]) -> None:
         check_contents(self.path, facts)
-        self._check_step_sizes(read_part(self.path, "run.json") or facts)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
@@ -202,14 +205,6 @@ class RunDirectory:
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
-
-    def _check_step_sizes(self, before: dict[str, Any]) -> None:
-        had_remainder = before["data"]["train_rows"] % self.config.train.batch_pairs > 0
-        if had_remainder and before.get("step_sizes") != EVEN_STEPS:
-            raise UserError(
-                f"output: {self.path} was begun by an earlier version, whose steps have other "
-                "sizes; finish it with that version, or begin anew in another directory"
-            )
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -237,8 +232,8 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Deletes the records of what came after `step` optimiser steps.
 
-        These are the training lines from number `step` on, the later validations, and a later
-        divergence. At step 0 all records go: a run without a checkpoint begins anew.
+        These are the training lines from number `step` on, the later validations and answers, and a
+        later divergence. At step 0 all records go: a run without a checkpoint begins anew.
         """
         kept = [
             record
@@ -251,6 +246,7 @@ class RunDirectory:
         if self.path.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
             write_text(self.path / "metrics.jsonl", lines)
+        forget_answers(self.path, step)
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
@@ -275,16 +271,20 @@ class RunDirectory:
 
 
 def check_contents(run: Path, facts: dict[str, Any]) -> None:
-    """Refuses a model or data other than a run began with; a directory without a run passes.
+    """Refuses a model, data or sizes of steps other than a run began with.
+
+    A directory without a run passes. A finished run makes no more steps, so theirs do not matter.
 
     Args:
         run: the run's directory.
         facts: what `run.json` would hold now.
 
     Raises:
-        UserError: a hash in `run.json` differs.
+        UserError: a hash in `run.json` differs, or an earlier version made other steps.
     """
     before = read_part(run, "run.json") or facts
+    if before.get("step_sizes") != EVEN_STEPS and read_part(run, "summary.json") is None:
+        _check_step_sizes(run, before)
     for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
         # Runs of earlier versions do not record the hash of their adapter.
         if what not in before[part] or before[part][what] == facts[part][what]:
@@ -293,6 +293,16 @@ def check_contents(run: Path, facts: dict[str, Any]) -> None:
         if name == first:
             raise UserError(f"{part}.path: {name} has changed since {run} began")
         raise UserError(f"{part}.path: {name} differs from {first}, with which {run} began")
+
+
+def _check_step_sizes(run: Path, before: dict[str, Any]) -> None:
+    """Refuses steps of an earlier version, of which the last of an epoch had the remainder."""
+    batch_pairs = get(read_yaml(run / "config.yaml"), "train.batch_pairs")
+    if before["data"]["train_rows"] % batch_pairs:
+        raise UserError(
+            f"output: {run} was begun by an earlier version, whose steps have other sizes; finish "
+            "it with that version, or begin anew in another directory"
+        )
 
 
 def names_of(settings: dict[str, Any]) -> list[Any]:
@@ -326,8 +336,8 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     # A user may name the default metric, and earlier versions stored its name. Both mean None.
     if get(computed, "train.best_metric") == DEFAULTS[0]:
         computed = with_value(computed, "train.best_metric", None)
-    # The company in which a run trains does not change what it computes.
-    computed = without_value(computed, "train.population")
+    for name in IDLE:
+        computed = without_value(computed, name)
     targets = get(computed, "lora.targets")
     return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
 
