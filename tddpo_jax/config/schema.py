@@ -275,6 +275,14 @@ class TrainConfig(Section):
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
 
+    def steps(self, examples: int) -> int:
+        """The optimiser steps of a run on this number of training examples."""
+        return self.max_steps or self.epochs * -(-examples // self.batch_pairs)
+
+    def warmup_steps(self, steps: int) -> int:
+        """How many of a run's steps are its warm-up."""
+        return round(self.warmup_ratio * steps)
+
     @pydantic.model_validator(mode="after")
     def _population_of_adapters(self) -> TrainConfig:
         if self.population and self.mode == "full":

@@ -31,6 +31,7 @@ from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.runs.more_epochs import is_longer, steps_before
 from tddpo_jax.runs.records import DEFAULTS, read_records
 from tddpo_jax.runs.sampled_answers import forget_answers
 from tddpo_jax.system.agreement import agree, first_only
@@ -146,6 +147,8 @@ class RunDirectory:
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
         # Whether the run exists and began with other names of its model or data.
         self.is_renamed = False
+        # The steps that the run was first asked for, if this command asks for more epochs.
+        self._shorter = 0
         check_output(path)
         if is_free(path):
             return
@@ -156,7 +159,9 @@ class RunDirectory:
         found = self._with_our_place_of_the_loss(read_yaml(stored))
         there, here = (without_names(identity(each)) for each in (found, self._resolved))
         self.is_renamed = names_of(found) != names_of(self._resolved)
-        if there != here:
+        if is_longer(there, here):
+            self._shorter = self._steps_before(there)
+        elif there != here:
             raise UserError(
                 f"output: {path} holds a run of another configuration: "
                 f"{', '.join(differences(there, here))}"
@@ -164,6 +169,17 @@ class RunDirectory:
         kept = path / LOSS_FILE
         if self._loss_text and (not kept.exists() or kept.read_text() != self._loss_text):
             raise UserError(f"loss.name: {config.loss.name} has changed since {path} began")
+
+    def _steps_before(self, earlier: dict[str, Any]) -> int:
+        """The steps of a run that may go on for more epochs; 0 if it has hardly begun."""
+        facts, summary = (read_part(self.path, name) for name in ("run.json", "summary.json"))
+        if facts is None:
+            return 0
+        if facts.get("step_sizes") != EVEN_STEPS:
+            _check_step_sizes(self.path, facts)
+        state = None if summary is None else summary["state"]
+        rows = facts["data"]["train_rows"]
+        return steps_before(self.path, self.config, earlier["train"], rows, state)
 
     @property
     def _loss_text(self) -> str:
@@ -178,8 +194,9 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of `summary.json`; None if the run is not finished."""
-        return read_part(self.path, "summary.json")
+        """The content of `summary.json`; None if the run is not finished, or is to go on."""
+        summary = read_part(self.path, "summary.json")
+        return summary if summary is not None and summary["steps"] > self._shorter else None
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.
@@ -197,6 +214,8 @@ class RunDirectory:
 
     def _create(self, facts: dict[str, Any]) -> None:
         check_contents(self.path, facts)
+        if self.summary is None:
+            (self.path / "summary.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)

@@ -123,6 +123,17 @@ def test_states_are_saved_between_validations(finished, inputs, tmp_path, monkey
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_a_finished_run_goes_on_for_more_epochs(inputs, tmp_path, monkeypatch):
+    """And is killed on the way: it is what it would be had they been asked for at first."""
+    constant = {"train.schedule": "constant", "train.warmup_ratio": 0.0}
+    tiny_runs.run(inputs, tmp_path / "whole", constant)
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run", {**constant, "train.epochs": 1})
+    assert (summary["state"], summary["steps"]) == ("finished", 4)
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH, constant)
+    tiny_runs.run(inputs, tmp_path / "run", constant)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_every_validation_has_answers_as_texts(finished):
     """TensorBoard shows those to one prompt together."""
     answers = read_answers(finished)
