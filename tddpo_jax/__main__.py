@@ -102,16 +102,19 @@ def logps_command(arguments: Sequence[str]) -> int:
 
 def export_command(arguments: Sequence[str]) -> int:
     """Writes the best policy of a run as a Hugging Face folder or as a PEFT folder."""
-    parser = Parser(prog="tddpo export", description="Write a run's best policy as a folder.")
+    parser = Parser(prog="tddpo export", description="Write a policy of a run as a folder.")
     parser.add_argument("--run", required=True, help="run directory")
     parser.add_argument("--output", required=True, help="folder to write; must not exist yet")
     parser.add_argument(
         "--adapter", action="store_true", help="write a PEFT folder; do not merge the adapters"
     )
+    parser.add_argument(
+        "--step", type=int, help="the step of a policy that the run keeps (default: the best one)"
+    )
     given = parser.parse_args(arguments)
     from tddpo_jax.commands.export import export_run
 
-    export_run(Path(given.run), Path(given.output), adapter=given.adapter)
+    export_run(Path(given.run), Path(given.output), adapter=given.adapter, step=given.step)
     print(json.dumps({"output": given.output}))
     return 0
 

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
 from tddpo_jax.config.dotted import with_value
@@ -46,6 +46,8 @@ Data = str | Path | Iterable[Mapping[str, Any]]
 DataSets = Data | Sequence[str | Path]
 Loss = str | Callable[..., Any]
 Numbers = float | int | Sequence[float | int]
+# A text, or token ids; what a model answers is of the same kind.
+Prompt = TypeVar("Prompt", str, list[int])
 # Takes the name of a cell, and a line of its `metrics.jsonl`.
 OnRecord = Callable[[str, dict[str, Any]], None]
 
@@ -221,28 +223,31 @@ def log_probs(
 
 def generate(
     model: str | Path,
-    prompt: str,
+    prompt: Prompt,
     *,
     system: str | None = None,
     begin: str | None = None,
     template: str | None = None,
     raw: bool = False,
+    ignore_eos: bool = False,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     dtype: str = "auto",
-) -> str:
-    """The new text with which a model answers one prompt.
+) -> Prompt:
+    """The new text with which a model answers one prompt; for token ids the new ids.
 
     Args:
         model: as for `train`.
-        prompt: the user's message, or the beginning of a text if `raw`.
+        prompt: the user's message, or the beginning of a text if `raw`; or token ids, which are
+            taken as they are and need no tokenizer.
         system: a system message before the prompt.
         begin: beginning of the answer, which the model continues.
         template: name of a chat template; default: the tokenizer's own.
         raw: whether to continue the prompt without a chat template.
+        ignore_eos: whether nothing but its length ends the answer.
         max_new_tokens: most new tokens; default: 256, or half the context if that is less.
         temperature: temperature of sampling; 0: the likeliest token.
         top_k: sample from this many of the likeliest tokens; 0: from all.
@@ -263,6 +268,7 @@ def generate(
         template=template,
         system=system,
         begin=begin,
+        ignore_eos=ignore_eos,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -270,6 +276,8 @@ def generate(
         seed=seed,
         dtype=dtype,
     )
+    if not isinstance(prompt, str):
+        return completion.token_ids
     return completion.text if raw else completion.text.strip()
 
 
@@ -348,21 +356,25 @@ def sample(
     return sample_pairs(asked, Path(output), Screen(quiet=quiet))
 
 
-def export(run: str | Path | Run, output: str | Path, *, adapter: bool = False) -> Path:
-    """Writes a run's best policy as a folder that transformers or PEFT loads, and returns it.
+def export(
+    run: str | Path | Run, output: str | Path, *, adapter: bool = False, step: int | None = None
+) -> Path:
+    """Writes a policy of a run as a folder that transformers or PEFT loads, and returns it.
 
     Args:
         run: the run, or its directory.
         output: the folder to write; it must not exist yet.
         adapter: True for a PEFT folder, without merging the adapters.
+        step: the step of a policy that the run keeps; default: the best one.
 
     Raises:
-        UserError: the run has no policy or no adapters, or the output exists.
+        UserError: the run has no such policy or no adapters, or the output exists.
     """
     _before_jax()
     from tddpo_jax.commands.export import export_run
 
-    export_run(run.path if isinstance(run, Run) else Path(run), Path(output), adapter=adapter)
+    path = run.path if isinstance(run, Run) else Path(run)
+    export_run(path, Path(output), adapter=adapter, step=step)
     return Path(output)
 
 

@@ -91,6 +91,9 @@ def test_a_run_is_a_model(experiment, inputs, tmp_path):
     run = runs["dpo-beta0.1-seed0"]
     answer = run.generate("tok", max_new_tokens=4)
     assert answer == tddpo_jax.generate(run.path, "tok", max_new_tokens=4)
+    ids = tddpo_jax.generate(run.path, [5, 6, 7], max_new_tokens=4, ignore_eos=True)
+    assert len(ids) == 4
+    assert all(isinstance(each, int) for each in ids)
     folder = tddpo_jax.export(run, tmp_path / "policy")
     assert (folder / "model.safetensors").exists()
     of_rows = tddpo_jax.log_probs(run.path, rows_of(inputs.validation))

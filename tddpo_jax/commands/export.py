@@ -1,42 +1,69 @@
-"""The verb `export`, which writes the best policy of a run as a folder."""
+"""The verb `export`, which writes the best policy of a run, or that of a step, as a folder."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.adapters.peft_files import has_quantized_base
+from tddpo_jax.commands.kept_policies import kept_policies, write_kept_policy
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.runs.model_card import model_card
 from tddpo_jax.runs.run_directory import check_output
-from tddpo_jax.system.atomic import replace_folder
+from tddpo_jax.system.atomic import PARTIAL, replace_folder
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.companions import Companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import resolve
 
 
-def export_run(run: Path, output: Path, *, adapter: bool) -> None:
-    """Writes a run's best policy as a Hugging Face folder or as a PEFT folder.
+def export_run(run: Path, output: Path, *, adapter: bool, step: int | None = None) -> None:
+    """Writes a policy of a run as a Hugging Face folder or as a PEFT folder.
 
     Args:
         run: the run's directory.
         output: the folder to write.
         adapter: True for a PEFT folder; False for a Hugging Face folder with merged adapters.
+        step: the step of the policy; None for the best one.
 
     Raises:
-        UserError: the run has no policy yet or no adapters, or the output exists.
+        UserError: the run has no such policy or no adapters, or the output exists.
     """
     check_output(output.parent)
     if output.exists():
         raise UserError(f"output: {output} exists")
     if not run.is_dir():
         raise UserError(f"run: {run}: there is no such directory")
-    files = resolve(str(run))
+    with _policy(run, step, output.parent) as policy:
+        _export(policy, run, output, adapter, step)
+
+
+@contextlib.contextmanager
+def _policy(run: Path, step: int | None, beside: Path) -> Iterator[Path]:
+    """The run, which means its `best/`, or a temporary folder with the policy of a step."""
+    kept = None if step is None else kept_policies(run)
+    if kept is None or step is None:
+        yield run
+        return
+    kept.check(step)
+    if step == kept.best:
+        yield run
+        return
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, suffix=PARTIAL) as folder:
+        write_kept_policy(kept, step, Path(folder) / "policy")
+        yield Path(folder) / "policy"
+
+
+def _export(policy: Path, run: Path, output: Path, adapter: bool, step: int | None) -> None:
+    files = resolve(str(policy))
     if adapter and files.adapter is None:
         raise UserError(f"adapter: {run} has no adapters")
     if adapter and has_quantized_base(files.adapter):
@@ -52,6 +79,6 @@ def export_run(run: Path, output: Path, *, adapter: bool) -> None:
     mesh = make_mesh(MeshConfig())
     model = load_model(files, mesh, checkpoint_dtype(files.base))
     is_run = (run / "run.json").is_file()  # and not its best/
-    card = model_card(run, adapter=False) if is_run else None
+    card = model_card(run, adapter=False, step=step) if is_run else None
     companions = Companions(files.base, files.tokenizer, card=card)
     hugging_face.export(model, files.base, output, companions=companions)

@@ -253,6 +253,14 @@ class TrainConfig(Section):
         description="steps between validations; the run also validates at the end of every epoch "
         "and at its own end",
     )
+    sample_prompts: Annotated[int, Field(ge=0)] = Field(
+        8, description="validation prompts that the policy answers at every validation; 0: none"
+    )
+    save_minutes: Positive | None = Field(
+        None,
+        description="minutes after which the run saves its state between validations; it saves it "
+        "at every validation",
+    )
     log_every: Count = Field(1, description="steps between the lines of metrics.jsonl")
     best_metric: str | None = Field(
         None,
@@ -266,6 +274,14 @@ class TrainConfig(Section):
         "most this many together",
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
+
+    def steps(self, examples: int) -> int:
+        """The optimiser steps of a run on this number of training examples."""
+        return self.max_steps or self.epochs * -(-examples // self.batch_pairs)
+
+    def warmup_steps(self, steps: int) -> int:
+        """How many of a run's steps are its warm-up."""
+        return round(self.warmup_ratio * steps)
 
     @pydantic.model_validator(mode="after")
     def _population_of_adapters(self) -> TrainConfig:

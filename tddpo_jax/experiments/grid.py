@@ -128,7 +128,7 @@ def train_cells(
         return
     with screen.drawing(lambda: table.draw(screen.console.height)):
         _train_cells(experiment, cells, table, screen)
-    screen.console.print(table.draw())
+    screen.show(table.draw())
 
 
 def _train_cells(

@@ -19,6 +19,7 @@ from tddpo_jax.generation.sampling import Sampler, Sampling, check, check_keys, 
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding
+from tddpo_jax.system.agreement import agree
 
 SHORTEST_BUCKET = 32  # tokens
 CPU_CACHE_BYTES = 2_000_000_000  # size of the cache on a CPU, where JAX reports no memory
@@ -81,7 +82,9 @@ def continue_prompts(
         return []
     fitting = [_cut(request, models.model.config.context, bos) for request in requests]
     order = sorted(range(len(fitting)), key=lambda number: len(fitting[number].prompt))
-    capacity = _rows_that_fit(models.model.config, cache_slots(*_shape(fitting)), dtype, mesh)
+    slots = cache_slots(*_shape(fitting))
+    # The hosts' devices may have different amounts of free memory.
+    capacity = agree(lambda: _rows_that_fit(models.model.config, slots, dtype, mesh))
     results: dict[int, Continuation] = {}
     for numbers in np.array_split(order, math.ceil(len(order) / capacity)):
         batch = [fitting[number] for number in numbers]
@@ -214,7 +217,7 @@ def cached_numbers(config: DecoderConfig) -> int:
 def _rows_that_fit(config: DecoderConfig, slots: int, dtype: Any, mesh: Mesh) -> int:
     """The largest number of rows whose cache fits the devices, rounded as by `_row_bucket`."""
     row_bytes = cached_numbers(config) * slots * jnp.dtype(dtype).itemsize
-    stats = mesh.devices.flat[0].memory_stats()
+    stats = mesh.local_devices[0].memory_stats()
     free = CPU_CACHE_BYTES // mesh.size
     if stats is not None:
         free = int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))

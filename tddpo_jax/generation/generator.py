@@ -26,7 +26,7 @@ from tddpo_jax.data.chat_format import chat_format
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer, load_tokenizer_if_any
 from tddpo_jax.errors import UserError
-from tddpo_jax.generation.batching import Continuation, continue_prompts
+from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import compute_dtype
@@ -121,7 +121,7 @@ class Generator:
                 raise UserError(f"model.path: {one} has another base than {paths[0]}")
         load = load_tokenizer_if_any if by_ids else load_tokenizer
         tokenizer = load(files[0].tokenizer)
-        stop_ids = set() if ignore_eos else set(_configured_stops(files[0]))
+        stop_ids = set() if ignore_eos else set(configured_stops(files[0]))
         if tokenizer is not None and not ignore_eos:
             stop_ids |= set(chat_format(tokenizer, template).stop_ids)
         devices = make_mesh(mesh)
@@ -156,20 +156,20 @@ class Generator:
             dtype=self.dtype,
         )
         return [
-            Completion(self._text(prompt, continuation), *continuation)
+            Completion(self.text_after(prompt.tolist(), continuation.token_ids), *continuation)
             for prompt, continuation in zip(prompts, continuations, strict=True)
         ]
 
-    def _text(self, prompt: Int[np.ndarray, " T"], continuation: Continuation) -> str:
-        """The text that the new tokens add to the prompt's text.
+    def text_after(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The text that new tokens add to a prompt's text; empty without a tokenizer.
 
         The new tokens are decoded together with the prompt, because many tokenizers strip the space
         at the front of a text.
         """
         if self._tokenizer is None:
             return ""
-        new = [token for token in continuation.token_ids if token not in self.stop_ids]
-        before, whole = self._decoded(prompt.tolist()), self._decoded([*prompt.tolist(), *new])
+        new = [token for token in token_ids if token not in self.stop_ids]
+        before, whole = self._decoded(list(prompt)), self._decoded([*prompt, *new])
         # If the prompt ends in the middle of a character, its text is not a prefix of the whole.
         return whole[len(before) :] if whole.startswith(before) else self._decoded(new)
 
@@ -261,7 +261,7 @@ def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
     return model
 
 
-def _configured_stops(files: ModelFiles) -> list[int]:
+def configured_stops(files: ModelFiles) -> list[int]:
     """The stop tokens that the checkpoint itself names, read as transformers does."""
     for name in ("generation_config.json", "config.json"):
         file = files.base / name

@@ -25,6 +25,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.locks import alone_in
+from tddpo_jax.runs.more_epochs import is_longer
 from tddpo_jax.runs.run_directory import (
     RunDirectory,
     check_contents,
@@ -134,10 +135,23 @@ def _check_grid(root: Path, configs: Sequence[Config]) -> None:
     for name, value in dotted_values(wanted["loss"]).items():
         found = with_value(found, f"loss.{name}", get(found, f"loss.{name}", value))
     found, wanted = without_names(found), without_names(wanted)
-    if found != wanted:
+    if is_longer(found, wanted):
+        _check_all_go_on(root, [cell_name(config, axes) for config in configs])
+    elif found != wanted:
         raise UserError(
             f"output: {root} holds a grid of another configuration: "
             f"{', '.join(differences(found, wanted))}"
+        )
+
+
+def _check_all_go_on(root: Path, names: Sequence[str]) -> None:
+    """Refuses more epochs for a part of a grid; each cell's directory says whether it may go on."""
+    cells = read_grid(root / "grid.json")["cells"]
+    left = [name for name in cells if name not in names]
+    if left:
+        raise UserError(
+            f"train.epochs: the cells of {root} go on for more epochs together; this command has "
+            f"{len(cells) - len(left)} of {len(cells)}"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -14,6 +16,7 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.sampled_answers import SampledAnswer, read_answers, write_answers
 from tddpo_jax.runs.weights_and_biases import start_run
 from tddpo_jax.system.agreement import first_only, is_first
 
@@ -32,6 +35,7 @@ class Writer:
         """
         self.directory = directory
         self._wandb = None
+        self._best: list[dict[str, Any]] = []  # the best validation so far, if there is one
         if not is_first():
             return
         # tensorboardX warns at every value that is not finite. Our records show them already.
@@ -44,6 +48,8 @@ class Writer:
         # of its last ones, so all records are written again.
         for record in directory.records():
             self._chart(record)
+        for step, answers in read_answers(directory.path).items():
+            self._display(step, answers)
         if directory.config.train.wandb:
             self._wandb = start_run(directory)
 
@@ -68,11 +74,24 @@ class Writer:
         """
         if "eval_loss" not in record:
             return {}
-        until = [each for each in self.directory.records() if each["step"] <= record["step"]]
-        best = best_record(until, self.directory.config.train.best_metric)
-        if best is None or best["step"] != record["step"]:
+        best = best_record([*self._best, record], self.directory.config.train.best_metric)
+        if best is not record:
             return {}
-        return {name: value for name, value in best.items() if name.startswith("eval_")}
+        self._best = [record]
+        return {name: value for name, value in record.items() if name.startswith("eval_")}
+
+    @first_only
+    def show_answers(self, step: int, answers: Sequence[SampledAnswer]) -> None:
+        """Writes the answers of one validation; TensorBoard shows those to one prompt together."""
+        write_answers(self.directory.path, step, answers)
+        self._display(step, answers)
+
+    def _display(self, step: int, answers: Sequence[SampledAnswer]) -> None:
+        for each in answers:
+            # TensorBoard reads Markdown. An indented text is shown as it is.
+            parts = ("prompt", each.prompt), ("answer", each.answer)
+            shown = (f"{name}\n\n{textwrap.indent(text, '    ')}" for name, text in parts)
+            self._board.add_text(f"answers/row {each.row}", "\n\n".join(shown), step)
 
     @first_only
     def close(self) -> None:

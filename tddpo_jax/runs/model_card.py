@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,13 @@ FOUR_BITS = (
 )
 
 
-def model_card(run: Path, *, adapter: bool) -> str:
+def model_card(run: Path, *, adapter: bool, step: int | None = None) -> str:
     """The text of `README.md` beside a policy; it says nothing that the run's files do not.
 
     Args:
         run: the run's directory, with `config.yaml`, `run.json` and `metrics.jsonl`.
         adapter: whether the policy is a PEFT folder.
+        step: the step of the policy; None for the best one.
     """
     settings = read_yaml(run / "config.yaml")
     facts = read_object(run / "run.json")
@@ -69,12 +71,13 @@ def model_card(run: Path, *, adapter: bool) -> str:
         pipeline_tag="text-generation",
         tags=["tddpo_jax", "preference-optimization", loss],
     )
-    best = best_record(read_records(run / "metrics.jsonl"), settings["train"]["best_metric"])
+    records = read_records(run / "metrics.jsonl")
+    best = best_record(records, settings["train"]["best_metric"])
     parts = [
         f"# {run.name}",
         f"{_name(base)}, trained with the loss `{loss}` by tddpo_jax.",
         _table("| | |", _making(settings, facts)),
-        *_validation(best),
+        *(_validation(best) if step is None else _validation_at(step, records)),
         "## How to load it",
         "`FOLDER` is this folder or its id on the hub.",
         *([FOUR_BITS] if adapter and settings["train"]["mode"] == "qlora" else []),
@@ -132,12 +135,21 @@ def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 def _validation(best: dict[str, Any] | None) -> list[str]:
     if best is None:
         return ["The run had no validation data. This is the policy after its last step."]
-    metrics = {name: f"{value:.4g}" for name, value in best.items() if name.startswith("eval_")}
-    return [
-        f"## On the validation data, at step {best['step']}",
-        _table("| metric | value |", metrics),
-        "Rewards are relative to the base. The policy of this step was chosen by the same data.",
-    ]
+    chosen = "The policy of this step was chosen by the same data."
+    return [*_metrics(best), f"Rewards are relative to the base. {chosen}"]
+
+
+def _validation_at(step: int, records: Sequence[dict[str, Any]]) -> list[str]:
+    for record in records:
+        if record["step"] == step and "eval_loss" in record:
+            return [*_metrics(record), "Rewards are relative to the base."]
+    return [f"This is the policy after {step} steps, when the run did not validate."]
+
+
+def _metrics(record: dict[str, Any]) -> list[str]:
+    metrics = {name: f"{value:.4g}" for name, value in record.items() if name.startswith("eval_")}
+    heading = f"## On the validation data, at step {record['step']}"
+    return [heading, _table("| metric | value |", metrics)]
 
 
 def _chatting(facts: dict[str, Any]) -> str:

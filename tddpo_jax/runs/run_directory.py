@@ -5,7 +5,7 @@ loss.py          the text of the file of one's own loss; only if the run has one
 run.json         versions, commit, device, hashes, row counts
 metrics.jsonl    one line per logged step and per validation
 evaluations/     log-probs of the validation responses, one file per validation; the reference's
-                 log-probs; the responses' lengths
+                 log-probs; the responses' lengths; sampled answers, one file per validation
 tensorboard/     the same metrics as event files
 checkpoints/     the last training states (Orbax)
 best/            the best policy: a Hugging Face folder, or a PEFT folder after LoRA
@@ -33,7 +33,9 @@ from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture
+from tddpo_jax.runs.more_epochs import is_longer, steps_before
 from tddpo_jax.runs.records import DEFAULTS, read_records
+from tddpo_jax.runs.sampled_answers import forget_answers
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import PARTIAL, recover, write_json, write_text
 from tddpo_jax.system.json_files import Content, read_as
@@ -45,6 +47,9 @@ PLACEMENT = ("mesh", "hosts")
 # These settings name files, or a part of the data. A run knows its files by their contents, whose
 # hashes are in `run.json`.
 NAMES = ("model.path", "data.path", "data.validation")
+# These settings change neither what a run computes nor its metrics: the company in which it trains,
+# and what else it keeps.
+IDLE = ("train.population", "train.sample_prompts", "train.save_minutes")
 # How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
 # they made full steps, and a last one of the remainder.
 EVEN_STEPS = "even"
@@ -144,6 +149,8 @@ class RunDirectory:
         self._resolved = config.model_dump(mode="json", exclude={"output", "hosts"})
         # Whether the run exists and began with other names of its model or data.
         self.is_renamed = False
+        # The steps that the run was first asked for, if this command asks for more epochs.
+        self._shorter = 0
         check_output(path)
         if is_free(path):
             return
@@ -154,7 +161,9 @@ class RunDirectory:
         found = self._with_our_place_of_the_loss(read_yaml(stored))
         there, here = (without_names(identity(each)) for each in (found, self._resolved))
         self.is_renamed = names_of(found) != names_of(self._resolved)
-        if there != here:
+        if is_longer(there, here):
+            self._shorter = self._steps_before(there)
+        elif there != here:
             raise UserError(
                 f"output: {path} holds a run of another configuration: "
                 f"{', '.join(differences(there, here))}"
@@ -162,6 +171,17 @@ class RunDirectory:
         kept = path / LOSS_FILE
         if self._loss_text and (not kept.exists() or kept.read_text() != self._loss_text):
             raise UserError(f"loss.name: {config.loss.name} has changed since {path} began")
+
+    def _steps_before(self, earlier: dict[str, Any]) -> int:
+        """The steps of a run that may go on for more epochs; 0 if it has hardly begun."""
+        facts, summary = (read_part(self.path, name) for name in ("run.json", "summary.json"))
+        if facts is None:
+            return 0
+        if facts.get("step_sizes") != EVEN_STEPS:
+            _check_step_sizes(self.path, facts)
+        state = None if summary is None else summary["state"]
+        rows = facts["data"]["train_rows"]
+        return steps_before(self.path, self.config, earlier["train"], rows, state)
 
     @property
     def _loss_text(self) -> str:
@@ -176,8 +196,9 @@ class RunDirectory:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The content of `summary.json`; None if the run is not finished."""
-        return read_part(self.path, "summary.json")
+        """The content of `summary.json`; None if the run is not finished, or is to go on."""
+        summary = read_part(self.path, "summary.json")
+        return summary if summary is not None and summary["steps"] > self._shorter else None
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.
@@ -195,7 +216,8 @@ class RunDirectory:
 
     def _create(self, facts: dict[str, Any]) -> None:
         check_contents(self.path, facts)
-        self._check_step_sizes(read_part(self.path, "run.json") or facts)
+        if self.summary is None:
+            (self.path / "summary.json").unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         recover(self.path / "best")
         text = yaml.safe_dump(self._resolved, sort_keys=False)
@@ -204,14 +226,6 @@ class RunDirectory:
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
         (self.path / "evaluations").mkdir(exist_ok=True)
-
-    def _check_step_sizes(self, before: dict[str, Any]) -> None:
-        had_remainder = before["data"]["train_rows"] % self.config.train.batch_pairs > 0
-        if had_remainder and before.get("step_sizes") != EVEN_STEPS:
-            raise UserError(
-                f"output: {self.path} was begun by an earlier version, whose steps have other "
-                "sizes; finish it with that version, or begin anew in another directory"
-            )
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -239,8 +253,8 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Deletes the records of what came after `step` optimiser steps.
 
-        These are the training lines from number `step` on, the later validations, and a later
-        divergence. At step 0 all records go: a run without a checkpoint begins anew.
+        These are the training lines from number `step` on, the later validations and answers, and a
+        later divergence. At step 0 all records go: a run without a checkpoint begins anew.
         """
         kept = [
             record
@@ -253,6 +267,7 @@ class RunDirectory:
         if self.path.exists():
             lines = "".join(json.dumps(record) + "\n" for record in kept)
             write_text(self.path / "metrics.jsonl", lines)
+        forget_answers(self.path, step)
 
     @first_only
     def save_evaluation(self, step: int | str, values: np.ndarray) -> None:
@@ -277,16 +292,20 @@ class RunDirectory:
 
 
 def check_contents(run: Path, facts: dict[str, Any]) -> None:
-    """Refuses a model or data other than a run began with; a directory without a run passes.
+    """Refuses a model, data or sizes of steps other than a run began with.
+
+    A directory without a run passes. A finished run makes no more steps, so theirs do not matter.
 
     Args:
         run: the run's directory.
         facts: what `run.json` would hold now.
 
     Raises:
-        UserError: a hash in `run.json` differs.
+        UserError: a hash in `run.json` differs, or an earlier version made other steps.
     """
     before = read_part(run, "run.json") or facts
+    if before.get("step_sizes") != EVEN_STEPS and read_part(run, "summary.json") is None:
+        _check_step_sizes(run, before)
     for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
         # Runs of earlier versions do not record the hash of their adapter.
         if what not in before[part] or before[part][what] == facts[part][what]:
@@ -295,6 +314,16 @@ def check_contents(run: Path, facts: dict[str, Any]) -> None:
         if name == first:
             raise UserError(f"{part}.path: {name} has changed since {run} began")
         raise UserError(f"{part}.path: {name} differs from {first}, with which {run} began")
+
+
+def _check_step_sizes(run: Path, before: dict[str, Any]) -> None:
+    """Refuses steps of an earlier version, of which the last of an epoch had the remainder."""
+    batch_pairs = get(read_yaml(run / "config.yaml"), "train.batch_pairs")
+    if before["data"]["train_rows"] % batch_pairs:
+        raise UserError(
+            f"output: {run} was begun by an earlier version, whose steps have other sizes; finish "
+            "it with that version, or begin anew in another directory"
+        )
 
 
 def names_of(settings: dict[str, Any]) -> list[Any]:
@@ -331,8 +360,8 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     # A user may name the default metric, and earlier versions stored its name. Both mean None.
     if get(computed, "train.best_metric") == DEFAULTS[0]:
         computed = with_value(computed, "train.best_metric", None)
-    # The company in which a run trains does not change what it computes.
-    computed = without_value(computed, "train.population")
+    for name in IDLE:
+        computed = without_value(computed, name)
     targets = get(computed, "lora.targets")
     return with_value(computed, "lora.targets", None) if _are_all(targets) else computed
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tddpo_jax.system.notebook_page import NotebookPage
 
 PLAIN_SECONDS = 10.0
 
@@ -21,16 +22,27 @@ class Screen:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+        self._page = NotebookPage()
 
     @property
     def is_live(self) -> bool:
-        """Whether drawings can change: on a terminal, or in a notebook that has ipywidgets."""
-        widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-        return self.console.is_terminal or widgets
+        """Whether drawings can change: on a terminal or in a notebook."""
+        return self.console.is_terminal or self._is_page
+
+    @property
+    def _is_page(self) -> bool:
+        return self.console.is_jupyter and not self.console.quiet
 
     def say(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(text)
+        self.show(text)
+
+    def show(self, what: RenderableType) -> None:
+        """Prints a line or a table."""
+        if self._is_page:
+            self._page.add(what)
+        else:
+            self.console.print(what)
 
     @contextlib.contextmanager
     def drawing(self, draw: Callable[[], RenderableType]) -> Iterator[None]:
@@ -38,11 +50,15 @@ class Screen:
 
         Where drawings cannot change, it shows nothing.
 
-        Another thread calls `draw` several times a second. A drawing inside another one is shown
-        below it.
+        On a terminal, another thread calls `draw` several times a second. A drawing inside another
+        one is shown below it.
         """
         if not self.is_live:
             yield
+            return
+        if self._is_page:
+            with self._page.drawing(draw):
+                yield
             return
         with Live(get_renderable=draw, console=self.console, transient=True):
             yield
@@ -58,6 +74,8 @@ class Screen:
 
         def update(done: int, total: int, text: str = "") -> None:
             progress.update(task, completed=done, total=total, text=text)
+            if self._is_page:
+                self._page.refresh()
 
         with self.drawing(progress.get_renderable):
             yield update

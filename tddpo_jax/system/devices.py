@@ -8,9 +8,9 @@ for a GPU that the machine does not have.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 
+from tddpo_jax.config.spelling import did_you_mean
 from tddpo_jax.errors import UserError
 
 GIB = 2**30
@@ -201,9 +201,9 @@ def find_device(
         UserError: there is no such device, or a number is not above 0.
     """
     if name not in DEVICES:
-        near = [known for known in DEVICES if known.startswith(name.lower())]
-        near = near or difflib.get_close_matches(name.lower(), DEVICES, n=1, cutoff=0.5)
-        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        begun = [known for known in DEVICES if known.startswith(name.lower())]
+        meant = did_you_mean(name, DEVICES)
+        guess = f"; did you mean {' or '.join(begun)}?" if begun else meant
         raise UserError(
             f"device: there is no device {name!r}{guess} (known: {', '.join(DEVICES)}; for any "
             "other, give --device-memory and --device-tflops)"

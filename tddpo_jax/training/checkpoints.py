@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,9 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(_by_name(like)))
         except Exception as error:  # Orbax raises many kinds for a damaged file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
-                f"{self.folder / str(step)}: cannot be read ({reason}); delete this folder, and "
-                "the same command resumes from the previous checkpoint or begins anew"
+                f"{self.folder / str(step)}: cannot be read ({_reason(error)}); delete this "
+                "folder, and the same command resumes from the previous checkpoint or begins anew"
             ) from None
         return jax.tree_util.tree_map_with_path(lambda path, _: restored[path_name(path)], like)
 
@@ -76,6 +76,52 @@ class Checkpoints:
         """Waits until the last save is complete, and closes Orbax's manager."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class SaveClock:
+    """Tells when a state is due between validations, which save theirs."""
+
+    def __init__(self, minutes: float | None) -> None:
+        """Starts the clock; without minutes nothing is ever due."""
+        self.minutes = minutes
+        self.start()
+
+    def start(self) -> None:
+        """Notes that a state has been saved now."""
+        self._began = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the minutes have passed; every host must ask, and all get the same answer."""
+        if self.minutes is None:
+            return False
+        seconds = 60 * self.minutes
+        return agree(lambda: time.monotonic() - self._began >= seconds)
+
+
+def read_policy(folder: Path, step: int, like: Any) -> Any:
+    """Reads the trained parameters of a saved state, and not the optimiser's.
+
+    Args:
+        folder: a folder of checkpoints, which stays as it is.
+        step: one of `saved_steps(folder)`.
+        like: the parameters as `jax.ShapeDtypeStruct`.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its arrays are not those of `like`.
+    """
+    wanted = _by_name({"trainable": like})
+    places = ocp.checkpoint_utils.construct_restore_args(wanted)
+    args = ocp.args.PyTreeRestore(wanted, restore_args=places, partial_restore=True)
+    options = ocp.CheckpointManagerOptions(create=False)
+    try:
+        with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+            restored = manager.restore(step, args=args)
+    except Exception as error:  # Orbax raises many kinds for a damaged file
+        raise UserError(f"{folder / str(step)}: cannot be read ({_reason(error)})") from None
+    parts = jax.tree_util.tree_map_with_path(
+        lambda path, _: restored[path_name(path)], {"trainable": like}
+    )
+    return parts["trainable"]
 
 
 def saved_steps(folder: Path) -> set[int]:
@@ -92,6 +138,10 @@ def common_step(checkpoints: Sequence[Checkpoints]) -> int:
     for member in checkpoints:
         member.forget_after(step)
     return step
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _by_name(state: Any) -> dict[str, Any]:

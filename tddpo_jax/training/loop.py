@@ -22,7 +22,7 @@ from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.scoring.data_sets import ahead
 from tddpo_jax.system.agreement import agree
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.checkpoints import Checkpoints, common_step
+from tddpo_jax.training.checkpoints import Checkpoints, SaveClock, common_step
 from tddpo_jax.training.outcome import export_best, summarise
 from tddpo_jax.training.population import Member, Population
 from tddpo_jax.training.prepare import Experiment
@@ -85,7 +85,7 @@ def train(
         screen.say(f"resuming after step {first_step}")
     else:
         state = program.start(stacked([experiment.policy.fresh(order.seed)] * len(members)))
-    log = StepLog(population, first_step)
+    log, saving = StepLog(population, first_step), SaveClock(configs[0].train.save_minutes)
     waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
 
     with contextlib.ExitStack() as stack:
@@ -115,16 +115,19 @@ def train(
             del sums  # else the next step's sums would need memory beside these
             waiting.append((step, metrics))
             due = evaluation_due(configs[0], step + 1, order)
-            while waiting and (due or len(waiting) >= STEPS_IN_FLIGHT):
+            saves = due or saving.is_due()
+            while waiting and (saves or len(waiting) >= STEPS_IN_FLIGHT):
                 log.read(*waiting.popleft(), state, update_bar)
 
             #### Validate, keep the best and the last
             if due and not population.has_ended:
                 evaluate(population, state, knobs, step + 1)
                 export_best(population, state, step + 1)
+            if saves and not population.has_ended:
                 for number, checkpoint in checkpoints.items():
                     if not members[number].diverged:
                         checkpoint.save(step + 1, population.state_of(state, number).lasting)
+                saving.start()
                 log.start_clock()
 
     return [summarise(members[number], order.total_steps) for number in going]

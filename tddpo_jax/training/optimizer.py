@@ -72,7 +72,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
         step: number of the step, 0 <= step < total_steps.
         total_steps: number of steps of the run.
     """
-    warmup = round(config.warmup_ratio * total_steps)
+    warmup = config.warmup_steps(total_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(1, total_steps - warmup)

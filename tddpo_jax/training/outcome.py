@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from jaxtyping import Float
 
 from tddpo_jax.adapters.peft_files import export_adapter
 from tddpo_jax.batches.layout import Example
+from tddpo_jax.config.schema import Config
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.runs.model_card import model_card
 from tddpo_jax.runs.records import best_metric, best_record
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -22,7 +25,7 @@ from tddpo_jax.training.step_order import Order
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.companions import Companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
-from tddpo_jax.weights.locate import base_name
+from tddpo_jax.weights.locate import ModelFiles, base_name
 
 
 def export_best(population: Population, state: TrainState, step: int) -> None:
@@ -45,13 +48,34 @@ def export_best(population: Population, state: TrainState, step: int) -> None:
         folder = run.directory.path / "best"
         card = model_card(run.directory.path, adapter=run.config.train.mode != "full")
         companions = Companions(files.base, files.tokenizer, experiment.shared.chat, card)
-        if run.config.train.mode == "full":
-            dtype = checkpoint_dtype(files.base)
-            hugging_face.export(model, files.base, folder, dtype, companions)
-        else:
-            name = base_name(run.config.model.path, files)
-            known_by, rslora = experiment.shared.hashes.fingerprint, run.config.lora.rslora
-            export_adapter(model, folder, name, known_by, companions, rslora=rslora)
+        known_by = experiment.shared.hashes.fingerprint
+        write_policy(model, folder, run.config, files, known_by, companions)
+
+
+def write_policy(
+    model: Decoder,
+    folder: Path,
+    config: Config,
+    files: ModelFiles,
+    known_by: str,
+    companions: Companions,
+) -> None:
+    """Writes a policy as a Hugging Face folder, or as a PEFT folder if it has adapters.
+
+    Args:
+        model: the policy.
+        folder: the folder to write; replaced if it exists.
+        config: the settings of the run.
+        files: the model that was trained.
+        known_by: the fingerprint of its base.
+        companions: what to write beside the weights.
+    """
+    if config.train.mode == "full":
+        dtype = checkpoint_dtype(files.base)
+        hugging_face.export(model, files.base, folder, dtype, companions)
+        return
+    name = base_name(config.model.path, files)
+    export_adapter(model, folder, name, known_by, companions, rslora=config.lora.rslora)
 
 
 def _newest_is_best(run: Member, step: int, last: bool) -> bool:

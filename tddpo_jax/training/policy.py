@@ -55,7 +55,7 @@ class Policy:
         loaded = self.take()
         if loaded is not None:
             return loaded
-        return _load(config, self.shared.files, mesh, self.shared.how.dtype)[1]
+        return load_parts(config, self.shared.files, mesh, self.shared.how.dtype)[1]
 
     def model(self, trainable: nnx.State) -> Decoder:
         """The model with these trained parameters."""
@@ -73,15 +73,25 @@ def load_policy(shared: Shared, *, with_reference: bool) -> Policy:
     Raises:
         UserError: the model's files are damaged, or the model does not fit the mesh.
     """
-    graphdef, trainable, base = _load(shared.config, shared.files, shared.mesh, shared.how.dtype)
+    graphdef, trainable, base = load_parts(
+        shared.config, shared.files, shared.mesh, shared.how.dtype
+    )
     reference = jax.tree.map(jnp.copy, trainable) if with_reference else None
     shapes = jax.eval_shape(lambda: trainable)
     return Policy(shared, graphdef, shapes, Frozen(base, reference), trainable)
 
 
-def _load(
+def load_parts(
     config: Config, files: ModelFiles, mesh: Mesh, dtype: Any
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """The model at the start of a run as (structure, trained parameters, frozen parameters).
+
+    Args:
+        config: the settings of the run.
+        files: the model's folders.
+        mesh: where to place the weights.
+        dtype: dtype of frozen weights; the four-bit ones come from those that are stored.
+    """
     if config.train.mode == "full":
         # The master weights are float32 for every dtype of the computation.
         return split_model(load_model(files, mesh, jnp.float32), nnx.Param)

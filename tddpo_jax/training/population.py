@@ -17,6 +17,7 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.placement.shardings import rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.sampled_answers import SampledAnswer
 from tddpo_jax.scoring.data_sets import Progress, log_probs, place_batch
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import learning_rate
@@ -39,6 +40,11 @@ class Member:
         """Writes one line of metrics."""
         if self.writer is not None:
             self.writer.log(record)
+
+    def show_answers(self, step: int, answers: Sequence[SampledAnswer]) -> None:
+        """Keeps the answers of one validation."""
+        if self.writer is not None:
+            self.writer.show_answers(step, answers)
 
 
 @dataclasses.dataclass(frozen=True)

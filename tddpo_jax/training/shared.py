@@ -54,6 +54,7 @@ class Shared:
     mesh: Mesh
     how: Computation
     dataset: Dataset
+    tokenizer: PreTrainedTokenizerBase | None  # None if the model's folder has none
     chat: ChatFormat | None  # how the data's conversations are written; None if it has none
     shapes: tuple[Shape, ...]
     matmul_rate: float  # operations per second of one device
@@ -107,7 +108,8 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         mesh=mesh,
         how=how,
         dataset=dataset,
-        chat=_chat(config, tokenizer, dataset),
+        tokenizer=tokenizer,
+        chat=chat_of(config, tokenizer, dataset.template),
         shapes=micro_batch_shapes(config, row_devices(mesh), dataset, how.attention),
         matmul_rate=matmul_rate(how.dtype),
     )
@@ -136,10 +138,17 @@ def _load_dataset(
     return dataset
 
 
-def _chat(
-    config: Config, tokenizer: PreTrainedTokenizerBase | None, dataset: Dataset
+def chat_of(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, template: str
 ) -> ChatFormat | None:
-    if tokenizer is None or dataset.template == VERBATIM:
+    """How the data's conversations are written; None if it has none.
+
+    Args:
+        config: the settings of the run.
+        tokenizer: the model's tokenizer, if it has one.
+        template: the name of the template under which the data was read.
+    """
+    if tokenizer is None or template == VERBATIM:
         return None
     return chat_format(tokenizer, config.data.template)
 

@@ -53,9 +53,8 @@ class StepSetting:
     graphdef: nnx.GraphDef  # structure of the model, for (trained, frozen) parameters
     model: DecoderConfig
     objective: Objective  # the losses that `Knobs.which` chooses among
-    optimizer: (
-        optax.GradientTransformationExtraArgs
-    )  # the step scales its updates by -learning rate
+    # The step scales its updates by -learning rate.
+    optimizer: optax.GradientTransformationExtraArgs
     how: Computation
     responses: int = 2  # number of responses per example
 

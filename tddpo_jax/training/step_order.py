@@ -71,5 +71,4 @@ def make_order(config: Config, examples: int) -> Order:
         examples: the number of training examples.
     """
     train = config.train
-    steps = train.max_steps or train.epochs * -(-examples // train.batch_pairs)
-    return Order(examples, train.batch_pairs, steps, config.seed)
+    return Order(examples, train.batch_pairs, train.steps(examples), config.seed)

@@ -11,6 +11,7 @@ import numpy as np
 from tddpo_jax.batches.layout import score_counts
 from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.pair_logps import pair_logps
+from tddpo_jax.training.answering import answer_prompts
 from tddpo_jax.training.outcome import end_diverged, rows_behind
 from tddpo_jax.training.population import Population
 from tddpo_jax.training.state import Knobs, TrainState
@@ -56,6 +57,8 @@ def check_step_0(population: Population, state: TrainState) -> None:
 def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int) -> None:
     """Logs every member's metrics of the whole validation set, as means over examples.
 
+    Then the members answer a few of its prompts.
+
     If a metric of a member is not finite, the member has diverged. The files that it saved before
     stay as they are.
 
@@ -100,6 +103,7 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
             f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics
         ]
         screen.say(f"{run.directory.path.name} step {step}: {'  '.join(shown)}")
+    answer_prompts(population, state, step)
 
 
 def _check_weights(population: Population, state: TrainState, step: int) -> None:

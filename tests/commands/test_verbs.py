@@ -128,6 +128,26 @@ def test_an_exported_run_is_the_same_policy(trained, inputs, tmp_path):
     assert files == {file.name: file.read_bytes() for file in (trained / "best").iterdir()}
 
 
+def test_a_kept_policy_is_exported_by_its_step(trained, inputs, tmp_path, capsys):
+    check_export_of_another_step(trained, inputs, tmp_path)
+    assert run("export", "--run", trained, "--output", tmp_path / "none", "--step", 7) == 2
+    told = capsys.readouterr().err
+    assert re.search(
+        r"^error: step: .* keeps the policies of step .*\(best\).*, not of 7$", told, re.M
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def check_export_of_another_step(directory, inputs, folder):
+    """Of two steps the one that is not the best, against its own validation."""
+    other = 3 - json.loads((directory / "summary.json").read_text())["best"]["step"]
+    assert run("export", "--run", directory, "--output", folder / "other", "--step", other) == 0
+    lines = log_probs(folder / "other", inputs.validation, folder / "other.jsonl")
+    stored = np.load(directory / "evaluations" / f"{other:06d}.npy")
+    np.testing.assert_allclose([line["logp_chosen"] for line in lines], stored[:, 0], rtol=1e-5)
+    assert f"at step {other}" in (folder / "other" / "README.md").read_text()
+
+
 # PEFT asks transformers for an attribute that it has renamed.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("always:the adapter was trained")
@@ -144,6 +164,7 @@ def test_adapters_are_exported_merged_or_for_peft(adapted, inputs, tmp_path, cap
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     found = [[transformers_log_prob(merged, row, branch) for branch in BRANCHES] for row in rows]
     np.testing.assert_allclose(found, stored, rtol=1e-5, atol=1e-3)
+    check_export_of_another_step(directory, inputs, tmp_path)
     scored = log_probs(tmp_path / "merged", inputs.validation, tmp_path / "logps.jsonl")
     np.testing.assert_allclose([line["logp_chosen"] for line in scored], stored[:, 0], rtol=1e-5)
     if mode == "lora":  # peft puts it onto the base as it is stored, which is not quantised

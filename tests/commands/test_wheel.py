@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,16 @@ import zipfile
 import pytest
 from places import ROOT
 
+# Runs a notebook in the working directory. Prints what its cells print, and how much they display.
+EXECUTE = """
+import sys, nbformat
+from nbclient import execute
+done = execute(nbformat.read(sys.argv[1], 4), cwd=".")
+outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+for output in outputs:
+    print(end=output.get("text", "") if output.get("name") == "stdout" else "")
+print("displays:", sum(output.output_type == "display_data" for output in outputs))
+"""
 OPTIONS = ("--train.max-steps", "1", "--train.batch-pairs", "2", "--output", "runs/one")
 
 
@@ -63,6 +74,29 @@ def test_it_trains_and_reports_from_an_empty_folder(tddpo, tmp_path):
     told = tddpo("report", "runs/one")
     assert told.returncode == 0, told.stderr
     assert (tmp_path / "runs" / "one" / "report.html").exists()
+
+
+def test_its_notebook_runs_in_an_empty_folder(installed, tmp_path):
+    pytest.importorskip("nbclient", reason="it runs notebooks, and is not installed")
+    pytest.importorskip("ipykernel", reason="the kernel of notebooks is not installed")
+    notebook = tmp_path / "own_loss.ipynb"
+    shutil.copyfile(installed / "tddpo_jax" / "notebooks" / notebook.name, notebook)
+    path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
+    # Its kernel is a process of its own, and so is its client, whose warnings are not ours.
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, str(notebook)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, *printed, displays = done.stdout.splitlines()
+    assert displays == "displays: 1"  # of all the progress of training
+    assert [line.partition(":")[0] for line in printed[:2]] == ["after 0 steps", "after 10 steps"]
+    names = [path.name for path in sorted((tmp_path / "runs" / "notebook").glob("*-seed0"))]
+    assert sorted(line.partition(":")[0] for line in printed[2:]) == names
 
 
 @pytest.mark.parametrize("verb", ["quality", "mt-bench", "speed", "plan", "env"])

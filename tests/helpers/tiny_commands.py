@@ -36,12 +36,14 @@ def training_options(
         *("--train.learning-rate", 1e-3, "--train.max-steps", steps, "--output", output),
         # With these settings, programs that other tests have compiled can be reused.
         *("--model.remat", "none", "--train.adam-eps", 1e-2),
+        *("--train.sample-prompts", 0),
     )
 
 
 def trained_run(inputs: Inputs, output: Path, *more: Any) -> Path:
-    """Trains for two steps and returns the run's directory."""
+    """Trains for two steps, with a validation after each, and returns the run's directory."""
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, 1)
-        assert run("train", *training_options(inputs, output, steps=2), *more) == 0
+        each = ("--train.eval-every", 1)
+        assert run("train", *training_options(inputs, output, steps=2), *each, *more) == 0
     return output

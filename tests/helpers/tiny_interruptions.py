@@ -75,6 +75,7 @@ def assert_same_run(directory: Path, expected: Path) -> None:
     found, wanted = (tiny_runs.untimed(tiny_runs.lines(run)) for run in (directory, expected))
     assert found == wanted
     assert tiny_runs.untimed_board(directory) == tiny_runs.untimed_board(expected)
+    assert tiny_runs.board_texts(directory) == tiny_runs.board_texts(expected)
     for name in ("config.yaml", "run.json"):
         assert (directory / name).read_text() == (expected / name).read_text()
     summaries = [json.loads((run / "summary.json").read_text()) for run in (directory, expected)]

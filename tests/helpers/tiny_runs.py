@@ -101,6 +101,7 @@ def settings(inputs: Inputs, output: Path, changes: dict | None = None) -> dict:
             "batch_pairs": 5,
             "epochs": 2,
             "eval_every": 3,
+            "sample_prompts": 0,  # their program, too, would need a compilation
         },
         "output": str(output),
     }
@@ -185,12 +186,24 @@ def last_state(directory: Path) -> dict[str, np.ndarray]:
 
 
 def board(directory: Path) -> list[tuple[int, str, float]]:
-    """The (step, name, value) of every number that TensorBoard shows, in the order of writing.
+    """The (step, name, value) of every number that TensorBoard shows, in the order of writing."""
+    shown = (value for value in _on_board(directory) if value[1].WhichOneof("value") != "tensor")
+    return [(step, value.tag, value.simple_value) for step, value in shown]
+
+
+def board_texts(directory: Path) -> list[tuple[int, str, str]]:
+    """The (step, name, text) of every text that TensorBoard shows, in the order of writing."""
+    shown = (value for value in _on_board(directory) if value[1].WhichOneof("value") == "tensor")
+    return [(step, value.tag, value.tensor.string_val[0].decode()) for step, value in shown]
+
+
+def _on_board(directory: Path) -> list[tuple[int, Any]]:
+    """The step and the summary of everything that TensorBoard shows.
 
     An event file is a sequence of records. Each record holds a length, its checksum, an event and
     its checksum. A session that starts at a step hides earlier values of this and later steps.
     """
-    shown: list[tuple[int, str, float]] = []
+    shown: list[tuple[int, Any]] = []
     for file in sorted((directory / "tensorboard").iterdir()):
         content, at = file.read_bytes(), 0
         while at < len(content):
@@ -200,9 +213,9 @@ def board(directory: Path) -> list[tuple[int, str, float]]:
             if event.HasField("session_log"):
                 shown = [value for value in shown if value[0] < event.step]
             shown += [
-                (event.step, value.tag, value.simple_value)
+                (event.step, value)
                 for value in event.summary.value
-                if value.WhichOneof("value") == "simple_value"
+                if value.WhichOneof("value") is not None
             ]
     return shown
 

@@ -8,6 +8,7 @@ from synthetic_grid import facts
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.runs.grid_directory import check_cells
 from tddpo_jax.runs.run_directory import RunDirectory, identity
 
 
@@ -32,9 +33,13 @@ def test_an_unfinished_run_with_steps_of_other_sizes_is_refused(batch_pairs, ref
     file = tmp_path / "run" / "run.json"
     old = {name: value for name, value in facts(10).items() if name != "step_sizes"}
     file.write_text(json.dumps(old))
-    if not refused:
-        run.create(facts(10))
-        return
-    with pytest.raises(UserError, match=r"^output: .*run was begun by an earlier version, whose"):
-        run.create(facts(10))
-    assert json.loads(file.read_text()) == old
+    # A command checks all cells before it writes a file.
+    for check in (lambda: check_cells([run], facts(10)), lambda: run.create(facts(10))):
+        if not refused:
+            check()
+            continue
+        with pytest.raises(UserError, match=r"^output: .*run was begun by an earlier version, who"):
+            check()
+        assert json.loads(file.read_text()) == old
+    run.finish({"state": "finished", "steps": 45})
+    check_cells([run], facts(10))

@@ -11,7 +11,6 @@ import types
 import pytest
 from rich.console import Console
 
-from tddpo_jax.system import console
 from tddpo_jax.system.console import Screen
 
 
@@ -27,34 +26,23 @@ def work(screen, until=lambda: True):
 
 
 class Notebook:
-    """A notebook: what is displayed beside its widgets, and how often a widget changes."""
+    """A notebook: the outputs of a cell, and every text that the first of them has shown."""
 
     def __init__(self, patch):
-        self.shown, self.changes, self.inside = [], 0, False
-        cell = self
+        self.outputs, self.texts = 0, []
 
-        class Output:
-            def __enter__(self):
-                cell.inside, cell.changes = True, cell.changes + 1
+        def display(page, *, raw, display_id):
+            self.outputs += 1
+            update(page, raw=raw)
+            return types.SimpleNamespace(update=update)
 
-            def __exit__(self, *_):
-                cell.inside = False
+        def update(page, *, raw):
+            self.texts.append(page["text/plain"])
 
-            def clear_output(self, wait=False):
-                pass
-
-            def close(self):
-                pass
-
-        def display(thing):
-            if not cell.inside and not isinstance(thing, Output):
-                cell.shown.append(thing)
-
-        ipython, widgets = types.ModuleType("IPython.display"), types.ModuleType("ipywidgets")
-        ipython.display, widgets.Output = display, Output
+        ipython = types.ModuleType("IPython.display")
+        ipython.display = display
         patch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
         patch.setitem(sys.modules, "IPython.display", ipython)
-        patch.setitem(sys.modules, "ipywidgets", widgets)
 
 
 @pytest.fixture
@@ -74,13 +62,17 @@ def test_a_plain_log_has_the_last_line_of_a_short_stage():
     assert screen.console.file.getvalue() == "training 100/100 loss 0.5\n"
 
 
-def test_a_notebook_shows_progress_in_one_place(notebook, monkeypatch):
-    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: name)
-    work(screen_of(force_jupyter=True), until=lambda: notebook.changes > 1)
-    assert len(notebook.shown) <= 1  # an empty line at the end
+def test_a_notebook_shows_lines_and_progress_in_one_place(notebook):
+    screen = screen_of(force_jupyter=True)
+    screen.say("before")
+    work(screen, until=lambda: "loss 0.5" in notebook.texts[-1])
+    screen.say("after")
+    assert notebook.outputs == 1
+    # The line of progress was there, and is gone when its stage is over.
+    assert any(text.startswith("before\ntraining ") for text in notebook.texts)
+    assert notebook.texts[-1] == "before\nafter"
 
 
-def test_a_notebook_without_widgets_is_a_plain_log(notebook, monkeypatch):
-    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: None)
-    work(screen_of(force_jupyter=True))
-    assert (notebook.changes, len(notebook.shown)) == (0, 1)
+def test_a_quiet_notebook_shows_nothing(notebook):
+    work(screen_of(force_jupyter=True, quiet=True))
+    assert notebook.outputs == 0

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import weakref
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import tiny_runs
 import yaml
@@ -31,28 +34,34 @@ from tiny_interruptions import (
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.runs.sampled_answers import read_answers
 from tddpo_jax.training import loop
-from tddpo_jax.training.checkpoints import Checkpoints
+from tddpo_jax.training.checkpoints import Checkpoints, saved_steps
 from tddpo_jax.training.step import Programs
 from tddpo_jax.weights import locate
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
+ANSWERING = {"train.sample_prompts": 3}
+
 
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):
-    """The directory of a run that nothing interrupted."""
+    """The directory of a run that nothing interrupted; it samples answers."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory)
+        tiny_runs.run(inputs, directory, ANSWERING)
     return directory
 
 
 # When one of its reads fails, Orbax drops the others, and Python complains of them when it likes.
 @pytest.mark.filterwarnings("ignore:.*_read_array_index:pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_state_is_named(inputs, tmp_path, monkeypatch):
-    """The newest of two, cut short; without it the run goes on from the other."""
+def test_a_damaged_state_is_named(finished, inputs, tmp_path, monkeypatch):
+    """The newest of two, cut short; without it the run goes on from the other.
+
+    The run samples no answers, unlike `finished`, and nothing else of it differs.
+    """
     killed_run(inputs, tmp_path / "run", monkeypatch, before_save(8))
     newest = tmp_path / "run" / "checkpoints" / "6"
     largest = max(newest.rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
@@ -63,6 +72,11 @@ def test_a_damaged_state_is_named(inputs, tmp_path, monkeypatch):
     shutil.rmtree(newest)
     (summary,) = tiny_runs.run(inputs, tmp_path / "run")
     assert (summary["state"], summary["steps"]) == ("finished", 8)
+    metrics = [tiny_runs.untimed(tiny_runs.lines(run)) for run in (tmp_path / "run", finished)]
+    assert metrics[0] == metrics[1]
+    for name, weight in tiny_runs.weights(finished).items():
+        np.testing.assert_array_equal(tiny_runs.weights(tmp_path / "run")[name], weight)
+    assert read_answers(tmp_path / "run") == {}
 
 
 # ---- where a run may end -------------------------------------------------------------------------
@@ -93,12 +107,43 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_resumed_run_is_an_uninterrupted_one(place, finished, inputs, tmp_path, monkeypatch):
     for where in PLACES[place]:
-        killed_run(inputs, tmp_path / "run", monkeypatch, where)
+        killed_run(inputs, tmp_path / "run", monkeypatch, where, ANSWERING)
     if "torn" in place:
         with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
             file.write('{"step": 5, "epo')
-    tiny_runs.run(inputs, tmp_path / "run")
+    tiny_runs.run(inputs, tmp_path / "run", ANSWERING)
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_states_are_saved_between_validations(finished, inputs, tmp_path, monkeypatch):
+    often = {**ANSWERING, "train.save_minutes": 1e-9}
+    killed_run(inputs, tmp_path / "run", monkeypatch, BEFORE_ANY_CHECKPOINT, often)
+    assert saved_steps(tmp_path / "run" / "checkpoints") == {1}
+    tiny_runs.run(inputs, tmp_path / "run", ANSWERING)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(inputs, tmp_path, monkeypatch):
+    """And is killed on the way: it is what it would be had they been asked for at first."""
+    constant = {"train.schedule": "constant", "train.warmup_ratio": 0.0}
+    tiny_runs.run(inputs, tmp_path / "whole", constant)
+    (summary,) = tiny_runs.run(inputs, tmp_path / "run", {**constant, "train.epochs": 1})
+    assert (summary["state"], summary["steps"]) == ("finished", 4)
+    killed_run(inputs, tmp_path / "run", monkeypatch, IN_THE_SECOND_EPOCH, constant)
+    tiny_runs.run(inputs, tmp_path / "run", constant)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_every_validation_has_answers_as_texts(finished):
+    """TensorBoard shows those to one prompt together."""
+    answers = read_answers(finished)
+    assert list(answers) == [0, 3, 4, 6, 8]
+    shown = [(step, f"answers/row {a.row}/text_summary") for step in answers for a in answers[step]]
+    found = tiny_runs.board_texts(finished)
+    assert [(step, name) for step, name, _ in found] == shown
+    for text, answer in zip(found, itertools.chain(*answers.values()), strict=True):
+        for part in (answer.prompt, answer.answer):
+            assert textwrap.indent(part, "    ") in text[2]
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
