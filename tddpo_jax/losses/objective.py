@@ -114,7 +114,11 @@ def _is_decoupled(settings: Mapping[str, Any]) -> bool:
 
 def _term(settings: Mapping[str, Any]) -> Term:
     loss = LOSSES[settings["name"]]
-    texts = {name: settings[name] for name, setting in loss.settings.items() if setting.choices}
+    texts = {
+        name: settings.get(name, setting.default)
+        for name, setting in loss.settings.items()
+        if setting.choices
+    }
     return Term(loss, tuple(texts.items()))
 
 

@@ -165,7 +165,11 @@ def _numbers(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> dict[
 
 
 def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: settings[name] for name, setting in loss.settings.items() if setting.choices}
+    return {
+        name: settings.get(name, setting.default)
+        for name, setting in loss.settings.items()
+        if setting.choices
+    }
 
 
 @contextlib.contextmanager
