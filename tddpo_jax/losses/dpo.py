@@ -54,6 +54,11 @@ def margin_rewards(pairs: PairLogps, *, beta: Scalar, dpo_margin: str) -> tuple[
     return beta * chosen, beta * rejected
 
 
+def dpo_logit(pairs: PairLogps, *, beta: Scalar, dpo_margin: str) -> PerPair:
+    """x: the gradient weight of DPO without label smoothing is sigmoid(-x)."""
+    return margin_of(pairs, beta, dpo_margin)
+
+
 def dpo(
     pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar, dpo_margin: str = "log_ratio"
 ) -> PerPair:
@@ -320,8 +325,13 @@ def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     References:
         Lambert et al., "Tulu 3" (2024), arXiv 2411.15124, section 5.
     """
+    return softplus(-sigmoid_norm_logit(pairs, beta=beta))
+
+
+def sigmoid_norm_logit(pairs: PairLogps, *, beta: Scalar) -> PerPair:
+    """beta * (s_w / |y_w| - s_l / |y_l|)."""
     chosen, rejected = per_token(*log_ratios(pairs), pairs)
-    return softplus(-beta * (chosen - rejected))
+    return beta * (chosen - rejected)
 
 
 def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
@@ -342,8 +352,13 @@ def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
         Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward" (2024),
         arXiv 2405.14734, eq. 6.
     """
+    return softplus(-simpo_logit(pairs, beta=beta, simpo_gamma=simpo_gamma))
+
+
+def simpo_logit(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
+    """beta * (logp_chosen / |y_w| - logp_rejected / |y_l|) - gamma."""
     chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-    return softplus(simpo_gamma - beta * (chosen - rejected))
+    return beta * (chosen - rejected) - simpo_gamma
 
 
 def simpo_rewards(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
@@ -402,6 +417,7 @@ DPO_AND_RELATIVES = (
         dpo,
         {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING, "dpo_margin": DPO_MARGIN},
         rewards=margin_rewards,
+        logit=dpo_logit,
     ),
     Loss(
         discopop,
@@ -425,7 +441,7 @@ DPO_AND_RELATIVES = (
     Loss(sppo_hard, {**ON_PAIRS}),
     Loss(apo_zero, {**ON_PAIRS}),
     Loss(apo_down, {**ON_PAIRS}),
-    Loss(sigmoid_norm, {**ON_PAIRS}),
-    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
+    Loss(sigmoid_norm, {**ON_PAIRS}, logit=sigmoid_norm_logit),
+    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards, logit=simpo_logit),
     Loss(sft, {}, rewards=sft_rewards, responses=1),
 )

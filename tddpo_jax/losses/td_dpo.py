@@ -49,6 +49,12 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
     return softplus(-(chosen - rejected) / tau) + beta * _kl(pairs, kl)
 
 
+def td_dpo_logit(pairs: PairLogps, *, tau: Scalar, margin: str) -> PerPair:
+    """margin / tau: its gradient weight is sigmoid(-margin / tau)."""
+    chosen, rejected = margin_terms(pairs, margin)
+    return (chosen - rejected) / tau
+
+
 def _kl(pairs: PairLogps, kl: str) -> PerPair:
     if kl == "k2":
         chosen, rejected = log_ratios(pairs)
@@ -79,6 +85,7 @@ TD_DPO = Loss(
         ),
     },
     rewards=log_ratios,
+    logit=td_dpo_logit,
     needs_beta=False,
     exact_kl=lambda settings: settings["kl"] == "full",
 )

@@ -16,7 +16,7 @@ from tddpo_jax.system.atomic import standing
 from tddpo_jax.system.hub import MODEL_ID
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.system.paths import EMBEDDED, SHAPES
-from tddpo_jax.weights.tensor_files import fingerprint
+from tddpo_jax.weights.tensor_files import files_hash, fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 # A file that we write beside an adapter. It holds the fingerprint of the adapter's base.
@@ -59,6 +59,13 @@ def resolve(path: str) -> ModelFiles:
         raise UserError(f"model.path: the base of the adapter {folder} is an adapter too: {base}")
     _check_base(folder, _with_config(base, path))
     return ModelFiles(base, folder)
+
+
+def adapter_hash(files: ModelFiles) -> str | None:
+    """sha256 (hex) of the adapter on the base; None if there is none."""
+    if files.adapter is None:
+        return None
+    return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
 def base_name(path: str, files: ModelFiles) -> str:
