@@ -14,7 +14,7 @@ from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
-from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings
+from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
 from tddpo_jax.losses.weighted_sum import is_mixture
 
 # The axes of every grid. The names of its cells always hold their values.
@@ -138,8 +138,8 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         mapping: settings, with a list for every axis of the grid.
 
     Raises:
-        UserError: an axis is empty, a loss has no learning rate, or a loss of one's own cannot be
-            read.
+        UserError: an axis is empty, a loss has no learning rate, no loss has a form that is given,
+            or a loss of one's own cannot be read.
     """
     mapping = _with_own_losses(_with_mixtures(mapping))
     own, losses = own_numbers(mapping), _losses(mapping)
@@ -150,6 +150,7 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in grid_axes(own)
         if isinstance(value := get(mapping, name), (list, tuple))
     }
+    _check_forms(mapping, losses)
     for name, values in axes.items():
         if not values:
             raise UserError(f"{name}: the list of values is empty")
@@ -173,6 +174,17 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
             if each not in cells:
                 cells.append(each)
     return cells
+
+
+def _check_forms(mapping: Mapping[str, Any], losses: Sequence[Any]) -> None:
+    """Refuses a form, such as that of a margin, that none of the losses has."""
+    for name, setting in all_settings().items():
+        given = get(mapping, f"loss.{name}", setting.default)
+        if not setting.choices or given == setting.default:
+            continue
+        if not any(_reads(loss, f"loss.{name}") for loss in losses):
+            titles = ", ".join(function_name(str(loss)) for loss in losses)
+            raise UserError(f"loss.{name}: has no effect on {titles}; read by {readers(name)}")
 
 
 def own_numbers(mapping: Mapping[str, Any]) -> list[str]:

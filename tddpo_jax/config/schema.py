@@ -59,6 +59,11 @@ class ModelConfig(Section):
         min_length=1,
         description="Hugging Face folder, hub id, run directory, or `embedded`",
     )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="the reference, named as model.path is; default: the model before training",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="dtype of the computation; auto: bfloat16 on accelerators, float32 on CPU",

@@ -28,6 +28,8 @@ def describe_plan(experiment: Experiment, cells: int, screen: Screen) -> None:
         f"model    {config.model.path}: {parameters:,} parameters, {model.layers} layers "
         f"of width {model.width}; {config.train.mode} training, {shared.how.dtype} computation"
     )
+    if config.model.reference is not None:
+        screen.say(f"reference {config.model.reference}")
     what = "pairs" if data.responses == 2 else "examples of one response"
     for number, line in enumerate(description(config.data.names, data)):
         screen.say(f"{'' if number else 'data':<9}{line}")

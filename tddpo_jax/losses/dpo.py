@@ -3,7 +3,8 @@
 Notation, per pair (all in nats, sums over the response's tokens, end-of-turn included):
 
     s_w = logp_chosen - ref_logp_chosen          s_l = logp_rejected - ref_logp_rejected
-    x = beta * (s_w - s_l)                       the scaled margin of the DPO family
+    x = beta * (s_w - s_l)                       the scaled margin of the DPO family; `dpo_margin`
+                                                 replaces the difference by that of other numbers
     -log sigmoid(x) = softplus(-x)               how it is computed: no overflow, no log of zero
 
 Every loss takes `pairs: PairLogps` and, by keyword, the settings it reads, and returns values of
@@ -29,17 +30,38 @@ from tddpo_jax.losses.elementary import (
 )
 from tddpo_jax.losses.loss import BETA, LD_ALPHA, Loss, Setting
 from tddpo_jax.losses.pair_logps import (
+    MARGINS,
     PairLogps,
     Rewards,
     chosen_log_ratio,
     log_ratios,
+    margin_terms,
     per_token,
     scaled_log_ratios,
     scaled_margin,
 )
 
 
-def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
+def margin_of(pairs: PairLogps, beta: Scalar, form: str) -> PerPair:
+    """x of the losses that see nothing but a margin: beta times a difference of `margin_terms`."""
+    chosen, rejected = margin_terms(pairs, form)
+    return beta * (chosen - rejected)
+
+
+def margin_rewards(pairs: PairLogps, *, beta: Scalar, dpo_margin: str) -> tuple[PerPair, PerPair]:
+    """beta times the two numbers whose difference is the margin."""
+    chosen, rejected = margin_terms(pairs, dpo_margin)
+    return beta * chosen, beta * rejected
+
+
+def dpo_logit(pairs: PairLogps, *, beta: Scalar, dpo_margin: str) -> PerPair:
+    """x: the gradient weight of DPO without label smoothing is sigmoid(-x)."""
+    return margin_of(pairs, beta, dpo_margin)
+
+
+def dpo(
+    pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar, dpo_margin: str = "log_ratio"
+) -> PerPair:
     """DPO: -log sigmoid(x); with label smoothing e, (1 - e) l(x) + e l(-x), "conservative" DPO.
 
     TRL's `sigmoid` is this loss with the label smoothing silently ignored; here it counts.
@@ -48,6 +70,7 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
         pairs: P pairs.
         beta: scale of the log-ratios, above 0.
         label_smoothing: probability that a label is flipped, from 0 to less than 1/2.
+        dpo_margin: the form of the margin, see `margin_terms`.
 
     Returns:
         [P] values, 0 or more.
@@ -65,11 +88,13 @@ def dpo(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
         Rafailov et al., "Direct Preference Optimization" (2023), arXiv 2305.18290, eq. 7.
         E. Mitchell, "A note on DPO with noisy preferences & relationship to IPO" (2023).
     """
-    x = scaled_margin(pairs, beta)
+    x = margin_of(pairs, beta, dpo_margin)
     return (1 - label_smoothing) * softplus(-x) + label_smoothing * softplus(x)
 
 
-def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair:
+def discopop(
+    pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar, dpo_margin: str = "log_ratio"
+) -> PerPair:
     """DiscoPOP (LRML): (1 - g) * softplus(-x) + g * exp(-x) with the gate g = sigmoid(x / tau_d).
 
     Computed with g * exp(-x) = exp(-x + log g): as written, it is 0 * inf = NaN for x < -88.7 in
@@ -84,6 +109,7 @@ def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair
         pairs: P pairs.
         beta: scale of the log-ratios, above 0.
         discopop_tau: temperature of the gate, above 0; the paper's is 0.05.
+        dpo_margin: the form of the margin, see `margin_terms`.
 
     Returns:
         [P] values, 0 or more.
@@ -92,7 +118,7 @@ def discopop(pairs: PairLogps, *, beta: Scalar, discopop_tau: Scalar) -> PerPair
         Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language
         Models" (2024), arXiv 2406.08414, eq. 5.
     """
-    x = scaled_margin(pairs, beta)
+    x = margin_of(pairs, beta, dpo_margin)
     gate = x / discopop_tau
     return sigmoid(-gate) * softplus(-x) + exp(log_sigmoid(gate) - x)
 
@@ -117,12 +143,13 @@ def ipo(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     return (chosen - rejected - 0.5 / beta) ** 2
 
 
-def hinge(pairs: PairLogps, *, beta: Scalar) -> PerPair:
+def hinge(pairs: PairLogps, *, beta: Scalar, dpo_margin: str = "log_ratio") -> PerPair:
     """Hinge loss of SLiC on DPO's margin: max(0, 1 - x). At the kink the gradient is 0.
 
     Args:
         pairs: P pairs.
         beta: scale of the log-ratios, above 0.
+        dpo_margin: the form of the margin, see `margin_terms`.
 
     Returns:
         [P] values, 0 or more.
@@ -131,10 +158,12 @@ def hinge(pairs: PairLogps, *, beta: Scalar) -> PerPair:
         Zhao et al., "SLiC-HF" (2023), arXiv 2305.10425, section 2; with the reference inside the
         margin: Liu et al., "Statistical Rejection Sampling" (2023), arXiv 2309.06657.
     """
-    return relu(1 - scaled_margin(pairs, beta))
+    return relu(1 - margin_of(pairs, beta, dpo_margin))
 
 
-def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
+def robust(
+    pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar, dpo_margin: str = "log_ratio"
+) -> PerPair:
     """Robust DPO: ((1 - e) l(x) - e l(-x)) / (1 - 2e) with l(x) = -log sigmoid(x), e < 1/2.
 
     Unbiased: if labels are flipped with probability e, its expectation over flips is DPO's loss on
@@ -144,6 +173,7 @@ def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
         pairs: P pairs.
         beta: scale of the log-ratios, above 0.
         label_smoothing: probability that a label was flipped, from 0 to less than 1/2.
+        dpo_margin: the form of the margin, see `margin_terms`.
 
     Returns:
         [P] values.
@@ -151,7 +181,7 @@ def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
     References:
         Chowdhury et al., "Provably Robust DPO" (2024), arXiv 2403.00409, section 3.1.
     """
-    x = scaled_margin(pairs, beta)
+    x = margin_of(pairs, beta, dpo_margin)
     clean = (1 - label_smoothing) * softplus(-x)
     flipped = label_smoothing * softplus(x)
     return (clean - flipped) / (1 - 2 * label_smoothing)
@@ -161,7 +191,9 @@ def robust(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPai
 EXO_LABEL_SMOOTHING = 1e-3
 
 
-def exo_pair(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerPair:
+def exo_pair(
+    pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar, dpo_margin: str = "log_ratio"
+) -> PerPair:
     """EXO on pairs: KL(q || p), q = (sigmoid(x), sigmoid(-x)), p = (1 - e, e).
 
     The divergence is infinite at e = 0 (any q puts mass on the rejected response, p none), so 0
@@ -171,6 +203,7 @@ def exo_pair(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerP
         pairs: P pairs.
         beta: scale of the log-ratios, above 0.
         label_smoothing: mass that p leaves to the rejected response, from 0 to less than 1/2.
+        dpo_margin: the form of the margin, see `margin_terms`.
 
     Returns:
         [P] values, 0 or more.
@@ -180,7 +213,7 @@ def exo_pair(pairs: PairLogps, *, beta: Scalar, label_smoothing: Scalar) -> PerP
         arXiv 2402.00856, eq. 16.
     """
     smoothing = where(label_smoothing > 0, label_smoothing, EXO_LABEL_SMOOTHING)
-    x = scaled_margin(pairs, beta)
+    x = margin_of(pairs, beta, dpo_margin)
     chosen = sigmoid(x) * (log_sigmoid(x) - log1p(-smoothing))
     rejected = sigmoid(-x) * (log_sigmoid(-x) - log(smoothing))
     return chosen + rejected
@@ -292,8 +325,13 @@ def sigmoid_norm(pairs: PairLogps, *, beta: Scalar) -> PerPair:
     References:
         Lambert et al., "Tulu 3" (2024), arXiv 2411.15124, section 5.
     """
+    return softplus(-sigmoid_norm_logit(pairs, beta=beta))
+
+
+def sigmoid_norm_logit(pairs: PairLogps, *, beta: Scalar) -> PerPair:
+    """beta * (s_w / |y_w| - s_l / |y_l|)."""
     chosen, rejected = per_token(*log_ratios(pairs), pairs)
-    return softplus(-beta * (chosen - rejected))
+    return beta * (chosen - rejected)
 
 
 def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
@@ -314,8 +352,13 @@ def simpo(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
         Meng et al., "SimPO: Simple Preference Optimization with a Reference-Free Reward" (2024),
         arXiv 2405.14734, eq. 6.
     """
+    return softplus(-simpo_logit(pairs, beta=beta, simpo_gamma=simpo_gamma))
+
+
+def simpo_logit(pairs: PairLogps, *, beta: Scalar, simpo_gamma: Scalar) -> PerPair:
+    """beta * (logp_chosen / |y_w| - logp_rejected / |y_l|) - gamma."""
     chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-    return softplus(simpo_gamma - beta * (chosen - rejected))
+    return beta * (chosen - rejected) - simpo_gamma
 
 
 def simpo_rewards(pairs: PairLogps, *, beta: Scalar) -> tuple[PerPair, PerPair]:
@@ -361,22 +404,44 @@ LABEL_SMOOTHING = Setting(
     default=0.0, at_least=0.0, below=0.5, help="probability of a flipped label"
 )
 DISCOPOP_TAU = Setting(default=0.05, above=0.0, help="DiscoPOP's own temperature")
+DPO_MARGIN = Setting(
+    default="log_ratio",
+    choices=MARGINS,
+    help="margin of DPO and of the losses that see nothing else of a pair",
+)
 SIMPO_GAMMA = Setting(default=0.5, at_least=0.0, help="SimPO's target reward margin")
 ON_PAIRS = {"beta": BETA, "ld_alpha": LD_ALPHA}
 
 DPO_AND_RELATIVES = (
-    Loss(dpo, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(discopop, {**ON_PAIRS, "discopop_tau": DISCOPOP_TAU}),
+    Loss(
+        dpo,
+        {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING, "dpo_margin": DPO_MARGIN},
+        rewards=margin_rewards,
+        logit=dpo_logit,
+    ),
+    Loss(
+        discopop,
+        {**ON_PAIRS, "discopop_tau": DISCOPOP_TAU, "dpo_margin": DPO_MARGIN},
+        rewards=margin_rewards,
+    ),
     Loss(ipo, {**ON_PAIRS}),
-    Loss(hinge, {**ON_PAIRS}),
-    Loss(robust, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
-    Loss(exo_pair, {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING}),
+    Loss(hinge, {**ON_PAIRS, "dpo_margin": DPO_MARGIN}, rewards=margin_rewards),
+    Loss(
+        robust,
+        {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING, "dpo_margin": DPO_MARGIN},
+        rewards=margin_rewards,
+    ),
+    Loss(
+        exo_pair,
+        {**ON_PAIRS, "label_smoothing": LABEL_SMOOTHING, "dpo_margin": DPO_MARGIN},
+        rewards=margin_rewards,
+    ),
     Loss(nca_pair, {**ON_PAIRS}),
     Loss(bco_pair, {**ON_PAIRS}),
     Loss(sppo_hard, {**ON_PAIRS}),
     Loss(apo_zero, {**ON_PAIRS}),
     Loss(apo_down, {**ON_PAIRS}),
-    Loss(sigmoid_norm, {**ON_PAIRS}),
-    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards),
+    Loss(sigmoid_norm, {**ON_PAIRS}, logit=sigmoid_norm_logit),
+    Loss(simpo, {**ON_PAIRS, "simpo_gamma": SIMPO_GAMMA}, rewards=simpo_rewards, logit=simpo_logit),
     Loss(sft, {}, rewards=sft_rewards, responses=1),
 )

@@ -13,7 +13,15 @@ from jaxtyping import Float
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.loss import Loss
 from tddpo_jax.losses.pair_logps import PairLogps
-from tddpo_jax.losses.trial import at_start, check, gradient, moved, pairs_of, values_of
+from tddpo_jax.losses.trial import (
+    at_start,
+    check,
+    gradient,
+    moved,
+    pairs_of,
+    reads_reference,
+    values_of,
+)
 
 # The largest |x| that must stay finite, for x in nats and for x scaled by beta.
 EXTREME = 1e4
@@ -174,9 +182,5 @@ def _start(loss: Loss, settings: Mapping[str, Any]) -> Finding:
 
 
 def _reference(loss: Loss, settings: Mapping[str, Any]) -> Finding:
-    pairs = moved()
-    unknown = jnp.full_like(pairs.logp_chosen, jnp.nan)
-    without = pairs._replace(ref_logp_chosen=unknown, ref_logp_rejected=unknown)
-    found = values_of(loss, settings, without)
-    reads = bool(np.isnan(found).any())
+    reads = reads_reference(loss, settings)
     return Finding(None, f"{'reads' if reads else 'does not read'} the reference's log-probs")

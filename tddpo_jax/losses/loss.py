@@ -69,6 +69,9 @@ class Loss:
         needs_beta: whether beta = 0 is refused, because it leaves nothing to learn.
         exact_kl: given the settings, says whether `function` reads `pairs.kl_*`. They cost a pass
             of the reference model at every step, and are zeros otherwise.
+        logit: takes pairs and, by keyword, any of the settings; gives the number z of each pair,
+            `[P]`, of a loss with the term -log sigmoid(z). Its gradient has the weight sigmoid(-z),
+            so a metric tells how many weights are saturated. None for losses of other forms.
         responses: how many responses of an example the loss reads: both, or the chosen one alone.
         source: the text of the user's file that the loss comes from; empty for a loss of ours.
 
@@ -81,6 +84,7 @@ class Loss:
     rewards: Callable[..., Rewards] = scaled_log_ratios
     needs_beta: bool = True
     exact_kl: Callable[[Mapping[str, Any]], bool] = lambda settings: False
+    logit: Callable[..., PerPair] | None = None
     responses: Literal[1, 2] = 2
     source: str = ""
 
@@ -91,7 +95,7 @@ class Loss:
                 f"loss {self.name}: its settings are {', '.join(self.settings) or 'none'}, the "
                 f"keywords of its function {', '.join(keywords) or 'none'}"
             )
-        for name in keywords_of(self.rewards):
+        for name in (*keywords_of(self.rewards), *(keywords_of(self.logit) if self.logit else ())):
             if name not in self.settings:
                 raise ValueError(f"loss {self.name}: its rewards read {name}, which it does not")
 
@@ -112,6 +116,13 @@ class Loss:
         """
         seen = self._seen(pairs, settings)
         return self.rewards(seen, **{name: settings[name] for name in keywords_of(self.rewards)})
+
+    def logits_of(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PerPair:
+        """The number of each pair whose sigmoid weighs its gradient, `[P]`; zeros without one."""
+        if self.logit is None:
+            return 0 * pairs.logp_chosen
+        seen = self._seen(pairs, settings)
+        return self.logit(seen, **{name: settings[name] for name in keywords_of(self.logit)})
 
     def _seen(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PairLogps:
         if DECOUPLING not in self.settings:

@@ -18,7 +18,11 @@ PAIR_METRICS = (
     "kl",
 )
 
-# The same of examples of one response: there is no second one to compare it with.
+# The share of pairs whose gradient has a weight below 0.05 or above 0.95. Only losses with a term
+# -log sigmoid(z) have such a weight, sigmoid(-z).
+SATURATED = "margins/saturated"
+
+# Those of examples of one response: there is no second one to compare it with.
 RESPONSE_METRICS = ("loss", "rewards/chosen", "logps/chosen", "kl")
 
 # How fast a step was; these alone may differ between a run and its repetition.

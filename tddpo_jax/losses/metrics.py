@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from tddpo_jax.losses.elementary import PerPair
+from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.losses.pair_logps import PairLogps, Rewards, chosen_log_ratio, log_ratios
 
 # A difference of log-ratios that is rounding prefers neither response: 1e-4 nats, or the float32
 # spacing of the two sums where that is wider (two sums of together more than 840 nats).
 TIE_NATS = 1e-4
+
+
+# The weight sigmoid(-z) of a gradient is below 0.05 or above 0.95 where |z| is greater.
+SATURATED_LOGIT = math.log(0.95 / 0.05)
+
+
+def saturation(logits: PerPair) -> dict[str, PerPair]:
+    """1 for each pair whose gradient weight sigmoid(-z) is saturated, else 0, by its name."""
+    return {SATURATED: (jnp.abs(logits) > SATURATED_LOGIT).astype(jnp.float32)}
 
 
 def pair_metrics(pairs: PairLogps, loss: PerPair, rewards: Rewards) -> dict[str, PerPair]:

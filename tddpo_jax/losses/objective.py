@@ -13,7 +13,8 @@ from jaxtyping import Array, Int
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.elementary import PerPair, Scalar
 from tddpo_jax.losses.loss import DECOUPLING, Loss
-from tddpo_jax.losses.metrics import pair_metrics
+from tddpo_jax.losses.metric_names import SATURATED, example_metrics
+from tddpo_jax.losses.metrics import pair_metrics, saturation
 from tddpo_jax.losses.pair_logps import PairLogps, Rewards
 
 # The place of a loss in an objective.
@@ -56,6 +57,15 @@ class Objective:
         """Whether any of these losses reads the exact KL."""
         return any(loss.exact_kl(dict(texts)) for loss, texts in self.terms)
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether any of these losses has a gradient weight sigmoid(-z)."""
+        return any(loss.logit is not None for loss, _ in self.terms)
+
+    def metric_names(self, responses: int) -> tuple[str, ...]:
+        """The names of all metrics of examples with so many responses."""
+        return example_metrics(responses) + ((SATURATED,) if self.has_logits else ())
+
     def which(self, settings: Mapping[str, Any]) -> int:
         """The place of the loss that a cell's settings choose."""
         return self.terms.index(_term(settings))
@@ -90,9 +100,16 @@ class Objective:
         return _switch(functions, which, pairs, scalars)
 
     def metrics(self, which: Which, pairs: PairLogps, scalars: Scalars) -> dict[str, PerPair]:
-        """Every metric of each example, named as in `pair_metrics`; arguments as for `values`."""
+        """Every metric of each example, named as in `metric_names`; arguments as for `values`.
+
+        If a loss has a gradient weight, all have the metric `SATURATED`: 0 for those without.
+        """
         rewards = self.rewards(which, pairs, scalars)
-        return pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
+        metrics = pair_metrics(pairs, self.values(which, pairs, scalars), rewards)
+        if not self.has_logits:
+            return metrics
+        functions = [_with_texts(loss.logits_of, texts) for loss, texts in self.terms]
+        return metrics | saturation(_switch(functions, which, pairs, scalars))
 
 
 def objective_of(cells: Iterable[Mapping[str, Any]]) -> Objective:
@@ -114,7 +131,11 @@ def _is_decoupled(settings: Mapping[str, Any]) -> bool:
 
 def _term(settings: Mapping[str, Any]) -> Term:
     loss = LOSSES[settings["name"]]
-    texts = {name: settings[name] for name, setting in loss.settings.items() if setting.choices}
+    texts = {
+        name: settings.get(name, setting.default)
+        for name, setting in loss.settings.items()
+        if setting.choices
+    }
     return Term(loss, tuple(texts.items()))
 
 

@@ -110,6 +110,30 @@ def scaled_margin(pairs: PairLogps, beta: Scalar) -> PerPair:
     return beta * (chosen - rejected)
 
 
+# The forms of a margin, see `margin_terms`.
+MARGINS = ("policy", "log_ratio", "length_normalized")
+
+
+def margin_terms(pairs: PairLogps, form: str) -> tuple[PerPair, PerPair]:
+    """The two numbers of each pair whose difference is its margin.
+
+    Args:
+        pairs: P pairs.
+        form: `policy`: logp, without the reference; `log_ratio`: s = logp - ref_logp;
+            `length_normalized`: logp / |y|, per token and without the reference.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if form == "policy":
+        return pairs.logp_chosen, pairs.logp_rejected
+    if form == "log_ratio":
+        return log_ratios(pairs)
+    if form == "length_normalized":
+        return per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
+    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {form!r}")
+
+
 def per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:
     """Both numbers of each pair, divided by the lengths of its responses."""
     # At least one token: an unused slot of a batch has length 0 and must not become 0 / 0.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tddpo_jax.losses.elementary import PerPair, Scalar, softplus
 from tddpo_jax.losses.loss import BETA, LD_ALPHA, Loss, Setting
-from tddpo_jax.losses.pair_logps import PairLogps, log_ratios, per_token, scaled_margin
+from tddpo_jax.losses.pair_logps import MARGINS, PairLogps, log_ratios, margin_terms
 
 
 def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str) -> PerPair:
@@ -45,18 +45,14 @@ def td_dpo(pairs: PairLogps, *, beta: Scalar, tau: Scalar, margin: str, kl: str)
     References:
         J. Schulman, "Approximating KL Divergence" (2020), for k2.
     """
-    return softplus(-_margin(pairs, margin) / tau) + beta * _kl(pairs, kl)
+    chosen, rejected = margin_terms(pairs, margin)
+    return softplus(-(chosen - rejected) / tau) + beta * _kl(pairs, kl)
 
 
-def _margin(pairs: PairLogps, margin: str) -> PerPair:
-    if margin == "policy":
-        return pairs.logp_chosen - pairs.logp_rejected
-    if margin == "log_ratio":
-        return scaled_margin(pairs, 1.0)
-    if margin == "length_normalized":
-        chosen, rejected = per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-        return chosen - rejected
-    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {margin!r}")
+def td_dpo_logit(pairs: PairLogps, *, tau: Scalar, margin: str) -> PerPair:
+    """margin / tau: its gradient weight is sigmoid(-margin / tau)."""
+    chosen, rejected = margin_terms(pairs, margin)
+    return (chosen - rejected) / tau
 
 
 def _kl(pairs: PairLogps, kl: str) -> PerPair:
@@ -79,7 +75,7 @@ TD_DPO = Loss(
         "tau": Setting(default=1.0, above=0.0, help="temperature of TD-DPO's preference margin"),
         "margin": Setting(
             default="policy",
-            choices=("policy", "log_ratio", "length_normalized"),
+            choices=MARGINS,
             help="TD-DPO's margin",
         ),
         "kl": Setting(
@@ -89,6 +85,7 @@ TD_DPO = Loss(
         ),
     },
     rewards=log_ratios,
+    logit=td_dpo_logit,
     needs_beta=False,
     exact_kl=lambda settings: settings["kl"] == "full",
 )

@@ -79,6 +79,14 @@ def reads_kl(function: Callable[..., PerPair], settings: Mapping[str, Setting]) 
         return bool(jnp.isnan(jnp.asarray(found)).any())
 
 
+def reads_reference(loss: Loss, settings: Mapping[str, Any]) -> bool:
+    """Whether a loss reads the reference: log-probs that are not numbers then make it none."""
+    pairs = moved()
+    unknown = jnp.full_like(pairs.logp_chosen, jnp.nan)
+    without = pairs._replace(ref_logp_chosen=unknown, ref_logp_rejected=unknown)
+    return bool(jnp.isnan(values_of(loss, settings, without)).any())
+
+
 def check(loss: Loss, settings: Mapping[str, Any]) -> None:
     """Refuses a loss that training could not take at its word.
 
@@ -165,7 +173,11 @@ def _numbers(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> dict[
 
 
 def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: settings[name] for name, setting in loss.settings.items() if setting.choices}
+    return {
+        name: settings.get(name, setting.default)
+        for name, setting in loss.settings.items()
+        if setting.choices
+    }
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ def mixture(parts: Sequence[Loss]) -> Loss:
     """The row of the sum of `weight * loss` over some losses, all from the same log-probs.
 
     Each weight is a setting with the name of its loss. The losses share all other settings of one
-    name, such as beta. Rewards are those of the first loss that compares two responses.
+    name, such as beta. Rewards and gradient weights are those of the first loss that compares two
+    responses.
 
     Args:
         parts: two or more losses of different names.
@@ -54,6 +55,7 @@ def mixture(parts: Sequence[Loss]) -> Loss:
         weighted_sum,
         {**settings, **weights},
         rewards=preference.rewards,
+        logit=preference.logit,
         needs_beta=any(part.needs_beta for part in parts if "beta" in part.settings),
         exact_kl=lambda settings: any(part.exact_kl(settings) for part in parts),
         responses=max(part.responses for part in parts),

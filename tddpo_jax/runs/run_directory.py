@@ -29,7 +29,7 @@ from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import LOSS_FILE, is_own
 from tddpo_jax.config.reading import read_yaml
-from tddpo_jax.config.schema import Config, DataConfig, LoraConfig
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, ModelConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture
@@ -50,6 +50,14 @@ NAMES = ("model.path", "data.path", "data.validation")
 # These settings change neither what a run computes nor its metrics: the company in which it trains,
 # and what else it keeps.
 IDLE = ("train.population", "train.sample_prompts", "train.save_minutes")
+# What `run.json` says of files: the section, the setting that names them, and their hash.
+HASHES = (
+    ("model", "path", "sha256"),
+    ("model", "path", "adapter_sha256"),
+    ("model", "reference", "reference_sha256"),
+    ("model", "reference", "reference_adapter_sha256"),
+    ("data", "path", "sha256"),
+)
 # How the steps of an epoch share its examples, in `run.json`. Earlier versions recorded nothing:
 # they made full steps, and a last one of the remainder.
 EVEN_STEPS = "even"
@@ -82,6 +90,9 @@ class _Model(Content):
     path: str
     sha256: str
     adapter_sha256: str | None = None
+    reference: str | None = None
+    reference_sha256: str | None = None
+    reference_adapter_sha256: str | None = None
     parameters: int
 
 
@@ -306,14 +317,14 @@ def check_contents(run: Path, facts: dict[str, Any]) -> None:
     before = read_part(run, "run.json") or facts
     if before.get("step_sizes") != EVEN_STEPS and read_part(run, "summary.json") is None:
         _check_step_sizes(run, before)
-    for part, what in (("model", "sha256"), ("model", "adapter_sha256"), ("data", "sha256")):
-        # Runs of earlier versions do not record the hash of their adapter.
+    for part, named, what in HASHES:
+        # Runs of earlier versions do not record the hash of their adapter, and had no reference.
         if what not in before[part] or before[part][what] == facts[part][what]:
             continue
-        name, first = facts[part]["path"], before[part]["path"]
+        name, first = facts[part][named], before[part][named]
         if name == first:
-            raise UserError(f"{part}.path: {name} has changed since {run} began")
-        raise UserError(f"{part}.path: {name} differs from {first}, with which {run} began")
+            raise UserError(f"{part}.{named}: {name} has changed since {run} began")
+        raise UserError(f"{part}.{named}: {name} differs from {first}, with which {run} began")
 
 
 def _check_step_sizes(run: Path, before: dict[str, Any]) -> None:
@@ -343,7 +354,11 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; two runs are the same if these are equal."""
     computed = {name: value for name, value in settings.items() if name not in PLACEMENT}
     # Earlier versions did not know every setting of these sections; their runs had the defaults.
-    for name, section in (("data", DataConfig()), ("lora", LoraConfig())):
+    for name, section in (
+        ("model", ModelConfig()),
+        ("data", DataConfig()),
+        ("lora", LoraConfig()),
+    ):
         if isinstance(computed.get(name), dict):
             defaults = section.model_dump(mode="json")
             computed = {**computed, name: {**defaults, **computed[name]}}

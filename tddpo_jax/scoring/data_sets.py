@@ -120,8 +120,13 @@ def log_probs(
 
 
 def example_log_probs(
-    policy: Decoder, examples: Sequence[Example], how: Computation, mesh: Mesh
-) -> Float[np.ndarray, "examples N"]:
+    policy: Decoder,
+    examples: Sequence[Example],
+    how: Computation,
+    mesh: Mesh,
+    *,
+    with_tails: bool = False,
+) -> Float[np.ndarray, "examples values"]:
     """log pi(y | x) of every response of every example, in nats, float32.
 
     Args:
@@ -129,6 +134,7 @@ def example_log_probs(
         examples: prompts with equally many responses.
         how: how the model is computed.
         mesh: the devices over which rows are spread.
+        with_tails: whether the log-probs of the tails follow, see `branch_logps`.
     """
     if not examples:
         return np.zeros((0, 0), np.float32)
@@ -137,7 +143,8 @@ def example_log_probs(
     @jax.jit
     def run(weights: nnx.State, batch: Batch) -> tuple[jax.Array, jax.Array]:
         policy = nnx.merge(graphdef, weights)
-        logps = branch_logps(hidden_states(policy, batch, how), policy.head_weight, batch)[None]
+        states, head = hidden_states(policy, batch, how), policy.head_weight
+        logps = branch_logps(states, head, batch, with_tails=with_tails)[None]
         return logps, jnp.zeros_like(logps)
 
     shapes = choose_shapes(

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 from tddpo_jax.batches.layout import Batch, Example, score_counts
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.config.schema import Config
+from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.placement.shardings import rows_here
 from tddpo_jax.runs.metric_writers import Writer
 from tddpo_jax.runs.run_directory import RunDirectory
@@ -35,6 +37,11 @@ class Member:
     directory: RunDirectory
     writer: Writer | None  # None if the run had diverged before; only its place is kept
     diverged: bool
+
+    @property
+    def without(self) -> set[str]:
+        """The metrics of other members that this one's loss does not have."""
+        return set() if LOSSES[self.config.loss.name].logit else {SATURATED}
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes one line of metrics."""

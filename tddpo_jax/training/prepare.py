@@ -20,6 +20,7 @@ from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import Policy, load_policy
+from tddpo_jax.training.separate_reference import ReferencePass
 from tddpo_jax.training.shared import Shared, load_shared
 from tddpo_jax.training.step import FORWARD, Programs, StepSetting
 
@@ -59,6 +60,7 @@ def prepare(
     """
     shared = load_shared(configs, screen)
     objective = objective_of([*losses, *(cell.loss.settings for cell in configs)])
+    separate = _separate_reference(shared, objective.decoupled, screen)
     policy = load_policy(shared, with_reference=objective.exact_kl)
     optimizer = make_optimizer(shared.config.train, shared.model_config)
     setting = StepSetting(
@@ -70,11 +72,26 @@ def prepare(
         shared.dataset.responses,
     )
     programs = Programs(setting, policy.trainable)
-    reference = Reference(
+    reference = separate or Reference(
         _reference(shared, policy, programs, shared.dataset.train, "train", screen),
         _reference(shared, policy, programs, shared.dataset.validation, "validation", screen),
     )
     return Experiment(shared, policy, programs, reference)
+
+
+def _separate_reference(shared: Shared, tails: bool, screen: Screen) -> Reference | None:
+    """The log-probs of `model.reference`; they come first, so that memory holds one model."""
+    if shared.reference is None:
+        return None
+    data = shared.dataset
+    of_it = ReferencePass(shared.reference, shared.how, shared.mesh)
+    parts = {"train": data.train, "validation": data.validation}
+    return Reference(
+        *(
+            of_it.log_probs(examples, data.content_hash, part, screen, tails=tails)
+            for part, examples in parts.items()
+        )
+    )
 
 
 def _reference(

@@ -1,4 +1,4 @@
-"""Warns about a policy that training has made worse, or that is far from its reference."""
+"""Warns of what makes a bad policy, or shows one: saturated margins, a worse loss, a large KL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tddpo_jax.config.schema import Config
+from tddpo_jax.losses.catalogue import LOSSES
+
 # The largest root mean square of the log-ratio of a response, in nats per token of the response. At
 # this bound the policy gives a typical token e = 2.7 times the reference's probability, or 1/e of
 # it. Answers of such a policy are usually broken.
 NATS_PER_TOKEN = 1.0
+# The share of saturated pairs from which on it is worth a line.
+MOSTLY_SATURATED = 0.5
 
 
 def result_warnings(
@@ -41,6 +46,22 @@ def result_warnings(
             "train.learning_rate or a higher loss.beta"
         )
     return lines
+
+
+def saturation(config: Config, share: float | None) -> list[str]:
+    """One line if the loss weighs most pairs alike before the first step; else none.
+
+    Args:
+        config: the settings of the run.
+        share: the metric `margins/saturated` before the first step; None if the loss has none.
+    """
+    if share is None or share < MOSTLY_SATURATED:
+        return []
+    spread = "higher loss.tau" if "tau" in LOSSES[config.loss.name].settings else "lower loss.beta"
+    return [
+        f"before the first step, {share:.0%} of the pairs have a gradient weight below 0.05 or "
+        f"above 0.95: the loss hardly tells them apart; a {spread} spreads the weights"
+    ]
 
 
 def largest_kl(lengths: Float[np.ndarray, "examples N"]) -> float:

@@ -33,6 +33,9 @@ def facts(shared: Shared) -> dict[str, Any]:
             "path": shared.config.model.path,
             "sha256": shared.hashes.content,
             "adapter_sha256": shared.hashes.adapter,
+            "reference": shared.config.model.reference,
+            "reference_sha256": shared.reference and shared.reference.content,
+            "reference_adapter_sha256": shared.reference and shared.reference.adapter,
             "parameters": parameter_count(shared.model_config.parameters),
         },
         "data": {

@@ -29,9 +29,10 @@ from tddpo_jax.runs.records import check_best_metric
 from tddpo_jax.system.agreement import agree, check_alike, first_before_others
 from tddpo_jax.system.cache import cache_folder, use_compilation_cache
 from tddpo_jax.system.console import Screen
+from tddpo_jax.training.separate_reference import SeparateReference, find_reference
 from tddpo_jax.weights import hugging_face
-from tddpo_jax.weights.locate import ModelFiles, resolve
-from tddpo_jax.weights.tensor_files import content_hash, files_hash, fingerprint
+from tddpo_jax.weights.locate import ModelFiles, adapter_hash, resolve
+from tddpo_jax.weights.tensor_files import content_hash, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Shared:
     config: Config  # settings of the first cell; only those that all cells share are read
     files: ModelFiles
     hashes: ModelHashes
+    reference: SeparateReference | None  # None if the reference is the policy's start
     model_config: DecoderConfig
     mesh: Mesh
     how: Computation
@@ -85,11 +87,12 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         check_shape(how.attention, layer.attention, mesh.devices.flat[0].device_kind)
     if config.train.mode != "full":
         lora.target_paths(config.lora, model_config)  # raises for layers that the model lacks
-    base_fingerprint, adapter_hash = fingerprint(files.base), _adapter_hash(files)
+    base_fingerprint, its_adapter = fingerprint(files.base), adapter_hash(files)
+    reference = find_reference(configs, model_config)
     check_alike(
         "model.path",
         "its model differs from the first host's",
-        lambda: (model_config, base_fingerprint, adapter_hash),
+        lambda: (model_config, base_fingerprint, its_adapter),
     )
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     dataset = _load_dataset(config, tokenizer, model_config, screen)
@@ -102,8 +105,9 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         hashes=ModelHashes(
             content=agree(lambda: content_hash(files.base)),
             fingerprint=base_fingerprint,
-            adapter=adapter_hash,
+            adapter=its_adapter,
         ),
+        reference=reference,
         model_config=model_config,
         mesh=mesh,
         how=how,
@@ -151,12 +155,6 @@ def chat_of(
     if tokenizer is None or template == VERBATIM:
         return None
     return chat_format(tokenizer, config.data.template)
-
-
-def _adapter_hash(files: ModelFiles) -> str | None:
-    if files.adapter is None:
-        return None
-    return files_hash(sorted(files.adapter.glob("adapter_*")))
 
 
 def check_own_losses(configs: Sequence[Config]) -> None:

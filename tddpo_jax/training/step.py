@@ -26,7 +26,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
-from tddpo_jax.losses.metric_names import example_metrics
 from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.models.architecture import DecoderConfig
@@ -163,7 +162,8 @@ def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, A
 
 def zeros(setting: StepSetting, state: TrainState) -> Sums:
     """The sums of a step before its first micro-batch."""
-    metrics = {name: jnp.zeros(()) for name in example_metrics(setting.responses)}
+    names = setting.objective.metric_names(setting.responses)
+    metrics = {name: jnp.zeros(()) for name in names}
     return Sums(jax.tree.map(jnp.zeros_like, state.trainable), metrics)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import Array
 
 from tddpo_jax.batches.layout import Batch, stream_length
+from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.models.flops import useful_flops
 from tddpo_jax.system.console import Update
 from tddpo_jax.training.optimizer import learning_rate
 from tddpo_jax.training.outcome import record_divergence
 from tddpo_jax.training.population import Population
+from tddpo_jax.training.result_warnings import saturation
 from tddpo_jax.training.state import TrainState
 
 # Speeds are those of the last steps together, because single steps differ in micro-batches.
@@ -83,11 +85,18 @@ class StepLog:
         for number, run in enumerate(population.members):
             if run.diverged:
                 continue
-            metrics = {name: float(value[number]) for name, value in values.items()}
+            metrics = {
+                name: float(value[number])
+                for name, value in values.items()
+                if name not in run.without
+            }
             if not metrics.pop("alive"):
                 line = record_divergence(population, state, number, step, metrics)
                 population.screen.say(line)
                 continue
+            if step == 0 and not population.experiment.shared.dataset.validation:
+                for line in saturation(run.config, metrics.get(SATURATED)):
+                    population.screen.say(f"{run.directory.path.name}: {line}")
             train_config = run.config.train
             metrics["learning_rate"] = learning_rate(train_config, step, order.total_steps)
             if step % train_config.log_every == 0:

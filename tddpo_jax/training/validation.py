@@ -10,10 +10,12 @@ import numpy as np
 
 from tddpo_jax.batches.layout import score_counts
 from tddpo_jax.config.schema import Config
+from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.losses.pair_logps import pair_logps
 from tddpo_jax.training.answering import answer_prompts
 from tddpo_jax.training.outcome import end_diverged, rows_behind
 from tddpo_jax.training.population import Population
+from tddpo_jax.training.result_warnings import saturation
 from tddpo_jax.training.state import Knobs, TrainState
 from tddpo_jax.training.step_order import Order
 
@@ -35,6 +37,8 @@ def evaluation_due(config: Config, step: int, order: Order) -> bool:
 def check_step_0(population: Population, state: TrainState) -> None:
     """Prints how much policy and reference differ before the first step.
 
+    A separate reference may differ by any number.
+
     Args:
         population: the runs.
         state: the state of all members before the first step.
@@ -49,6 +53,9 @@ def check_step_0(population: Population, state: TrainState) -> None:
     difference = float(np.max(np.abs(logps[scored] - reference[scored]), initial=0.0))
     bound = STEP_0_NATS[str(population.experiment.shared.how.dtype)]
     text = f"before the first step, policy and reference differ by at most {difference:.1e} nats"
+    if population.experiment.shared.reference is not None:
+        population.screen.say(f"{text}: the reference is another model")
+        return
     population.screen.say(f"{text} (bound {bound:g})")
     if not difference <= bound:
         raise ValueError(f"policy and reference differ by {difference:.3g} nats at step 0")
@@ -86,7 +93,11 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
     for number, run in enumerate(population.members):
         if run.diverged:
             continue
-        metrics = {f"eval_{name}": float(value[number]) for name, value in values.items()}
+        metrics = {
+            f"eval_{name}": float(value[number])
+            for name, value in values.items()
+            if name not in run.without
+        }
         if not all(map(math.isfinite, metrics.values())):
             what = f"validation is not finite after step {step}; rows of the validation data"
             rows = rows_behind(validation, logps[number])
@@ -99,10 +110,14 @@ def evaluate(population: Population, state: TrainState, knobs: Knobs, step: int)
             run.directory.save_evaluation("reference", reference[:, :responses])
             run.directory.save_evaluation("lengths", lengths)
         formats = {"eval_loss": ".4f", "eval_rewards/accuracies": ".4f", "eval_kl": ".3g"}
+        if step == 0:
+            formats[f"eval_{SATURATED}"] = ".3f"
         shown = [
             f"{name} {metrics[name]:{form}}" for name, form in formats.items() if name in metrics
         ]
         screen.say(f"{run.directory.path.name} step {step}: {'  '.join(shown)}")
+        for line in saturation(run.config, metrics.get(f"eval_{SATURATED}")) if step == 0 else ():
+            screen.say(f"{run.directory.path.name}: {line}")
     answer_prompts(population, state, step)
 
 

@@ -61,6 +61,13 @@ def resolve(path: str) -> ModelFiles:
     return ModelFiles(base, folder)
 
 
+def adapter_hash(files: ModelFiles) -> str | None:
+    """sha256 (hex) of the adapter on the base; None if there is none."""
+    if files.adapter is None:
+        return None
+    return files_hash(sorted(files.adapter.glob("adapter_*")))
+
+
 def base_name(path: str, files: ModelFiles) -> str:
     """The name under which a new adapter of this model finds its base again.
 

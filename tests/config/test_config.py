@@ -19,6 +19,7 @@ from tddpo_jax.config.cells import (
 )
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.reading import read_yaml, resolve, setting_fields
+from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 
 CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -242,6 +243,25 @@ IGNORED = {
 def test_settings_that_are_given_and_not_read_are_named(name):
     mapping, ignored = IGNORED[name]
     assert ignored_settings(resolve(mapping)) == ignored
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            {"name": "ipo", "dpo_margin": "policy"},
+            r"loss\.dpo_margin: has no effect on ipo; .* dpo",
+        ),
+        ({"name": "dpo", "margin": "log_ratio"}, r"loss\.margin: has no effect on dpo; .* td_dpo"),
+        ({"name": ["dpo", "sft"], "kl": "full"}, r"loss\.kl: has no effect on dpo, sft; .* td_dpo"),
+    ],
+)
+def test_a_form_that_no_loss_has_is_refused(loss, message):
+    """A grid may have losses with it and losses without. Written settings hold every default."""
+    with pytest.raises(UserError, match=f"^{message}"):
+        expand({"loss": loss})
+    assert expand({"loss": {**loss, "name": ["td_dpo", "dpo"]}})
+    assert expand(resolve({"loss": {"name": "dpo"}}).model_dump())
 
 
 # ---- grids ---------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ from loss_cases import (
     total,
 )
 
-from tddpo_jax.losses import dpo
+from tddpo_jax.losses import dpo, metrics
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import BATCH_FACTS, BETA, Loss, Setting, keywords_of
+from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.losses.objective import objective_of
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -145,6 +146,41 @@ def test_rewards():
                 expected = [SCALARS.beta * value for value in per_token]
             for value in (loss.rewards(0, pairs, scalars), of_grid(which, pairs, scalars)):
                 np.testing.assert_allclose(value, expected, rtol=1e-14)
+
+
+def test_the_gradient_weight_is_the_slope_in_the_margin():
+    """dL/dz = -sigmoid(-z), as z and the preference term of the loss say apart from each other.
+
+    Without label smoothing and KL term. The slope in logp_chosen is dL/dz * dz/dlogp_chosen.
+    """
+    known = {"label_smoothing": 0.0, "tau": 1.3, "simpo_gamma": 0.6, "beta": 0.7}
+    names = [name for name, loss in LOSSES.items() if loss.logit is not None]
+    assert names == ["td_dpo", "dpo", "sigmoid_norm", "simpo"]
+    with jax.enable_x64(True):
+        pairs = jax.tree.map(jnp.asarray, PAIRS)
+        for name in names:
+            row = LOSSES[name]
+            texts = {key: one.default for key, one in row.settings.items() if one.choices}
+            settings = {**known, **texts, "ld_alpha": 1.0}
+
+            def logit(logp, row=row, settings=settings):
+                return row.logits_of(pairs._replace(logp_chosen=logp), settings).sum()
+
+            def loss(logp, row=row, settings=settings):
+                return row.values(pairs._replace(logp_chosen=logp), settings).sum()
+
+            z = row.logits_of(pairs, settings)
+            expected = -jax.nn.sigmoid(-z) * jax.grad(logit)(pairs.logp_chosen)
+            if name == "td_dpo":
+                expected = expected + known["beta"] * S_W
+            np.testing.assert_allclose(jax.grad(loss)(pairs.logp_chosen), expected, rtol=1e-10)
+
+
+def test_a_saturated_pair_has_a_weight_below_005_or_above_095():
+    z = jnp.array([-2.95, -2.94, 0.0, 2.94, 2.95])
+    weights = jax.nn.sigmoid(-z)
+    assert metrics.saturation(z)[SATURATED].tolist() == [1, 0, 0, 0, 1]
+    assert ((weights < 0.05) | (weights > 0.95)).tolist() == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize("loss", SINGLES)

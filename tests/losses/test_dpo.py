@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,9 @@ from loss_cases import (
     softplus,
 )
 
+from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.dpo import EXO_LABEL_SMOOTHING
+from tddpo_jax.losses.objective import objective_of
 
 nats = st.lists(st.floats(-500, 0), min_size=28, max_size=28)
 seven_pairs = nats.map(lambda values: make_pairs(*np.reshape(values, (4, 7))))
@@ -215,6 +219,40 @@ def test_slope_and_value_of_simpo():
 def test_slope_of_sft():
     """L = -logp_w / T, with T tokens per pair."""
     assert_slopes(only("sft"), -np.ones(7) / SCALARS.tokens_per_pair, np.zeros(7))
+
+
+MARGINS = {
+    "policy": (PAIRS.logp_chosen, PAIRS.logp_rejected, 1.0, 1.0),
+    "log_ratio": (S_W, S_L, 1.0, 1.0),
+    "length_normalized": (
+        PAIRS.logp_chosen / PAIRS.length_chosen,
+        PAIRS.logp_rejected / PAIRS.length_rejected,
+        1 / PAIRS.length_chosen,
+        1 / PAIRS.length_rejected,
+    ),
+}
+FORMS = {form: objective_of([{"name": "hinge", "dpo_margin": form}]) for form in MARGINS}
+
+
+@pytest.mark.parametrize("form", MARGINS)
+def test_slopes_and_rewards_of_other_margins(form):
+    """L = max(0, 1 - beta (m_w - m_l)): dL/dlogp_w = -beta dm_w/dlogp_w where x < 1, else 0."""
+    chosen, rejected, *weights = MARGINS[form]
+    below = SCALARS.beta * (chosen - rejected) < 1
+    _, gradients = evaluate(FORMS[form], PAIRS, among=tuple(FORMS.values()))
+    np.testing.assert_allclose(gradients.logp_chosen, -SCALARS.beta * below * weights[0])
+    np.testing.assert_allclose(gradients.logp_rejected, SCALARS.beta * below * weights[1])
+    assert gradients.ref_logp_chosen.any() == (form == "log_ratio")
+    with jax.enable_x64(True):
+        pairs = jax.tree.map(jnp.asarray, PAIRS)
+        rewards = FORMS[form].rewards(0, pairs, SCALARS._asdict())
+    np.testing.assert_allclose(rewards, (SCALARS.beta * chosen, SCALARS.beta * rejected))
+
+
+def test_the_losses_of_a_margin_have_its_forms():
+    """The others weigh two responses apart, or fix the form."""
+    found = [name for name, loss in LOSSES.items() if "dpo_margin" in loss.settings]
+    assert found == ["dpo", "discopop", "hinge", "robust", "exo_pair"]
 
 
 # ---- values --------------------------------------------------------------------------------------

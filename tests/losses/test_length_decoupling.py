@@ -25,7 +25,11 @@ MIXTURE = mixture([LOSSES["dpo"], LOSSES["sft"]])
 ROWS = {"sigmoid+sft": MIXTURE} | {
     name: LOSSES[NAMES.get(name, name)] for row in DECOUPLED for name in row["mix"] if name != "sft"
 }
-ALONE = {name: Objective((Term(row, ()),), decoupled=True) for name, row in ROWS.items()}
+ALONE = {
+    name: Objective((Term(row, tuple(texts)),), decoupled=True)
+    for name, row in ROWS.items()
+    for texts in [[("dpo_margin", "log_ratio")] if "dpo_margin" in row.settings else []]
+}
 
 
 def tail(total, length, other):

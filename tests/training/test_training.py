@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.config.reading import resolve
-from tddpo_jax.losses.metric_names import PAIR_METRICS
+from tddpo_jax.losses.metric_names import PAIR_METRICS, SATURATED
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.training import loop, step_log
 from tddpo_jax.training.step_log import StepLog
@@ -24,7 +24,8 @@ from tddpo_jax.training.step_order import Order
 from tddpo_jax.training.validation import evaluate
 
 TIMES = {"pairs_per_second", "mfu"}
-TRAINING_METRICS = {*PAIR_METRICS, "grad_norm", "learning_rate", "num_tokens", *TIMES}
+OF_PAIRS = (*PAIR_METRICS, SATURATED)
+TRAINING_METRICS = {*OF_PAIRS, "grad_norm", "learning_rate", "num_tokens", *TIMES}
 BETA, TAU = 0.05, 1.0
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -116,7 +117,7 @@ def test_lines_have_the_names_of_the_metrics(finished):
         timed = TIMES if line["step"] else set()  # the first step compiles
         assert set(line) == {"step", "epoch", *(TRAINING_METRICS - TIMES), *timed}
     for line in tiny_runs.validation_lines(finished):
-        assert set(line) == {"step", "epoch", *(f"eval_{name}" for name in PAIR_METRICS)}
+        assert set(line) == {"step", "epoch", *(f"eval_{name}" for name in OF_PAIRS)}
     for line in tiny_runs.lines(finished):
         assert line["epoch"] == line["step"] / 4
         assert all(math.isfinite(value) for value in line.values())
