@@ -121,7 +121,7 @@ class Generator:
                 raise UserError(f"model.path: {one} has another base than {paths[0]}")
         load = load_tokenizer_if_any if by_ids else load_tokenizer
         tokenizer = load(files[0].tokenizer)
-        stop_ids = set() if ignore_eos else set(_configured_stops(files[0]))
+        stop_ids = set() if ignore_eos else set(configured_stops(files[0]))
         if tokenizer is not None and not ignore_eos:
             stop_ids |= set(chat_format(tokenizer, template).stop_ids)
         devices = make_mesh(mesh)
@@ -261,8 +261,12 @@ def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
     return model
 
 
-def _configured_stops(files: ModelFiles) -> list[int]:
-    """The stop tokens that the checkpoint itself names, read as transformers does."""
+def configured_stops(files: ModelFiles) -> list[int]:
+    """The stop tokens that the checkpoint itself names, read as transformers does.
+
+    Raises:
+        UserError: they are no token ids.
+    """
     for name in ("generation_config.json", "config.json"):
         file = files.base / name
         if file.is_file():
