@@ -309,6 +309,11 @@ def quality_command(arguments: Sequence[str]) -> int:
     return run_program("quality", arguments)
 
 
+def harness_command(arguments: Sequence[str]) -> int:
+    """Evaluates a model on tasks of lm-evaluation-harness."""
+    return run_program("harness", arguments)
+
+
 def mt_bench_command(arguments: Sequence[str]) -> int:
     """Runs MT-Bench with any OpenAI-compatible judge."""
     return run_program("mt_bench", arguments)
@@ -342,6 +347,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export_command,
     "check-loss": check_loss_command,
     "quality": quality_command,
+    "harness": harness_command,
     "mt-bench": mt_bench_command,
     "report": report_command,
     "speed": speed_command,

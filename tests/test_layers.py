@@ -39,7 +39,7 @@ LAYERS = (
 )
 # What all of `eval/` shares comes first, from the ground up; then what measures, side by side.
 EVAL_SHARED = ("uncertainty", "experiment", "tasks")
-EVAL_LAYERS = ("mt_bench", "quality", "report", "speed", "studies")
+EVAL_LAYERS = ("harness", "mt_bench", "quality", "report", "speed", "studies")
 # A report is read, computed, put into words, drawn and laid out, in this order.
 REPORT_LAYERS = (
     *("number_formats", "read", "statistics", "analysis", "figures", "pages", "__main__"),

@@ -262,7 +262,11 @@ def _with_adapter(base: Decoder, folder: Path | None, mesh: Mesh) -> Decoder:
 
 
 def configured_stops(files: ModelFiles) -> list[int]:
-    """The stop tokens that the checkpoint itself names, read as transformers does."""
+    """The stop tokens that the checkpoint itself names, read as transformers does.
+
+    Raises:
+        UserError: they are no token ids.
+    """
     for name in ("generation_config.json", "config.json"):
         file = files.base / name
         if file.is_file():

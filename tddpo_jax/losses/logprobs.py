@@ -60,6 +60,29 @@ def _in_tail(batch: Batch) -> Bool[Array, "B S"]:
     return places - first >= jnp.take_along_axis(shared, branch, axis=1)
 
 
+def branch_misses(
+    hidden: Float[Array, "B T D"], head: Float[Array, "V D"], batch: Batch
+) -> Float[Array, "B P N"]:
+    """How many tokens of every response are not the likeliest; 0: greedy decoding gives it.
+
+    Of equally likely tokens, the one with the lowest id counts as the likeliest.
+
+    Args:
+        hidden: this and the others: as in `branch_logps`.
+        head: see `hidden`.
+        batch: see `hidden`.
+    """
+
+    def chunk(_: None, scores: tuple[Array, Array]) -> tuple[None, Array]:
+        states, targets = scores
+        likeliest = jnp.argmax(_logits(states, head), axis=-1)
+        return None, (likeliest != targets).astype(jnp.float32)
+
+    states = jnp.take_along_axis(hidden, batch.score_position[..., None], axis=1)
+    _, misses = jax.lax.scan(chunk, None, (_chunks(states), _chunks(batch.score_target)))
+    return _sum_by_branch(misses, batch)
+
+
 @jax.custom_vjp
 def _token_logps(
     states: Float[Array, "K B C D"], head: Float[Array, "V D"], targets: Int[Array, "K B C"]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import choose_shapes, pack, unpack
-from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.losses.logprobs import branch_logps, branch_misses
 from tddpo_jax.models.attention.kernels import KERNELS
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
@@ -147,10 +147,47 @@ def example_log_probs(
         logps = branch_logps(states, head, batch, with_tails=with_tails)[None]
         return logps, jnp.zeros_like(logps)
 
-    shapes = choose_shapes(
+    shapes = _shapes(examples, how, mesh)
+    return log_probs(functools.partial(run, weights), examples, shapes, mesh)[0][0]
+
+
+def greedy_log_probs(
+    model_of: Callable[[int], Decoder],
+    examples: Sequence[Example],
+    how: Computation,
+    mesh: Mesh,
+    progress: Progress | None = None,
+) -> tuple[Float[np.ndarray, "examples N"], Bool[np.ndarray, "examples N"]]:
+    """log pi(y | x) of every response, in nats, and whether greedy decoding gives the response.
+
+    Args:
+        model_of: gives the model for a batch of a number of rows.
+        examples: prompts with equally many responses.
+        how: how the model is computed.
+        mesh: the devices over which rows are spread.
+        progress: as for `log_probs`.
+    """
+
+    @jax.jit
+    def run(model: Decoder, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        hidden, head = hidden_states(model, batch, how), model.head_weight
+        return branch_logps(hidden, head, batch)[None], branch_misses(hidden, head, batch)[None]
+
+    model_for = functools.cache(model_of)
+    logps, misses = log_probs(
+        lambda batch: run(model_for(len(batch.tokens)), batch),
+        examples,
+        _shapes(examples, how, mesh),
+        mesh,
+        progress,
+    )
+    return logps[0], misses[0] == 0
+
+
+def _shapes(examples: Sequence[Example], how: Computation, mesh: Mesh) -> tuple[Shape, ...]:
+    return choose_shapes(
         examples,
         EXAMPLES_OF_A_STEP,
         rows=row_devices(mesh),
         causal_rows=how.attention in KERNELS,
     )
-    return log_probs(functools.partial(run, weights), examples, shapes, mesh)[0][0]
