@@ -8,21 +8,21 @@ from typing import Any
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
 
 from ...experiment import Cell, Experiment
-from ..analysis import Analysis, Tested
+from ..analysis import Analysis, Rival
+from ..answer import Answer
 from ..read.settings import learning_rates
-from ..statistics.arms import best_settings
-from ..statistics.intervals import Estimate
-from ..statistics.score_statistics import Study
-from ..statistics.verdicts import Claim
+from ..statistics.claims import Claim
+from ..statistics.estimates import Estimate
+from ..statistics.study import Study
 
 
-def card(analysis: Analysis) -> dict[str, Any]:
+def card(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     """The card. Infinities and unknown numbers are null."""
     experiment = analysis.experiment
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
     proposed = DEFAULT_LOSS if DEFAULT_LOSS in losses else losses[0]
     return {
-        "experiment_summary": " ".join([_setup(experiment), *analysis.headlines]),
+        "experiment_summary": " ".join([_setup(experiment), *answer.lines]),
         "evaluation_metrics": [
             f"{study.score.name}: {study.score.title} ({study.score.unit})"
             for study in analysis.studies.values()
@@ -35,10 +35,12 @@ def card(analysis: Analysis) -> dict[str, Any]:
         "results": {
             "cells": {cell.name: cell.state for cell in experiment.cells},
             "learning_rates": learning_rates(experiment),
-            "verdict": analysis.headlines,
+            "answer": answer.lines,
+            "command": answer.command,
             "notes": list(analysis.notes),
             "scores": {name: _score(study) for name, study in analysis.studies.items()},
-            "claims": {one.study.score.name: _claims(one) for one in analysis.tested},
+            "best_against": [_rival(rival) for rival in analysis.rivals],
+            "claims": [_claim(claim) for claim in analysis.claims],
         },
     }
 
@@ -48,8 +50,7 @@ def _setup(experiment: Experiment) -> str:
     betas = ", ".join(f"{beta:g}" for beta in experiment.betas)
     return (
         f"{len(experiment.cells)} runs of {losses} over beta {betas} and seeds "
-        f"{', '.join(map(str, experiment.seeds))}. The question: is the best score less sensitive "
-        "to beta if a temperature tau is tuned separately?"
+        f"{', '.join(map(str, experiment.seeds))}."
     )
 
 
@@ -97,56 +98,53 @@ def _searched(experiment: Experiment) -> list[dict[str, Any]]:
 
 def _score(study: Study) -> dict[str, Any]:
     score = study.score
-    best = best_settings(study.arms.values(), score)
     return {
         "title": score.title,
         "unit": score.unit,
         "higher_is_better": score.higher,
+        "before_training": score.base,
         "margins": score.margins._asdict() if score.margins else None,
         "settings": [
             {
-                "loss": point.loss,
-                "beta": point.beta,
-                "tau": point.tau,
-                **dict(point.others),
+                **point._asdict(),
+                "others": dict(point.others),
                 **_estimate(found),
                 "chosen_by_the_halves": [one.text for one in study.arms[point].chosen],
             }
             for point, found in study.estimates.items()
         ],
-        "best_setting": {loss: arm.point.text for loss, arm in best.items()},
-        "sensitivity_to_beta": [
+        "best_setting": {loss: arm.point.text for loss, arm in study.best_of_losses.items()},
+        "across_beta": [
             {
-                "series": found.series,
+                "series": found.name,
                 "betas": found.betas,
-                "seeds": found.seeds,
-                "variance_observed": _finite(found.observed),
-                "variance": _finite(found.variance),
-                "interval": _both(found.interval),
+                "mean": _estimate(found.mean),
+                "worst": {"beta": found.worst.point.beta, "mean": _finite(found.worst.mean)},
+                "variance": _estimate(found.variance),
             }
-            for found in study.sensitivities.values()
+            for found in study.across.values()
         ],
-        "ratios_of_sensitivity": [
+        "ratios_of_variance": [
             {
-                "series": found.series,
-                "baseline": found.baseline,
+                "series": study.across[over].name,
+                "baseline": study.across[under].name,
                 "betas": found.betas,
-                "seeds": found.seeds,
                 "ratio": _finite(found.value),
                 "interval": _both(found.interval),
-                "t_interval_over_seeds": _both(found.over_seeds),
+                "difference_of_means": _estimate(found.means),
             }
-            for found in study.ratios.values()
+            for (over, under), found in study.ratios.items()
         ],
     }
 
 
-def _claims(tested: Tested) -> dict[str, Any]:
+def _rival(rival: Rival) -> dict[str, Any]:
     return {
-        "with_diverged": [_claim(claim) for claim in tested.claims],
-        "without_diverged": (
-            None if tested.without is None else [_claim(claim) for claim in tested.without]
-        ),
+        "setting": rival.arm.point.text,
+        "lead": _estimate(rival.lead) if rival.lead else None,
+        "detectable": _finite(rival.lead.detectable) if rival.lead else None,
+        "p_corrected": _finite(rival.chance),
+        "told_apart": rival.is_told_apart,
     }
 
 
@@ -168,12 +166,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
-    return {
-        "mean": _finite(found.mean),
-        "interval": _both(found.interval),
-        "t_interval_over_seeds": _both(found.over_seeds),
-        "seeds": found.seeds,
-    }
+    return {"mean": _finite(found.mean), "interval": _both(found.interval), "seeds": found.seeds}
 
 
 def _both(interval: tuple[float, float] | None) -> list[float | None] | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit
 
 from ...experiment import Cell, Experiment, Point
 from ..number_formats import NONE, Format, significant
@@ -26,11 +27,12 @@ class Moved(NamedTuple):
     accuracies: Float[np.ndarray, "N P"]
     rewards: Float[np.ndarray, "N P 2"]
     bound: float | None  # the largest |s| of a pair at rest, nats
+    saturated: tuple[float, float] | None  # shares of pairs of small and of large weight, at step 0
 
 
 def diagnosis_tables(experiment: Experiment) -> list[Table]:
     """How far each setting moved from the reference: overall, and by the lengths of responses."""
-    cells = [cell for cell in experiment.cells if cell.steps]
+    cells = [cell for cell in experiment.cells if cell.steps and cell.logps.shape[-1] == 2]
     moved = {
         point: _moved([cell for cell in cells if cell.point == point])
         for point in experiment.points
@@ -48,7 +50,7 @@ def _moved(cells: list[Cell]) -> Moved:
         [np.stack([v["rewards/chosen"][-1], v["rewards/rejected"][-1]], axis=-1) for v in values]
     )
     accuracies = np.stack([v["rewards/accuracies"][-1] for v in values])
-    return Moved(ratios, accuracies, rewards, _bound(cells[0]))
+    return Moved(ratios, accuracies, rewards, _bound(cells[0]), _saturated(cells[0]))
 
 
 def _bound(cell: Cell) -> float | None:
@@ -63,6 +65,20 @@ def _bound(cell: Cell) -> float | None:
     return 1 / (loss.tau * loss.beta)
 
 
+def _saturated(cell: Cell) -> tuple[float, float] | None:
+    """The shares of pairs whose gradient weight is below 0.05, and above 0.95, before training.
+
+    TD-DPO's margin of log-probs has no reference in it, so the base alone decides its weights. The
+    other losses begin with a margin of 0.
+    """
+    assert cell.config is not None
+    loss = cell.config.loss
+    if loss.name != "td_dpo" or loss.margin != "policy":
+        return None
+    weights = expit((cell.reference[:, 1] - cell.reference[:, 0]).astype(np.float64) / loss.tau)
+    return float((weights < 0.05).mean()), float((weights > 0.95).mean())
+
+
 def _distances(moved: dict[Point, Moved]) -> Table:
     rows: list[list[Entry]] = []
     for point, one in moved.items():
@@ -73,18 +89,21 @@ def _distances(moved: dict[Point, Moved]) -> Table:
             rest = SHARE.number(float((np.abs(one.ratios) <= one.bound).all(axis=-1).mean()))
         nats = [NATS.number(float(value)) for value in (s_w, s_l, rms)]
         rewards = [NATS.number(float(value)) for value in one.rewards.mean(axis=(0, 1))]
-        rows.append([point.text, *nats, *rewards, significant(one.bound), rest])
+        weights = [SHARE.number(share) for share in one.saturated or (None, None)]
+        rows.append([point.text, *nats, *rewards, significant(one.bound), rest, *weights])
     return Table(
         "Log-ratios to the reference on validation pairs at the last finite validation, in nats, "
         "means over pairs and seeds. A reward is beta times the log-ratio; for td_dpo it is the "
         "log-ratio itself. A pair of td_dpo can be at rest only while |s| of both responses is at "
-        "most 1 / (tau beta).",
+        "most 1 / (tau beta). Its pairs have weights before training already: where nearly all are "
+        "below 0.05 or above 0.95, tau decides little but the size of a step.",
         [
             *("setting", "s_w", "s_l", "rms of s", "reward, chosen", "reward, rejected"),
             *("1 / (tau beta)", "share of pairs within"),
+            *("weight below 0.05 at step 0", "weight above 0.95 at step 0"),
         ],
         rows,
-        kind="sortable",
+        sortable=True,
     )
 
 

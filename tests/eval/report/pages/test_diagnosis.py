@@ -31,6 +31,7 @@ def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
     """Rewards are s for td_dpo, at rest within 1 / (2 * 0.5) = 1 nat, and s / 2 for dpo."""
     experiment = read_experiment(write_grid(tmp_path / "g", CELLS, lambda _: 0.7, pairs=31))
     distances, by_length = diagnosis_tables(experiment)
+    first = experiment.cells[0]
     for row, name in zip(distances.rows, ("td_dpo", "dpo"), strict=True):
         ratios = [
             pair
@@ -44,8 +45,10 @@ def test_distances_and_lengths_against_a_loop(tmp_path: Path) -> None:
         found = [float(str(entry).replace("−", "-")) for entry in row[1:6]]
         np.testing.assert_allclose(found, expected, atol=0.0051)
         within = np.mean([max(np.abs(pair)) <= 1 for pair in ratios])
-        assert row[6:] == (["1", f"{within:.3f}"] if name == "td_dpo" else ["–", "–"])
-    first = experiment.cells[0]
+        assert row[6:8] == (["1", f"{within:.3f}"] if name == "td_dpo" else ["–", "–"])
+        weights = 1 / (1 + np.exp(np.diff(-first.reference, axis=1)[:, 0] / 2.0))
+        shares = [f"{np.mean(weights < 0.05):.3f}", f"{np.mean(weights > 0.95):.3f}"]
+        assert row[8:] == (shares if name == "td_dpo" else ["–", "–"])
     longer = first.lengths[:, 0] - first.lengths[:, 1]
     before = first.reference[:, 0] - first.reference[:, 1]
     last = longer > np.median(np.abs(longer[longer != 0]))
@@ -65,7 +68,7 @@ def test_what_has_no_bound_or_no_lengths_says_so(tmp_path: Path) -> None:
     cells = [resolve({"loss": {"kl": "full"}})]
     folder = write_grid(tmp_path / "g", cells, lambda _: 0.7, pairs=9)
     (distances, _) = diagnosis_tables(read_experiment(folder))
-    assert distances.rows[0][6:] == ["–", "–"]
+    assert distances.rows[0][6:8] == ["–", "–"]
     (lengths,) = folder.glob("*/evaluations/lengths.npy")
     lengths.unlink()
     assert len(diagnosis_tables(read_experiment(folder))) == 1
