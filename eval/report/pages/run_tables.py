@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +84,6 @@ def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
     return float(reduce(known)) if known else float("nan")
 
 
-def facts_table(experiment: Experiment) -> Table:
-    """Where the runs came from. An entry holds several values if cells differ."""
-    facts = [cell.facts for cell in experiment.cells if cell.facts]
-    rows: list[list[Entry]] = []
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        known = list(dict.fromkeys(str(value) for value in values if value is not None))
-        if known:
-            rows.append([name, "; ".join(known)])
-
-    add("commit", [fact.get("git_commit") for fact in facts])
-    add("versions", [_pairs_of(fact.get("versions")) for fact in facts])
-    add("device", [_pairs_of(fact.get("device")) for fact in facts])
-    add("mesh", [_pairs_of(fact.get("mesh")) for fact in facts])
-    for part in ("model", "data"):
-        for key in ("path", "sha256", "parameters", "template", "train_rows", "validation_rows"):
-            values = [(fact.get(part) or {}).get(key) for fact in facts]
-            add(f"{part}, {key.replace('_', ' ')}", values)
-    add(
-        "data, dropped rows", [_pairs_of((fact.get("data") or {}).get("dropped")) for fact in facts]
-    )
-    add("cells", [states_of(experiment)])
-    return Table("The facts in run.json of the cells.", ["", ""], rows)
-
-
 def differing_tables(experiment: Experiment) -> list[Table]:
     """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
     differing = differing_settings(experiment)
@@ -121,10 +96,6 @@ def differing_tables(experiment: Experiment) -> list[Table]:
     ]
     caption = "Settings in which cells differ, besides loss, beta, tau and seed."
     return [Table(caption, ["setting", *losses], rows)]
-
-
-def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in mapping.items()) if mapping else None
 
 
 def states_of(experiment: Experiment) -> str:

@@ -71,10 +71,7 @@ def _how_we_know(analysis: Analysis) -> list[Section]:
     return [
         *sections,
         Section("How far the policies moved", tables=diagnosis_tables(experiment)),
-        Section(
-            "Where the runs came from",
-            tables=[run_tables.facts_table(experiment), *run_tables.differing_tables(experiment)],
-        ),
+        Section("Settings that differ", tables=run_tables.differing_tables(experiment)),
     ]
 
 
