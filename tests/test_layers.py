@@ -42,7 +42,8 @@ EVAL_SHARED = ("uncertainty", "experiment", "tasks")
 EVAL_LAYERS = ("harness", "mt_bench", "quality", "report", "speed", "studies")
 # A report is read, computed, put into words, drawn and laid out, in this order.
 REPORT_LAYERS = (
-    *("number_formats", "read", "statistics", "analysis", "figures", "pages", "__main__"),
+    *("number_formats", "read", "statistics", "analysis", "answer", "figures", "pages"),
+    "__main__",
 )
 PURE = ("batches", "losses", "models")
 # Names that several files have because they mean the same in each, the last three in each family.

@@ -19,6 +19,7 @@ FILE = "quality.json"
 
 class _Quality(Content):
     scores: list[float] | None = None  # one number per prompt; None without a rule
+    base_score: float | None = None
     kl_per_token: float | None = None
 
 

@@ -1,7 +1,7 @@
 """The verb `report`: `python -m tddpo_jax report GRID_OR_RUN_DIR`.
 
 Writes `report.html`, `report.md`, `results.csv`, `experiment.json` and the pictures into the
-directory, and prints the verdict. The exit status is 0 if that is done, 2 if the user's input was
+directory, and prints the answer. The exit status is 0 if that is done, 2 if the user's input was
 wrong.
 """
 
@@ -30,12 +30,11 @@ def parser() -> argparse.ArgumentParser:
     add = top.add_argument
     add("directory", type=Path, metavar="GRID_OR_RUN_DIR")
     add(
-        "--scores",
+        "--score",
         nargs="+",
-        type=Path,
         default=[],
-        metavar="FILE",
-        help="files of further scores, as JSON",
+        metavar="FILE:METRIC",
+        help="further scores, such as results.json:acc of a file in every run's folder",
     )
     add("--judge-model", help="judge whose MT-Bench ratings count, if there are several judges")
     add("--split-seed", type=int, default=0, help="seed of the split into halves")
@@ -50,14 +49,15 @@ def _command(arguments: Sequence[str]) -> int:
     import jax
 
     from .analysis import analyse
+    from .answer import answer_of
     from .pages.page import FIGURES, write_report
 
     # A report needs no accelerator. It must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     check_output(options.directory / FIGURES)
-    analysis = analyse(options.directory, options.scores, options.judge_model, options.split_seed)
+    analysis = analyse(options.directory, options.score, options.judge_model, options.split_seed)
     files = write_report(analysis, f"python -m tddpo_jax report {shlex.join(arguments)}")
-    for line in (*analysis.headlines, *analysis.notes, *files):
+    for line in (*answer_of(analysis).lines, *files):
         print(line)
     return 0
 

@@ -1,34 +1,41 @@
-"""Everything that a report says. It is computed here once; `pages` writes it down."""
+"""Everything that a report says. It is computed here once; `answer` puts it into words."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from tddpo_jax.errors import UserError
+from typing import NamedTuple
 
 from ..experiment import Experiment, read_experiment
+from ..uncertainty import LEVEL
 from .number_formats import plural
 from .read.find_scores import Found, find_scores
-from .statistics.arms import best_settings
-from .statistics.intervals import Resampling, resampling
-from .statistics.score_statistics import Study, study_both_ways
-from .statistics.verdicts import Claim, Verdict, count, examine
+from .read.validation_scores import ACCURACY
+from .statistics.arms import Arm
+from .statistics.claims import Claim, claims_of, count
+from .statistics.comparisons import decide, holm, lean
+from .statistics.estimates import Estimate, difference
+from .statistics.study import Study, make_study
 
 
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    """A score that tests the claims.
+class Rival(NamedTuple):
+    """Another setting beside the best one.
 
     Attributes:
-        claims: the claims, diverged cells included.
-        without: the claims without the diverged cells; None if no cell diverged.
+        lead: the advantage of the best setting; None if the two have no seed in common.
+        chance: the p-value of the lead after the correction; NaN if it has none.
     """
 
-    study: Study
-    claims: list[Claim]
-    without: list[Claim] | None
+    arm: Arm
+    lead: Estimate | None
+    chance: float
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the best setting is surely better."""
+        return self.chance <= 1 - LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,68 +43,32 @@ class Analysis:
     """A report's content.
 
     Attributes:
-        studies: the study of every score, by its name, diverged cells included.
-        tested: the scores that have margins. Losses are compared by the first of them.
+        studies: the study of every score, by its name, the most telling first.
+        rivals: all settings but the best one by the first score, the best first.
+        claims: the four claims, as far as their cells are in the grid.
+        compared: how many comparisons were corrected together.
         notes: what a reader must know before believing any of it.
     """
 
     experiment: Experiment
     found: Found
     studies: Mapping[str, Study]
-    tested: Sequence[Tested]
+    rivals: Sequence[Rival]
+    claims: Sequence[Claim]
+    compared: int
     notes: Sequence[str]
 
     @property
-    def compares(self) -> bool:
-        """Whether there is something to compare: more than one setting, and a score."""
-        return bool(self.tested) and len(self.experiment.points) > 1
-
-    @property
-    def headlines(self) -> list[str]:
-        """The verdict in a few sentences."""
-        if not self.tested:
-            return ["No verdict: no finished cell has a score on held-out data."]
-        if not self.compares:
-            return ["No verdict: a single setting has nothing to be compared with."]
-        first = self.tested[0]
-        steady = first.claims[-1]
-        numbers = "; ".join(f"{part.text}: {part.numbers}" for part in steady.parts)
-        answer = ANSWERS[steady.verdict]
-        if first.without is not None:
-            answer += f" (without the diverged cells: {first.without[-1].verdict})"
-        counted = f"The four expected results: {_counted(first.claims)}."
-        if first.without is not None:
-            counted += f" Without the diverged cells: {_counted(first.without)}."
-        return [
-            f"Does tau make training robust to beta? {answer}, by "
-            f"{first.study.score.title}: {numbers}.",
-            counted,
-            *self._best_accuracy(),
-        ]
-
-    def _best_accuracy(self) -> list[str]:
-        """Names the setting of each loss with the highest validation accuracy."""
-        study = self.studies.get("accuracy")
-        if study is None:
-            return []
-        best = best_settings(study.arms.values(), study.score).values()
-        named = (f"{arm.point.text} ({study.show.number(arm.mean)})" for arm in best)
-        return [f"Highest {study.score.title} of each loss: {'; '.join(named)}."]
-
-
-ANSWERS: dict[Verdict, str] = {
-    "supported": "Yes",
-    "not supported": "No",
-    "undecided": "Undecided",
-}
-
-
-def _counted(claims: Sequence[Claim]) -> str:
-    return ", ".join(f"{number} {verdict}" for verdict, number in count(claims).items())
+    def main(self) -> Study | None:
+        """The study of the score that answers; None if no cell has a score."""
+        return next(iter(self.studies.values()), None)
 
 
 def analyse(
-    folder: Path, files: Sequence[Path] = (), judge_model: str | None = None, split_seed: int = 0
+    folder: Path,
+    files: Sequence[str | Path] = (),
+    judge_model: str | None = None,
+    split_seed: int = 0,
 ) -> Analysis:
     """Reads a directory and computes its report. The arguments are those of `find_scores`.
 
@@ -105,56 +76,98 @@ def analyse(
         UserError: the directory or a file of scores cannot be reported on.
     """
     experiment = read_experiment(folder)
-    if any(cell.logps.shape[-1] == 1 for cell in experiment.cells):
-        raise UserError(
-            f"{folder}: the report compares pairs, but a run was validated on single responses"
-        )
     found = find_scores(experiment, files, judge_model, split_seed)
-    drawn: dict[tuple[str, ...], Resampling] = {}
-    studies, tested = {}, []
-    for score in found.scores:
-        if score.strata not in drawn:
-            drawn[score.strata] = resampling(score.strata, len(experiment.seeds))
-        whole, without = study_both_ways(experiment, score, drawn[score.strata])
-        if not whole.estimates:
-            continue
-        studies[score.name] = whole
-        if score.margins is not None:
-            claims = examine(experiment, whole)
-            others = examine(experiment, without) if without else None
-            tested.append(Tested(whole, claims, others))
-    notes = [*_warnings(experiment, tested), *found.notes]
-    return Analysis(experiment, found, studies, tested, notes)
+    every = (make_study(experiment, score) for score in found.scores)
+    studies = {study.score.name: study for study in every if study.estimates}
+    rivals = _rivals(next(iter(studies.values()), None))
+    tested = next((study for study in studies.values() if study.score.margins), None)
+    claims = claims_of(experiment, tested) if tested else []
+    rivals, claims, compared = _corrected(rivals, claims)
+    notes = [*_warnings(experiment, studies, compared), *found.notes]
+    if tested and claims and experiment.count("diverged"):
+        without = make_study(experiment, tested.score, with_diverged=False)
+        _, left, _ = _corrected([], claims_of(experiment, without))
+        notes.append(f"Without the diverged runs, the claims are: {count(left)}.")
+    return Analysis(experiment, found, studies, rivals, claims, compared, notes)
 
 
-def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
+def _rivals(study: Study | None) -> list[Rival]:
+    if study is None:
+        return []
+    best, *others = study.ranked
+    found = []
+    for arm in others:
+        lead = difference(best, arm, study.score.strata)
+        found.append(Rival(arm, lead and lead.turned(study.score.higher), math.nan))
+    return found
+
+
+def _corrected(
+    rivals: Sequence[Rival], claims: Sequence[Claim]
+) -> tuple[list[Rival], list[Claim], int]:
+    """Decides all comparisons under one correction, and says how many there are."""
+    leads = [r.lead if r.lead and r.lead.seeds > 1 and r.lead.error > 0 else None for r in rivals]
+    parts = [part for claim in claims for part in claim.parts]
+    leanings = [
+        *(lean("differs", lead, 0.0) if lead else None for lead in leads),
+        *(
+            lean(part.rule, part.advantage, part.margin) if part.advantage else None
+            for part in parts
+        ),
+    ]
+    chances = holm([one.chance if one else math.nan for one in leanings])
+    decided = []
+    pairs = zip(parts, leanings[len(rivals) :], chances[len(rivals) :], strict=True)
+    for part, leaning, chance in pairs:
+        if leaning and part.advantage:
+            verdict = decide(leaning, chance, part.advantage, part.margin)
+            part = part._replace(verdict=verdict)
+        decided.append(part)
+    places = iter(decided)
+    return (
+        [rival._replace(chance=chance) for rival, chance in zip(rivals, chances, strict=False)],
+        [claim._replace(parts=tuple(next(places) for _ in claim.parts)) for claim in claims],
+        sum(one is not None for one in leanings),
+    )
+
+
+def _warnings(experiment: Experiment, studies: Mapping[str, Study], compared: int) -> list[str]:
     lines = []
-    if tested:
-        if len(experiment.points) > 1:
-            lines.append(_compared_by(experiment, tested))
+    if studies and len(experiment.points) > 1:
+        lines += [*_compared_by(experiment, next(iter(studies.values()))), HALVES, INTERVALS]
+    if compared:
         lines.append(
-            "No item both chooses and scores. The validation pairs (prompts, questions) are split "
-            "in two at random. Each half chooses checkpoints, the best tau and the best beta, and "
-            "the other half scores the choice. Both directions are averaged."
+            f"Holm's correction holds for all {plural(compared, 'comparison')} of this page "
+            "together. Underpowered means that a true difference as large as the margin would be "
+            "missed here as well."
         )
-        if len(experiment.points) > 1:
-            lines.append(
-                "Intervals cover 95 %: items and seeds are resampled together. Resampling three "
-                "seeds understates their spread, so Student's t over seeds stands beside it (for "
-                "ratios of variances, t of their logarithms). A comparison is judged by the span "
-                "of both intervals. Noise adds to a variance across beta; an analysis of variance "
-                "estimates that part, and it is subtracted. The t interval takes the seeds' ratios "
-                "as they are."
-            )
-            lines.append(
-                "The best tau and the best beta that the halves chose stay fixed while resampling: "
-                "an interval describes the chosen settings and ignores that others might have been "
-                "chosen."
-            )
+    lines += _states(experiment)
+    if experiment.is_grid and len(experiment.seeds) == 1:
+        lines.append(
+            "There is one seed. Intervals then speak of the items alone, and no comparison of two "
+            "settings can be decided."
+        )
+    return lines
+
+
+HALVES = (
+    "No item both chooses and scores. The items (pairs, prompts, questions) are split in two at "
+    "random. Each half chooses checkpoints and the best of several settings, and the other half "
+    "scores the choice. An interval describes the chosen settings, not the choosing."
+)
+INTERVALS = (
+    "Intervals cover 95 %, over seeds and items together, by an analysis of variance and Student's "
+    "t. Simulations in the tests show that they do with two, three and five seeds. In full "
+    "fine-tuning a seed changes the order of the pairs alone: they speak of this data set."
+)
+
+
+def _states(experiment: Experiment) -> list[str]:
+    lines = []
     diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
     if diverged:
         lines.append(
-            f"{plural(len(diverged), 'cell')} diverged: {', '.join(diverged)}. A diverged cell "
+            f"{plural(len(diverged), 'run')} diverged: {', '.join(diverged)}. A diverged run "
             "counts with its last finite validation. Its answers are those of the best checkpoint "
             "before, or of the base if there was none."
         )
@@ -162,38 +175,24 @@ def _warnings(experiment: Experiment, tested: Sequence[Tested]) -> list[str]:
     if waiting:
         more = ", ..." if len(waiting) > 6 else ""
         lines.append(
-            f"{plural(len(waiting), 'cell')} not finished yet, and left out: "
+            f"{plural(len(waiting), 'run')} not finished yet, and left out: "
             f"{', '.join(waiting[:6])}{more}."
-        )
-    if experiment.is_grid and len(experiment.seeds) == 1:
-        lines.append(
-            "There is one seed. Intervals then describe the evaluation items alone, and no "
-            "comparison of two settings can be decided."
         )
     return lines
 
 
-def _compared_by(experiment: Experiment, tested: Sequence[Tested]) -> str:
-    warning = (
+def _compared_by(experiment: Experiment, study: Study) -> list[str]:
+    metrics = sorted({cell.best_metric for cell in experiment.cells if cell.config})
+    chosen = f"Within each run {', '.join(metrics)} chose the policy in best/."
+    if study.score.name != ACCURACY:
+        return [f"Settings are compared by {study.score.title} of the policy in best/. {chosen}"]
+    # The rule of eval.quality scores the answers of runs on the embedded data alone.
+    known = [cell.config for cell in experiment.cells if cell.config]
+    ruled = all(config.data.path == "embedded" for config in known)
+    made_by = "tddpo quality or tddpo mt-bench makes one" if ruled else "tddpo mt-bench makes one"
+    return [
         "Reward accuracy must not choose between losses. It shows only to which side of the "
         "reference a policy moved. In DiscoPOP's paper (arXiv 2406.08414) the loss with the worst "
-        "accuracy did not have the worst MT-Bench score."
-    )
-    first, cells = tested[0].study.score, experiment.cells
-    if first.name == "accuracy":
-        # The rule of eval.quality scores the answers of runs on the embedded data alone.
-        ruled = all(not cell.config or cell.config.data.path == "embedded" for cell in cells)
-        made_by = "tddpo quality and tddpo mt-bench make them"
-        if not ruled:
-            made_by = "tddpo mt-bench can make one"
-        return (
-            f"{warning} There is no score of answers here yet ({made_by}). What is said below "
-            "about two losses is therefore about held-out reward accuracy, not about the quality "
-            "of answers."
-        )
-    metrics = {cell.best_metric for cell in cells if cell.config}
-    chosen_by = ", ".join(sorted(metrics))
-    return (
-        f"{warning} Losses are compared by {first.title} of the policy in best/. Within each run "
-        f"{chosen_by} on all validation pairs chose that policy."
-    )
+        "accuracy did not have the worst MT-Bench score. There is no score of answers here yet "
+        f"({made_by}, or --score brings one). {chosen}"
+    ]

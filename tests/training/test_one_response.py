@@ -105,8 +105,11 @@ def test_the_plain_layout_changes_nothing(finished, inputs, changes, tmp_path):
         assert found[metric] == pytest.approx(expected[metric], rel=1e-5, abs=3e-5), metric
 
 
-def test_the_report_compares_pairs_and_says_so(finished):
+def test_the_report_says_whether_it_learned_by_its_loss(finished):
     (cell,) = read_experiment(finished).cells
     assert (cell.logps.shape, cell.best_metric) == ((5, 7, 1), "eval_loss")
-    with pytest.raises(ValueError, match="compares pairs, but a run was validated on single"):
-        analyse(finished)
+    score = analyse(finished).found.scores[0]
+    assert (score.name, score.higher) == ("eval_loss", False)
+    first, *_, last = cell.validations
+    assert score.base == pytest.approx(first["eval_loss"], rel=1e-4)
+    assert score.of_last(0) == pytest.approx(last["eval_loss"], rel=1e-4)

@@ -1,135 +1,55 @@
-"""Pictures over steps: one panel per loss and tau, one look per beta, one line per seed."""
+"""The curves of all runs, as data that the page draws: any metric of `metrics.jsonl` over steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ...experiment import Cell, Experiment, Record
-from .drawing import Picture, legend_below, look, panel, picture
+from ...experiment import Cell
+from ..analysis import Analysis
+from ..answer import name_of, varying
 
-MOST_POINTS = 60  # of a line; longer lines are averaged in bins
-
-Curve = tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]
+MOST_POINTS = 80  # of a curve; longer ones are averaged in bins
+NO_CURVES = ("step", "epoch")
 
 
-def learning_curves(experiment: Experiment) -> list[Picture]:
-    """Draws validation reward accuracy and training loss over steps."""
-    accuracy = _panels(
-        experiment,
-        lambda cell: _curve(cell.validations, "eval_rewards/accuracies"),
-        name="curve_accuracy",
-        title="validation reward accuracy",
-        unit="share of pairs",
-        same_scale=True,
+def curves_of(analysis: Analysis) -> dict[str, Any]:
+    """For the page: the metrics, and of each run its setting and its curves by metric.
+
+    `shown` names the settings that are visible at first: the best three.
+    """
+    axes = varying(analysis.experiment)
+    runs = [
+        {
+            "name": cell.name,
+            "setting": name_of(cell.point, axes),
+            "curves": {metric: _curve(cell, metric) for metric in _metrics(cell)},
+        }
+        for cell in analysis.experiment.cells
+        if cell.records
+    ]
+    names = dict.fromkeys(metric for run in runs for metric in run["curves"])
+    best = [name_of(arm.point, axes) for arm in analysis.main.ranked[:3]] if analysis.main else []
+    return {"metrics": sorted(names, key=_order), "shown": best, "runs": runs}
+
+
+def _order(metric: str) -> tuple[int, str]:
+    first = ("eval_rewards/accuracies", "eval_loss", "loss", "grad_norm", "eval_kl", "kl")
+    return (first.index(metric) if metric in first else len(first)), metric
+
+
+def _metrics(cell: Cell) -> list[str]:
+    """All metrics of a run that have a number."""
+    names = dict.fromkeys(name for record in cell.records for name in record)
+    return [name for name in names if name not in NO_CURVES]
+
+
+def _curve(cell: Cell, metric: str) -> list[list[float]]:
+    """Steps and finite values, in at most `MOST_POINTS` bins of equal size."""
+    known = [(r["step"], r[metric]) for r in cell.records if np.isfinite(r.get(metric, np.nan))]
+    bins = np.array_split(
+        np.array(known, np.float64).reshape(-1, 2), min(len(known), MOST_POINTS) or 1
     )
-    loss = _panels(
-        experiment,
-        lambda cell: _curve(cell.training, "loss"),
-        name="curve_loss",
-        title="training loss",
-        unit="nats",
-    )
-    return accuracy + loss
-
-
-def gradient_norms(experiment: Experiment) -> list[Picture]:
-    """Draws the norm of the gradient before clipping, over steps."""
-    return _panels(
-        experiment,
-        lambda cell: _curve(cell.training, "grad_norm"),
-        name="grad_norm",
-        title="gradient norm",
-        unit="L2 norm before clipping",
-        same_scale=True,
-        logarithmic=True,
-    )
-
-
-def _curve(records: Sequence[Record], metric: str) -> Curve:
-    """Steps and finite values of a metric, in at most `MOST_POINTS` bins of equal size."""
-    known = [(r["step"], r[metric]) for r in records if np.isfinite(r.get(metric, np.nan))]
-    steps, values = np.array(known, np.float64).reshape(-1, 2).T
-    bins = np.array_split(np.arange(len(steps)), min(len(steps), MOST_POINTS)) if known else []
-    return (
-        np.array([steps[one].mean() for one in bins]),
-        np.array([values[one].mean() for one in bins]),
-    )
-
-
-def _panels(
-    experiment: Experiment,
-    curve_of: Callable[[Cell], Curve],
-    *,
-    name: str,
-    title: str,
-    unit: str,
-    same_scale: bool = False,
-    logarithmic: bool = False,
-) -> list[Picture]:
-    curves = {cell.name: curve_of(cell) for cell in experiment.cells}
-    drawn = [cell for cell in experiment.cells if len(curves[cell.name][0])]
-    if not drawn:
-        return []
-    every = np.concatenate([curves[cell.name][1] for cell in drawn])
-    betas = experiment.betas
-    pictures = []
-    for series in dict.fromkeys(cell.point.series for cell in drawn):
-        own = [cell for cell in drawn if cell.point.series == series]
-        with panel(f"{title}: {series}") as (figure, axes):
-            for cell in own:
-                _draw(axes, cell, curves[cell.name], betas.index(float(cell.point.beta)))
-            if logarithmic:
-                _logarithmic(axes)
-            if same_scale:
-                _same_scale(axes, every, logarithmic)
-            axes.set_xlabel("step")
-            axes.set_ylabel(unit)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            legend_below(figure, axes)
-            pictures.append(
-                picture(figure, f"{name}-{series}".replace(",", ""), f"{title}: {series}")
-            )
-    return pictures
-
-
-def _draw(axes: Axes, cell: Cell, curve: Curve, number: int) -> None:
-    steps, values = curve
-    style = look(number)
-    axes.plot(
-        steps,
-        values,
-        marker=style.marker,
-        markersize=3.2,
-        markevery=max(len(steps) // 6, 1),
-        linewidth=0.9,
-        alpha=0.85,
-        label=f"beta {cell.point.beta:g}",
-        **style.line,
-    )
-    if cell.state == "diverged":
-        axes.plot(
-            steps[-1], values[-1], "x", color="black", markersize=8, zorder=4, label="diverged"
-        )
-
-
-def _logarithmic(axes: Axes) -> None:
-    """Sets a logarithmic axis with short labels: matplotlib's own, as `6 x 10^0`, have no room."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _same_scale(axes: Axes, values: Float[np.ndarray, " N"], logarithmic: bool) -> None:
-    """Sets limits that hold all values of all panels."""
-    low, high = float(values.min()), float(values.max())
-    if logarithmic and low > 0:
-        axes.set_ylim(low / 1.2, high * 1.2)
-    elif not logarithmic:
-        room = 0.05 * max(high - low, 1e-3)
-        axes.set_ylim(low - room, high + room)
+    means = [one.mean(axis=0) for one in bins if len(one)]
+    return [[float(f"{one[place]:.4g}") for one in means] for place in (0, 1)]

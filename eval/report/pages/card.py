@@ -7,50 +7,52 @@ from typing import Any
 
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
 
-from ...experiment import Cell, Experiment
-from ..analysis import Analysis, Tested
+from ...experiment import Experiment
+from ..analysis import Analysis
+from ..answer import Answer
 from ..read.settings import learning_rates
-from ..statistics.arms import best_settings
-from ..statistics.intervals import Estimate
-from ..statistics.score_statistics import Study
-from ..statistics.verdicts import Claim
+from ..statistics.estimates import Estimate
+from ..statistics.study import Study
 
 
-def card(analysis: Analysis) -> dict[str, Any]:
+def card(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     """The card. Infinities and unknown numbers are null."""
-    experiment = analysis.experiment
+    experiment, studies = analysis.experiment, analysis.studies
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
     proposed = DEFAULT_LOSS if DEFAULT_LOSS in losses else losses[0]
+    facts = [cell.facts for cell in experiment.cells if cell.facts]
     return {
-        "experiment_summary": " ".join([_setup(experiment), *analysis.headlines]),
-        "evaluation_metrics": [
-            f"{study.score.name}: {study.score.title} ({study.score.unit})"
-            for study in analysis.studies.values()
-        ],
-        "models_to_use": _distinct(experiment, _model),
-        "datasets_to_use": _distinct(experiment, _data),
+        "experiment_summary": " ".join(answer.lines),
+        "evaluation_metrics": [f"{s.score.name}: {s.score.title}" for s in studies.values()],
+        "models_to_use": list(dict.fromkeys(_text(one["model"]) for one in facts)),
+        "datasets_to_use": list(dict.fromkeys(_text(one["data"]) for one in facts)),
         "proposed_method": _method(experiment, proposed),
         "comparative_methods": [_method(experiment, loss) for loss in losses if loss != proposed],
         "hyperparameters_to_search": _searched(experiment),
         "results": {
             "cells": {cell.name: cell.state for cell in experiment.cells},
             "learning_rates": learning_rates(experiment),
-            "verdict": analysis.headlines,
+            "answer": answer.lines,
+            "command": answer.command,
             "notes": list(analysis.notes),
-            "scores": {name: _score(study) for name, study in analysis.studies.items()},
-            "claims": {one.study.score.name: _claims(one) for one in analysis.tested},
+            "scores": {name: _score(study) for name, study in studies.items()},
+            "leads": [
+                {"over": rival.arm.point.text, "p_corrected": _finite(rival.chance)}
+                | (_estimate(rival.lead) if rival.lead else {})
+                for rival in analysis.rivals
+            ],
+            "claims": [
+                {"number": claim.number, "text": claim.text, "verdict": claim.verdict}
+                | {"parts": [[part.text, part.verdict, part.numbers] for part in claim.parts]}
+                for claim in analysis.claims
+            ],
         },
     }
 
 
-def _setup(experiment: Experiment) -> str:
-    losses = ", ".join(dict.fromkeys(point.loss for point in experiment.points))
-    betas = ", ".join(f"{beta:g}" for beta in experiment.betas)
-    return (
-        f"{len(experiment.cells)} runs of {losses} over beta {betas} and seeds "
-        f"{', '.join(map(str, experiment.seeds))}. The question: is the best score less sensitive "
-        "to beta if a temperature tau is tuned separately?"
-    )
+def _text(facts: dict[str, Any]) -> str:
+    keys = ("path", "sha256", "parameters", "train_rows", "validation_rows")
+    return ", ".join(f"{key} {facts[key]}" for key in keys if key in facts)
 
 
 def _method(experiment: Experiment, loss: str) -> str:
@@ -61,123 +63,38 @@ def _method(experiment: Experiment, loss: str) -> str:
     return f"{loss}: {lines[0]}"
 
 
-def _distinct(experiment: Experiment, describe: Any) -> list[str]:
-    return list(dict.fromkeys(describe(cell) for cell in experiment.cells if cell.facts))
-
-
-def _model(cell: Cell) -> str:
-    model = cell.facts["model"]
-    return f"{model['path']} ({model['parameters']:,} parameters, sha256 {model['sha256']})"
-
-
-def _data(cell: Cell) -> str:
-    data = cell.facts["data"]
-    return (
-        f"{data['path']} ({data['train_rows']} training and {data['validation_rows']} validation "
-        f"pairs, sha256 {data['sha256']})"
-    )
-
-
 def _searched(experiment: Experiment) -> list[dict[str, Any]]:
     points = experiment.points
-    axes = {
-        "loss": [*dict.fromkeys(point.loss for point in points)],
-        "beta": list(experiment.betas),
-        "tau": sorted({float(point.tau) for point in points if point.tau is not None}),
-        "seed": list(experiment.seeds),
-        **{
-            name: sorted(
-                {dict(point.others)[name] for point in points if name in dict(point.others)}
-            )
-            for name in experiment.other_axes
-        },
-    }
+    axes: dict[str, list[Any]] = {"loss": list(dict.fromkeys(point.loss for point in points))}
+    axes["beta"] = list(experiment.betas)
+    axes["tau"] = sorted({float(point.tau) for point in points if point.tau is not None})
+    axes["seed"] = list(experiment.seeds)
+    for name in experiment.other_axes:
+        values = {dict(point.others).get(name) for point in points}
+        axes[name] = sorted(value for value in values if value is not None)
     return [{"name": name, "range": values} for name, values in axes.items() if values]
 
 
 def _score(study: Study) -> dict[str, Any]:
-    score = study.score
-    best = best_settings(study.arms.values(), score)
     return {
-        "title": score.title,
-        "unit": score.unit,
-        "higher_is_better": score.higher,
-        "margins": score.margins._asdict() if score.margins else None,
+        "unit": study.score.unit,
+        "higher_is_better": study.score.higher,
+        "before_training": study.score.base,
         "settings": [
-            {
-                "loss": point.loss,
-                "beta": point.beta,
-                "tau": point.tau,
-                **dict(point.others),
-                **_estimate(found),
-                "chosen_by_the_halves": [one.text for one in study.arms[point].chosen],
-            }
+            {**point._asdict(), "others": dict(point.others), **_estimate(found)}
             for point, found in study.estimates.items()
         ],
-        "best_setting": {loss: arm.point.text for loss, arm in best.items()},
-        "sensitivity_to_beta": [
-            {
-                "series": found.series,
-                "betas": found.betas,
-                "seeds": found.seeds,
-                "variance_observed": _finite(found.observed),
-                "variance": _finite(found.variance),
-                "interval": _both(found.interval),
-            }
-            for found in study.sensitivities.values()
-        ],
-        "ratios_of_sensitivity": [
-            {
-                "series": found.series,
-                "baseline": found.baseline,
-                "betas": found.betas,
-                "seeds": found.seeds,
-                "ratio": _finite(found.value),
-                "interval": _both(found.interval),
-                "t_interval_over_seeds": _both(found.over_seeds),
-            }
-            for found in study.ratios.values()
-        ],
-    }
-
-
-def _claims(tested: Tested) -> dict[str, Any]:
-    return {
-        "with_diverged": [_claim(claim) for claim in tested.claims],
-        "without_diverged": (
-            None if tested.without is None else [_claim(claim) for claim in tested.without]
-        ),
-    }
-
-
-def _claim(claim: Claim) -> dict[str, Any]:
-    return {
-        "number": claim.number,
-        "text": claim.text,
-        "verdict": claim.verdict,
-        "parts": [
-            {
-                "text": part.text,
-                "verdict": part.verdict,
-                "numbers": part.numbers,
-                "advantage": _estimate(part.advantage) if part.advantage else None,
-            }
-            for part in claim.parts
-        ],
+        "across_beta": {
+            found.name: {"mean": _estimate(found.mean), "variance": _estimate(found.variance)}
+            for found in study.across.values()
+        },
     }
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
-    return {
-        "mean": _finite(found.mean),
-        "interval": _both(found.interval),
-        "t_interval_over_seeds": _both(found.over_seeds),
-        "seeds": found.seeds,
-    }
-
-
-def _both(interval: tuple[float, float] | None) -> list[float | None] | None:
-    return None if interval is None else [_finite(end) for end in interval]
+    ends = found.interval
+    interval = None if ends is None else [_finite(end) for end in ends]
+    return {"mean": _finite(found.mean), "interval": interval, "seeds": found.seeds}
 
 
 def _finite(value: float) -> float | None:

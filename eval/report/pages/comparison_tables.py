@@ -1,92 +1,17 @@
-"""Tables that compare settings: verdicts, claims, means over seeds, sensitivity to beta."""
+"""Tables that compare settings: every score, each loss at its best, across beta, the claims."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ...experiment import Experiment, Point
-from ..analysis import Tested
-from ..figures.drawing import EXTREMES
-from ..number_formats import NONE, RATIO, beta_or_tau, plural, significant
-from ..read.scores import Margins, Score
-from ..statistics.arms import best_settings
-from ..statistics.score_statistics import Study
-from ..statistics.sensitivity import Ratio
-from ..statistics.verdicts import Claim, rule_of
+from ..analysis import Analysis
+from ..number_formats import NONE, plural, significant
+from ..read.scores import Score
+from ..statistics.claims import RULES, Claim
+from ..statistics.study import Study
 from .tables import Entry, Table
-
-
-def verdicts_table(tested: Sequence[Tested]) -> Table:
-    """The verdict on each claim by each score, also without diverged cells if there are any."""
-    columns = [(f"by {one.study.score.title}", one.claims) for one in tested]
-    columns += [
-        (f"by {one.study.score.title}, without diverged cells", one.without)
-        for one in tested
-        if one.without is not None
-    ]
-    rows: list[list[Entry]] = [
-        [str(claim.number), claim.about, *(claims[place].verdict for _, claims in columns)]
-        for place, claim in enumerate(tested[0].claims)
-    ]
-    head = ["", "expected", *(name for name, _ in columns)]
-    return Table("Numbers, rules and margins follow below.", head, rows)
-
-
-def claims_table(
-    whole: Sequence[Claim], without: Sequence[Claim] | None, margins: Margins
-) -> Table:
-    """Every part of every claim, with its numbers and its rule."""
-    head = ["", "claim", "verdict", *(["without diverged"] if without else []), "numbers", "rule"]
-    caption = (
-        "An advantage is positive where the first of the two settings is better, whether a higher "
-        "or a lower score is better. Its intervals have the same sign."
-    )
-    table = Table(caption, head, [], kind="claims")
-    for number, claim in enumerate(whole):
-        others = [without[number]] if without else []
-        table.highlighted.add(len(table.rows))
-        verdicts: list[Entry] = [one.verdict for one in (claim, *others)]
-        table.rows.append([str(claim.number), claim.text, *verdicts, "", ""])
-        for place, part in enumerate(claim.parts):
-            verdicts = [one.parts[place].verdict for one in (claim, *others)]
-            numbers = part.numbers
-            if others and others[0].parts[place].numbers != numbers:
-                numbers += f". Without diverged cells: {others[0].parts[place].numbers}"
-            table.rows.append(["", part.text, *verdicts, numbers, rule_of(part, margins)])
-    return table
-
-
-def extremes_table(experiment: Experiment, studies: Sequence[Study]) -> Table | None:
-    """All settings at the two betas that the experiment is about; None if it has none of them."""
-    scores = [study for study in studies if study.score.margins]
-    points = [point for point in experiment.points if point.beta in EXTREMES]
-    if not points or not scores:
-        return None
-    rows: list[list[Entry]] = []
-    for point in sorted(points, key=lambda point: (point.beta, point.place)):
-        rows.append([beta_or_tau(point.beta), point.series, _seeds(experiment, point)])
-        rows[-1] += [_mean(study, point) for study in scores]
-    head = ["beta", "setting", "seeds", *(heading(study.score) for study in scores)]
-    return Table(
-        "The smallest and the largest beta: mean over seeds and 95 % interval.", head, rows
-    )
-
-
-def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
-    """Every metric of every setting: mean over seeds, bootstrap interval, t interval."""
-    table = Table(
-        "Mean over seeds. The first brackets hold the 95 % interval with items and seeds resampled "
-        "together; the brackets after the t hold Student's interval over seeds alone.",
-        ["setting", "seeds", *(heading(study.score) for study in studies)],
-        [],
-        kind="sortable",
-    )
-    for point in experiment.points:
-        if point.beta in EXTREMES:
-            table.highlighted.add(len(table.rows))
-        row: list[Entry] = [point.text, _seeds(experiment, point)]
-        table.rows.append(row + [_mean(study, point, over_seeds=True) for study in studies])
-    return table
 
 
 def heading(score: Score) -> str:
@@ -94,86 +19,129 @@ def heading(score: Score) -> str:
     return f"{score.title} ({score.unit})"
 
 
-def _seeds(experiment: Experiment, point: Point) -> str:
-    diverged, ended = experiment.diverged(point)
-    return f"{ended}, {diverged} diverged" if diverged else str(ended)
+def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
+    """Every score of every setting, and that of its last policy where it is known."""
+    lasts = [study for study in studies if study.score.last is not None][:1]
+    head = ["setting", "seeds", *(heading(study.score) for study in studies)]
+    rows: list[list[Entry]] = []
+    for point in experiment.points:
+        diverged, ended = experiment.diverged(point)
+        seeds = f"{ended}, {diverged} diverged" if diverged else str(ended)
+        rows.append([point.text, seeds, *(_mean(study, point) for study in studies)])
+        rows[-1] += [_last(experiment, study, point) for study in lasts]
+    head += [f"{study.score.title} of the last policy" for study in lasts]
+    caption = (
+        "Mean over seeds, and its 95 % interval over seeds and items. These intervals are not "
+        "corrected for their number."
+    )
+    return Table(caption, head, rows, sortable=True)
 
 
-def _mean(study: Study, point: Point, *, over_seeds: bool = False) -> str:
+def _mean(study: Study, point: Point) -> str:
     found = study.estimates.get(point)
     if found is None:
         return NONE
-    text = f"{study.show.number(found.mean)} {study.show.interval(found.interval)}"
-    return f"{text} t {study.show.interval(found.over_seeds)}" if over_seeds else text
+    return f"{study.show.number(found.mean)} {study.show.interval(found.interval)}"
 
 
-def best_table(studies: Sequence[Study]) -> Table:
-    """The best setting of each loss by each score, and what an honest choice scores."""
-    table = Table(
-        "For each loss, the setting with the best mean over seeds. Its own score flatters it, "
-        "because the same items chose it. In the last column other items score than chose.",
-        ["score", "loss", "best setting", "its score", "chosen on one half, scored on the other"],
-        [],
-    )
-    for study in studies:
-        if study.score.margins is None:
-            continue
-        for loss, arm in best_settings(study.arms.values(), study.score).items():
-            honest = [p for p in study.arms if p.loss == loss and p.beta == "best"]
-            text = NONE
-            if honest:
-                chosen = dict.fromkeys(point.text for point in study.arms[honest[0]].chosen)
-                which = " and ".join(chosen)
-                text = f"{_mean(study, honest[0])}; the halves chose {which}"
-            own = study.show.number(arm.mean)
-            table.rows.append([study.score.title, loss, arm.point.text, own, text])
-    return table
+def _last(experiment: Experiment, study: Study, point: Point) -> str:
+    own = [study.score.of_last(n) for n, cell in enumerate(experiment.cells) if cell.point == point]
+    known = [value for value in own if math.isfinite(value)]
+    return study.show.number(sum(known) / len(known) if known else None)
 
 
-def sensitivity_table(study: Study) -> Table:
-    """The variance across beta of every series, and its ratios to the losses without tau."""
-    baselines = [name for name in study.sensitivities if name[1] is None]
-    head = ["series", "betas", "seeds", "variance observed", "less noise", "95 %"]
-    head += [f"ratio to {loss}" for loss, _ in baselines]
-    rows: list[list[Entry]] = []
-    for name, found in study.sensitivities.items():
-        low, high = found.interval
-        row: list[Entry] = [
-            found.series,
-            ", ".join(f"{beta:g}" for beta in found.betas),
-            str(found.seeds),
-            significant(found.observed),
-            significant(found.variance),
-            f"[{significant(low)}, {significant(high)}]",
+def rivals_table(analysis: Analysis, study: Study) -> Table:
+    """The best setting against every other one."""
+    rows: list[list[Entry]] = [
+        [
+            rival.arm.point.text,
+            study.show.number(rival.lead.mean if rival.lead else None),
+            study.show.interval(rival.lead.interval if rival.lead else None),
+            significant(rival.chance),
+            "worse" if rival.is_told_apart else "not told apart",
+            study.show.number(rival.lead.detectable if rival.lead else None),
         ]
-        for baseline in baselines:
-            one = study.ratios.get((name, baseline))
-            row.append(_ratio(one, found.seeds) if one else NONE)
-        rows.append(row)
-    score = study.score
+        for rival in analysis.rivals
+    ]
+    caption = (
+        f"The lead of {study.ranked[0].point.text} by {study.score.title}. The p-value is "
+        "corrected by Holm's method. Detectable: how large a true lead must be to be found in 8 "
+        "of 10 repetitions."
+    )
+    head = ["other setting", "lead", "95 %", "p, corrected", "verdict", "detectable"]
+    return Table(caption, head, rows)
+
+
+def best_table(study: Study) -> Table:
+    """The best setting of each loss, and what an honest choice scores."""
+    rows: list[list[Entry]] = []
+    for loss, arm in study.best_of_losses.items():
+        honest = next((p for p in study.arms if (p.loss, p.beta) == (loss, "best")), None)
+        chosen, text = NONE, NONE
+        if honest is not None and len(_settings_of(study, loss)) > 1:
+            chosen = " and ".join(dict.fromkeys(one.text for one in study.arms[honest].chosen))
+            text = _mean(study, honest)
+        rows.append([loss, arm.point.text, study.show.number(arm.mean), chosen, text])
     return Table(
-        f"Variance across beta of the mean {score.title} ({score.unit}, squared). Noise makes "
-        "means differ too; the part that it adds is subtracted. A ratio below 1 means less "
-        "sensitive. The first brackets hold the 95 % interval; the brackets after the t hold "
-        "Student's interval over the seeds' own ratios, as observed. Only seeds that have all "
-        "betas count, and for a ratio only seeds that have them in both series. With one seed, the "
-        "noise of seeds is not known.",
-        head,
+        f"Each loss at its best by {study.score.title}, at its best learning rate where several "
+        "were tried. The score of the best setting flatters it, because the same items chose it. "
+        "In the last two columns one half of the items chose, and the other half scored.",
+        ["loss", "best setting", "its score", "the halves chose", "scored on the other half"],
         rows,
     )
 
 
-def _ratio(found: Ratio, seeds: int) -> str:
-    intervals = f"{RATIO.interval(found.interval)} t {RATIO.interval(found.over_seeds)}"
-    text = f"{RATIO.number(found.value)} {intervals}"
-    return text if found.seeds == seeds else f"{text} over {plural(found.seeds, 'seed')}"
+def _settings_of(study: Study, loss: str) -> list[Point]:
+    return [arm.point for arm in study.ranked if arm.point.loss == loss]
 
 
-def margins_table(studies: Sequence[Study]) -> Table:
-    """Which differences count as equal, and which as better."""
-    rows: list[list[Entry]] = [
-        [heading(s.score), f"{m.matches:g}", f"{m.beats:g}", m.because]
-        for s in studies
-        if (m := s.score.margins)
-    ]
-    return Table("Margins of the claims.", ["score", "matches: within", "beats: by", "why"], rows)
+def across_beta_table(study: Study) -> Table:
+    """The mean, the worst and the variance across beta of every series."""
+    base, (best, *_) = study.score.base, study.ranked
+    rows: list[list[Entry]] = []
+    for (loss, tau), found in study.across.items():
+        useful = NONE
+        if base is not None and study.is_better(best.mean, base):
+            of_loss = (arm for arm in study.ranked if arm.point.loss == loss)
+            settings = [arm for arm in of_loss if tau in (arm.point.tau, "best")]
+            gains = [(arm.mean - base) / (best.mean - base) for arm in settings]
+            useful = f"{sum(gain >= 0.5 for gain in gains)} of {len(gains)}"
+        low, high = (significant(end) for end in found.variance.interval or (math.nan, math.nan))
+        row: list[Entry] = [
+            found.name,
+            ", ".join(f"{beta:g}" for beta in found.betas),
+            f"{study.show.number(found.mean.mean)} {study.show.interval(found.mean.interval)}",
+            f"{study.show.number(found.worst.mean)} at {found.worst.point.beta:g}",
+            useful,
+            f"{significant(found.variance.mean)} [{low}, {high}]",
+        ]
+        rows.append(row)
+    return Table(
+        f"Across beta, by {study.score.title}. The variance is that of the means over beta, less "
+        "what noise adds. A policy that never moves has a variance of 0, so the variance says "
+        "nothing without the mean. A setting gains if it has half of the best setting's gain over "
+        "the model before training.",
+        ["series", "betas", "mean", "worst", "settings that gain", "variance"],
+        rows,
+    )
+
+
+def claims_table(claims: Sequence[Claim], compared: int) -> Table:
+    """Every part of every claim, with its numbers and its rule."""
+    table = Table(
+        "An advantage is positive where the first of the two settings is better; its 95 % interval "
+        f"is in brackets. Verdicts are corrected for all {plural(compared, 'comparison')}. "
+        "Underpowered: these runs would miss a true difference as large as the margin.",
+        ["", "claim", "verdict", "numbers", "supported if"],
+        [],
+    )
+    for claim in claims:
+        table.highlighted.add(len(table.rows))
+        table.rows.append([str(claim.number), claim.text, claim.verdict, "", ""])
+        for part in claim.parts:
+            numbers = part.numbers
+            if part.advantage and part.verdict == "underpowered":
+                numbers += f"; detectable: {significant(part.advantage.detectable)}"
+            rule = RULES[part.rule].format(margin=part.margin)
+            table.rows.append(["", part.text, part.verdict, numbers, rule])
+    return table

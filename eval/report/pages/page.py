@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import markupsafe
 import yaml
 
 from tddpo_jax.system.atomic import write_text
 
 from ..analysis import Analysis
+from ..answer import answer_of
+from ..figures.chart import STYLE
+from ..figures.curves import curves_of
+from ..figures.pictures import answer_pictures
 from ..read.settings import shared_settings
 from .card import card
 from .results_csv import results_csv
-from .run_tables import states_of
-from .sections import sections_of
+from .sections import answers_of, chips_of, sections_of
 from .tables import Link
 
 FIGURES = "report_figures"
@@ -32,26 +38,31 @@ def write_report(analysis: Analysis, command: str) -> list[Path]:
         The files that were written, except the pictures.
     """
     folder = analysis.experiment.folder
-    sections = [s for s in sections_of(analysis) if s.tables or s.pictures or s.notes]
-    figures = folder / FIGURES
-    figures.mkdir(exist_ok=True)
-    for section in sections:
-        for drawn in section.pictures:
-            (figures / f"{drawn.name}.svg").write_bytes(drawn.svg)
+    answer, pictures = answer_of(analysis), answer_pictures(analysis)
+    sections = sections_of(analysis)
+    # Pictures of an earlier report would stay beside those of this one.
+    shutil.rmtree(folder / FIGURES, ignore_errors=True)
+    (folder / FIGURES).mkdir()
+    for drawn in [*pictures, *(one for section in sections for one in section.pictures)]:
+        write_text(folder / FIGURES / f"{drawn.name}.svg", drawn.file)
     content = {
-        "title": analysis.experiment.folder.resolve().name,
-        "states": states_of(analysis.experiment),
-        "headlines": analysis.headlines,
+        "title": folder.resolve().name,
+        "answer": answer,
+        "chips": chips_of(analysis.experiment),
+        "pictures": pictures,
         "sections": sections,
+        "answers": answers_of(analysis),
+        "curves": curves_of(analysis),
         "settings": yaml.safe_dump(shared_settings(analysis.experiment), sort_keys=False),
         "command": command,
         "figures": FIGURES,
+        "style": STYLE,
     }
     texts = {
         "report.html": _environment(escape=True).get_template("page.html.j2").render(content),
         "report.md": _environment(escape=False).get_template("page.md.j2").render(content),
         "results.csv": results_csv(analysis),
-        "experiment.json": json.dumps(card(analysis), indent=2, allow_nan=False) + "\n",
+        "experiment.json": json.dumps(card(analysis, answer), indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -68,4 +79,10 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.tests["link"] = lambda entry: isinstance(entry, Link)
+    environment.filters["json"] = _json
     return environment
+
+
+def _json(value: Any) -> markupsafe.Markup:
+    """JSON that may stand in a script element of a page."""
+    return markupsafe.Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

@@ -12,8 +12,13 @@ from .run_tables import largest_gradient, speed
 
 
 def results_csv(analysis: Analysis) -> str:
-    """One row per cell, with full names of losses and scores. Only the last column is a timing."""
+    """One row per cell. Only the last column is a timing.
+
+    Scores are of the checkpoints that the halves chose, `last_` scores of the last policy. Their
+    names are those of metrics.jsonl.
+    """
     scores = analysis.found.scores
+    lasts = [score for score in scores if score.last is not None]
     # The learning rate has a column in every grid.
     others = [name for name in analysis.experiment.other_axes if name not in CELL_COLUMNS]
     file = io.StringIO()
@@ -22,8 +27,8 @@ def results_csv(analysis: Analysis) -> str:
         [
             *CELL_COLUMNS,
             *others,
-            # The column `loss` already holds the loss's name.
-            *("eval_loss" if score.name == "loss" else score.name for score in scores),
+            *(score.name for score in scores),
+            *(f"last_{score.name}" for score in lasts),
             *TRAINING_COLUMNS,
         ]
     )
@@ -37,6 +42,7 @@ def results_csv(analysis: Analysis) -> str:
                 *(chosen or (None, None)),
                 *(dict(cell.point.others).get(name) for name in others),
                 *(_plain(score.of(number)) for score in scores),
+                *(_plain(score.of_last(number)) for score in lasts),
                 _plain(largest_gradient(cell)),
                 _plain(speed(cell)),
             ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...experiment import Cell, Experiment
+from ...experiment import Cell, Experiment, State
 from ..number_formats import NONE, Format, beta_or_tau, plural, significant
 from ..read.find_scores import Found
 from ..read.scores import Score
@@ -17,28 +17,29 @@ from ..read.validation_scores import Checkpoints
 from .comparison_tables import heading
 from .tables import Entry, Link, Table
 
+NOT_SHOWN = ("eval_logps/accuracies", "log_ratio_margin")
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
 
 
 def cells_table(experiment: Experiment, found: Found) -> Table:
     """One row per cell. A click on a column's head sorts the rows."""
-    scores = [score for score in found.scores if score.margins or score.name in ("kl", "loss")]
-    head = ["cell", "state", "loss", "beta", "tau", "seed", "checkpoints chosen"]
+    scores = [score for score in found.scores if score.name not in NOT_SHOWN]
+    tau = ["tau"] if any(point.tau is not None for point in experiment.points) else []
+    axes = [*tau, *experiment.other_axes]
+    head = ["run", "state", "loss", "beta", *axes, "seed", "checkpoints chosen"]
     head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s", "files"]
     rows = [
-        _cell_row(experiment, cell, number, scores, found.checkpoints.get(cell.name))
+        _cell_row(experiment, cell, number, scores, axes, found.checkpoints.get(cell.name))
         for number, cell in enumerate(experiment.cells)
     ]
     diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
     return Table(
-        "The checkpoints are the steps that the first / the second half of the validation pairs "
-        "chose. A diverged cell is highlighted. Its last finite validation scores it, and its "
-        "answers are those of the best checkpoint before, or of the base if there was none. A "
-        "click on a head sorts.",
+        "A click on a head sorts. The checkpoints are the steps that the first / the second half "
+        "of the held-out items chose. A diverged run is highlighted.",
         head,
         rows,
         highlighted=diverged,
-        kind="sortable",
+        sortable=True,
     )
 
 
@@ -47,6 +48,7 @@ def _cell_row(
     cell: Cell,
     number: int,
     scores: Sequence[Score],
+    axes: Sequence[str],
     checkpoints: Checkpoints | None,
 ) -> list[Entry]:
     base = f"{cell.name}/" if experiment.is_grid else ""
@@ -54,11 +56,11 @@ def _cell_row(
     point, state = cell.point, cell.state
     at = f" at step {cell.divergence['step']}" if cell.divergence else ""
     row: list[Entry] = [
-        Link(cell.name, base or "./") if state != "missing" else cell.name,
+        Link(cell.name, base or "./", str(cell.folder)) if state != "missing" else cell.name,
         f"{state}{at}",
         point.loss,
         beta_or_tau(point.beta),
-        beta_or_tau(point.tau),
+        *(beta_or_tau({"tau": point.tau, **dict(point.others)}.get(name)) for name in axes),
         str(cell.seed),
         f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
     ]
@@ -82,31 +84,6 @@ def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
     return float(reduce(known)) if known else float("nan")
 
 
-def facts_table(experiment: Experiment) -> Table:
-    """Where the runs came from. An entry holds several values if cells differ."""
-    facts = [cell.facts for cell in experiment.cells if cell.facts]
-    rows: list[list[Entry]] = []
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        known = list(dict.fromkeys(str(value) for value in values if value is not None))
-        if known:
-            rows.append([name, "; ".join(known)])
-
-    add("commit", [fact.get("git_commit") for fact in facts])
-    add("versions", [_pairs_of(fact.get("versions")) for fact in facts])
-    add("device", [_pairs_of(fact.get("device")) for fact in facts])
-    add("mesh", [_pairs_of(fact.get("mesh")) for fact in facts])
-    for part in ("model", "data"):
-        for key in ("path", "sha256", "parameters", "template", "train_rows", "validation_rows"):
-            values = [(fact.get(part) or {}).get(key) for fact in facts]
-            add(f"{part}, {key.replace('_', ' ')}", values)
-    add(
-        "data, dropped rows", [_pairs_of((fact.get("data") or {}).get("dropped")) for fact in facts]
-    )
-    add("cells", [states_of(experiment)])
-    return Table("The facts in run.json of the cells.", ["", ""], rows)
-
-
 def differing_tables(experiment: Experiment) -> list[Table]:
     """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
     differing = differing_settings(experiment)
@@ -121,15 +98,10 @@ def differing_tables(experiment: Experiment) -> list[Table]:
     return [Table(caption, ["setting", *losses], rows)]
 
 
-def _pairs_of(mapping: Mapping[str, Any] | None) -> str | None:
-    return ", ".join(f"{name} {value}" for name, value in mapping.items()) if mapping else None
-
-
 def states_of(experiment: Experiment) -> str:
-    """How many cells are in each state: `60 cells: 57 finished, 2 diverged, 1 unfinished`."""
-    counts = [
-        (experiment.count(state), state)
-        for state in ("finished", "diverged", "unfinished", "missing")
-    ]
-    parts = [f"{count} {state}" for count, state in counts if count]
-    return f"{plural(len(experiment.cells), 'cell')}: {', '.join(parts)}"
+    """How many runs are in each state: `12 of 12 runs finished`, `2 diverged`."""
+    finished = experiment.count("finished")
+    parts = [f"{finished} of {plural(len(experiment.cells), 'run')} finished"]
+    states: tuple[State, ...] = ("diverged", "unfinished", "missing")
+    counts = [(experiment.count(state), state) for state in states]
+    return ", ".join([*parts, *(f"{count} {state}" for count, state in counts if count)])

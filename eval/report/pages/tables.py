@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 
 class Link(NamedTuple):
-    """Text that links to a file, by its address relative to the page."""
+    """Text that links to a file, by its address relative to the page; `path` can be copied."""
 
     text: str
     address: str
+    path: str = ""
 
 
 Entry = str | Link | list[Link]
@@ -23,11 +24,11 @@ class Table:
     Attributes:
         caption: what the table shows, and how.
         highlighted: numbers of the rows to look at first.
-        kind: `sortable` if a click on a column's head sorts the rows, or `claims`.
+        sortable: whether a click on a column's head sorts the rows.
     """
 
     caption: str
     head: list[str]
     rows: list[list[Entry]]
     highlighted: set[int] = dataclasses.field(default_factory=set)
-    kind: Literal["", "sortable", "claims"] = ""
+    sortable: bool = False

@@ -88,8 +88,16 @@ def mt_bench_scores(
             higher=True,
             margins=MARGINS["mt_bench"],
             decimals=2,
+            base=_of_bases(experiment, models),
         )
     ], note(by_base, BY_BASE.format(MT_BENCH[1]))
+
+
+def _of_bases(experiment: Experiment, models: Mapping[str, Any]) -> float | None:
+    """The rating of the model before training, if all runs have one that was asked."""
+    names = {Path(cell.facts["model"]["path"]).name for cell in experiment.cells if cell.facts}
+    base = models.get(names.pop()) if len(names) == 1 else None
+    return float(base.ratings.mean()) if base is not None and base.complete else None
 
 
 def _asked(cell: Cell) -> str:
@@ -145,5 +153,6 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
             higher=True,
             margins=MARGINS["quality"],
             decimals=3,
+            base=found[first].get("base_score"),
         )
     ], [*notes, *note(by_base, BY_BASE.format(QUALITY[1]))]

@@ -10,7 +10,7 @@ from tddpo_jax.errors import UserError
 
 from ...experiment import Experiment
 from .answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
-from .own_scores import read_own_score
+from .brought_scores import read_brought_scores
 from .scores import Score, note
 from .validation_scores import VALIDATION, Checkpoints, validation_scores
 
@@ -22,7 +22,7 @@ CELL_COLUMNS = (
 TRAINING_COLUMNS = ("largest_grad_norm", "pairs_per_second")
 # Names that a score of the user's own cannot have.
 TAKEN = {
-    *(*MT_BENCH, *QUALITY, "eval_loss"),
+    *(*MT_BENCH, *QUALITY),
     *(text for name, title, *_ in VALIDATION for text in (name, title)),
     *CELL_COLUMNS,
     *TRAINING_COLUMNS,
@@ -38,13 +38,13 @@ class Found(NamedTuple):
 
 
 def find_scores(
-    experiment: Experiment, files: Sequence[Path], judge_model: str | None, split_seed: int
+    experiment: Experiment, files: Sequence[str | Path], judge_model: str | None, split_seed: int
 ) -> Found:
     """Finds every score: first those of answers, then those of validation pairs.
 
     Args:
         experiment: the cells.
-        files: files of further scores, see `read_own_score`.
+        files: further scores, see `brought_scores`.
         judge_model: the judge whose MT-Bench ratings count; needed if there are several judges.
         split_seed: seed of the split into halves.
 
@@ -62,13 +62,13 @@ def find_scores(
     return Found([*outside, *pairs], checkpoints, notes)
 
 
-def _given(experiment: Experiment, files: Sequence[Path], split_seed: int) -> list[Score]:
+def _given(experiment: Experiment, files: Sequence[str | Path], split_seed: int) -> list[Score]:
     scores: dict[str, Score] = {}
     for file in files:
-        score = read_own_score(experiment, file, split_seed)
-        if score.name in TAKEN or score.name in scores:
-            raise UserError(f"{file}: name: another score is called {score.name!r}")
-        scores[score.name] = score
+        for score in read_brought_scores(experiment, str(file), split_seed):
+            if score.name in TAKEN or score.name in scores:
+                raise UserError(f"{file}: name: another score is called {score.name!r}")
+            scores[score.name] = score
     return list(scores.values())
 
 

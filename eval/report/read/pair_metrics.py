@@ -28,9 +28,12 @@ def pair_values(cell: Cell) -> dict[str, Float[np.ndarray, "T P"]]:
 
     A metric is NaN if it needs numbers that are not stored: exact KLs, the log-probs of tails that
     `loss.ld_alpha` weighs, and lengths in runs of earlier versions. `log_ratio_margin` is added:
-    s_w - s_l in nats, a margin that no beta scales.
+    s_w - s_l in nats, a margin that no beta scales. Of single responses there is the loss alone, in
+    nats a token.
     """
     assert cell.config is not None
+    if cell.logps.shape[-1] == 1:
+        return {"loss": -cell.logps[..., 0].astype(np.float64) / cell.lengths.mean()}
     loss = cell.config.loss.settings
     objective = objective_of([loss])
     tokens_per_pair = float(cell.lengths[:, 0].mean()) if len(cell.lengths) else 1.0

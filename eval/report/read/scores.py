@@ -27,7 +27,7 @@ class Margins(NamedTuple):
 MARGINS = {
     "mt_bench": Margins(0.1, 1.5, "the experiment's own numbers"),
     "quality": Margins(0.02, 0.05, "on a scale from 0 to 1"),
-    "accuracy": Margins(0.02, 0.02, "two pairs in a hundred"),
+    "eval_rewards/accuracies": Margins(0.02, 0.02, "two pairs in a hundred"),
 }
 
 
@@ -46,6 +46,8 @@ class Score:
             half chose.
         scoring: `[C, U]`, the numbers that score: each item under the checkpoint that the other
             half chose. NaN where a cell has no score.
+        last: `[C, U]`, the numbers of the last policy; None if only one policy has a score.
+        base: the number of the model before training; None if it is not known.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Score:
     second: Bool[np.ndarray, " U"]
     choosing: Float[np.ndarray, "C U"]
     scoring: Float[np.ndarray, "C U"]
+    last: Float[np.ndarray, "C U"] | None = None
+    base: float | None = None
 
     def has(self, cell: int) -> bool:
         """Whether the cell of this number has a score."""
@@ -66,6 +70,12 @@ class Score:
     def of(self, cell: int) -> float:
         """A cell's score: its mean over items; NaN if it has none."""
         return float(np.nanmean(self.scoring[cell])) if self.has(cell) else float("nan")
+
+    def of_last(self, cell: int) -> float:
+        """The score of a cell's last policy; NaN if it is not known."""
+        if self.last is None or not self.has(cell):
+            return float("nan")
+        return float(np.nanmean(self.last[cell]))
 
 
 def note(names: Sequence[str], text: str) -> list[str]:

@@ -9,11 +9,13 @@ from tddpo_jax.config.dotted import with_value
 
 from ...experiment import Experiment
 
+# What `run.json` says of where a run came from.
+FACTS = ("versions", "git_commit", "device", "mesh", "model", "data")
 AXES = ("loss.name", "loss.beta", "loss.tau", "seed")
 
 
 def shared_settings(experiment: Experiment) -> dict[str, Any]:
-    """The settings that have one value in all cells, nested. The axes of a grid are left out."""
+    """Settings and facts that are the same in all cells, nested. A grid's axes are left out."""
     shared: dict[str, Any] = {}
     for name, values in _values(experiment).items():
         if all(value == values[0][1] for _, value in values):
@@ -52,8 +54,10 @@ def _values(experiment: Experiment) -> dict[str, list[tuple[str, Any]]]:
     for cell in experiment.cells:
         if cell.config is None:
             continue
-        for name, value in _flat(cell.config.model_dump(mode="json")).items():
-            if name not in left_out:
+        facts = {name: value for name, value in cell.facts.items() if name in FACTS}
+        known = {**cell.config.model_dump(mode="json"), "run": facts}
+        for name, value in _flat(known).items():
+            if name not in left_out and not isinstance(value, list):
                 found.setdefault(name, []).append((cell.config.loss.title, value))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,15 @@ from ...experiment import Experiment
 from .pair_metrics import chosen_checkpoints, halves, halves_can_choose, pair_values
 from .scores import MARGINS, Score, note
 
-# name, title, unit, whether higher is better, decimals, key of `pair_metrics.pair_values`
+ACCURACY = "eval_rewards/accuracies"
+# name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals,
+# key of `pair_metrics.pair_values`
 VALIDATION = (
-    ("accuracy", "validation reward accuracy", "share of pairs", True, 3, "rewards/accuracies"),
-    ("logps_accuracy", "log-prob accuracy", "share of pairs", True, 3, "logps/accuracies"),
+    (ACCURACY, "reward accuracy", "share of held-out pairs", True, 3, "rewards/accuracies"),
+    ("eval_logps/accuracies", "log-prob accuracy", "share of pairs", True, 3, "logps/accuracies"),
     ("log_ratio_margin", "log-ratio margin", "nats", True, 2, "log_ratio_margin"),
-    ("kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2, "kl"),
-    ("loss", "validation loss", "nats", False, 4, "loss"),
+    ("eval_kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2, "kl"),
+    ("eval_loss", "validation loss", "nats", False, 4, "loss"),
 )
 
 
@@ -40,9 +43,11 @@ def validation_scores(
         return [], {}, []
     strata = ("pairs",) * pairs
     second = halves(strata, split_seed)
-    shape = len(cells), pairs
-    choosing = {name: np.full(shape, np.nan) for name, *_ in VALIDATION}
-    scoring = {name: np.full(shape, np.nan) for name, *_ in VALIDATION}
+    nothing = np.full((len(cells), pairs), np.nan)
+    choosing: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
+    scoring: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
+    last: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
+    before: dict[str, set[float]] = collections.defaultdict(set)
     checkpoints, unchosen = {}, []
     for number, cell in enumerate(cells):
         if not cell.steps:
@@ -56,10 +61,12 @@ def validation_scores(
         recorded = {record["step"]: record["eval_loss"] for record in cell.validations}
         means = np.array([[recorded[step]] for step in cell.steps])
         values["loss"] = np.where(np.isnan(values["loss"]), means, values["loss"])
-        for name, *_, key in VALIDATION:
-            chosen_by_first, chosen_by_second = values[key][of_first], values[key][of_second]
-            choosing[name][number] = np.where(second, chosen_by_second, chosen_by_first)
-            scoring[name][number] = np.where(second, chosen_by_first, chosen_by_second)
+        for key, found in values.items():
+            choosing[key][number] = np.where(second, found[of_second], found[of_first])
+            scoring[key][number] = np.where(second, found[of_first], found[of_second])
+            last[key][number] = found[-1]
+            if cell.steps[0] == 0:
+                before[key].add(float(np.float32(found[0].mean())))
     scores = [
         Score(
             name=name,
@@ -70,10 +77,14 @@ def validation_scores(
             decimals=decimals,
             strata=strata,
             second=second,
-            choosing=choosing[name],
-            scoring=scoring[name],
+            choosing=choosing[key],
+            scoring=scoring[key],
+            last=last[key],
+            # Losses differ before training already.
+            base=before[key].pop() if len(before[key]) == 1 else None,
         )
-        for name, title, unit, higher, decimals, _ in VALIDATION
+        for name, title, unit, higher, decimals, key in VALIDATION
+        if key in scoring
     ]
     text = (
         "validation pairs: {} chose checkpoints by a metric that is not known for single pairs; "

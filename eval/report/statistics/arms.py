@@ -6,7 +6,7 @@ The best is chosen on one half of the items and scored on the other. S seeds, U 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -36,9 +36,9 @@ class Arm:
         return means_over_items(self.scoring)
 
     @property
-    def seeds(self) -> int:
-        """How many seeds have a score."""
-        return int(np.isfinite(self.per_seed).sum())
+    def is_setting(self) -> bool:
+        """False if the halves chose among several settings."""
+        return self.chosen == (self.point, self.point)
 
     @property
     def mean(self) -> float:
@@ -133,19 +133,3 @@ def _best(arms: Sequence[Arm], score: Score, half: np.ndarray) -> Arm:
     """The arm with the best mean over seeds on one half; the first one if several are equal."""
     means = [np.nanmean(means_over_items(arm.choosing[:, half])) for arm in arms]
     return arms[int(np.nanargmax(means) if score.higher else np.nanargmin(means))]
-
-
-def best_settings(arms: Iterable[Arm], score: Score) -> dict[str, Arm]:
-    """For each loss, the setting with the best mean over all items.
-
-    The choice flatters that mean, because the same items choose and score.
-    """
-    best: dict[str, Arm] = {}
-    sign = 1 if score.higher else -1
-    for arm in arms:
-        if arm.chosen != (arm.point, arm.point):
-            continue
-        known = best.get(arm.point.loss)
-        if known is None or sign * arm.mean > sign * known.mean:
-            best[arm.point.loss] = arm
-    return best

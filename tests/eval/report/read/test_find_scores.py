@@ -15,7 +15,6 @@ from eval.experiment import read_experiment
 from eval.quality.quality_file import standing_of
 from eval.report.read.find_scores import find_scores
 from eval.report.read.pair_metrics import pair_values
-from eval.report.statistics.score_statistics import study_both_ways
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.reading import resolve
 
@@ -28,7 +27,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_are_of_the_checkpoint_that_the_other_half_chose(grid: Path) -> None:
     experiment = read_experiment(grid)
     found = find_scores(experiment, [], None, 0)
-    score = next(score for score in found.scores if score.name == "accuracy")
+    score = next(score for score in found.scores if score.name == "eval_rewards/accuracies")
     cell = experiment.cells[-1]
     values = pair_values(cell)["rewards/accuracies"]
     chosen = found.checkpoints[cell.name]
@@ -42,7 +41,7 @@ def test_scores_are_of_the_checkpoint_that_the_other_half_chose(grid: Path) -> N
 def test_a_diverged_cell_counts_with_its_last_finite_validation(grid: Path) -> None:
     experiment = read_experiment(grid)
     found = find_scores(experiment, [], None, 0)
-    score = next(score for score in found.scores if score.name == "accuracy")
+    score = next(score for score in found.scores if score.name == "eval_rewards/accuracies")
     assert found.checkpoints[NAMES[0]] == (10, 10)
     assert found.checkpoints[NAMES[1]] == (0, 0)
     assert score.of(1) == 0.5
@@ -54,7 +53,7 @@ def test_a_loss_that_needs_the_whole_vocabulary_is_the_recorded_mean(tmp_path: P
     cell = resolve({"loss": {"kl": "full"}})
     write_grid(tmp_path / "g", [cell], lambda _: 0.7, pairs=10)
     found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
-    loss = next(score for score in found.scores if score.name == "loss")
+    loss = next(score for score in found.scores if score.name == "eval_loss")
     step = found.checkpoints[cell_name(cell)].first
     assert loss.of(0) == pytest.approx(0.7 - 0.3 * step / 20)
 
@@ -114,11 +113,10 @@ def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"name": "a"}, "matches: Field required"),
-        ({"name": "accuracy", "cells": {NAMES[4]: 1}}, "name: another score is called 'accuracy'"),
+        ({"name": "reward accuracy", "cells": {NAMES[4]: 1}}, "name: another score is called"),
         ({"name": "beta", "cells": {NAMES[4]: 1}}, "name: another score is called 'beta'"),
         ({"name": "a/b", "cells": {}}, "name: String should match"),
         ({"name": "answer quality", "cells": {NAMES[4]: 1}}, "name: another score is called"),
-        ({"unit": "$", "cells": {}}, "unit: String should match"),
         ({"matches": -1, "cells": {}}, "matches: Input should be greater"),
         (
             {"higher_is_better": "false", "cells": {}},
@@ -153,7 +151,7 @@ def test_a_finished_cell_without_its_evaluations_is_told(tmp_path: Path) -> None
     write_grid(tmp_path / "g", SMALL[4:], pairs=10)
     shutil.rmtree(tmp_path / "g" / NAMES[4] / "evaluations")
     notes = find_scores(read_experiment(tmp_path / "g"), [], None, 0).notes
-    assert f"validation reward accuracy: 1 cell ended without a score: {NAMES[4]}" in notes
+    assert f"reward accuracy: 1 cell ended without a score: {NAMES[4]}" in notes
 
 
 def test_quality_of_other_prompts_is_refused_and_damage_is_named(tmp_path: Path) -> None:
@@ -206,13 +204,3 @@ def test_a_cell_that_diverged_before_any_best_counts_with_its_base(tmp_path: Pat
     found = find_scores(experiment, [], None, 0)
     assert math.isnan(found.scores[0].of(0))
     assert f"MT-Bench: 1 cell ended without a score: {NAMES[4]}" in found.notes
-
-
-def test_a_study_is_made_without_the_diverged_where_they_have_no_score(tmp_path: Path) -> None:
-    write_grid(tmp_path / "g", SMALL[4:], pairs=10, diverged={NAMES[4]: 3})
-    write_quality(tmp_path / "g", lambda _: 0.5)
-    (tmp_path / "g" / NAMES[4] / "quality.json").unlink()
-    experiment = read_experiment(tmp_path / "g")
-    quality = find_scores(experiment, [], None, 0).scores[0]
-    assert not quality.has(0)
-    assert study_both_ways(experiment, quality)[1] is not None

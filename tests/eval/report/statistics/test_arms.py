@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from synthetic_grid import write_grid
 
 from eval.experiment import Point, read_experiment
 from eval.report.analysis import analyse
+from eval.report.answer import answer_of
 from eval.report.pages.page import write_report
-from eval.report.statistics.sensitivity import series_of
+from eval.report.statistics.across_beta import series_of
 from tddpo_jax.config.cells import expand
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import Config
@@ -50,7 +49,7 @@ def test_cells_that_differ_in_the_rate_are_settings_of_their_own(folder):
 
 
 def test_a_loss_is_compared_at_the_rate_that_the_other_half_chose(folder):
-    study = analyse(folder).studies["accuracy"]
+    study = analyse(folder).studies["eval_rewards/accuracies"]
     for loss, tau in (("td_dpo", 1.0), ("dpo", None)):
         good, bad = (study.arms[Point(loss, 0.05, tau, rate(value))] for value in (GOOD, BAD))
         assert good.mean > 0.7 > bad.mean
@@ -64,6 +63,27 @@ def test_a_loss_is_compared_at_the_rate_that_the_other_half_chose(folder):
 
 def test_the_report_names_the_rates(folder):
     write_report(analyse(folder), "the command")
-    assert "learning rate 0.0001" in (folder / "report.md").read_text()
-    card = json.loads((folder / "experiment.json").read_text())
-    assert f'"learning_rate": {GOOD}' in json.dumps(card)
+    text = (folder / "report.md").read_text()
+    assert "learning rate 0.0001" in text
+    assert "answer_learning_rate_0.0001.svg" in text
+
+
+def test_the_headline_depends_on_the_rate_where_the_leader_does(tmp_path):
+    """DPO leads at the lower rate, TD-DPO at the higher one."""
+
+    def turns(config: Config) -> float:
+        is_low = config.train.learning_rate == BAD
+        return 0.8 if (config.loss.name == "dpo") == is_low else 0.6
+
+    settings = {
+        "loss": {"name": ["td_dpo", "dpo"]},
+        "train": {"learning_rate": [BAD, GOOD]},
+        "seed": [0, 1],
+    }
+    cells = [resolve(cell) for cell in expand(settings)]
+    more = answer_of(analyse(write_grid(tmp_path / "g", cells, turns))).more
+    told = "The answer depends on the learning rate. Leading are: "
+    assert any(line.startswith(told) for line in more)
+    assert any(
+        "at learning rate 1e-06, DPO; at learning rate 0.0001, TD-DPO" in one for one in more
+    )

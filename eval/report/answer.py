@@ -1,0 +1,305 @@
+"""The first screen in words: the question, its answer, how sure that is, and how to use it.
+
+The question is made from what varies among the runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..experiment import Cell, Experiment, Point
+from .analysis import Analysis, Rival
+from .number_formats import plural, significant
+from .read.validation_scores import ACCURACY
+from .statistics.arms import Arm, best_of
+from .statistics.study import Study
+
+# How losses are written in sentences. Others are written as they are named.
+LOSS_NAMES = {
+    "td_dpo": "TD-DPO",
+    "dpo": "DPO",
+    "discopop": "DiscoPOP",
+    "ipo": "IPO",
+    "simpo": "SimPO",
+    "sft": "SFT",
+    "hinge": "hinge loss",
+}
+# For each score: what the best one does, the question's verb for one thing and for several, items.
+DOES = {
+    "quality": ("writes the best answers", "writes best", "write best", "prompts"),
+    "mt_bench": ("writes the best answers", "writes best", "write best", "questions"),
+    ACCURACY: ("orders the most pairs right", "orders pairs best", "order pairs best", "pairs"),
+}
+ENOUGH_SEEDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The first screen.
+
+    Attributes:
+        lead: the beginning of the sentence, which names the winner.
+        rest: the rest of the sentence.
+        more: further sentences, one number each.
+        best: for each of the best three settings its name, its score and the range of its seeds.
+        sure: how sure the answer is, as sentences.
+        command: the command that uses the winner; empty if there is none.
+    """
+
+    question: str
+    lead: str
+    rest: str
+    more: Sequence[str] = ()
+    best: Sequence[tuple[str, str, str]] = ()
+    sure: Sequence[str] = ()
+    command: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """All sentences, for those who read no page."""
+        return [self.question, f"{self.lead}{self.rest}", *self.more, *self.sure]
+
+
+def varying(experiment: Experiment) -> list[str]:
+    """The names of what varies between settings: `loss`, `beta`, `tau`, and other axes."""
+    points = experiment.points
+    values: dict[str, set[Any]] = {
+        "loss": {point.loss for point in points},
+        "beta": {point.beta for point in points},
+        "tau": {point.tau for point in points} - {None},
+        **{
+            name: {dict(point.others).get(name) for point in points}
+            for name in experiment.other_axes
+        },
+    }
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def loss_name(loss: str) -> str:
+    """The loss as it is written in sentences."""
+    return LOSS_NAMES.get(loss, loss)
+
+
+def name_of(point: Point, axes: Sequence[str]) -> str:
+    """A setting in words: its loss, and those of its numbers that vary.
+
+    >>> name_of(Point("td_dpo", 0.01, 1.0), ["loss", "beta"])
+    'TD-DPO, beta 0.01'
+    """
+    numbers = [("beta", point.beta), ("tau", point.tau), *point.others]
+    shown = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in numbers
+        if name in axes and not isinstance(value, str) and value is not None
+    ]
+    return ", ".join([loss_name(point.loss), *shown])
+
+
+def answer_of(analysis: Analysis) -> Answer:
+    """The first screen of a report."""
+    study, axes = analysis.main, varying(analysis.experiment)
+    if study is None:
+        question = "Did it learn?" if not axes else f"Which {_listed(axes)} is best?"
+        return _without_score(analysis.experiment, question)
+    if not axes:
+        return _learned(analysis, study)
+    best = study.ranked[0]
+    does, one, several, _ = _words(study)
+    rival = _rival(analysis)
+    score = f"{study.show.number(best.mean)}"
+    rest = f" {does}: its score is {score}."
+    if rival and not rival.is_told_apart:
+        rest = f" is ahead with {score}, but chance may explain its lead."
+    return Answer(
+        question=f"Which {_listed(axes)} {one if len(axes) == 1 else several}?",
+        lead=name_of(best.point, axes),
+        rest=rest,
+        more=[
+            *_others_at_their_best(study),
+            *_before(study),
+            *_conditions(study, analysis.experiment),
+        ],
+        best=[_row(study, arm, axes) for arm in study.ranked[:3]],
+        sure=_how_sure(analysis, study, rival, axes),
+        command=_command(analysis, study),
+    )
+
+
+def _words(study: Study) -> tuple[str, str, str, str]:
+    title = study.score.title
+    extreme = "highest" if study.score.higher else "lowest"
+    has = f"has the {extreme} {title}"
+    return DOES.get(study.score.name, (has, has, f"have the {extreme} {title}", "items"))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`loss`, `loss and beta`, `loss, beta and tau`."""
+    words = [name.replace("_", " ") for name in names]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _rival(analysis: Analysis) -> Rival | None:
+    """What the winner is held against: the best setting of another loss, or else the second."""
+    study = analysis.main
+    assert study is not None
+    loss = study.ranked[0].point.loss
+    other = (rival for rival in analysis.rivals if rival.arm.point.loss != loss)
+    return next(other, next(iter(analysis.rivals), None))
+
+
+def _others_at_their_best(study: Study) -> list[str]:
+    _, *others = study.best_of_losses.values()
+    return [
+        f"{loss_name(arm.point.loss)} at its best has {study.show.number(arm.mean)}."
+        for arm in others[:3]
+    ]
+
+
+def _before(study: Study) -> list[str]:
+    base = study.score.base
+    return [] if base is None else [f"The model before training has {study.show.number(base)}."]
+
+
+def _conditions(study: Study, experiment: Experiment) -> list[str]:
+    """Where another number varies, such as the learning rate: the leading loss at each value."""
+    leading: dict[str, str] = {}
+    for others in dict.fromkeys(point.others for point in experiment.points if point.others):
+        at = [arm for arm in study.ranked if arm.point.others == others]
+        if len({arm.point.loss for arm in at}) > 1:
+            numbers = _listed([f"{name} {value:g}" for name, value in others])
+            leading[numbers] = loss_name(at[0].point.loss)
+    if len(leading) < 2:
+        return []
+    names = _listed(experiment.other_axes)
+    if len(set(leading.values())) == 1:
+        return [f"{next(iter(leading.values()))} leads at every {names} tried."]
+    turns = "; ".join(f"at {numbers}, {loss}" for numbers, loss in leading.items())
+    return [f"The answer depends on the {names}. Leading are: {turns}."]
+
+
+def _row(study: Study, arm: Arm, axes: Sequence[str]) -> tuple[str, str, str]:
+    known = arm.per_seed[np.isfinite(arm.per_seed)]
+    low, high = (study.show.number(float(one)) for one in (known.min(), known.max()))
+    seeds = f"seeds {low} to {high}" if len(known) > 1 else "one seed"
+    return name_of(arm.point, axes), study.show.number(arm.mean), seeds
+
+
+def _how_sure(
+    analysis: Analysis, study: Study, rival: Rival | None, axes: Sequence[str]
+) -> list[str]:
+    show, items = study.show, _words(study)[3]
+    lines = []
+    if rival and rival.lead:
+        name = name_of(rival.arm.point, axes)
+        lead, spread = show.number(rival.lead.mean), show.interval(rival.lead.interval)
+        lines.append(f"The lead over {name} is {lead}, 95 % {spread}.")
+        if rival.lead.seeds > 1 and not rival.is_told_apart:
+            least = show.number(rival.lead.detectable)
+            lines.append(f"Underpowered: a true lead would have to be {least} to be found here.")
+        if len(analysis.rivals) > 1:
+            alike = sum(not one.is_told_apart for one in analysis.rivals)
+            lines.append(
+                f"{alike or 'None'} of the {len(analysis.rivals)} other settings cannot be told "
+                "from the best."
+                if alike
+                else f"It is surely better than all {len(analysis.rivals)} other settings."
+            )
+    settings = [arm for arm in study.arms.values() if arm.is_setting]
+    honest = best_of(settings, study.score, Point("best", "best", None))
+    if honest is not None and len(settings) > 1:
+        lines.append(
+            f"Chosen on one half of the {items} and scored on the other, the best has "
+            f"{show.number(honest.mean)}."
+        )
+    return [*lines, *_last_policy(analysis, axes), *_few_seeds(analysis.experiment)]
+
+
+def _last_policy(analysis: Analysis, axes: Sequence[str]) -> list[str]:
+    """A sentence if the winner's last policy is worse on the pairs than the kept one."""
+    pairs = analysis.studies.get(ACCURACY)
+    if pairs is None or analysis.main is None:
+        return []
+    point, score = analysis.main.ranked[0].point, pairs.score
+    own = [n for n, cell in enumerate(analysis.experiment.cells) if cell.point == point]
+    kept, last = (float(np.nanmean([of(n) for n in own])) for of in (score.of, score.of_last))
+    if not kept - last > 0.02:
+        return []
+    shown = pairs.show.number(kept - last)
+    return [f"It got worse before it ended: the last policy's {score.title} is lower by {shown}."]
+
+
+def _few_seeds(experiment: Experiment) -> list[str]:
+    seeds = len(experiment.seeds)
+    if seeds >= ENOUGH_SEEDS or not experiment.is_grid:
+        return []
+    more = " ".join(map(str, range(ENOUGH_SEEDS)))
+    few = "One seed is" if seeds == 1 else f"{seeds} seeds are"
+    return [f"{few} few: the same command with --seed {more} adds others."]
+
+
+def _command(analysis: Analysis, study: Study) -> str:
+    """The command that asks the best run of the winner."""
+    point = study.ranked[0].point
+    best = [
+        (study.score.of(number), cell)
+        for number, cell in enumerate(analysis.experiment.cells)
+        if cell.point == point and study.score.has(number) and (cell.folder / "best").is_dir()
+    ]
+    if not best:
+        return ""
+    _, cell = (max if study.score.higher else min)(best, key=lambda one: one[0])
+    return f'python -m tddpo_jax generate --model {shlex.quote(str(cell.folder))} --prompt "..."'
+
+
+# ---- One setting ---------------------------------------------------------------------------------
+
+
+def _learned(analysis: Analysis, study: Study) -> Answer:
+    """Whether the only setting is better than the model before training."""
+    (point,) = {arm.point for arm in study.ranked}
+    arm, found, base = study.arms[point], study.estimates[point], study.score.base
+    show, title = study.show, study.score.title
+    number = show.number(arm.mean)
+    lead, rest = "Not known", f": its {title} is {number}, and that before training is not known."
+    if base is not None:
+        low, high = found.interval or (arm.mean, arm.mean)
+        surely = low > base or high < base
+        better = study.is_better(arm.mean, base)
+        lead = ("Yes" if better else "No") if surely else "Not surely"
+        rest = f": its {title} is {number}."
+    return Answer(
+        question="Did it learn?",
+        lead=lead,
+        rest=rest,
+        more=_before(study),
+        best=[_row(study, arm, [])] if found.seeds > 1 else [],
+        sure=[
+            *([f"95 % over {plural(found.seeds, 'seed')}: {show.interval(found.interval)}."]),
+            *_last_policy(analysis, []),
+            *_few_seeds(analysis.experiment),
+        ],
+        command=_command(analysis, study),
+    )
+
+
+def _without_score(experiment: Experiment, question: str) -> Answer:
+    """Without a score the training loss is all there is."""
+    ended = [cell for cell in experiment.cells if cell.ended]
+    if not ended:
+        return Answer(question, "Not known yet", ": no run has finished.")
+    more = _loss_fell(ended[0]) if len(ended) == 1 else []
+    return Answer(question, "Not known", ": no finished run has a score on held-out data.", more)
+
+
+def _loss_fell(cell: Cell) -> list[str]:
+    losses = [record["loss"] for record in cell.training]
+    if len(losses) < 2:
+        return []
+    tenth = max(len(losses) // 10, 1)
+    first, last = (significant(float(np.mean(part))) for part in (losses[:tenth], losses[-tenth:]))
+    return [f"The training loss was {first} at first.", f"It was {last} in the end."]

@@ -1,0 +1,147 @@
+"""How a loss fares across beta: its mean, its worst beta, and the variance of its means.
+
+The variance stands beside the mean, because a policy that never moves has none. Noise alone makes
+the means of several betas differ, so its part is subtracted. The betas of a grid are fixed, so the
+mean squares of B means are noncentral, which gives the error of a variance and, by Fieller's
+method, the interval of a ratio of two. B betas, S seeds, U items.
+
+References:
+    Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4.
+    Fieller, "Some Problems in Interval Estimation" (1954).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.special import stdtrit
+
+from ...experiment import Point
+from ...uncertainty import LEVEL, Interval
+from .arms import Arm
+from .estimates import Estimate, estimate, spread_of_mean
+
+# A loss and its tau; None for a loss without tau.
+Series = tuple[str, float | Literal["best"] | None]
+
+
+class AcrossBeta(NamedTuple):
+    """A series over its betas, by the seeds that all of them have.
+
+    Attributes:
+        mean: the mean over betas.
+        worst: the arm with the worst mean.
+        variance: of the means over betas, less noise, at least 0; its mean is in the score's unit
+            squared.
+    """
+
+    name: str
+    betas: tuple[float, ...]
+    mean: Estimate
+    worst: Arm
+    variance: Estimate
+
+
+class Ratio(NamedTuple):
+    """The variance across beta of one series over that of another, and their means.
+
+    Attributes:
+        value: the ratio; NaN if the baseline varies by no more than noise.
+        interval: 95 %; (0, infinity) if nothing is known.
+        advantage: `largest` times the variance of the baseline, less the variance of the series.
+        means: the mean over betas of the series less that of the baseline.
+    """
+
+    betas: tuple[float, ...]
+    value: float
+    interval: Interval
+    advantage: Estimate
+    means: Estimate
+
+
+def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
+    """The arms of each loss and tau, sorted by beta. `best` counts as a tau.
+
+    If a grid has other axes, these are the arms at their best values.
+    """
+    found: dict[Series, list[Arm]] = {}
+    for point in sorted(arms, key=lambda point: point.place):
+        if point.beta != "best" and not point.others:
+            found.setdefault((point.loss, point.tau), []).append(arms[point])
+    return found
+
+
+def across_beta(arms: Sequence[Arm], strata: Sequence[str], higher: bool) -> AcrossBeta | None:
+    """A series over its betas; None if there are fewer than two betas, or no common seed."""
+    seeds = _common_seeds(arms)
+    if len(arms) < 2 or not seeds.any():
+        return None
+    values = np.stack([arm.scoring[seeds] for arm in arms])
+    mean = estimate(values.mean(axis=0), strata)
+    if mean is None:
+        return None
+    worst = (min if higher else max)(arms, key=lambda arm: arm.mean)
+    betas = tuple(float(arm.point.beta) for arm in arms)
+    return AcrossBeta(arms[0].point.series, betas, mean, worst, _variance(values, strata))
+
+
+def _common_seeds(arms: Sequence[Arm]) -> Bool[np.ndarray, " S"]:
+    return np.isfinite(np.stack([arm.per_seed for arm in arms])).all(axis=0)
+
+
+def _variance(values: Float[np.ndarray, "B S U"], strata: Sequence[str]) -> Estimate:
+    """The variance of the B means, less noise."""
+    values = values[:, :, np.isfinite(values).all(axis=(0, 1))]
+    free = len(values) - 1
+    noise, freedom = spread_of_mean(values, strata)
+    variance = max(float(values.mean(axis=(1, 2)).var(ddof=1)) - noise, 0.0)
+    # The first part is the variance of a noncentral mean square, the second that of the noise.
+    squared = (4 * noise * variance + 2 * noise**2) / free + 2 * noise**2 / max(freedom, 1)
+    return Estimate(variance, math.sqrt(squared), freedom, values.shape[1])
+
+
+def ratio(
+    arms: Sequence[Arm], baseline: Sequence[Arm], strata: Sequence[str], largest: float
+) -> Ratio | None:
+    """Two series over their common betas and seeds; None if betas or seeds do not suffice.
+
+    Args:
+        arms, baseline: the series.
+        strata: the stratum of each item.
+        largest: the ratio that the advantage is held against.
+    """
+    common = {arm.point.beta for arm in arms} & {arm.point.beta for arm in baseline}
+    sides = [[arm for arm in side if arm.point.beta in common] for side in (arms, baseline)]
+    if len(common) < 2 or not (seeds := _common_seeds([*sides[0], *sides[1]])).any():
+        return None
+    over, under = (np.stack([arm.scoring[seeds] for arm in side]) for side in sides)
+    means = estimate((over - under).mean(axis=0), strata)
+    if means is None:
+        return None
+    first, second = (_variance(side, strata) for side in (over, under))
+    freedom = min(first.freedom, second.freedom)
+    advantage = Estimate(
+        largest * second.mean - first.mean,
+        math.hypot(first.error, largest * second.error),
+        freedom,
+        first.seeds,
+    )
+    value = first.mean / second.mean if second.mean > 0 else math.nan
+    betas = tuple(float(arm.point.beta) for arm in sides[0])
+    return Ratio(betas, value, _fieller(first, second, freedom), advantage, means)
+
+
+def _fieller(over: Estimate, under: Estimate, freedom: float) -> Interval:
+    """The ratios R for which `over - R under` is within 95 % of 0, cut off at 0."""
+    t = float(stdtrit(freedom, (1 + LEVEL) / 2))
+    a = under.mean**2 - (t * under.error) ** 2
+    b = over.mean * under.mean
+    c = over.mean**2 - (t * over.error) ** 2
+    if not a > 0:
+        return 0.0, math.inf
+    root = math.sqrt(max(b * b - a * c, 0.0))
+    return max((b - root) / a, 0.0), (b + root) / a
