@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..experiment import Cell, Experiment, Point
+from ..experiment import Experiment, Point
 from .analysis import Analysis, Rival
-from .number_formats import plural, significant
+from .number_formats import plural
 from .read.validation_scores import ACCURACY
 from .statistics.arms import Arm, best_of
 from .statistics.study import Study
@@ -288,18 +288,7 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
 
 
 def _without_score(experiment: Experiment, question: str) -> Answer:
-    """Without a score the training loss is all there is."""
-    ended = [cell for cell in experiment.cells if cell.ended]
-    if not ended:
+    """Without a score nothing can be said."""
+    if not any(cell.ended for cell in experiment.cells):
         return Answer(question, "Not known yet", ": no run has finished.")
-    more = _loss_fell(ended[0]) if len(ended) == 1 else []
-    return Answer(question, "Not known", ": no finished run has a score on held-out data.", more)
-
-
-def _loss_fell(cell: Cell) -> list[str]:
-    losses = [record["loss"] for record in cell.training]
-    if len(losses) < 2:
-        return []
-    tenth = max(len(losses) // 10, 1)
-    first, last = (significant(float(np.mean(part))) for part in (losses[:tenth], losses[-tenth:]))
-    return [f"The training loss was {first} at first.", f"It was {last} in the end."]
+    return Answer(question, "Not known", ": no finished run has a score on held-out data.")

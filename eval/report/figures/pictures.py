@@ -79,7 +79,7 @@ def _text(value: float | str | None) -> str:
 def _value(point: Point, axis: str) -> float | str | None:
     """A setting's value on an axis; None if its loss does not have it."""
     own = {"loss": "", "beta": point.beta, "tau": point.tau, **dict(point.others)}
-    return own[axis]
+    return own.get(axis)
 
 
 def _series(point: Point, over: str, axes: Sequence[str]) -> str:
@@ -163,7 +163,7 @@ def frontier(analysis: Analysis) -> list[Picture]:
         chart(
             "score_against_kl",
             f"{study.score.title} against KL",
-            list(lines.values()),
+            [line._replace(dots=sorted(line.dots)) for line in lines.values()],
             Ticks(title, ticks.marks),
             f"{study.score.title} ({study.score.unit})",
             base=study.score.base,

@@ -21,6 +21,7 @@ from eval.report.__main__ import main
 from eval.report.read.settings import differing_settings, shared_settings
 from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.reading import resolve
+from tddpo_jax.runs.sampled_answers import SampledAnswer, write_answers
 
 CELLS = experiment_cells(beta=[0.01, 2.5], tau=[0.5, 2.0], seed=[0, 1])
 NAMES = [cell_name(cell) for cell in CELLS]
@@ -42,6 +43,10 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
         missing=[NAMES[5]],
     )
     write_quality(folder, lambda name: 0.7 if name.startswith("td") else 0.5)
+    for step in (0, 20):
+        row = {"step": step, "row": 3, "prompt": "Why </script>?", "answer": f"At <{step}>."}
+        rest = {"finish_reason": "stop", "chosen": "a", "rejected": "b"}
+        write_answers(folder / NAMES[0], step, [SampledAnswer(**row, **rest)])
     assert main([str(folder)]) == 0
     return folder
 
@@ -323,6 +328,8 @@ addEventListener("load", () => {
     document.querySelectorAll("#curves polyline").length;
   found.metrics = [...pick.options].map((option) => option.value);
   found.lines = [lines()];
+  found.answers = [...document.querySelectorAll("#answers > *, #answers p")].map(
+    (one) => one.textContent);
   for (const id of ["all", "none"]) {
     document.getElementById(id).click();
     found.lines.push(lines());
@@ -377,6 +384,7 @@ def test_in_a_browser(grid: Path, tmp_path: Path, width: int, scheme: int) -> No
     found = json.loads(matched[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert all(one.startswith("data:") for one in found["loaded"])
     assert found["metrics"][0] == "eval_rewards/accuracies"
+    assert found["answers"] == ["Why </script>?", "At <0>.At <20>.", "At <0>.", "At <20>."]
     # Six runs of the best three settings; 16 without the missing one; none; all again.
     assert 4 <= found["lines"][0] <= 6
     assert found["lines"][1:] == [15, 0, 15]
