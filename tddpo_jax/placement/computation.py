@@ -14,6 +14,7 @@ from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attention.kernels import HOPPER
 from tddpo_jax.models.decoder import Remat
+from tddpo_jax.models.experts.grouped import Implementation
 from tddpo_jax.placement.shardings import row_sharding
 
 
@@ -64,7 +65,19 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
 def computation(config: ModelConfig, mesh: Mesh) -> Computation:
     """How to compute the model on this mesh, according to the settings."""
     attention = attention_implementation(config)
-    return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
+    dtype, kind = compute_dtype(config.dtype), mesh.devices.flat[0].device_kind
+    experts = expert_implementation(dtype, kind)
+    return Computation(dtype, attention, config.remat, row_sharding(mesh), experts)
+
+
+def expert_implementation(dtype: Any, kind: str) -> Implementation:
+    """The grouped products of experts on a kind of device.
+
+    They are `tokamax` for bfloat16 on Hopper GPUs if it is installed, and `tiles` everywhere else.
+    """
+    is_installed = importlib.util.find_spec("tokamax") is not None
+    is_fit = dtype == jnp.bfloat16 and kind.startswith(HOPPER)
+    return "tokamax" if is_fit and is_installed else "tiles"
 
 
 class Computation(NamedTuple):
@@ -74,3 +87,4 @@ class Computation(NamedTuple):
     attention: str  # name of the back-end
     remat: Remat
     rows: NamedSharding  # sharding of the hidden states between layers
+    experts: Implementation = "tiles"  # name of the grouped products
