@@ -24,7 +24,8 @@ def layer_matmul_parameters(layer: Layer) -> int:
     """Number of parameters in the products of one layer that a token passes through."""
     sizes = dict.fromkeys(get_args(Kind), 0)
     for tensor in layer.tensors:
-        sizes[tensor.kind] += layer.size(tensor)
+        if len(tensor.axes) > 1:
+            sizes[tensor.kind] += layer.size(tensor)
     used = sizes["linear"] + sizes["router"]
     if layer.experts is None:
         return used

@@ -85,7 +85,8 @@ def attention(
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
     seen, position = seen_keys(view, window, shared)
-    sink = None if sinks is None else _of_queries(sinks, k.shape[2])
+    # Adding an empty sum over the queries lets the sinks vary over the same mesh axes.
+    sink = None if sinks is None else _of_queries(sinks, k.shape[2]) + jnp.sum(q[:0, :0, 0, 0, 0])
     out = _ranged(q, k, v, seen, position, sink).reshape(
         -1, rows, k.shape[2], shared, BLOCK, v.shape[-1]
     )
