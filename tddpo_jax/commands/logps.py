@@ -19,6 +19,7 @@ from tddpo_jax.runs.run_directory import check_output
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.system.atomic import write_text
 from tddpo_jax.system.cache import use_compilation_cache
+from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import resolve
 
 
@@ -71,7 +72,8 @@ def log_prob_lines(
     files = resolve(model)
     rows = load_uncut_examples(data, load_tokenizer_if_any(files.tokenizer), template)
     examples = [row for row in rows if isinstance(row, Example)]
-    how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
+    settings = ModelConfig(dtype=dtype, remat="none")
+    how = computation(settings, mesh, read_config(files.base))
     policy = load_model(files, mesh, how.dtype)
     shape = policy.config
     check_vocabulary(data.path, examples, Vocabulary(shape.vocabulary, shape.not_text))

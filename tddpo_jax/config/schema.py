@@ -222,6 +222,11 @@ class TrainConfig(Section):
         description="what is trained; full: all weights; lora: adapters; qlora: adapters beside a "
         "four-bit base",
     )
+    router: Literal["frozen", "trained"] = Field(
+        "frozen",
+        description="routers of a model with experts in full fine-tuning; frozen: policy and "
+        "reference keep nearly the same experts",
+    )
     learning_rate: NonNegative = Field(
         default_factory=_learning_rate,
         description="learning rate after the warm-up; a file may map each loss to its own rate; "

@@ -31,8 +31,16 @@ from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.ranges import MASKED, attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder, Where
+from tddpo_jax.placement.computation import expert_implementation
 from tddpo_jax.placement.embedding import embed_over
-from tddpo_jax.placement.shardings import ROWS, head_parallel, replicated, row_sharding
+from tddpo_jax.placement.expert_parallel import experts_over
+from tddpo_jax.placement.shardings import (
+    ROWS,
+    VECTOR_OF_HEADS,
+    head_parallel,
+    replicated,
+    row_sharding,
+)
 
 SMALLEST_BLOCK = 128  # slots
 AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
@@ -200,17 +208,26 @@ def _decode(
     all fsdp devices hold the same rows, and each multiplies them by the weights that it holds.
     """
     heads, rows, whole = head_parallel(mesh).spec, row_sharding(mesh).spec, PartitionSpec()
+    of_layer = PartitionSpec(*CACHE_SPEC[1:])
 
-    def attend(where: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
+    def attend(
+        where: Where,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        sinks: Array | None = None,
+        **settings: Any,
+    ) -> tuple[Array, Cache]:
         own = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
         # Each device attends over its own rows and heads. The compiler would gather the cache.
         on_each: Callable[..., Array] = jax.shard_map(
             functools.partial(_attend_cached, **settings),
             mesh=mesh,
-            in_specs=(heads, PartitionSpec(*CACHE_SPEC[1:]), CACHE_SPEC, whole, rows, whole),
+            in_specs=(heads, of_layer, CACHE_SPEC, whole, rows, whole, VECTOR_OF_HEADS),
             out_specs=heads,
         )
-        return on_each(q, own, caches[where.stack], where.place, start, slot), own
+        return on_each(q, own, caches[where.stack], where.place, start, slot, sinks), own
 
     new, logits = _through_layers(
         model, token[:, None], (slot - start)[:, None], attend, dtype, mesh, "data"
@@ -237,12 +254,14 @@ def _through_layers(
     def placed(x: Array, *axes: Any) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
+    products = expert_implementation(dtype, mesh.devices.flat[0].device_kind)
     x, kept = model.through_layers(
         tokens,
         positions,
         attend,
         dtype=dtype,
         embed=functools.partial(embed_over, mesh),
+        experts=experts_over(mesh, products, rows),
         constrain=lambda x: placed(x, rows),
     )
     last = placed(model.norm(x[:, -1:])[:, 0], "data", "fsdp")
@@ -259,6 +278,7 @@ def _attend_cached(
     layer: Int[Array, ""],
     start: Int[Array, " B"],
     end: Int[Array, ""],
+    sinks: Float[Array, " H"] | None = None,
     *,
     window: int | None = None,
     scale: float | None = None,
@@ -275,6 +295,7 @@ def _attend_cached(
         layer: place of the layer in the stack.
         start: first slot of each row.
         end: one past the last slot, which will be the new token's own slot.
+        sinks: as for `attention`.
         window: number of newest slots that the token sees, including its own; None: all.
         scale: factor of the scores; None: 1/sqrt(size).
     """
@@ -314,9 +335,11 @@ def _attend_cached(
     value = jnp.broadcast_to(own.values.astype(jnp.float32), (*score.shape, own.values.shape[-1]))
     itself = value, jnp.ones_like(score), score
     first, last = jnp.min(start) // block, (end + block - 1) // block
-    out, total, _ = (
+    out, total, largest = (
         visit(jnp.int32(0), itself)
         if slots == block
         else jax.lax.fori_loop(first, last, visit, itself)
     )
+    if sinks is not None:
+        total += jnp.exp(sinks.astype(jnp.float32).reshape(1, key_value_heads, -1) - largest)
     return (out / total[..., None]).reshape(rows, 1, -1, out.shape[-1]).astype(q.dtype)

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from tddpo_jax.models.attention.view import AttentionShape
+from tddpo_jax.models.experts.experts import ExpertsShape
 from tddpo_jax.models.tensor_table import Parameter, Tensor, parameter
 
 
@@ -30,12 +31,15 @@ class Layer:
         attention: sizes and settings of its attention.
         tensors: the rows of the family's table that describe its parameters.
         sizes: sizes of the axes of those tensors, by the axes' names.
+        experts: sizes and settings of its experts, if it has any. The module then takes another
+            argument, which computes them as `experts.routed_sum` does.
     """
 
     block: Callable[[PRNGKeyArray], nnx.Module]
     attention: AttentionShape
     tensors: tuple[Tensor, ...]
     sizes: Mapping[str, int]
+    experts: ExpertsShape | None = None
 
     def size(self, tensor: Tensor) -> int:
         """Number of weights of one of this layer's tensors."""

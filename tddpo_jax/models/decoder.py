@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from tddpo_jax.models.architecture import DecoderConfig, Stack, stacks
+from tddpo_jax.models.architecture import DecoderConfig, Layer, Stack, stacks
 from tddpo_jax.models.attention.ranges import attention
-from tddpo_jax.models.attention.view import AttentionShape, View
+from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.experts.experts import routed_sum
 from tddpo_jax.models.linear import Linear
 from tddpo_jax.models.tensor_table import linear_parameters
 
@@ -83,6 +84,7 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype | type,
         attend: Callable[..., Array] = attention,
         embed: Callable[..., Array] = look_up,
+        experts: Callable[..., Array] = routed_sum,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -95,6 +97,7 @@ class Decoder(nnx.Module):
             dtype: dtype of the computation; weights are cast when they are used.
             attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
             embed: takes the embedding's table, the tokens and `dtype`, as `look_up`.
+            experts: computes a layer's experts, as `routed_sum`.
             remat: what the backward pass recomputes: "none", "full" (everything) or "dots"
                 (everything but large products and attention's output).
             constrain: applied to the hidden states between layers, to pin their sharding.
@@ -115,6 +118,7 @@ class Decoder(nnx.Module):
             attend_and_forget,
             dtype=dtype,
             embed=embed,
+            experts=experts,
             remat=remat,
             constrain=constrain,
             dropout_key=dropout_key,
@@ -129,6 +133,7 @@ class Decoder(nnx.Module):
         *,
         dtype: jnp.dtype | type,
         embed: Callable[..., Array] = look_up,
+        experts: Callable[..., Array] = routed_sum,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
@@ -139,9 +144,10 @@ class Decoder(nnx.Module):
             tokens: token ids.
             positions: rotary position of each token.
             attend: takes the layer's `Where`, queries, keys, values and, by keyword, the layer's
-                window and scale. It gives attention's output and what to keep.
+                window, scale and sinks. It gives attention's output and what to keep.
             dtype: as for `__call__`.
             embed: as for `__call__`.
+            experts: as for `__call__`.
             remat: as for `__call__`.
             constrain: as for `__call__`.
             dropout_key: as for `__call__`.
@@ -154,15 +160,17 @@ class Decoder(nnx.Module):
 
         def layer(
             stack: int,
-            shape: AttentionShape,
+            kind: Layer,
             x: Array,
             block: Any,
             place: Array,
             key: PRNGKeyArray | None,
         ) -> tuple[Array, Any]:
             where = Where(stack, place)
+            shape = kind.attention
             own = functools.partial(attend, where, window=shape.window, scale=shape.scale)
-            x, kept = block(x, angles, own, key)
+            more = () if kind.experts is None else (experts,)
+            x, kept = block(x, angles, own, key, *more)
             return constrain(x), kept
 
         def period(
@@ -171,7 +179,7 @@ class Decoder(nnx.Module):
             blocks, place, keys = one
             kept = []
             for number, stack in enumerate(segment):
-                run = functools.partial(layer, first + number, stack.layer.attention)
+                run = functools.partial(layer, first + number, stack.layer)
                 x, keep = _rematerialised(run, remat)(x, blocks[number], place, keys[number])
                 kept.append(keep)
             return x, tuple(kept)

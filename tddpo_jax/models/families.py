@@ -9,6 +9,8 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.gemma3 import attributes as gemma3
 from tddpo_jax.models.gemma3 import tensors as gemma3_tensors
+from tddpo_jax.models.gpt_oss import attributes as gpt_oss
+from tddpo_jax.models.gpt_oss import tensors as gpt_oss_tensors
 from tddpo_jax.models.llama import attributes as llama
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.foreign_code import not_run
@@ -24,9 +26,11 @@ class Family(NamedTuple):
 
 LLAMA = Family(llama.read_config, LINEAR_NAMES)
 GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
+GPT_OSS = Family(gpt_oss.read_config, gpt_oss_tensors.LINEAR_NAMES)
 FAMILIES = {
     **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
     **dict.fromkeys(gemma3.MODEL_TYPES, GEMMA3),
+    **dict.fromkeys(gpt_oss.MODEL_TYPES, GPT_OSS),
 }
 
 

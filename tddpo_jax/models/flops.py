@@ -8,6 +8,7 @@ head counts at scored positions only. Attention counts over the true key ranges.
 from __future__ import annotations
 
 import time
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,20 @@ import numpy as np
 
 from tddpo_jax.batches.layout import Example, score_count
 from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
+from tddpo_jax.models.tensor_table import Kind
 from tddpo_jax.system.devices import data_sheet_rate
 
 
 def layer_matmul_parameters(layer: Layer) -> int:
-    """Number of parameters in the linear layers of one layer."""
-    return sum(layer.size(tensor) for tensor in layer.tensors if tensor.kind == "linear")
+    """Number of parameters in the products of one layer that a token passes through."""
+    sizes = dict.fromkeys(get_args(Kind), 0)
+    for tensor in layer.tensors:
+        if len(tensor.axes) > 1:
+            sizes[tensor.kind] += layer.size(tensor)
+    used = sizes["linear"] + sizes["router"]
+    if layer.experts is None:
+        return used
+    return used + sizes["experts"] * layer.experts.chosen // layer.experts.experts
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
@@ -74,8 +83,8 @@ def _attention(config: DecoderConfig, example: Example) -> int:
     """Operations of attention's two products: the scores, and the weighted sum of values."""
     shapes = [(count, layer.attention) for count, layer in kinds_of_layers(config)]
     return sum(
-        2 * count * heads * (size + value_size) * attended_keys(example, window)
-        for count, (heads, _, size, value_size, window, _) in shapes
+        2 * count * one.heads * (one.size + one.value_size) * attended_keys(example, one.window)
+        for count, one in shapes
     )
 
 

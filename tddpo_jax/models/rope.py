@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -56,11 +57,66 @@ def rope_frequencies(
     return frequency * (smooth + (1 - smooth) / scaling.factor)
 
 
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """YaRN's stretching of the slow rotary frequencies (`rope_type: yarn`)."""
+
+    factor: float  # the slow frequencies are divided by it
+    original_context: int  # context before the stretching, in tokens
+    most_turns: float  # frequencies with more turns in that context stay as they are
+    fewest_turns: float  # frequencies with fewer turns are fully stretched
+    whole_bounds: bool  # whether the bounds between these are rounded to whole pairs
+
+    @property
+    def attention_factor(self) -> float:
+        """Factor of rotated queries and keys (Peng et al., equation 22)."""
+        return 0.1 * math.log(self.factor) + 1.0
+
+
+def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, " half"]:
+    """Radians per position of each rotated pair of features, stretched by YaRN.
+
+    Between two bounds, the frequency goes linearly from its own value to the stretched one.
+
+    Args:
+        head_size: features of a head, an even number.
+        theta: base of the frequencies.
+        yarn: the stretching.
+
+    Returns:
+        The frequencies, float32 `[head_size / 2]`.
+
+    References:
+        Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models" (2023).
+        huggingface/transformers, `modeling_rope_utils.py`, `_compute_yarn_parameters`.
+    """
+
+    def pair_with(turns: float) -> float:
+        """The pair, as a real number, that makes so many turns in the original context."""
+        ratio = yarn.original_context / (turns * 2 * math.pi)
+        return head_size * math.log(ratio) / (2 * math.log(theta))
+
+    low, high = pair_with(yarn.most_turns), pair_with(yarn.fewest_turns)
+    if yarn.whole_bounds:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    width = high - low if high != low else 0.001  # as in transformers
+    stretched = jnp.clip((jnp.arange(head_size // 2) - low) / width, 0.0, 1.0)
+    frequency = rope_frequencies(head_size, theta, None)
+    return frequency * (1 - stretched) + frequency / yarn.factor * stretched
+
+
 def rotate(
-    x: Float[Array, "B T H size"], angle: Float[Array, "B T half"]
+    x: Float[Array, "B T H size"], angle: Float[Array, "B T half"], factor: float = 1.0
 ) -> Float[Array, "B T H size"]:
-    """Rotates feature i together with feature i + size/2, as Hugging Face's checkpoints expect."""
+    """Rotates feature i together with feature i + size/2, as Hugging Face's checkpoints expect.
+
+    Args:
+        x: queries or keys.
+        angle: the rotations in radians.
+        factor: of the result.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    cos, sin = (factor * turn(angle)[:, :, None] for turn in (jnp.cos, jnp.sin))
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

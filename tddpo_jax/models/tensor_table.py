@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 # A linear layer can get an adapter and can be quantised. Norms and biases have no weight decay.
-Kind = Literal["embedding", "linear", "norm", "bias"]
+# `experts` are the weights of all experts of a layer, and a `router` chooses among them.
+Kind = Literal["embedding", "linear", "norm", "bias", "experts", "router"]
 
 
 class Transform(NamedTuple):
@@ -27,6 +28,15 @@ class Transform(NamedTuple):
 
     load: Callable[[np.ndarray], np.ndarray]
     export: Callable[[np.ndarray], np.ndarray]
+
+
+class Packing(NamedTuple):
+    """A second form of a tensor in a checkpoint: several packed parts that give its values."""
+
+    endings: tuple[str, ...]  # the names of the parts are the tensor's name with these endings
+    # From the shape of the checkpoint's own tensor to those of the parts.
+    shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...], ...]]
+    load: Callable[..., np.ndarray]  # from the parts to the checkpoint's own tensor
 
 
 class Tensor(NamedTuple):
@@ -40,6 +50,7 @@ class Tensor(NamedTuple):
     repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
     # The name in transformers' own model, where the checkpoint's differs.
     module_name: str | None = None
+    packing: Packing | None = None  # None: the checkpoint always has it as one tensor
 
 
 class Parameter(NamedTuple):

@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from tddpo_jax.config.schema import ModelConfig
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.models.attention.kernels import HOPPER
 from tddpo_jax.models.decoder import Remat
+from tddpo_jax.models.experts.grouped import Implementation
 from tddpo_jax.placement.shardings import row_sharding
 
 
@@ -30,15 +32,19 @@ def compute_dtype(name: str, *, on_cpu: bool | None = None) -> Any:
     return jnp.dtype(name)
 
 
-def attention_implementation(config: ModelConfig, kind: str | None = None) -> str:
+def attention_implementation(
+    config: ModelConfig, kind: str | None = None, model: DecoderConfig | None = None
+) -> str:
     """The attention back-end for a kind of device.
 
-    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. A back-end that the
+    `auto` is `cudnn` for bfloat16 on NVIDIA GPUs and `xla` everywhere else. It is also `xla` for a
+    model with attention sinks, which no kernel supports. A back-end that the
     user names is used or refused, never replaced.
 
     Args:
         config: the settings.
         kind: the kind of device, as JAX names it; default: the kind on this machine.
+        model: the model's shape; None: a model without sinks.
 
     Returns:
         `xla`, `cudnn` or `tokamax`.
@@ -50,7 +56,9 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
     dtype = compute_dtype(config.dtype, on_cpu=kind == "cpu")
     has_cudnn = kind.startswith("NVIDIA") and dtype == jnp.bfloat16
     if config.attention == "auto":
-        return "cudnn" if has_cudnn else "xla"
+        layers = () if model is None else kinds_of_layers(model)
+        has_sinks = any(layer.attention.sinks for _, layer in layers)
+        return "cudnn" if has_cudnn and not has_sinks else "xla"
     here = f"and bfloat16, but this run uses {kind} and {dtype}"
     if config.attention == "cudnn" and not has_cudnn:
         raise UserError(f"model.attention: cudnn needs an NVIDIA GPU {here}")
@@ -61,10 +69,22 @@ def attention_implementation(config: ModelConfig, kind: str | None = None) -> st
     return config.attention
 
 
-def computation(config: ModelConfig, mesh: Mesh) -> Computation:
+def computation(config: ModelConfig, mesh: Mesh, model: DecoderConfig | None = None) -> Computation:
     """How to compute the model on this mesh, according to the settings."""
-    attention = attention_implementation(config)
-    return Computation(compute_dtype(config.dtype), attention, config.remat, row_sharding(mesh))
+    attention = attention_implementation(config, model=model)
+    dtype, kind = compute_dtype(config.dtype), mesh.devices.flat[0].device_kind
+    experts = expert_implementation(dtype, kind)
+    return Computation(dtype, attention, config.remat, row_sharding(mesh), experts)
+
+
+def expert_implementation(dtype: Any, kind: str) -> Implementation:
+    """The grouped products of experts on a kind of device.
+
+    They are `tokamax` for bfloat16 on Hopper GPUs if it is installed, and `tiles` everywhere else.
+    """
+    is_installed = importlib.util.find_spec("tokamax") is not None
+    is_fit = dtype == jnp.bfloat16 and kind.startswith(HOPPER)
+    return "tokamax" if is_fit and is_installed else "tiles"
 
 
 class Computation(NamedTuple):
@@ -74,3 +94,4 @@ class Computation(NamedTuple):
     attention: str  # name of the back-end
     remat: Remat
     rows: NamedSharding  # sharding of the hidden states between layers
+    experts: Implementation = "tiles"  # name of the grouped products

@@ -17,6 +17,7 @@ from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.tensor_table import Parameter, adapter_paths, linear_parameters
 
 ROWS = ("data", "fsdp")
+VECTOR_OF_HEADS = PartitionSpec("tensor")
 
 # The mesh axes that share each axis of a matrix. An axis of a matrix takes only those that no
 # earlier axis of the same matrix has taken. Outputs come first, so fsdp shares outputs. If fsdp
@@ -31,6 +32,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "attended": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
     "head": (),
+    "heads": (),
+    # Each fsdp device has experts of its own. All devices have the whole router.
+    "experts": ("fsdp",),
+    "halves": (),
+    "routes": (),
+    "routed": (),
 }
 # MIRRORS: the parts of the training state whose leaves mirror parameters. COUNTS: the parts that
 # every device holds whole.

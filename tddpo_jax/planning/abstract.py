@@ -17,7 +17,6 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.decoder import Decoder
-from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import (
@@ -30,6 +29,7 @@ from tddpo_jax.placement.shardings import (
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
 from tddpo_jax.training.step import Program, StepSetting, make_program
+from tddpo_jax.training.trained_part import trained_part
 
 
 class Step(NamedTuple):
@@ -68,7 +68,7 @@ def abstract_weights(
         lora.attach(model, config.lora, jax.random.key(0))
         return model
 
-    trained = nnx.Param if config.train.mode == "full" else LoraParam
+    trained = trained_part(config.train, model_config)
     return nnx.split(  # type: ignore[return-value]
         jax.eval_shape(build), trained, ...
     )

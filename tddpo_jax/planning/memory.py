@@ -132,7 +132,8 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    return layer.sizes.get("feed_forward", 0)
+    used = 1 if layer.experts is None else layer.experts.chosen
+    return used * layer.sizes.get("feed_forward", 0)
 
 
 def _gathered(config: Config, model: DecoderConfig, members: int) -> int:

@@ -114,7 +114,7 @@ def make_plan(
     check_own_losses([config])
     folder = model_folder(config.model.path)
     model = read_config(folder)
-    attention = attention_implementation(config.model, sheet.kind)
+    attention = attention_implementation(config.model, sheet.kind, model)
     for _, layer in kinds_of_layers(model):
         check_shape(attention, layer.attention, sheet.kind)
     asked = config.mesh.model_dump()

@@ -15,7 +15,8 @@ from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.embedding import embed_over
-from tddpo_jax.placement.shardings import head_parallel
+from tddpo_jax.placement.expert_parallel import experts_over
+from tddpo_jax.placement.shardings import VECTOR_OF_HEADS, head_parallel
 
 
 def view_of(batch: Batch) -> View:
@@ -34,16 +35,22 @@ def attention_over(how: Computation) -> Callable[..., Array]:
     """
     heads, rows = head_parallel(how.rows.mesh).spec, how.rows.spec
 
-    def attend(q: Array, k: Array, v: Array, view: View, **settings: Any) -> Array:
+    def attend(
+        q: Array, k: Array, v: Array, view: View, *, sinks: Array | None = None, **settings: Any
+    ) -> Array:
+        def on_device(q: Array, k: Array, v: Array, view: View, sinks: Array | None) -> Array:
+            how_computed = {"implementation": how.attention, "sinks": sinks, **settings}
+            return attention(q, k, v, view, **how_computed)
+
         on_each: Callable[..., Array] = jax.shard_map(
-            functools.partial(attention, implementation=how.attention, **settings),
+            on_device,
             mesh=how.rows.mesh,
-            in_specs=(heads, heads, heads, rows),
+            in_specs=(heads, heads, heads, rows, VECTOR_OF_HEADS),
             out_specs=heads,
             # JAX cannot tell over which mesh axes the outputs of third-party kernels vary.
             check_vma=how.attention == "xla",
         )
-        return on_each(q, k, v, view)
+        return on_each(q, k, v, view, sinks)
 
     return attend
 
@@ -68,6 +75,7 @@ def hidden_states(
         dtype=how.dtype,
         attend=attention_over(how),
         embed=functools.partial(embed_over, how.rows.mesh),
+        experts=experts_over(how.rows.mesh, how.experts),
         remat=how.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,

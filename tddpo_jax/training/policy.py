@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.training.shared import Shared
 from tddpo_jax.training.state import Frozen
+from tddpo_jax.training.trained_part import trained_part
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ModelFiles
 
@@ -94,7 +96,8 @@ def load_parts(
     """
     if config.train.mode == "full":
         # The master weights are float32 for every dtype of the computation.
-        return split_model(load_model(files, mesh, jnp.float32), nnx.Param)
+        model = load_model(files, mesh, jnp.float32)
+        return split_model(model, trained_part(config.train, model.config))
     quantized = config.train.mode == "qlora"
     stored = checkpoint_dtype(files.base) if quantized else dtype
     model = load_unmerged(files, mesh, stored)
@@ -106,7 +109,7 @@ def load_parts(
 
 
 def split_model(
-    model: Decoder, trained: type[nnx.Param]
+    model: Decoder, trained: type[nnx.Param] | Callable[..., bool]
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """The model as (structure, trained parameters, frozen parameters)."""
     parts: Any = nnx.split(model, trained, ...)

@@ -82,7 +82,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     mesh = make_mesh(config.mesh)
     files = first_before_others(lambda: resolve(config.model.path))
     model_config = hugging_face.read_config(files.base)
-    how = computation(config.model, mesh)
+    how = computation(config.model, mesh, model_config)
     for _, layer in kinds_of_layers(model_config):
         check_shape(how.attention, layer.attention, mesh.devices.flat[0].device_kind)
     if config.train.mode != "full":

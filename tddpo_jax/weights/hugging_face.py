@@ -33,10 +33,11 @@ from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import parameter_spec, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
-from tddpo_jax.system.atomic import replace_folder
+from tddpo_jax.system.atomic import replace_folder, write_json
 from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
+from tddpo_jax.weights.packed import whole_tensors, with_packed
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
@@ -89,11 +90,12 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     """
     config = read_config(folder)
     check_mesh(mesh, config)
-    files = weight_files(folder)
     expected = hub_tensors(config.parameters)
+    stored_files = weight_files(folder)
+    files = whole_tensors(stored_files, expected)
     _check_names(folder, files, expected, config)
     arrays: dict[str, jax.Array] = {}
-    for name, stored in stored_tensors(files):
+    for name, stored in with_packed(stored_tensors(stored_files), stored_files, expected):
         if name not in expected:
             continue
         parameter, place = expected[name]
@@ -230,6 +232,7 @@ def export(
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
+            _describe_unpacked(folder / "config.json")
             if companions is not None:
                 write_companions(companions, folder)
         for file, shard in zip(files, shards, strict=True):
@@ -238,6 +241,13 @@ def export(
             write_tensors(path, shard, tensor)
         if folder is not None and len(shards) > 1:
             _write_index(folder / WEIGHT_FILES[1], files, shards)
+
+
+def _describe_unpacked(path: Path) -> None:
+    """Takes from a config what it says of packed weights, because an export has none."""
+    attributes = read_object(path)
+    if attributes.pop("quantization_config", None) is not None:
+        write_json(path, attributes)
 
 
 def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:

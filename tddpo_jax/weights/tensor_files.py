@@ -24,6 +24,8 @@ from tddpo_jax.system.json_files import read_object
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 # Our names of the dtypes that may be stored -> safetensors' names.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# Dtypes of the parts of packed tensors, which are only read.
+PACKED_DTYPES = ("U8",)
 ALIGNMENT = 8  # bytes; spaces pad the header to a multiple of it
 
 
@@ -79,7 +81,7 @@ def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """Yields every name of `weight_files` with its `PySafeSlice`, which reads only when indexed.
 
     Raises:
-        UserError: a tensor is stored in a dtype that is not in `DTYPES`.
+        UserError: a tensor is stored in a dtype that is in neither `DTYPES` nor `PACKED_DTYPES`.
     """
     for file in sorted(set(files.values())):
         for name in _names_in(file):
@@ -93,7 +95,7 @@ def stored_tensor(file: Path, name: str) -> Any:
     with safe_open(file, "np") as tensors:
         stored = tensors.get_slice(name)
     dtype = stored.get_dtype()
-    if dtype not in DTYPES.values():
+    if dtype not in (*DTYPES.values(), *PACKED_DTYPES):
         raise UserError(
             f"{file}: {name} is stored as {dtype}, but must be one of {', '.join(DTYPES)}"
         )

@@ -31,9 +31,7 @@ def dense_sum(x, route, banks, shape):
         share = jnp.sum(jnp.where(route.expert == expert, route.weight, 0), axis=-1)[..., None]
         chosen = jnp.any(route.expert == expert, axis=-1)[..., None]
         read = x * share if shape.weighs_input else x
-        of = [
-            (b.weight + b.scale * jnp.einsum("e...r,eri->e...i", b.b, b.a))[expert] for b in banks
-        ]
+        of = [(b.weight + jnp.einsum("e...r,eri->e...i", b.b, b.a))[expert] for b in banks]
         gate, up = (read @ of[0][n].T + banks.gate_up.bias[expert, n][None, None] for n in (0, 1))
         y = gated(gate, up) @ of[1].T
         out = out + jnp.where(chosen, y if shape.weighs_input else y * share, 0)
@@ -52,14 +50,12 @@ def numbers():
         normal(EXPERTS, 2, INNER),
         normal(EXPERTS, 3, WIDTH),
         normal(EXPERTS, 2, INNER, 3),
-        0.3,
     )
     down = Bank(
         normal(EXPERTS, WIDTH, INNER),
         None,
         normal(EXPERTS, 3, INNER),
         normal(EXPERTS, WIDTH, 3),
-        2.0,
     )
     return normal(*TOKENS, WIDTH), normal(EXPERTS, WIDTH), Banks(gate_up, down)
 

@@ -28,7 +28,10 @@ from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
+from tddpo_jax.models.experts import routing
+from tddpo_jax.models.gpt_oss import model as gpt_oss
 from tddpo_jax.models.llama.model import Block as LlamaBlock
+from tddpo_jax.models.rope import Yarn
 from tddpo_jax.models.tensor_table import hub_tensors, parameter_count
 from tddpo_jax.placement.shardings import path_name, place, row_sharding
 from tddpo_jax.weights import hugging_face
@@ -114,10 +117,16 @@ def gradient_norms(model, batch):
     leaves = jax.tree_util.tree_leaves_with_path(jax.grad(value)(model))
     by_path = {path_name(path): leaf for path, leaf in leaves}
     return {
-        name: jnp.linalg.norm(by_path[each.path] if place is None else by_path[each.path][place])
+        name: norm_of(each, by_path[each.path] if place is None else by_path[each.path][place])
         for each in model.config.parameters
         for name, place in zip(each.module_names(), each.hub_names().values(), strict=True)
     }
+
+
+def norm_of(parameter, gradient):
+    """A tensor of all experts has one norm for each."""
+    parts = gradient.shape[0] if parameter.tensor.axes[0] == "experts" else 1
+    return jnp.linalg.norm(gradient.reshape(parts, -1), axis=1)
 
 
 def assert_norms(found, numbers):
@@ -132,8 +141,11 @@ def test_every_gradient_has_the_norm_of_transformers(family, model):
 
 
 def test_eight_devices_have_the_same_gradients(family):
-    """The vocabularies are odd, so no mesh can have a tensor axis."""
+    """The vocabularies are odd, so no mesh can have a tensor axis. Experts on a mesh have a test of
+    their own."""
     folder, numbers = family
+    if folder.parent.name == "gpt-oss":
+        return
     mesh = tiny_models.mesh_of(2, 4, 1)
     model = hugging_face.load(folder, mesh, jnp.float32)
     batch = jax.tree.map(lambda x: place(x, row_sharding(mesh)), packed(numbers, 8))
@@ -180,15 +192,28 @@ def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys):
 
 
 def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
-    """Every tensor comes back, also those of a part that is not trained."""
+    """Every tensor comes back, also those of a part that is not trained. What was packed comes back
+    in bfloat16, and transformers reads it as it reads the folder."""
     folder, _ = family
     model = hugging_face.load(folder, tiny_models.one_device())
     hugging_face.export(model, folder, tmp_path / "output")
     written, stored = (tiny_models.tensors_of(each) for each in (tmp_path / "output", folder))
+    packed = [each for each in model.config.parameters if each.tensor.packing is not None]
+    if packed:
+        read, wanted = (
+            AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).state_dict()
+            for each in (tmp_path / "output", folder)
+        )
+        assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
+        assert read.keys() == wanted.keys()
+        for name in hub_tensors(packed):
+            assert written.pop(name).dtype == jnp.bfloat16
+            del stored[f"{name}_blocks"], stored[f"{name}_scales"]
     assert written.keys() == stored.keys()
     for name, tensor in stored.items():
         assert written[name].tobytes() == tensor.tobytes(), name
-    assert hub_tensors(model.config.parameters).keys() <= stored.keys()
+    named = hub_tensors(model.config.parameters).keys() - hub_tensors(packed).keys()
+    assert named <= stored.keys()
 
 
 # ---- adapters ------------------------------------------------------------------------------------
@@ -252,7 +277,76 @@ def exact_gelu(model, patch):
     patch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
 
 
+def without(path):
+    """A parameter of every layer is zero."""
+
+    def change(model, patch):
+        for each in model.config.parameters:
+            if each.tensor.path == path:
+                weight = functools.reduce(getattr, each.path.split("."), model)
+                weight[...] = jnp.zeros_like(weight[...])
+
+    return change
+
+
+def no_sinks(model, patch):
+    """A sink of minus infinity takes no weight; zero would take some."""
+    for each in model.config.parameters:
+        if each.tensor.path == "sinks":
+            weight = functools.reduce(getattr, each.path.split("."), model)
+            weight[...] = jnp.full_like(weight[...], -1e9)
+
+
+def with_yarn(model, patch):
+    yarn = dataclasses.replace(model.config.yarn, whole_bounds=True)
+    model.config = dataclasses.replace(model.config, yarn=yarn)
+    in_blocks(model)
+
+
+def in_blocks(model):
+    """The blocks have the config of the model."""
+    for stack in ("layers_0_0", "layers_0_1"):
+        getattr(model, stack).config = model.config
+
+
+def no_attention_factor(model, patch):
+    patch.setattr(Yarn, "attention_factor", 1.0)
+
+
+def no_limit(model, patch):
+    for stack in ("layers_0_0", "layers_0_1"):
+        experts = getattr(model, stack).experts
+        endless = functools.partial(gpt_oss.clamped, limit=1e9)
+        experts.shape = dataclasses.replace(experts.shape, activation=endless)
+
+
+def softmax_first(model, patch):
+    def route(logits, count):
+        expert = routing.softmax_of_best(logits, count).expert
+        return routing.Route(expert, jnp.take_along_axis(jax.nn.softmax(logits), expert, axis=-1))
+
+    patch.setattr(gpt_oss, "softmax_of_best", route)
+
+
+def halves_in_place_of_turns(model, patch):
+    for stack in ("layers_0_0", "layers_0_1"):
+        gate_up = getattr(model, stack).experts.gate_up
+        for part in (gate_up.weight, gate_up.bias):
+            turns = part[...].swapaxes(2, 3)
+            part[...] = turns.reshape(part.shape)
+
+
 MISTAKES = {
+    "no sinks": ("gpt-oss", no_sinks),
+    "no window in gpt-oss": ("gpt-oss", with_config(window=10**6)),
+    "no limit": ("gpt-oss", no_limit),
+    "a blunt activation": ("gpt-oss", lambda _, patch: patch.setattr(gpt_oss, "SHARPNESS", 1.0)),
+    "whole bounds": ("gpt-oss", with_yarn),
+    "no attention factor": ("gpt-oss", no_attention_factor),
+    "no bias of the router": ("gpt-oss", without("router.bias")),
+    "no bias of the experts": ("gpt-oss", without("experts.down.bias")),
+    "softmax before the choice": ("gpt-oss", softmax_first),
+    "halves in place of turns": ("gpt-oss", halves_in_place_of_turns),
     "no window": ("gemma3-text", with_config(window=10**6)),
     "a window of one more": ("gemma3-text", with_config(window=9)),
     "one theta": ("gemma3-text", with_config(local_theta=1e6)),

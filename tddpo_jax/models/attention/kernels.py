@@ -89,10 +89,11 @@ def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
         kind: the kind of device, as JAX names it.
 
     Raises:
-        UserError: the back-end does not support the head size or the window.
+        UserError: the back-end does not support the head size, the window or sinks.
     """
     if attention not in KERNELS:
         return
+    check_sinks(attention, shape.sinks)
     is_wide = attention == "cudnn" and kind.startswith(SINCE_HOPPER)
     largest = LARGEST_HEAD_SINCE_HOPPER if is_wide else LARGEST_HEAD
     for size in (shape.size, shape.value_size):
@@ -105,6 +106,19 @@ def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
         raise UserError(
             f"model.attention: tokamax does not support windows, but this model has a window of "
             f"{shape.window} tokens; choose cudnn or xla"
+        )
+
+
+def check_sinks(attention: str, sinks: bool) -> None:
+    """Refuses a kernel for a layer with sinks.
+
+    Raises:
+        UserError: there are sinks.
+    """
+    if sinks:
+        raise UserError(
+            f"model.attention: {attention} does not support this model's attention sinks; "
+            f"choose xla"
         )
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention
+from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention, check_sinks
 from tddpo_jax.models.attention.mask import (
     BLOCK,
     Seen,
@@ -46,6 +46,7 @@ def attention(
     *,
     window: int | None = None,
     scale: float | None = None,
+    sinks: Float[Array, " H"] | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "B T H value_size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
@@ -61,6 +62,8 @@ def attention(
         view: the keys that each query sees; `cudnn` and `tokamax` read its causal rows.
         window: number of newest positions that a query sees, including its own; None: all.
         scale: factor of the scores; None: 1/sqrt(size).
+        sinks: a score of each head that takes part in the softmax without a value; only `xla`
+            supports it.
         implementation: `xla`, `cudnn` or `tokamax`; none of them ever replaces another.
 
     Returns:
@@ -71,6 +74,7 @@ def attention(
         ValueError: the implementation is unknown, or it does not support this dtype or view.
     """
     if implementation in KERNELS:
+        check_sinks(implementation, sinks is not None)
         return causal_rows_attention(
             q, k, v, view.causal_rows, window=window, scale=scale, kernel=implementation
         )
@@ -81,8 +85,18 @@ def attention(
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
     seen, position = seen_keys(view, window, shared)
-    out = _ranged(q, k, v, seen, position).reshape(-1, rows, k.shape[2], shared, BLOCK, v.shape[-1])
+    # Adding an empty sum over the queries lets the sinks vary over the same mesh axes.
+    sink = None if sinks is None else _of_queries(sinks, k.shape[2]) + jnp.sum(q[:0, :0, 0, 0, 0])
+    out = _ranged(q, k, v, seen, position, sink).reshape(
+        -1, rows, k.shape[2], shared, BLOCK, v.shape[-1]
+    )
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, -1, heads, v.shape[-1])[:, :length]
+
+
+def _of_queries(sinks: Float[Array, " H"], key_value_heads: int) -> Float[Array, "K Q"]:
+    """The sink of every query of a block."""
+    by_head = sinks.astype(jnp.float32).reshape(key_value_heads, -1)
+    return jnp.repeat(by_head, BLOCK, axis=1)
 
 
 def _in_blocks(x: Float[Array, "B T H S"], key_value_heads: int) -> Float[Array, "N B K Q S"]:
@@ -124,9 +138,9 @@ def _weights(scores: Array, shift: Array) -> Array:
 
 
 def _forward(
-    q: Array, k: Array, v: Array, seen: Seen, position: Array | None
+    q: Array, k: Array, v: Array, seen: Seen, position: Array | None, sink: Array | None
 ) -> tuple[Array, Array]:
-    """The output and the log-sum-exp of the scores of each query."""
+    """The output and the log-sum-exp of the scores of each query, including its sink."""
     k = _transposed(k)
 
     def query_block(_: None, block: tuple[Array, Seen]) -> tuple[None, tuple[Array, Array]]:
@@ -146,7 +160,11 @@ def _forward(
         out = jnp.broadcast_to(total[..., None], (*total.shape, v.shape[-1]))
         out, total, largest = visit_blocks(seen, key_block, (out, total, total + SMALLEST))
         safe = jnp.where(total > 0, total, 1.0)
-        return None, ((out / safe[..., None]).astype(q.dtype), largest + jnp.log(safe))
+        out, log_total = out / safe[..., None], largest + jnp.log(safe)
+        if sink is not None:
+            with_sink = jnp.logaddexp(log_total, sink[None])
+            out, log_total = out * jnp.exp(log_total - with_sink)[..., None], with_sink
+        return None, (out.astype(q.dtype), log_total)
 
     _, (out, log_total) = jax.lax.scan(query_block, None, (q, seen))
     return out, log_total
@@ -159,22 +177,25 @@ def _ranged(
     v: Float[Array, "N B K C V"],
     seen: Seen,
     position: Int[Array, "N B C"] | None,
+    sink: Float[Array, "K Q"] | None,
 ) -> Float[Array, "N B K Q V"]:
-    return _forward(q, k, v, seen, position)[0]
+    return _forward(q, k, v, seen, position, sink)[0]
 
 
 def _ranged_forward(
-    q: Array, k: Array, v: Array, seen: Seen, position: Array | None
+    q: Array, k: Array, v: Array, seen: Seen, position: Array | None, sink: Array | None
 ) -> tuple[Array, tuple]:
-    out, log_total = _forward(q, k, v, seen, position)
+    out, log_total = _forward(q, k, v, seen, position, sink)
     # The names make the remat policy `dots` keep both, so backward does not run forward again.
     out, log_total = checkpoint_name(out, "attention"), checkpoint_name(log_total, "attention")
-    return out, (q, k, v, seen, position, out, log_total)
+    return out, (q, k, v, seen, position, sink, out, log_total)
 
 
-def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, None, None]:
+def _ranged_backward(
+    saved: tuple, d_out: Array
+) -> tuple[Array, Array, Array, None, None, Array | None]:
     """Sums the gradients of keys and values transposed, so that no product transposes weights."""
-    q, k, v, seen, position, out, log_total = saved
+    q, k, v, seen, position, sink, out, log_total = saved
     # Row sums of d_weights * weights, see FlashAttention, appendix B.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     k_t, v_t = _transposed(k), _transposed(v)
@@ -201,7 +222,12 @@ def _ranged_backward(saved: tuple, d_out: Array) -> tuple[Array, Array, Array, N
     zeros = jnp.zeros_like(k_t, dtype=jnp.float32), jnp.zeros_like(v_t, dtype=jnp.float32)
     blocks = (q, _transposed(q), d_out, _transposed(d_out), log_total, inner, seen)
     (d_k, d_v), d_q = jax.lax.scan(query_block, zeros, blocks)
-    return d_q, _transposed(d_k).astype(k.dtype), _transposed(d_v).astype(v.dtype), None, None
+    d_sink = None
+    if sink is not None:
+        # The sink is one more key, whose value is zero.
+        d_sink = -jnp.sum(jnp.exp(sink[None, None] - log_total) * inner, axis=(0, 1))
+    d_k, d_v = _transposed(d_k).astype(k.dtype), _transposed(d_v).astype(v.dtype)
+    return d_q, d_k, d_v, None, None, d_sink
 
 
 _ranged.defvjp(_ranged_forward, _ranged_backward)

@@ -31,6 +31,7 @@ class AttentionShape(NamedTuple):
     value_size: int  # features of a value and of attention's output
     window: int | None = None  # number of newest positions that a token sees, including its own
     scale: float | None = None  # factor of the scores; None: 1/sqrt(size)
+    sinks: bool = False  # whether every head has a score that takes weight away from the keys
 
     @property
     def axes(self) -> dict[str, int]:

@@ -45,9 +45,8 @@ class Bank(NamedTuple):
 
     weight: Array | QArray
     bias: Array | None
-    a: Array | None  # the factors of an adapter, and its scale
+    a: Array | None  # the factors of an adapter; the second has its scale in it
     b: Array | None
-    scale: float
 
 
 class Banks(NamedTuple):
@@ -81,8 +80,9 @@ class ExpertLinear(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         weight = self.weight.get_value()
         if self.adapter is None:
-            return Bank(weight, bias, None, None, 1.0)
-        return Bank(weight, bias, self.adapter.a[...], self.adapter.b[...], self.adapter.scale)
+            return Bank(weight, bias, None, None)
+        scaled = self.adapter.scale * self.adapter.b[...]
+        return Bank(weight, bias, self.adapter.a[...], scaled)
 
 
 def routed_sum(
@@ -135,7 +135,7 @@ def _product(
 
     y = times(x, bank.weight)
     if bank.a is not None:
-        y = y + times(bank.scale * times(x, bank.a), bank.b)
+        y = y + times(times(x, bank.a), bank.b)
     if bank.bias is None:
         return y
     return y + _bias_of_rows(bank.bias.reshape(len(bank.bias), -1), rows).astype(y.dtype)
