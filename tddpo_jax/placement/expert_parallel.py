@@ -48,7 +48,7 @@ def experts_over(
         ) -> Float[Array, "B T D"]:
             if spread:
                 gather = functools.partial(jax.lax.all_gather, axis_name="fsdp", tiled=True)
-                # Collectives in an order of their own cannot wait for each other on a CPU.
+                # In one order on every device: collectives may wait for each other on a CPU.
                 x = gather(x)
                 x, expert, weight = jax.lax.optimization_barrier((x, expert, weight))
                 weight = gather(weight)

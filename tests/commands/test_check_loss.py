@@ -15,7 +15,7 @@ def test_a_loss_that_passes(tmp_path, capsys):
     options = ("--beta", "0.1", "--loss.set", "margin_scale=2", "--output", picture)
     assert run("check-loss", MINE, *options) == 0
     first, *lines, last = capsys.readouterr().out.splitlines()
-    assert first == "my_dpo: beta 0.1, margin_scale 2.0"
+    assert first == "my_dpo: beta 0.1, margin_scale 2.0, ld_alpha 1.0"
     assert last == "my_dpo passes"
     assert sum(line.startswith("pass  ") for line in lines) == 4
     assert "<svg" in picture.read_text()

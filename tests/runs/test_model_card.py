@@ -42,7 +42,10 @@ def test_the_card_names_base_loss_data_and_metrics(run):
     assert card.data.to_dict()["base_model"] == "owner/base"
     assert card.data.library_name == "peft"
     assert "| data | pairs.jsonl, 18 rows |" in card.text
-    assert "| loss | dpo, beta 0.25, label_smoothing 0.0 |" in card.text
+    assert (
+        "| loss | dpo, beta 0.25, ld_alpha 1.0, label_smoothing 0.0, dpo_margin log_ratio |"
+        in card.text
+    )
     assert "at step 4" in card.text
     assert "| eval_loss | 0.6123 |" in card.text
     assert "AutoPeftModelForCausalLM" in card.text
