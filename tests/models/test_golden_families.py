@@ -147,11 +147,12 @@ def test_eight_devices_have_the_same_gradients(family):
     On several devices of a CPU, experts are refused.
     """
     folder, numbers = family
-    mesh = tiny_models.mesh_of(2, 4, 1)
     if folder.parent.name == "gpt-oss":
+        mesh = tiny_models.mesh_of(4, 2, 1)
         with pytest.raises(UserError, match="routed experts, which run on one device of a CPU"):
             hugging_face.load(folder, mesh, jnp.float32)
         return
+    mesh = tiny_models.mesh_of(2, 4, 1)
     model = hugging_face.load(folder, mesh, jnp.float32)
     batch = jax.tree.map(lambda x: place(x, row_sharding(mesh)), packed(numbers, 8))
     assert_norms(tiny_models.quick_jit(gradient_norms)(model, batch), numbers)
