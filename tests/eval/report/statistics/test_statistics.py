@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interval_coverage import WORLDS, coverage, estimates, normal_coverage, world
 
 from eval.experiment import Point
 from eval.report.read.pair_metrics import halves
@@ -43,43 +44,15 @@ def score_of(items: int, *, higher: bool = True) -> Score:
 
 # ---- The mean ------------------------------------------------------------------------------------
 
-WORLDS = {  # standard deviations: of seeds, of items, of both together
-    "seeds alone": (0.05, 0.0, 0.0),
-    "items alone": (0.0, 0.3, 0.05),
-    "both": (0.02, 0.3, 0.2),
-    "equal parts": (0.07, 0.3, 0.1),
-    "only noise": (0.0, 0.0, 0.3),
-}
-
-
-def world(generator: np.random.Generator, name: str, seeds: int, items: int) -> np.ndarray:
-    of_seeds, of_items, of_both = WORLDS[name]
-    return (
-        of_seeds * generator.normal(size=(seeds, 1))
-        + of_items * generator.normal(size=(1, items))
-        + of_both * generator.normal(size=(seeds, items))
-    )
-
-
-def covers(found: Estimate | None, truth: float) -> bool:
-    assert found is not None
-    low, high = found.interval or (math.nan, math.nan)
-    return low <= truth <= high
-
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_coverage_of_the_interval(name: str) -> None:
-    """The truth is 0; 800 experiments, standard error of coverage 0.8 %.
-
-    A mixed model's own interval, 1.96 standard errors, covers 0.70 to 0.82 if seeds matter alone.
-    """
-    generator = np.random.default_rng(1)
+    """The truth is 0; 800 experiments, standard error of coverage 0.8 %."""
     for seeds in (2, 3, 5):
-        found = [estimate(world(generator, name, seeds, 40), ("i",) * 40) for _ in range(800)]
-        assert np.mean([covers(one, 0.0) for one in found]) > (0.90 if seeds == 2 else 0.925)
-        if name == "seeds alone" and seeds < 5:
-            normal = [abs(one.mean) <= 1.96 * one.error for one in found if one]
-            assert np.mean(normal) < 0.85
+        found = estimates(name, seeds, 800)
+        assert coverage(found) > (0.90 if seeds == 2 else 0.925)
+        if name == "only seeds" and seeds < 5:
+            assert normal_coverage(found) < 0.85
 
 
 def test_the_standard_error_is_that_of_a_mixed_model() -> None:
