@@ -161,7 +161,7 @@ class RunDirectory:
         # Whether the run exists and began with other names of its model or data.
         self.is_renamed = False
         # The steps that the run was first asked for, if this command asks for more epochs.
-        self._shorter = 0
+        self._shorter: int | None = None
         check_output(path)
         if is_free(path):
             return
@@ -209,7 +209,9 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The content of `summary.json`; None if the run is not finished, or is to go on."""
         summary = read_part(self.path, "summary.json")
-        return summary if summary is not None and summary["steps"] > self._shorter else None
+        if summary is None or self._shorter is None:
+            return summary
+        return summary if summary["steps"] > self._shorter else None
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the directory with its configuration and `run.json`.

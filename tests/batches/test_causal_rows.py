@@ -317,7 +317,7 @@ def test_heads_and_dtypes_that_there_is_no_kernel_for(kernel, size, dtype, probl
 
 def test_such_heads_are_refused_before_a_run_reads_its_data(tmp_path, monkeypatch):
     model = tiny_models.save(tmp_path / "model", tiny_models.hugging_face())
-    monkeypatch.setattr(computation, "attention_implementation", lambda _: "cudnn")
+    monkeypatch.setattr(computation, "attention_implementation", lambda _, model: "cudnn")
     config = resolve({"model": {"path": str(model)}, "data": {"path": "missing.jsonl"}})
     problem = r"cudnn on cpu needs a head size that is a multiple of 8 and at most 128, .* 10;"
     with pytest.raises(ValueError, match=problem):

@@ -25,6 +25,9 @@ class Recorded:
     def get_shape(self) -> list[int]:
         return self.stored.get_shape()
 
+    def get_dtype(self) -> str:
+        return self.stored.get_dtype()
+
     def __getitem__(self, index: Any) -> np.ndarray:
         values = self.stored[index]
         READ[self.name] = READ.get(self.name, 0) + math.prod(values.shape)

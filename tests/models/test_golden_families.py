@@ -26,6 +26,7 @@ from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.errors import UserError
+from tddpo_jax.generation import generator
 from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
@@ -177,7 +178,8 @@ def test_greedy_answers_are_those_of_transformers(family, model):
         assert list(answer.token_ids) == one["continuation_ids"]
 
 
-def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys):
+def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys, monkeypatch):
+    monkeypatch.setattr(generator, "make_mesh", lambda _: tiny_models.one_device())
     folder, numbers = family
     one = numbers["continuations"][0]
 

@@ -28,6 +28,7 @@ from tddpo_jax.system.console import Screen
 GOLDEN = Path(__file__).parent / "golden_curve.json"
 STEPS = 45
 PAIR = 1 / 60  # what one pair adds to the accuracy of a step
+LATER = {"margins/saturated", "eval_margins/saturated"}  # came after the curve, with own tests
 EXACT = {"learning_rate", "num_tokens"}  # no other order of a sum changes them
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -44,6 +45,7 @@ def curve(mode: str, output: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
 def test_the_embedded_run_is_as_it_was(mode, tmp_path):
     found, golden = curve(mode, tmp_path / "run"), json.loads(GOLDEN.read_text())
+    found = {name: values for name, values in found.items() if name not in LATER}
     assert len(found["loss"]) == STEPS
     if os.environ.get("TDDPO_GOLDEN") == "write":
         GOLDEN.write_text(json.dumps({**golden, mode: found}, indent=1, sort_keys=True) + "\n")
