@@ -55,8 +55,6 @@ def finished(inputs, tmp_path_factory):
     return directory
 
 
-# When one of its reads fails, Orbax drops the others, and Python complains of them when it likes.
-@pytest.mark.filterwarnings("ignore:.*_read_array_index:pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_state_is_named(finished, inputs, tmp_path, monkeypatch):
     """The newest of two, cut short; without it the run goes on from the other.
 
