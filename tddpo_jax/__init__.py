@@ -1,4 +1,4 @@
-"""TD-DPO, DPO, DiscoPOP and related losses for Llama-family models, in JAX, on a device mesh.
+"""TD-DPO, DPO, DiscoPOP and related losses for language models, in JAX, on a device mesh.
 
 From Python, `tddpo_jax.train` and its neighbours do what the verbs of the command line do. They are
 described in `tddpo_jax.api`. `UserError` is what a caller catches. `tddpo_jax.losses` holds the

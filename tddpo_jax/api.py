@@ -16,21 +16,26 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from tddpo_jax.arguments import (
+    Data,
+    DataSets,
+    Loss,
+    Numbers,
+    before_jax,
+    settings_of_call,
+    source_of_call,
+)
 from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
-from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.own_function import is_reading, name_of_function
-from tddpo_jax.config.reading import read_yaml, resolve
-from tddpo_jax.config.schema import DataSource
-from tddpo_jax.data.given_rows import save_rows
+from tddpo_jax.config.own_function import name_of_function
+from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.runs.grid_directory import cell_directories, cell_names
 from tddpo_jax.runs.run_directory import RunDirectory
-from tddpo_jax.system.paths import ABOVE, EMBEDDED_CONFIG
-from tddpo_jax.system.xla_flags import set_flags
+from tddpo_jax.system.paths import ABOVE
 
 # Importing these takes seconds, which `import tddpo_jax` must not.
 if TYPE_CHECKING:
@@ -40,12 +45,6 @@ if TYPE_CHECKING:
 else:
     DataFrame = Plan = Any
 
-# A path or a hub id, or rows in memory: a list of mappings, or a `datasets.Dataset`.
-Data = str | Path | Iterable[Mapping[str, Any]]
-# One data set, or the paths and hub ids of a mixture.
-DataSets = Data | Sequence[str | Path]
-Loss = str | Callable[..., Any]
-Numbers = float | int | Sequence[float | int]
 # A text, or token ids; what a model answers is of the same kind.
 Prompt = TypeVar("Prompt", str, list[int])
 # Takes the name of a cell, and a line of its `metrics.jsonl`.
@@ -177,8 +176,8 @@ def train(
     Raises:
         UserError: a setting, a file or the loss is wrong, or the output holds another run.
     """
-    given = _settings(model, data, loss, beta, tau, seed, settings, output)
-    _before_jax()
+    given = settings_of_call(model, data, loss, beta, tau, seed, settings, output)
+    before_jax()
     from tddpo_jax.experiments.grid import run_experiment
     from tddpo_jax.system.console import Screen
 
@@ -214,8 +213,8 @@ def log_probs(
     Raises:
         UserError: the model or the data is wrong.
     """
-    source = _source(data, split, config, columns)
-    _before_jax()
+    source = source_of_call(data, split, config, columns)
+    before_jax()
     from tddpo_jax.commands.logps import log_prob_lines
 
     return log_prob_lines(str(model), source, template, dtype)
@@ -258,7 +257,7 @@ def generate(
     Raises:
         UserError: the model, the prompt or the template is wrong.
     """
-    _before_jax()
+    before_jax()
     from tddpo_jax.generation.generator import generate_text
 
     completion = generate_text(
@@ -334,8 +333,8 @@ def sample(
     Raises:
         UserError: the model, the data, a setting or the reward is wrong.
     """
-    source = _source(data, split, config, columns)
-    _before_jax()
+    source = source_of_call(data, split, config, columns)
+    before_jax()
     from tddpo_jax.commands.sample import Asked, sample_pairs
     from tddpo_jax.generation.sampling import Sampling
     from tddpo_jax.system.console import Screen
@@ -370,7 +369,7 @@ def export(
     Raises:
         UserError: the run has no such policy or no adapters, or the output exists.
     """
-    _before_jax()
+    before_jax()
     from tddpo_jax.commands.export import export_run
 
     path = run.path if isinstance(run, Run) else Path(run)
@@ -405,11 +404,11 @@ def plan(
     Raises:
         UserError: a setting or the device is wrong.
     """
-    given = _settings(model, data, loss, beta, tau, seed, settings, None)
+    given = settings_of_call(model, data, loss, beta, tau, seed, settings, None)
     configs = [resolve(cell) for cell in expand(given)]
     for line in ignored_in(configs):
         warnings.warn(line, stacklevel=2)
-    _before_jax()
+    before_jax()
     from tddpo_jax.planning.plan import make_plan
 
     members = len(populations(configs)[0])
@@ -448,76 +447,6 @@ def _directory(found: str | Path | Runs) -> Path:
     return first if len(found) == 1 else first.parent
 
 
-def _settings(
-    model: str | Path | None,
-    data: DataSets | None,
-    loss: Loss | Sequence[Loss] | None,
-    beta: Numbers | None,
-    tau: Numbers | None,
-    seed: int | Sequence[int] | None,
-    settings: Mapping[str, Any] | None,
-    output: str | Path | None,
-) -> dict[str, Any]:
-    """The settings as a command line would give them, not yet validated."""
-    if is_reading():
-        raise UserError(
-            "the file of a loss trains while it is read; put that under if __name__ == '__main__'"
-        )
-    others = dict(settings or {})
-    given: dict[str, Any] = {
-        "model.path": None if model is None else str(model),
-        "data.path": None if data is None else _paths_of(data),
-        "loss.name": _names_of(loss),
-        "loss.beta": beta,
-        "loss.tau": tau,
-        "seed": seed,
-        "output": None if output is None else str(output),
-    }
-    given = {
-        name: value if isinstance(value, str | float | int) else list(value)
-        for name, value in given.items()
-        if value is not None
-    }
-    if twice := given.keys() & others.keys():
-        raise UserError(f"{min(twice)}: is given twice, as an argument and in settings")
-    given |= others
-    from_file = not {"model.path", "data.path"} & given.keys()
-    mapping = read_yaml(EMBEDDED_CONFIG) if from_file else {}
-    for name, value in given.items():
-        mapping = with_value(mapping, name, value)
-    return mapping
-
-
-def _paths_of(data: DataSets) -> str | list[str]:
-    paths = data if isinstance(data, Sequence) and not isinstance(data, str) else ()
-    if paths and all(isinstance(one, str | Path) for one in paths):
-        return [str(one) for one in paths]
-    return _path_of(data)
-
-
-def _source(
-    data: Data, split: str | None, config: str | None, columns: Mapping[str, str] | None
-) -> DataSource:
-    return DataSource(
-        path=_path_of(data),
-        split=split,
-        config=config,
-        columns=None if columns is None else dict(columns),
-    )
-
-
-def _path_of(data: DataSets) -> str:
-    return str(data) if isinstance(data, str | Path) else str(save_rows(data))
-
-
-def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
-    if loss is None or isinstance(loss, str):
-        return loss
-    if callable(loss):
-        return name_of_function(loss, "loss")
-    return [one if isinstance(one, str) else name_of_function(one, "loss") for one in loss]
-
-
 def _end(run: Run) -> dict[str, Any]:
     """How a run ended, and its best validation."""
     summary = run.summary
@@ -526,13 +455,3 @@ def _end(run: Run) -> dict[str, Any]:
         "state": summary.get("state", "unfinished"),
         **{name: value for name, value in best.items() if name == "step" or "eval_" in name},
     }
-
-
-def _before_jax() -> None:
-    """XLA reads its flags when JAX starts."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if "jax" not in sys.modules:
-        set_flags()
-    from tddpo_jax.system.cache import use_compilation_cache
-
-    use_compilation_cache()
