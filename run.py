@@ -6,4 +6,4 @@ from tddpo_jax.__main__ import train_command
 from tddpo_jax.commands.exit_status import run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command(train_command, sys.argv[1:]))
+    sys.exit(run_command(train_command, sys.argv[1:], resumes=True))

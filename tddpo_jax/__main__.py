@@ -101,7 +101,7 @@ def logps_command(arguments: Sequence[str]) -> int:
 
 
 def export_command(arguments: Sequence[str]) -> int:
-    """Writes the best policy of a run as a Hugging Face folder or as a PEFT folder."""
+    """Writes a policy of a run as a Hugging Face or PEFT folder."""
     parser = Parser(prog="tddpo export", description="Write a policy of a run as a folder.")
     parser.add_argument("--run", required=True, help="run directory")
     parser.add_argument("--output", required=True, help="folder to write; must not exist yet")
@@ -147,14 +147,10 @@ def generate_command(arguments: Sequence[str]) -> int:
     about = ("model", "prompt", "prompt_ids")
     settings = {name: value for name, value in vars(given).items() if name not in about}
     completion = generate_text(given.model, given.prompt_ids or given.prompt, **settings)
-    if completion.prompt_cut:
-        warnings.warn(
-            "the prompt is longer than the context; its beginning was cut off", stacklevel=2
-        )
     if given.prompt_ids:
         print(*completion.token_ids)
     else:
-        print(completion.text.strip() if not given.raw else completion.text)
+        print(completion.text)
     return 0
 
 
@@ -378,7 +374,7 @@ def main() -> int:
     if verb not in COMMANDS:
         parser.error(f"verb {verb!r}: no such verb{did_you_mean(verb, COMMANDS)}")
     # The other verbs begin anew.
-    return run_command(COMMANDS[verb], sys.argv[2:], resumes=verb == "train")
+    return run_command(COMMANDS[verb], sys.argv[2:], resumes=verb in ("train", "sample"))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tddpo_jax.arguments import (
+from tddpo_jax.call_arguments import (
     Data,
     DataSets,
     Loss,
@@ -29,112 +29,24 @@ from tddpo_jax.arguments import (
     settings_of_call,
     source_of_call,
 )
-from tddpo_jax.config.cells import axis_values, expand, ignored_in, populations, varying_axes
+from tddpo_jax.config.cells import expand, ignored_in, populations
 from tddpo_jax.config.own_function import name_of_function
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.errors import UserError, one_line
-from tddpo_jax.runs.grid_directory import cell_directories, cell_names
-from tddpo_jax.runs.run_directory import RunDirectory
+from tddpo_jax.results import Run, Runs
+from tddpo_jax.runs.grid_directory import cell_directories
 from tddpo_jax.system.paths import ABOVE
 
 # Importing these takes seconds, which `import tddpo_jax` must not.
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from tddpo_jax.planning.plan import Plan
 else:
-    DataFrame = Plan = Any
+    Plan = Any
 
 # A text, or token ids; what a model answers is of the same kind.
 Prompt = TypeVar("Prompt", str, list[int])
 # Takes the name of a cell, and a line of its `metrics.jsonl`.
 OnRecord = Callable[[str, dict[str, Any]], None]
-
-
-class Run:
-    """One trained cell and its files."""
-
-    def __init__(self, name: str, directory: RunDirectory) -> None:
-        """A cell of a name, such as `dpo-beta0.05-seed0`, and its directory."""
-        self.name = name
-        self._directory = directory
-
-    @property
-    def path(self) -> Path:
-        """The run's directory, which every function takes as a model."""
-        return self._directory.path
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All settings of the run, as in its `config.yaml`."""
-        return self._directory.config.model_dump(mode="json")
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The content of `summary.json`: how the run ended, and its best validation."""
-        return self._directory.summary or {}
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`: training steps and validations."""
-        return self._directory.records()
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        system: str | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> str:
-        """What the best policy answers; arguments and errors as for the function `generate`."""
-        return generate(
-            self.path,
-            prompt,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
-
-    def __repr__(self) -> str:
-        return f"Run({self.name}, {self.summary.get('state', 'unfinished')})"
-
-
-class Runs(Mapping[str, Run]):
-    """The cells of an experiment by name, in the order of the grid."""
-
-    def __init__(self, directories: Sequence[RunDirectory]) -> None:
-        names = cell_names(directories)
-        self._configs = [directory.config for directory in directories]
-        self._runs = dict(zip(names, map(Run, names, directories), strict=True))
-
-    def __getitem__(self, name: str) -> Run:
-        if name not in self._runs:
-            raise KeyError(f"no cell {name!r}; there are {', '.join(self._runs)}")
-        return self._runs[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
-
-    def table(self) -> DataFrame:
-        """One row per cell: its loss and numbers, how it ended, and its best validation."""
-        import pandas
-
-        axes = ["loss.beta", "loss.tau", *varying_axes(self._configs)]
-        rows = [
-            {"loss": config.loss.title, **axis_values(config, axes), "seed": config.seed}
-            | _end(run)
-            for config, run in zip(self._configs, self.values(), strict=True)
-        ]
-        return pandas.DataFrame(rows, index=list(self))
-
-    def __repr__(self) -> str:
-        return f"Runs({', '.join(self)})"
 
 
 def train(
@@ -275,9 +187,7 @@ def generate(
         seed=seed,
         dtype=dtype,
     )
-    if not isinstance(prompt, str):
-        return completion.token_ids
-    return completion.text if raw else completion.text.strip()
+    return completion.text if isinstance(prompt, str) else completion.token_ids
 
 
 def sample(
@@ -445,13 +355,3 @@ def _directory(found: str | Path | Runs) -> Path:
         return Path(found)
     first = next(iter(found.values())).path
     return first if len(found) == 1 else first.parent
-
-
-def _end(run: Run) -> dict[str, Any]:
-    """How a run ended, and its best validation."""
-    summary = run.summary
-    best = summary.get("best") or {}
-    return {
-        "state": summary.get("state", "unfinished"),
-        **{name: value for name, value in best.items() if name == "step" or "eval_" in name},
-    }

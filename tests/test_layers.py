@@ -17,7 +17,7 @@ from places import ROOT
 PACKAGE, EVAL = ROOT / "tddpo_jax", ROOT / "eval"
 # What a folder may import: itself, and those before it. `ground` is modules at the package's top
 # that everything may import, `top` those that may import everything.
-GROUND, TOP = ("__init__", "errors"), ("__main__", "api", "arguments")
+GROUND, TOP = ("__init__", "errors"), ("__main__", "api", "call_arguments", "results")
 LAYERS = (
     "batches",
     "losses",

@@ -162,7 +162,8 @@ def _show(results: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command(_command, arguments, resumes=False)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ class Engine(TemplateLM):
             ends = {*configured_stops(resolve(path)), self.eot_token_id}
             self._generator.stop_ids = tuple(sorted(ends - {None}))
         mesh = self._generator.mesh
-        self._how = computation(ModelConfig(dtype=dtype, remat="none"), mesh)
+        self._how = computation(
+            ModelConfig(dtype=dtype, remat="none"), mesh, self._generator.adapters.model.config
+        )
         self._screen = screen or Screen(quiet=True)
 
     # ---- tokens ----------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from .judge_settings import JudgeStopped
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command(_command, arguments, resumes=True)
 
 
 def _command(arguments: Sequence[str]) -> int:

@@ -37,6 +37,8 @@ from ..experiment import read_experiment
 from .quality_file import FILE, Standing, is_of, read_quality, standing_of
 
 if TYPE_CHECKING:
+    from tddpo_jax.generation.rewards import Reward
+
     from .prompts import Question
 
 
@@ -70,28 +72,46 @@ def _subjects(path: Path) -> list[Subject]:
 
 
 def _questions(
-    subject: Subject, base: str, given: str | None, new_tokens: int, screen: Screen
+    config: Config | None, base: str, prompts: str | None, new_tokens: int, screen: Screen
 ) -> Sequence[Question]:
     """What to ask: the given prompts, the run's own, or the embedded ones."""
+    from tddpo_jax.data.examples import Vocabulary
     from tddpo_jax.data.tokenizer import load_tokenizer_if_any
+    from tddpo_jax.generation.sampling import room_for_prompt
     from tddpo_jax.weights import hugging_face
     from tddpo_jax.weights.locate import resolve
 
     from .prompts import embedded_questions, given_questions, validation_questions
 
-    config = subject.config
-    if given is None and config is not None and not _is_embedded(config):
+    if prompts is None and config is not None and not _is_embedded(config):
         return validation_questions(config)
     files = resolve(base)
     tokenizer = load_tokenizer_if_any(files.tokenizer)
     template = None if config is None else config.data.template
-    if given is None:
+    if prompts is None:
         return embedded_questions(tokenizer, template)
-    most = hugging_face.read_config(files.base).context - new_tokens
-    questions, unused = given_questions(given, tokenizer, template, most)
+    model = hugging_face.read_config(files.base)
+    most = room_for_prompt(model.context, new_tokens)
+    vocabulary = Vocabulary(model.vocabulary, model.not_text)
+    questions, unused = given_questions(prompts, tokenizer, template, most, vocabulary)
     for reason, rows in unused.items():
-        screen.say(f"{given}: {len(rows)} not asked: {reason} (first row {rows[0]})")
+        screen.say(f"{prompts}: {len(rows)} not asked: {reason} (first row {rows[0]})")
     return questions
+
+
+def _check_reward(reward: Reward, questions: Sequence[Question], config: Config | None) -> None:
+    """Refuses prompts that a reward cannot score the answers to.
+
+    Raises:
+        UserError: they are the run's own, of which the tokens alone are known, or a row lacks what
+            the reward needs.
+    """
+    if config is not None and not _is_embedded(config) and not any(each.row for each in questions):
+        raise UserError(
+            f"--reward: needs --prompts, because {config.data.names} is known by its tokens alone"
+        )
+    for question in questions:
+        reward.check_row(question.number, question.row)
 
 
 def _why_no_rule(subject: Subject, prompts: str | None) -> str | None:
@@ -123,7 +143,9 @@ def _command(arguments: Sequence[str]) -> int:
     parser.add_argument("path", help="run, grid or model directory")
     parser.add_argument("--base", help="model to compare with (default: what the run started from)")
     parser.add_argument(
-        "--prompts", help="preference file whose prompts to ask (default: the run's own)"
+        "--prompts",
+        help="file, folder or hub id of rows with prompts (default: the run's validation prompts, "
+        "or the embedded ones)",
     )
     parser.add_argument(
         "--reward",
@@ -131,9 +153,9 @@ def _command(arguments: Sequence[str]) -> int:
         "row's reference answer; `embedded` (default where the prompts are the embedded ones)",
     )
     parser.add_argument("--most", type=int, default=400, help="largest number of prompts to ask")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of sampling")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens of an answer")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
     given = parser.parse_args(arguments)
     if given.most < 1:
         raise UserError(f"--most: must be at least 1, got {given.most}")
@@ -147,14 +169,22 @@ def _command(arguments: Sequence[str]) -> int:
     screen = Screen()
     mesh = make_mesh(MeshConfig())
     bases: dict[tuple[str, str], Base] = {}
+    asked_of: dict[tuple[str, str], Sequence[Question]] = {}
     reward = None if given.reward is None else load_reward(given.reward)
     for subject in subjects_of(Path(given.path)):
         folder, config, standing = subject
         path = _base_path(folder, given.base)
         why = None if reward else _why_no_rule(subject, given.prompts)
-        questions = _questions(subject, path, given.prompts, given.max_new_tokens, screen)
+        # Most cells of a grid are asked the same.
+        same = path, "" if config is None else config.data.model_dump_json()
+        if same not in asked_of:
+            asked_of[same] = _questions(config, path, given.prompts, given.max_new_tokens, screen)[
+                : given.most
+            ]
+            if reward is not None:
+                _check_reward(reward, asked_of[same], config)
         asked = Asked(
-            questions[: given.most],
+            asked_of[same],
             sampling,
             given.seed,
             template=None if config is None else config.data.template,
@@ -192,7 +222,8 @@ def _is_known(folder: Path, standing: Standing | None, about: dict[str, Any]) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    return run_command(_command, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return run_command(_command, arguments, resumes=True)
 
 
 if __name__ == "__main__":

@@ -120,10 +120,8 @@ def _scored(
     scores, base_scores = (
         np.array(
             [
-                reward.score(number, question.prompt, answer.text, question.row)
-                for number, (question, answer) in enumerate(
-                    zip(asked.questions, answers, strict=True)
-                )
+                reward.score(question.number, question.prompt, answer.text, question.row)
+                for question, answer in zip(asked.questions, answers, strict=True)
             ]
         )
         for answers in (ours, of_base)
@@ -152,7 +150,7 @@ def kl_per_token(
         Example(number, prompts[number], (np.array(ours[number].token_ids, np.int32),))
         for number in answered
     ]
-    how = computation(ModelConfig(dtype="float32", remat="none"), mesh)
+    how = computation(ModelConfig(dtype="float32", remat="none"), mesh, policy.model.config)
     logps, base_logps = (
         example_log_probs(model, examples, how, mesh) for model in (policy.model, base.model)
     )

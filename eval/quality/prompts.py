@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.config.schema import Config, DataSource
 from tddpo_jax.data.dataset import load_dataset
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.row_prompts import load_prompts
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
@@ -29,10 +30,15 @@ class Question(NamedTuple):
     ids: tuple[int, ...]
     prompt: Any  # a text, a conversation, or the ids
     row: Mapping[str, Any]  # of the user's file; empty for all other prompts
+    number: int  # of the row, or of the prompt
 
 
 def given_questions(
-    path: str, tokenizer: PreTrainedTokenizerBase | None, template: str | None, most: int
+    path: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: str | None,
+    most: int,
+    vocabulary: Vocabulary,
 ) -> tuple[list[Question], dict[str, list[int]]]:
     """The prompts of a user's file, each once, and the rows that are not asked by reason.
 
@@ -41,15 +47,18 @@ def given_questions(
         tokenizer: of the base.
         template: name of a chat template; None for the tokenizer's own.
         most: tokens of a prompt.
+        vocabulary: of the base.
 
     Raises:
-        UserError: the file cannot be read, or none of its rows has a prompt.
+        UserError: the file cannot be read, or none of its rows has a prompt that the base takes.
     """
-    prompts, unused = load_prompts(DataSource(path=path), tokenizer, template, most=most)
+    prompts, unused = load_prompts(
+        DataSource(path=path), tokenizer, template, most=most, vocabulary=vocabulary
+    )
     questions: dict[tuple[int, ...], Question] = {}
     for prompt in prompts:
         ids = tuple(prompt.ids.tolist())
-        questions.setdefault(ids, Question(ids, prompt.asked, prompt.columns))
+        questions.setdefault(ids, Question(ids, prompt.asked, prompt.columns, prompt.row))
     return list(questions.values()), unused
 
 
@@ -64,8 +73,13 @@ def embedded_questions(
     if tokenizer is None:
         raise UserError("--prompts: the base has no tokenizer; give rows with prompt_ids")
     return [
-        Question(tuple(encode_prompt(tokenizer, prompt, template).tolist()), prompt, {})
-        for prompt in embedded.prompts()
+        Question(
+            tuple(encode_prompt(tokenizer, prompt, template).tolist()),
+            prompt[0]["content"],
+            {},
+            number,
+        )
+        for number, prompt in enumerate(embedded.prompts())
     ]
 
 
@@ -87,4 +101,4 @@ def validation_questions(config: Config) -> list[Question]:
         raise UserError(
             f"{config.output}: the run has no validation data to take prompts from; give --prompts"
         )
-    return [Question(ids, list(ids), {}) for ids in prompts]
+    return [Question(ids, list(ids), {}, number) for number, ids in enumerate(prompts)]

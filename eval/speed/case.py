@@ -102,7 +102,7 @@ def shapes_of(case: Case, pairs: list[Example]) -> tuple[Shape, ...]:
         rows=row_devices(make_mesh(case.mesh)),
         row_length=case.row_length,
         plain=case.layout == "plain",
-        causal_rows=attention_implementation(case.settings) in KERNELS,
+        causal_rows=attention_implementation(case.settings, model=case.model) in KERNELS,
     )
 
 

@@ -107,7 +107,7 @@ def _normal(number: int, shape: tuple[int, ...], dtype: str) -> jax.Array:
 def _attention(case: Case, batch: Batch) -> Callable[[], Any]:
     """The attention of all layers, forward and backward, one layer after another."""
     model = case.model
-    attend = attention_over(computation(case.settings, make_mesh(case.mesh)))
+    attend = attention_over(computation(case.settings, make_mesh(case.mesh), model))
     counts = (model.heads, model.key_value_heads, model.key_value_heads)
     q, k, v = (
         _normal(n, (*batch.tokens.shape, count, model.head_size), case.dtype)

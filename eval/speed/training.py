@@ -70,7 +70,7 @@ class Trainer:
         kind = nnx.Param if case.mode == "full" else LoraParam
         graphdef, trainable, base = split_model(trained_model(case, self.mesh), kind)
         self.loss = LOSSES_OF[shapes[0].responses]
-        how = computation(case.settings, self.mesh)
+        how = computation(case.settings, self.mesh, case.model)
         optimizer = make_optimizer(TrainConfig(), case.model)
         objective, responses = objective_of([self.loss]), shapes[0].responses
         setting = StepSetting(graphdef, case.model, objective, optimizer, how, responses)

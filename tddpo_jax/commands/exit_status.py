@@ -21,7 +21,7 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def run_command(
-    command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool = True
+    command: Callable[[Sequence[str]], int], arguments: Sequence[str], *, resumes: bool
 ) -> int:
     """Runs a command and returns its exit status; a `UserError` becomes one line and status 2.
 

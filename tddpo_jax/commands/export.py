@@ -48,10 +48,10 @@ def export_run(run: Path, output: Path, *, adapter: bool, step: int | None = Non
 @contextlib.contextmanager
 def _policy(run: Path, step: int | None, beside: Path) -> Iterator[Path]:
     """The run, which means its `best/`, or a temporary folder with the policy of a step."""
-    kept = None if step is None else kept_policies(run)
-    if kept is None or step is None:
+    if step is None:
         yield run
         return
+    kept = kept_policies(run)
     kept.check(step)
     if step == kept.best:
         yield run

@@ -11,18 +11,20 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tddpo_jax.config.schema import DataSource
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.row_prompts import Prompt, load_prompts
 from tddpo_jax.data.tokenizer import load_tokenizer_if_any
 from tddpo_jax.errors import UserError
+from tddpo_jax.generation.answer_pairs import WAYS
 from tddpo_jax.generation.generator import Generator, most_new_tokens
 from tddpo_jax.generation.rewards import Reward, load_reward
 from tddpo_jax.generation.samples import Answers, answer_prompts, pairs_of, read_answers
-from tddpo_jax.generation.sampling import Sampling, check, check_keys
+from tddpo_jax.generation.sampling import Sampling, check, check_keys, room_for_prompt
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.runs.run_directory import check_output
 from tddpo_jax.system.atomic import write_text
@@ -39,7 +41,7 @@ class Asked(NamedTuple):
         data: the source of the prompts, see `data.row_prompts`.
         samples: number of answers to each prompt, at least 2.
         reward: the name of the reward, see `load_reward`.
-        pairs: the pairs that answers make, see `chosen_and_rejected`.
+        pairs: one of `WAYS`, see `chosen_and_rejected`.
         sampling: how an answer is sampled; its `max_new_tokens` is not used.
         max_new_tokens: most tokens of an answer; None for 256, or half the context if that is less.
         seed: of sampling.
@@ -52,13 +54,13 @@ class Asked(NamedTuple):
     data: DataSource
     samples: int
     reward: str
-    pairs: Literal["best", "all"] = "best"
-    sampling: Sampling = Sampling(temperature=1.0)
-    max_new_tokens: int | None = None
-    seed: int = 0
-    template: str | None = None
-    raw: bool = False
-    dtype: str = "auto"
+    pairs: str
+    sampling: Sampling
+    max_new_tokens: int | None
+    seed: int
+    template: str | None
+    raw: bool
+    dtype: str
 
 
 def sample_pairs(asked: Asked, output: Path, screen: Screen) -> list[dict[str, Any]]:
@@ -75,12 +77,24 @@ def sample_pairs(asked: Asked, output: Path, screen: Screen) -> list[dict[str, A
     _check(asked)
     file = _samples_file(output)
     reward = load_reward(asked.reward)
-    sampling = _sampling(asked)
-    prompts = _prompts(asked, sampling, screen)
+    files = resolve(asked.model)
+    config = hugging_face.read_config(files.base)
+    sampling = _sampling(asked, config.context)
+    prompts, unused = load_prompts(
+        asked.data,
+        load_tokenizer_if_any(files.tokenizer),
+        asked.template,
+        raw=asked.raw,
+        most=room_for_prompt(config.context, sampling.max_new_tokens),
+        vocabulary=Vocabulary(config.vocabulary, config.not_text),
+    )
+    for reason, rows in unused.items():
+        screen.say(f"{asked.data.path}: {len(rows)} not used: {reason} (first row {rows[0]})")
     for prompt in prompts:
         reward.check_row(prompt.row, prompt.columns)
     made = _record(asked, reward, sampling, prompts)
-    if len(read_answers(file, made)) < len(prompts):
+    lines = read_answers(file, made)
+    if len(lines) < len(prompts):
         generator = Generator.from_path(
             asked.model, asked.dtype, template=asked.template, by_ids=True
         )
@@ -94,9 +108,10 @@ def sample_pairs(asked: Asked, output: Path, screen: Screen) -> list[dict[str, A
                 seed=asked.seed,
                 made=made,
                 file=file,
+                there=len(lines),
                 progress=progress,
             )
-    lines = read_answers(file, made)
+        lines = read_answers(file, made)
     both = zip(prompts, lines, strict=True)
     pairs = [row for prompt, line in both for row in pairs_of(prompt, line, asked.pairs)]
     write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs))
@@ -108,6 +123,8 @@ def sample_pairs(asked: Asked, output: Path, screen: Screen) -> list[dict[str, A
 def _check(asked: Asked) -> None:
     if asked.samples < 2:
         raise UserError(f"samples: a pair needs at least 2 answers, got {asked.samples}")
+    if asked.pairs not in WAYS:
+        raise UserError(f"pairs: {asked.pairs!r} is not {' or '.join(WAYS)}")
     check(asked.sampling)
     check_keys([(asked.seed,)])
     if asked.sampling.temperature == 0:
@@ -124,40 +141,13 @@ def _samples_file(output: Path) -> Path:
     return file
 
 
-def _sampling(asked: Asked) -> Sampling:
-    context = hugging_face.read_config(resolve(asked.model).base).context
+def _sampling(asked: Asked, context: int) -> Sampling:
     new_tokens = asked.max_new_tokens
     if new_tokens is None:
         new_tokens = most_new_tokens(context)
     sampling = asked.sampling._replace(max_new_tokens=new_tokens)
     check(sampling)
-    if new_tokens >= context:
-        raise UserError(
-            f"max_new_tokens: {new_tokens} leaves no room for a prompt in the model's context of "
-            f"{context}"
-        )
     return sampling
-
-
-def _prompts(asked: Asked, sampling: Sampling, screen: Screen) -> list[Prompt]:
-    files = resolve(asked.model)
-    config = hugging_face.read_config(files.base)
-    prompts, unused = load_prompts(
-        asked.data,
-        load_tokenizer_if_any(files.tokenizer),
-        asked.template,
-        raw=asked.raw,
-        most=config.context - sampling.max_new_tokens,
-    )
-    for reason, rows in unused.items():
-        screen.say(f"{asked.data.path}: {len(rows)} not used: {reason} (first row {rows[0]})")
-    for prompt in prompts:
-        if (highest := int(prompt.ids.max())) >= config.vocabulary:
-            raise UserError(
-                f"data {asked.data.path} row {prompt.row}: the prompt holds the id {highest}, but "
-                f"the model's vocabulary ends at {config.vocabulary - 1}"
-            )
-    return prompts
 
 
 def _record(
@@ -192,8 +182,8 @@ def _tell(
     alike = len(lines) - len({pair["index"] for pair in pairs})
     screen.say(
         f"{output}: {len(pairs)} pairs from {len(lines)} prompts with {len(lines[0].scores)} "
-        f"answers each, mean score {np.mean(scores):.4g}; {alike} prompts make no pair, for their "
-        "answers have one score"
+        f"answers each, mean score {np.mean(scores):.4g}; {alike} prompts make no pair: their "
+        "answers score the same or are empty"
     )
     cut = sum(not finished for line in lines for finished in line.finished)
     if cut:

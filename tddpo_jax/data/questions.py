@@ -58,12 +58,15 @@ def check_one_pair(row: Mapping[str, Any]) -> None:
 
 
 def _all_pairs(row: Mapping[str, Any]) -> list[Columns]:
-    return [
+    """The pairs of columns that a row has; empty ones count only if all are empty."""
+    found = [
         Columns(question, answer)
         for question, answers in PAIRS.items()
         for answer in answers
         if question in row and answer in row
     ]
+    filled = [pair for pair in found if all(row[column] is not None for column in pair)]
+    return filled or found[:1]
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

@@ -10,7 +10,9 @@ A row's prompt is the first of these that it has:
 *   `chosen` and `rejected`: the prompt that the pair has in training.
 
 `system` and `tools` stand beside it, as beside a pair. The ids are those of training, because the
-same code makes them of the same row with a stand-in for the answer.
+same code makes them of the same row with a stand-in for the answer. A text is the exception:
+training takes the texts of a pair verbatim, and here a `prompt` that is a text is a user's message,
+unless the command has `--raw`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import DataSource
 from tddpo_jax.data.dataset import style_of
-from tddpo_jax.data.examples import Unusable, encode
+from tddpo_jax.data.examples import Unusable, Vocabulary, check_vocabulary, encode
 from tddpo_jax.data.formats import EMPTY_PROMPT, SYSTEM, ParsedRow, parse_row, shape
 from tddpo_jax.data.messages import UnusableRow, is_stored_conversation, read_messages
 from tddpo_jax.data.questions import PAIRS, question_text
@@ -58,6 +60,7 @@ def load_prompts(
     *,
     raw: bool = False,
     most: int,
+    vocabulary: Vocabulary,
 ) -> tuple[list[Prompt], dict[str, list[int]]]:
     """The prompts of a source's rows, in order, and the rows without one by reason.
 
@@ -67,10 +70,11 @@ def load_prompts(
         template: name of a chat template; None for the tokenizer's own.
         raw: whether a text is the beginning of a text, and not a message.
         most: tokens of a prompt; a row with a longer one is not used.
+        vocabulary: the model's.
 
     Raises:
-        UserError: the source cannot be read, none of its rows has a prompt, or the template is
-            wrong.
+        UserError: the source cannot be read, none of its rows has a prompt, a prompt holds an id
+            that the model does not have, or the template is wrong.
     """
     name, rows = named_rows(data.path, data.split, data.config, data.columns)
     parsed = [parse_prompt(row, raw=raw) for row in rows]
@@ -78,7 +82,9 @@ def load_prompts(
     style = style_of(template, tokenizer, [source])
     prompts: list[Prompt] = []
     unused: dict[str, list[int]] = {}
-    for what, example in zip(parsed, encode(list(enumerate(parsed)), style), strict=True):
+    encoded = list(encode(list(enumerate(parsed)), style))
+    check_vocabulary(name, [each for each in encoded if isinstance(each, Example)], vocabulary)
+    for what, example in zip(parsed, encoded, strict=True):
         reason = example.reason if isinstance(example, Unusable) else _too_long(example, most)
         if reason is not None:
             unused.setdefault(reason, []).append(example.row)
@@ -97,13 +103,14 @@ def parse_prompt(row: Mapping[str, Any], *, raw: bool = False) -> ParsedRow | st
     """A row's prompt with a stand-in for its answer, or the reason why it has no prompt."""
     beside = {name: row[name] for name in (*SYSTEM, "tools") if name in row}
     try:
-        return parse_row({**beside, **_asked(row, raw)})
+        asked = _asked(row, raw)
     except UnusableRow as reason:
         return str(reason)
+    return parse_row({**beside, **asked}) if isinstance(asked, dict) else asked
 
 
-def _asked(row: Mapping[str, Any], raw: bool) -> dict[str, Any]:
-    """The columns of a row of one response that asks what this row asks."""
+def _asked(row: Mapping[str, Any], raw: bool) -> dict[str, Any] | ParsedRow:
+    """The columns of a row of one response that asks what this row asks; of a pair, the whole."""
     if row.get("prompt_ids") is not None:
         return {"prompt_ids": row["prompt_ids"], "response_ids": [0]}
     text = _text(row)
@@ -114,7 +121,8 @@ def _asked(row: Mapping[str, Any], raw: bool) -> dict[str, Any]:
         return {"prompt": prompt, "completion": STAND_IN}
     if raw:
         raise UnusableRow("--raw takes a text as the prompt")
-    return {"prompt": _conversation(row), "completion": STAND_IN}
+    messages = _conversation(row)
+    return _of_pair(row) if messages is None else {"prompt": messages, "completion": STAND_IN}
 
 
 def _text(row: Mapping[str, Any]) -> str | None:
@@ -127,7 +135,7 @@ def _text(row: Mapping[str, Any]) -> str | None:
 
 
 def _conversation(row: Mapping[str, Any]) -> Any:
-    """The messages before the answer of a row."""
+    """The messages before the answer of a row; None if no column of its own holds them."""
     if row.get("prompt") is not None:
         return read_messages(row["prompt"], "prompt")
     for column in ("messages", "conversations"):
@@ -135,9 +143,14 @@ def _conversation(row: Mapping[str, Any]) -> Any:
             messages = read_messages(row[column], column)
             answered = bool(messages) and messages[-1]["role"] == "assistant"
             return messages[: len(messages) - answered]
+    return None
+
+
+def _of_pair(row: Mapping[str, Any]) -> ParsedRow:
+    """What a pair without a prompt of its own asks."""
     if row.get("chosen") is None:
         raise UnusableRow("has no column with a prompt, such as 'prompt'")
     pair = parse_row(row)
     if isinstance(pair, str):
         raise UnusableRow(pair)
-    return pair.prompt
+    return pair._replace(responses=(STAND_IN,))

@@ -15,7 +15,14 @@ from jaxtyping import Int
 from tddpo_jax.adapters.adapter_set import AdapterSet
 from tddpo_jax.errors import UserError
 from tddpo_jax.generation.decode import Prompts, cache_slots, generate_rows
-from tddpo_jax.generation.sampling import Sampler, Sampling, check, check_keys, row_keys
+from tddpo_jax.generation.sampling import (
+    Sampler,
+    Sampling,
+    check,
+    check_keys,
+    room_for_prompt,
+    row_keys,
+)
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import place, row_sharding
@@ -113,11 +120,6 @@ def _request(
 ) -> _Request:
     config = models.model.config
     check(sampling)
-    if sampling.max_new_tokens >= config.context:
-        raise UserError(
-            f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a prompt "
-            f"in the model's context of {config.context}"
-        )
     if not len(prompt):
         raise UserError(f"prompt {number} is empty")
     for token in (np.min(prompt), np.max(prompt)):
@@ -133,7 +135,7 @@ def _request(
 
 def _cut(request: _Request, context: int, bos: int | None) -> _Request:
     """The request with its prompt cut at the front until it fits the context."""
-    prompt, room = request.prompt, context - request.sampling.max_new_tokens
+    prompt, room = request.prompt, room_for_prompt(context, request.sampling.max_new_tokens)
     if len(prompt) <= room:
         return request
     first = prompt[: int(prompt[0] == bos)]

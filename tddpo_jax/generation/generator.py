@@ -9,6 +9,7 @@ A prompt's result depends on the prompt, its settings and its key, and not on ot
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -215,7 +216,7 @@ def generate_text(
         dtype: as for `Generator.from_path`.
 
     Returns:
-        The answer.
+        The answer, without white space around its text unless `raw`.
 
     Raises:
         UserError: the user's input is wrong.
@@ -238,7 +239,11 @@ def generate_text(
         max_new_tokens = most_new_tokens(generator.context)
     sampling = Sampling(temperature, top_k, top_p, max_new_tokens)
     [completion] = generator.generate([ids], [sampling], [(seed,)])
-    return completion
+    if completion.prompt_cut:
+        warnings.warn(
+            "the prompt is longer than the context; its beginning was cut off", stacklevel=2
+        )
+    return completion if raw else completion._replace(text=completion.text.strip())
 
 
 def most_new_tokens(context: int) -> int:

@@ -52,6 +52,8 @@ class Reward(NamedTuple):
         where = f"{FIELD}: {self.name}: row {number}"
         try:
             value = self.function(prompt, answer, row)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         except Exception as error:
             raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
         try:

@@ -67,6 +67,7 @@ def answer_prompts(
     seed: int,
     made: dict[str, Any],
     file: Path,
+    there: int,
     progress: Progress,
 ) -> None:
     """Appends the answers to every prompt whose answers the file lacks.
@@ -83,12 +84,12 @@ def answer_prompts(
         seed: of the random keys.
         made: what the answers depend on.
         file: of the answers.
+        there: number of prompts whose answers the file has.
         progress: called with the numbers of answered prompts and of all prompts.
 
     Raises:
         UserError: a prompt holds an id that the model does not have, or the reward fails.
     """
-    there = len(read_answers(file, made))
     at_once = max(1, ANSWERS_AT_ONCE // samples)
     with appending(file) as append:
         for first in range(there - there % at_once, len(prompts), at_once):

@@ -65,6 +65,24 @@ def check(sampling: Sampling) -> None:
             raise UserError(f"{name}: {getattr(sampling, name)} is out of range")
 
 
+def room_for_prompt(context: int, new_tokens: int) -> int:
+    """The most tokens of a prompt.
+
+    Args:
+        context: tokens of the model's context.
+        new_tokens: the most new tokens.
+
+    Raises:
+        UserError: there is no room.
+    """
+    if new_tokens >= context:
+        raise UserError(
+            f"max_new_tokens: {new_tokens} leaves no room for a prompt in the model's context of "
+            f"{context}"
+        )
+    return context - new_tokens
+
+
 def check_keys(keys: Sequence[tuple[int, ...]]) -> None:
     """Refuses numbers from which `row_keys` cannot make keys.
 

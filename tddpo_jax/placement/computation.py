@@ -69,7 +69,7 @@ def attention_implementation(
     return config.attention
 
 
-def computation(config: ModelConfig, mesh: Mesh, model: DecoderConfig | None = None) -> Computation:
+def computation(config: ModelConfig, mesh: Mesh, model: DecoderConfig) -> Computation:
     """How to compute the model on this mesh, according to the settings."""
     attention = attention_implementation(config, model=model)
     dtype, kind = compute_dtype(config.dtype), mesh.devices.flat[0].device_kind

@@ -9,14 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_models
 import tiny_runs
 from places import ROOT
 from tiny_commands import run, trained_run, training_options
-
-from tddpo_jax.commands.exit_status import run_command
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -346,24 +343,6 @@ def test_a_wrong_value_is_told_before_jax_is_imported(verb, words, message, tmp_
     assert ended.stderr.endswith(f"{message}\n")
 
 
-def test_an_error_that_is_not_the_users_is_no_mistake_of_theirs():
-    """A ValueError out of a library keeps its traceback; a bug must not look like bad input."""
-
-    def command(_):
-        return int(np.zeros(3).reshape(2, 2)[0, 0])
-
-    with pytest.raises(ValueError, match="reshape"):
-        run_command(command, [])
-
-
-def test_an_interrupted_command_says_how_to_go_on(capsys):
-    def command(_):
-        raise KeyboardInterrupt
-
-    assert run_command(command, []) == 130
-    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
-
-
 # ---- warnings ------------------------------------------------------------------------------------
 
 # Options, and the warnings that they give. A run takes seconds, so one run has several.
@@ -376,25 +355,6 @@ WARNINGS = {
     "--loss dpo --tau 2": ["loss.tau has no effect with loss.name=dpo"],
     "": [],
 }
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
-        RuntimeError("RESOURCE_EXHAUSTED: Error writing\nfile: No space left on device"),
-    ],
-)
-def test_a_full_disk_is_told_in_one_line(failure, capsys):
-    """Whoever met it: Python, or a library that passes on what the kernel said."""
-
-    def command(_):
-        raise failure
-
-    assert run_command(command, []) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the disk is full: ")
-    assert line.endswith("the same command resumes")
 
 
 def test_settings_that_change_nothing_are_told(inputs, tmp_path, capsys):

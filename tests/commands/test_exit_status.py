@@ -70,14 +70,14 @@ def running(what: Callable[[], object]) -> Callable[..., int]:
 @pytest.mark.parametrize("folder", MISTAKES)
 def test_a_users_mistake_is_one_line_wherever_it_is_found(folder, capsys):
     mistake, beginning = MISTAKES[folder]
-    assert run_command(running(mistake), []) == 2
+    assert run_command(running(mistake), [], resumes=True) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {beginning}")
 
 
 def test_a_file_that_must_not_be_written_is_one_line(capsys):
     """Root may write everywhere but in the kernel's own folders."""
-    assert run_command(running(lambda: Path("/sys/no_run").mkdir()), []) == 2
+    assert run_command(running(lambda: Path("/sys/no_run").mkdir()), [], resumes=True) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: /sys/no_run: ")
 
@@ -85,15 +85,42 @@ def test_a_file_that_must_not_be_written_is_one_line(capsys):
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TDDPO_CACHE", str(tmp_path / "file"))
-    assert run_command(running(cache_folder), []) == 2
+    assert run_command(running(cache_folder), [], resumes=True) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: TDDPO_CACHE: the cache's folder {tmp_path / 'file'} cannot")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+        RuntimeError("RESOURCE_EXHAUSTED: Error writing\nfile: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(failure, capsys):
+    """Whoever met it: Python, or a library that passes on what the kernel said."""
+
+    def command(_):
+        raise failure
+
+    assert run_command(command, [], resumes=True) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the disk is full: ")
+    assert line.endswith("the same command resumes")
+
+
+def test_an_interrupted_command_says_how_to_go_on(capsys):
+    def command(_):
+        raise KeyboardInterrupt
+
+    assert run_command(command, [], resumes=True) == 130
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
 
 
 @pytest.mark.parametrize("folder", FAULTS)
 def test_a_fault_of_ours_is_left_as_it_is(folder, capsys):
     with pytest.raises(ValueError, match=r"\w") as caught:
-        run_command(running(FAULTS[folder]), [])
+        run_command(running(FAULTS[folder]), [], resumes=True)
     assert not isinstance(caught.value, UserError)
     assert capsys.readouterr().err == ""
 
@@ -103,7 +130,7 @@ def test_a_fault_of_ours_shows_its_traceback_and_ends_with_status_1():
 import sys
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.generation.sampling import check_keys
-sys.exit(run_command(lambda _: check_keys([(0, 1), (2,)]), []))
+sys.exit(run_command(lambda _: check_keys([(0, 1), (2,)]), [], resumes=True))
 """
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False

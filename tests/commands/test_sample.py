@@ -11,12 +11,16 @@ import tiny_runs
 from tiny_commands import run
 
 import tddpo_jax
+from tddpo_jax.commands.sample import Asked, sample_pairs
 from tddpo_jax.config.schema import DataSource
 from tddpo_jax.data.dataset import load_uncut_examples
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.row_prompts import load_prompts
 from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.generation import generator, samples
+from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.placement.mesh import make_mesh
+from tddpo_jax.system.console import Screen
 
 # Six tokens end no answer, and a command says so.
 pytestmark = pytest.mark.filterwarnings("ignore:max_new_tokens. \\d+ of \\d+ answers were cut at 6")
@@ -107,7 +111,11 @@ def test_every_answer_is_kept_with_its_score(sampled):
 def test_the_pairs_train_on_the_prompts_that_were_answered(sampled, inputs, folder):
     tokenizer = load_tokenizer(inputs.model)
     asked, _ = load_prompts(
-        DataSource(path=str(folder / "prompts.jsonl")), tokenizer, None, most=99
+        DataSource(path=str(folder / "prompts.jsonl")),
+        tokenizer,
+        None,
+        most=99,
+        vocabulary=Vocabulary(len(tokenizer)),
     )
     ids = {prompt.row: prompt.ids.tolist() for prompt in asked}
     pairs = load_uncut_examples(DataSource(path=str(sampled)), tokenizer, None)
@@ -167,6 +175,24 @@ def test_mistakes_are_told_before_the_model_is_loaded(inputs, folder, capsys, ch
     assert run("sample", *given) == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")
     assert not (folder / "new.samples.jsonl").exists()
+
+
+def test_only_known_pairs_are_made(inputs, folder):
+    asked = Asked(
+        model=str(inputs.model),
+        data=DataSource(path=str(folder / "prompts.jsonl")),
+        samples=2,
+        reward="embedded",
+        pairs="All",
+        sampling=Sampling(temperature=1.0),
+        max_new_tokens=None,
+        seed=0,
+        template=None,
+        raw=False,
+        dtype="auto",
+    )
+    with pytest.raises(tddpo_jax.UserError, match=r"^pairs: 'All' is not best or all$"):
+        sample_pairs(asked, folder / "none.jsonl", Screen(quiet=True))
 
 
 def test_a_file_of_pairs_that_was_not_sampled_is_left_alone(inputs, folder, capsys):

@@ -24,7 +24,7 @@ echo "Submitted batch job 12"
 def run(*arguments):
     """The exit status of `run.py`, run in this process."""
     try:
-        return run_command(train_command, [str(argument) for argument in arguments])
+        return run_command(train_command, [str(argument) for argument in arguments], resumes=True)
     except SystemExit as exit:  # argparse's way to end
         return exit.code
 

@@ -308,6 +308,12 @@ def test_rows_of_a_question_that_are_wrong(row, reason):
     assert parse_row(row) == reason
 
 
+def test_empty_columns_of_another_data_set_are_no_second_question():
+    """As a table of both data sets has them."""
+    row = {"question": "x", "answer": "y"}
+    assert parse_row({"problem": None, "solution": None, **row}) == parse_row(row)
+
+
 def test_other_shapes_count_before_a_question_and_its_answer():
     pair = {"question": "x", "answer": "y"}
     assert parse_row({**pair, **PLAIN}) == parse_row(PLAIN)

@@ -6,11 +6,13 @@ import pytest
 from tiny_rows import IDS, TOKENIZER, assistant, conversation, load, user, write
 
 from tddpo_jax.config.schema import DataSource
-from tddpo_jax.data.formats import ParsedRow
+from tddpo_jax.data.examples import Vocabulary
+from tddpo_jax.data.formats import ParsedRow, parse_row
 from tddpo_jax.data.row_prompts import STAND_IN, load_prompts, parse_prompt
 
 ASKED = [user("what is red?")]
 CHAT = ParsedRow("chat", ASKED, (STAND_IN,))
+ANY = Vocabulary(10**6)
 BEGUN = [*ASKED, assistant("the ")]
 
 SAME_PROMPT = {
@@ -29,6 +31,13 @@ SAME_PROMPT = {
 @pytest.mark.parametrize("name", SAME_PROMPT)
 def test_shapes_of_one_prompt(name):
     assert parse_prompt(SAME_PROMPT[name]) == CHAT
+
+
+def test_a_system_text_beside_whole_texts_stands_before_them_once():
+    row = {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"}
+    whole = parse_row({**row, "system": "Be kind."})
+    assert whole.prompt.count("Be kind.") == 1
+    assert parse_prompt({**row, "system": "Be kind."}) == whole._replace(responses=(STAND_IN,))
 
 
 def test_other_prompts():
@@ -62,7 +71,7 @@ def test_prompts_have_the_ids_of_training(tmp_path):
     rows = [{"prompt": "what is red?"}, {"prompt": ""}, {"prompt": BEGUN}, IDS]
     rows += [{"prompt": "what is " + "red " * 50}]
     file = write(tmp_path / "prompts.jsonl", rows)
-    prompts, unused = load_prompts(DataSource(path=file), TOKENIZER, None, most=30)
+    prompts, unused = load_prompts(DataSource(path=file), TOKENIZER, None, most=30, vocabulary=ANY)
     trained = [
         {"prompt": ASKED, "chosen": "a", "rejected": "b"},
         {"prompt": BEGUN, "chosen": "a", "rejected": "b"},
@@ -75,4 +84,4 @@ def test_prompts_have_the_ids_of_training(tmp_path):
     asked = [prompt.asked for prompt in prompts]
     assert asked == ["what is red?", BEGUN, IDS["prompt_ids"]]
     with pytest.raises(ValueError, match="none of its rows can be used: 4 x a prompt of more"):
-        load_prompts(DataSource(path=file), TOKENIZER, None, most=2)
+        load_prompts(DataSource(path=file), TOKENIZER, None, most=2, vocabulary=ANY)

@@ -22,7 +22,7 @@ def run(verb: str, *arguments: Any) -> Any:
     """
     words = [str(argument) for argument in arguments]
     try:
-        return run_command(COMMANDS[verb], last_of_each(words, kept="--data"))
+        return run_command(COMMANDS[verb], last_of_each(words, kept="--data"), resumes=True)
     except SystemExit as exit:  # argparse exits like this
         return exit.code
 

@@ -88,7 +88,7 @@ def test_wrong_numbers_are_refused_before_anything_is_written(option, said, tmp_
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
     folder = tmp_path / "files"
     options = ["--model", str(tmp_path), "--folder", str(folder), *option]
-    assert run_command(files._command, options) == 2
+    assert run_command(files._command, options, resumes=True) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
     assert not folder.exists()
 

@@ -4,9 +4,9 @@
     python -m eval.studies.sentiment.sentences --archive vaderSentiment-3.3.2.tar.gz \\
         --tokenizer SMOLLM2 --output runs/sentiment
 
-A sentence's part depends on the hash of its text alone. The parts of prompts hold the first
-`PREFIX` tokens of each sentence, as ids. The prompts of pairs come in files of their own for each
-seed, so a seed draws other prompts.
+The sentences are sorted by the hash of their text, and then divided. The parts of prompts hold the
+first `PREFIX` tokens of each sentence, as ids. The prompts of pairs come in files of their own for
+each seed, so a seed draws other prompts.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def read_sentences(archive: Path) -> list[Sentence]:
             inner = _member(outer, INNER)
         with tarfile.open(fileobj=io.BytesIO(inner)) as files:
             lines = _member(files, RATED).decode("utf-8", "replace").splitlines()
-    except (OSError, tarfile.TarError, StopIteration) as error:
+        rows = (line.split("\t") for line in lines if line.strip())
+        rated = {text: float(rating) for _, rating, text in rows}
+    except (OSError, ValueError, tarfile.TarError, StopIteration) as error:
         raise UserError(f"--archive: {archive} does not hold {INNER} with {RATED}") from error
-    rows = (line.split("\t") for line in lines if line.strip())
-    return [Sentence(text, rating) for text, rating in {r[2]: float(r[1]) for r in rows}.items()]
+    return [Sentence(text, rating) for text, rating in rated.items()]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

@@ -19,6 +19,7 @@ from tddpo_jax.config.cells import cell_name
 from tddpo_jax.config.dotted import with_value
 from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import MeshConfig
+from tddpo_jax.data.examples import Vocabulary
 from tddpo_jax.data.templates import encode_prompt
 from tddpo_jax.data.tokenizer import load_tokenizer
 from tddpo_jax.embedded.task import score
@@ -48,7 +49,7 @@ def test_prompts_are_asked_once_each_and_unusable_rows_are_told(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = load_tokenizer(EMBEDDED)
-    questions, unused = given_questions(str(file), tokenizer, None, most=100)
+    questions, unused = given_questions(str(file), tokenizer, None, 100, Vocabulary(512))
     assert [question.row for question in questions] == [rows[0], rows[2]]
     assert questions[1].prompt == "P"
     assert questions[1].ids == tuple(encode_prompt(tokenizer, [{"role": "user", "content": "P"}]))
@@ -65,6 +66,11 @@ def test_a_reward_of_ones_own_scores_the_answers(tmp_path, monkeypatch, capsys):
     assert main() == 0
     assert json.loads((model / FILE).read_text())["scores"] == [2.0, 3.0]
     assert "no score" not in capsys.readouterr().out
+    words = ["quality", str(model), "--base", "embedded", *options]
+    monkeypatch.setattr("sys.argv", ["999" if word == "4" else word for word in words])
+    assert main() == 2
+    assert "leaves no room for a prompt" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", words)
     # Another reward is another question.
     file.write_text("def reward(prompt, answer, row):\n    return -row['bonus']\n")
     assert main() == 0
@@ -98,7 +104,7 @@ def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, ca
 
 def test_a_policy_that_answers_nothing_has_no_kl():
     nothing = Policy(None, None)
-    asked = Asked([Question((1, 2), "Q", {})], Sampling(), 0)
+    asked = Asked([Question((1, 2), "Q", {}, 0)], Sampling(), 0)
     silence = [Completion("", [], "length", False)]
     assert kl_per_token(nothing, nothing, asked, silence, make_mesh(MeshConfig())) is None
 
@@ -167,6 +173,10 @@ def test_a_run_on_other_data_answers_its_own_prompts_and_has_no_score(
 
     scores, notes = quality_scores(read_experiment(run.parent), 0)
     assert (scores, notes) == ([], [])
+
+    monkeypatch.setattr("sys.argv", ["quality", str(run), "--reward", "embedded"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("error: --reward: needs --prompts, because ")
 
 
 def test_the_rule_does_not_score_answers_of_a_model_to_other_prompts(tmp_path, monkeypatch, capsys):

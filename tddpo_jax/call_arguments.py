@@ -38,7 +38,11 @@ def settings_of_call(
     settings: Mapping[str, Any] | None,
     output: str | Path | None,
 ) -> dict[str, Any]:
-    """The settings as a command line would give them, not yet validated."""
+    """The settings as a command line would give them, not yet validated.
+
+    Raises:
+        UserError: a setting is given twice, or the file of a loss trains while it is read.
+    """
     if is_reading():
         raise UserError(
             "the file of a loss trains while it is read; put that under if __name__ == '__main__'"
@@ -78,6 +82,7 @@ def _paths_of(data: DataSets) -> str | list[str]:
 def source_of_call(
     data: Data, split: str | None, config: str | None, columns: Mapping[str, str] | None
 ) -> DataSource:
+    """One data set, with its split, config and columns."""
     return DataSource(
         path=_path_of(data),
         split=split,
@@ -99,7 +104,7 @@ def _names_of(loss: Loss | Sequence[Loss] | None) -> str | list[str] | None:
 
 
 def before_jax() -> None:
-    """XLA reads its flags when JAX starts."""
+    """Sets XLA's flags, which JAX reads when it starts, and the folder of compiled programs."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if "jax" not in sys.modules:
         set_flags()
