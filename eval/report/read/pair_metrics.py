@@ -93,8 +93,8 @@ def chosen_checkpoints(
 
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
     """Whether the run's `train.best_metric` is known pair by pair, not only as a mean."""
-    assert cell.config is not None
-    return bool(np.isfinite(values[_name(cell.best_metric)]).all())
+    found = values.get(_name(cell.best_metric))
+    return found is not None and bool(np.isfinite(found).all())
 
 
 def _name(metric: str) -> str:

@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mt_bench_files import judgment, write_lines
 from synthetic_grid import NAMES, SMALL, steady, write_grid, write_quality, write_small_grid
@@ -70,6 +71,20 @@ def test_a_checkpoint_that_no_half_can_choose_is_the_last_and_told(tmp_path: Pat
     (note,) = found.notes
     assert "1 cell chose checkpoints by a metric that is not known for single pairs" in note
     assert note.endswith(f": {full}")
+
+
+@pytest.mark.parametrize("metric", ["eval_kl", "eval_logps/chosen"])
+def test_single_responses_may_have_chosen_by_another_metric_than_the_loss(
+    tmp_path: Path, metric: str
+) -> None:
+    """Of single responses the loss alone is known of every row."""
+    cell = resolve({"loss": {"name": "sft"}, "train": {"best_metric": metric}})
+    write_grid(tmp_path / "g", [cell], lambda _: 0.3, pairs=10)
+    for file in (tmp_path / "g").glob("*/evaluations/*.npy"):
+        np.save(file, np.load(file)[:, :1])
+    found = find_scores(read_experiment(tmp_path / "g"), [], None, 0)
+    assert found.checkpoints[cell_name(cell)] == (20, 20)
+    assert "1 cell chose checkpoints by a metric that is not known" in found.notes[0]
 
 
 def test_mt_bench_is_read_from_complete_cells(grid: Path, tmp_path: Path) -> None:
