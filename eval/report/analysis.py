@@ -186,13 +186,9 @@ def _compared_by(experiment: Experiment, study: Study) -> list[str]:
     chosen = f"Within each run {', '.join(metrics)} chose the policy in best/."
     if study.score.name != ACCURACY:
         return [f"Settings are compared by {study.score.title} of the policy in best/. {chosen}"]
-    # The rule of eval.quality scores the answers of runs on the embedded data alone.
-    known = [cell.config for cell in experiment.cells if cell.config]
-    ruled = all(config.data.path == "embedded" for config in known)
-    made_by = "tddpo quality or tddpo mt-bench makes one" if ruled else "tddpo mt-bench makes one"
     return [
         "Reward accuracy must not choose between losses. It shows only to which side of the "
         "reference a policy moved. In DiscoPOP's paper (arXiv 2406.08414) the loss with the worst "
         "accuracy did not have the worst MT-Bench score. There is no score of answers here yet "
-        f"({made_by}, or --score brings one). {chosen}"
+        f"(tddpo quality or tddpo mt-bench makes one, or --score brings one). {chosen}"
     ]

@@ -109,9 +109,10 @@ def _asked(cell: Cell) -> str:
 
 
 def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
-    """The rule's score of sampled answers, as `tddpo quality` wrote it, and notes.
+    """The score of sampled answers, as `tddpo quality` wrote it, and notes.
 
-    There is none for cells that were trained on data which the rule does not know.
+    It is that of the embedded rule, or of the reward that `tddpo quality` was given. A reward has a
+    scale of its own, so there are no margins for it, and it tests no claim.
 
     Raises:
         UserError: the cells were asked different things.
@@ -141,6 +142,7 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
                 "another way; tddpo quality asks every cell the same"
             )
     by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
+    is_ruled = (found[first].get("asked") or {}).get("reward") in (None, "embedded")
     return [
         answer_score(
             experiment,
@@ -149,9 +151,9 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
             split_seed,
             name=QUALITY[0],
             title=QUALITY[1],
-            unit="rule's score, 0 to 1",
+            unit="rule's score, 0 to 1" if is_ruled else "reward",
             higher=True,
-            margins=MARGINS["quality"],
+            margins=MARGINS["quality"] if is_ruled else None,
             decimals=3,
             base=found[first].get("base_score"),
         )

@@ -124,6 +124,18 @@ def test_quality_and_scores_of_the_users_own(tmp_path: Path) -> None:
     assert (arena.of(0), arena.of(1), arena.higher) == (0.5, 0.0, False)
 
 
+def test_a_reward_of_answers_has_its_own_scale_and_tests_no_claim(tmp_path: Path) -> None:
+    write_grid(tmp_path / "g", SMALL[4:6], pairs=10)
+    write_quality(tmp_path / "g", lambda _: 0.5)
+    for reward, unit in (("embedded", "rule's score, 0 to 1"), ("praise abc", "reward")):
+        for file in (tmp_path / "g").glob("*/quality.json"):
+            found = json.loads(file.read_text())
+            found["asked"]["reward"] = reward
+            file.write_text(json.dumps(found))
+        score = find_scores(read_experiment(tmp_path / "g"), [], None, 0).scores[0]
+        assert (score.unit, score.margins is None) == (unit, reward != "embedded")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
