@@ -1,4 +1,4 @@
-"""The report's files: a page that loads nothing, the same as Markdown, the cells, the card."""
+"""The report's files: a page that loads nothing, its words as Markdown, the cells, the card."""
 
 from __future__ import annotations
 
