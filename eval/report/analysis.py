@@ -106,7 +106,7 @@ def _corrected(
     rivals: Sequence[Rival], claims: Sequence[Claim]
 ) -> tuple[list[Rival], list[Claim], int]:
     """Decides all comparisons under one correction, and says how many there are."""
-    leads = [r.lead if r.lead and r.lead.seeds > 1 and r.lead.error > 0 else None for r in rivals]
+    leads = [one.lead if one.lead and one.lead.has_spread else None for one in rivals]
     parts = [part for claim in claims for part in claim.parts]
     leanings = [
         *(lean("differs", lead, 0.0) if lead else None for lead in leads),

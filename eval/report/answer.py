@@ -6,6 +6,7 @@ The question is made from what varies among the runs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -194,17 +195,21 @@ def _how_sure(
 ) -> list[str]:
     show, items = study.show, _words(study)[3]
     lines = []
-    if rival and rival.lead:
+    if rival and (lead := rival.lead):
+        spread = f", 95 % {show.interval(lead.interval)}" if lead.has_spread else ""
         name = name_of(rival.arm.point, axes)
-        lead, spread = show.number(rival.lead.mean), show.interval(rival.lead.interval)
-        lines.append(f"The lead over {name} is {lead}, 95 % {spread}.")
-        if rival.lead.seeds > 1 and not rival.is_told_apart:
-            least = show.number(rival.lead.detectable)
-            lines.append(f"Underpowered: a true lead would have to be {least} to be found here.")
+        lines.append(f"The lead over {name} is {show.number(lead.mean)}{spread}.")
+        if lead.has_spread and not rival.is_told_apart:
+            margins = study.score.margins
+            is_weak = margins is None or lead.detectable > margins.matches
+            lines.append(
+                f"{'Underpowered: a' if is_weak else 'A'} single comparison, without the correction, "
+                f"would find a true lead of {show.number(lead.detectable)} in 8 of 10 repetitions."
+            )
         if len(analysis.rivals) > 1:
             alike = sum(not one.is_told_apart for one in analysis.rivals)
             lines.append(
-                f"{alike or 'None'} of the {len(analysis.rivals)} other settings cannot be told "
+                f"{alike} of the {len(analysis.rivals)} other settings cannot be told "
                 "from the best."
                 if alike
                 else f"It is surely better than all {len(analysis.rivals)} other settings."
@@ -226,6 +231,9 @@ def _last_policy(analysis: Analysis, axes: Sequence[str]) -> list[str]:
         return []
     point, score = analysis.main.ranked[0].point, pairs.score
     own = [n for n, cell in enumerate(analysis.experiment.cells) if cell.point == point]
+    own = [number for number in own if score.has(number)]
+    if not own:
+        return []
     kept, last = (float(np.nanmean([of(n) for n in own])) for of in (score.of, score.of_last))
     if not kept - last > 0.02:
         return []
@@ -263,11 +271,11 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
     """Whether the only setting is better than the model before training."""
     (point,) = {arm.point for arm in study.ranked}
     arm, found, base = study.arms[point], study.estimates[point], study.score.base
-    show, title = study.show, study.score.title
+    show, title, seeds = study.show, study.score.title, plural(found.seeds, "seed")
     number = show.number(arm.mean)
     lead, rest = "Not known", f": its {title} is {number}, and that before training is not known."
     if base is not None:
-        low, high = found.interval or (arm.mean, arm.mean)
+        low, high = found.interval or (-math.inf, math.inf)
         surely = low > base or high < base
         better = study.is_better(arm.mean, base)
         lead = ("Yes" if better else "No") if surely else "Not surely"
@@ -279,7 +287,7 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
         more=_before(study),
         best=[_row(study, arm, [])] if found.seeds > 1 else [],
         sure=[
-            *([f"95 % over {plural(found.seeds, 'seed')}: {show.interval(found.interval)}."]),
+            *([f"95 % over {seeds}: {show.interval(found.interval)}."] if found.interval else []),
             *_last_policy(analysis, []),
             *_few_seeds(analysis.experiment),
         ],

@@ -65,8 +65,8 @@ def rivals_table(analysis: Analysis, study: Study) -> Table:
     ]
     caption = (
         f"The lead of {study.ranked[0].point.text} by {study.score.title}. The p-value is "
-        "corrected by Holm's method. Detectable: how large a true lead must be to be found in 8 "
-        "of 10 repetitions."
+        "corrected by Holm's method. Detectable: a single comparison, without the correction, would "
+        "find a true lead of this size in 8 of 10 repetitions."
     )
     head = ["other setting", "lead", "95 %", "p, corrected", "verdict", "detectable"]
     return Table(caption, head, rows)

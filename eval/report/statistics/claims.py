@@ -144,7 +144,7 @@ def _part(text: str, rule: Rule, numbers: str, advantage: Estimate, margin: floa
     """A part with its advantage, unless the spread of it is not known."""
     if advantage.seeds < 2:
         return Part(text, rule, f"{numbers}; {ONE_SEED}", verdict="underpowered")
-    if not advantage.error > abs(advantage.mean) * 1e-9:
+    if not advantage.has_spread:
         return Part(text, rule, f"{numbers}; {NO_SPREAD}")
     return Part(text, rule, numbers, advantage, margin)
 

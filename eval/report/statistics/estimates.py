@@ -3,7 +3,7 @@
 A score y[s, u] of seed s on item u is taken as a sum of independent random effects: of the seed, of
 the item, and of both together. An analysis of variance estimates what each adds to the variance of
 the mean. A part that comes out negative counts as 0, as in a mixed model fitted by REML, whose
-standard error this is. Three seeds say little about the spread of seeds. Student's t with
+standard error this is where no part comes out negative. Three seeds say little about the spread of seeds. Student's t with
 Satterthwaite's degrees of freedom takes that into account, where a mixed model's normal interval
 and a bootstrap of three seeds do not. B settings, S seeds, U items.
 
@@ -51,8 +51,13 @@ class Estimate(NamedTuple):
         return self.mean - half, self.mean + half
 
     @property
+    def has_spread(self) -> bool:
+        """Whether several seeds show a spread that is not rounding alone."""
+        return self.seeds > 1 and self.error > abs(self.mean) * 1e-9
+
+    @property
     def detectable(self) -> float:
-        """The smallest true difference that a test at 5 % finds in 8 of 10 repetitions.
+        """The true difference that a single test at 5 % finds in 8 of 10 repetitions.
 
         >>> round(Estimate(0.0, 1.0, math.inf, 3).detectable, 2)
         2.8
