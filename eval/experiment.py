@@ -49,11 +49,6 @@ class Point(NamedTuple):
         return ", ".join([self.loss, *shown])
 
     @property
-    def is_setting(self) -> bool:
-        """False if the point is the best of several settings."""
-        return "best" not in (self.beta, self.tau)
-
-    @property
     def series(self) -> str:
         """The name of a line over beta: `td_dpo, tau 0.5`, `dpo`."""
         parts = [("tau", self.tau), *self.others]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..experiment import Experiment, read_experiment
-from ..uncertainty import LEVEL
+from ..uncertainty import LEVEL, holm
 from .number_formats import plural
 from .read.find_scores import Found, find_scores
 from .read.validation_scores import ACCURACY
 from .statistics.arms import Arm
-from .statistics.claims import Claim, claims_of, count
-from .statistics.comparisons import decide, holm, lean
+from .statistics.claims import Claim, Part, claims_of, count
+from .statistics.comparisons import decide, lean
 from .statistics.estimates import Estimate, difference
 from .statistics.study import Study, make_study
 
@@ -25,7 +25,7 @@ class Rival(NamedTuple):
 
     Attributes:
         lead: the advantage of the best setting; None if the two have no seed in common.
-        chance: the p-value of the lead after the correction; NaN if it has none.
+        chance: the p-value of the lead, in an `Analysis` after the correction; NaN if it has none.
     """
 
     arm: Arm
@@ -45,7 +45,7 @@ class Analysis:
     Attributes:
         studies: the study of every score, by its name, the most telling first.
         rivals: all settings but the best one by the first score, the best first.
-        claims: the four claims, as far as their cells are in the grid.
+        claims: the four claims, as far as all of their settings have a score.
         compared: how many comparisons were corrected together.
         notes: what a reader must know before believing any of it.
     """
@@ -87,7 +87,8 @@ def analyse(
     if tested and claims and experiment.count("diverged"):
         without = make_study(experiment, tested.score, with_diverged=False)
         _, left, _ = _corrected([], claims_of(experiment, without))
-        notes.append(f"Without the diverged runs, the claims are: {count(left)}.")
+        found_then = count(left) or "without the runs that they need"
+        notes.append(f"Without the diverged runs, the claims are: {found_then}.")
     return Analysis(experiment, found, studies, rivals, claims, compared, notes)
 
 
@@ -98,7 +99,9 @@ def _rivals(study: Study | None) -> list[Rival]:
     found = []
     for arm in others:
         lead = difference(best, arm, study.score.strata)
-        found.append(Rival(arm, lead and lead.turned(study.score.higher), math.nan))
+        lead = lead and lead.turned(study.score.higher)
+        chance = lean("differs", lead, 0.0)[1] if lead and lead.has_spread else math.nan
+        found.append(Rival(arm, lead, chance))
     return found
 
 
@@ -106,29 +109,24 @@ def _corrected(
     rivals: Sequence[Rival], claims: Sequence[Claim]
 ) -> tuple[list[Rival], list[Claim], int]:
     """Decides all comparisons under one correction, and says how many there are."""
-    leads = [one.lead if one.lead and one.lead.has_spread else None for one in rivals]
-    parts = [part for claim in claims for part in claim.parts]
-    leanings = [
-        *(lean("differs", lead, 0.0) if lead else None for lead in leads),
-        *(
-            lean(part.rule, part.advantage, part.margin) if part.advantage else None
-            for part in parts
-        ),
-    ]
-    chances = holm([one.chance if one else math.nan for one in leanings])
-    decided = []
-    pairs = zip(parts, leanings[len(rivals) :], chances[len(rivals) :], strict=True)
-    for part, leaning, chance in pairs:
-        if leaning and part.advantage:
-            verdict = decide(leaning, chance, part.advantage, part.margin)
-            part = part._replace(verdict=verdict)
-        decided.append(part)
-    places = iter(decided)
+    family: dict[Hashable, float] = {rival.arm.point: rival.chance for rival in rivals}
+    family |= {(claim.number, part.text): part.chance for claim in claims for part in claim.parts}
+    corrected = holm({name: chance for name, chance in family.items() if not math.isnan(chance)})
     return (
-        [rival._replace(chance=chance) for rival, chance in zip(rivals, chances, strict=False)],
-        [claim._replace(parts=tuple(next(places) for _ in claim.parts)) for claim in claims],
-        sum(one is not None for one in leanings),
+        [one._replace(chance=corrected.get(one.arm.point, math.nan)) for one in rivals],
+        [claim._replace(parts=tuple(_decided(claim, corrected))) for claim in claims],
+        len(corrected),
     )
+
+
+def _decided(claim: Claim, corrected: Mapping[Hashable, float]) -> Iterator[Part]:
+    for part in claim.parts:
+        chance = corrected.get((claim.number, part.text))
+        if chance is None or part.advantage is None:
+            yield part
+            continue
+        verdict = decide(part.verdict, chance, part.advantage, part.margin)
+        yield part._replace(verdict=verdict, chance=chance)
 
 
 def _warnings(experiment: Experiment, studies: Mapping[str, Study], compared: int) -> list[str]:

@@ -203,8 +203,9 @@ def _how_sure(
             margins = study.score.margins
             is_weak = margins is None or lead.detectable > margins.matches
             lines.append(
-                f"{'Underpowered: a' if is_weak else 'A'} single comparison, without the correction, "
-                f"would find a true lead of {show.number(lead.detectable)} in 8 of 10 repetitions."
+                f"{'Underpowered: a' if is_weak else 'A'} single comparison, without the "
+                f"correction, would find a true lead of {show.number(lead.detectable)} in 8 of 10 "
+                "repetitions."
             )
         if len(analysis.rivals) > 1:
             alike = sum(not one.is_told_apart for one in analysis.rivals)

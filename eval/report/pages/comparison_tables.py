@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...experiment import Experiment, Point
 from ..analysis import Analysis
-from ..number_formats import NONE, plural, significant
+from ..number_formats import NONE, plural, significant, significant_interval
 from ..read.scores import Score
 from ..statistics.claims import RULES, Claim
 from ..statistics.study import Study
@@ -65,8 +65,8 @@ def rivals_table(analysis: Analysis, study: Study) -> Table:
     ]
     caption = (
         f"The lead of {study.ranked[0].point.text} by {study.score.title}. The p-value is "
-        "corrected by Holm's method. Detectable: a single comparison, without the correction, would "
-        "find a true lead of this size in 8 of 10 repetitions."
+        "corrected by Holm's method. Detectable: a single comparison, without the correction, "
+        "would find a true lead of this size in 8 of 10 repetitions."
     )
     head = ["other setting", "lead", "95 %", "p, corrected", "verdict", "detectable"]
     return Table(caption, head, rows)
@@ -106,14 +106,13 @@ def across_beta_table(study: Study) -> Table:
             settings = [arm for arm in of_loss if tau in (arm.point.tau, "best")]
             gains = [(arm.mean - base) / (best.mean - base) for arm in settings]
             useful = f"{sum(gain >= 0.5 for gain in gains)} of {len(gains)}"
-        low, high = (significant(end) for end in found.variance.interval or (math.nan, math.nan))
         row: list[Entry] = [
             found.name,
             ", ".join(f"{beta:g}" for beta in found.betas),
             f"{study.show.number(found.mean.mean)} {study.show.interval(found.mean.interval)}",
             f"{study.show.number(found.worst.mean)} at {found.worst.point.beta:g}",
             useful,
-            f"{significant(found.variance.mean)} [{low}, {high}]",
+            f"{significant(found.variance.mean)} {significant_interval(found.variance.interval)}",
         ]
         rows.append(row)
     return Table(

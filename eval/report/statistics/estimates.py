@@ -2,8 +2,8 @@
 
 A score y[s, u] of seed s on item u is taken as a sum of independent random effects: of the seed, of
 the item, and of both together. An analysis of variance estimates what each adds to the variance of
-the mean. A part that comes out negative counts as 0, as in a mixed model fitted by REML, whose
-standard error this is where no part comes out negative. Three seeds say little about the spread of seeds. Student's t with
+the mean. A part that comes out negative counts as 0. Where none does, the standard error is that of
+a mixed model fitted by REML. Three seeds say little about the spread of seeds. Student's t with
 Satterthwaite's degrees of freedom takes that into account, where a mixed model's normal interval
 and a bootstrap of three seeds do not. B settings, S seeds, U items.
 

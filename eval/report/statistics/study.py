@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from ...experiment import Experiment, Point
 from ..number_formats import Format
 from ..read.scores import Score
-from .across_beta import AcrossBeta, Ratio, Series, across_beta, ratio, series_of
+from .across_beta import AcrossBeta, Series, across_beta, series_of
 from .arms import Arm, arms_of
 from .estimates import Estimate, estimate
-
-# "About 40 % smaller" means a ratio of variances of about 0.6. A ratio of up to 0.75 still counts.
-LARGEST_RATIO = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,6 @@ class Study:
 
     Attributes:
         across: how each series fares over its betas.
-        ratios: each series of a loss with tau against each of a loss without.
         show: how the score's numbers are written.
     """
 
@@ -30,7 +26,6 @@ class Study:
     arms: Mapping[Point, Arm]
     estimates: Mapping[Point, Estimate]
     across: Mapping[Series, AcrossBeta]
-    ratios: Mapping[tuple[Series, Series], Ratio]
     show: Format
 
     def is_better(self, one: float, other: float) -> bool:
@@ -57,22 +52,11 @@ def make_study(experiment: Experiment, score: Score, *, with_diverged: bool = Tr
     arms = arms_of(experiment, score, with_diverged=with_diverged)
     series, strata = series_of(arms), score.strata
     across = {name: across_beta(group, strata, score.higher) for name, group in series.items()}
-    pairs = [
-        (over, under)
-        for over in series
-        for under in series
-        if over[1] is not None and under[1] is None
-    ]
-    ratios = {
-        (over, under): ratio(series[over], series[under], strata, LARGEST_RATIO)
-        for over, under in pairs
-    }
     estimates = {point: estimate(arm.scoring, strata) for point, arm in arms.items()}
     return Study(
         score=score,
         arms=arms,
         estimates={point: found for point, found in estimates.items() if found},
         across={name: found for name, found in across.items() if found},
-        ratios={pair: found for pair, found in ratios.items() if found},
         show=Format(score.decimals),
     )

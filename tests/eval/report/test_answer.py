@@ -49,7 +49,9 @@ def test_underpowered_is_only_what_would_miss_the_margin(
     tmp_path: Path, matches: float, is_weak: bool
 ) -> None:
     folder = write_grid(tmp_path / "g", CELLS, pairs=20)
-    scores = {cell_name(c): [c.loss.beta / 100 + 0.1 * c.seed**2 * (c.loss.beta > 1)] for c in CELLS}
+    scores = {
+        cell_name(c): [c.loss.beta / 100 + 0.1 * c.seed**2 * (c.loss.beta > 1)] for c in CELLS
+    }
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"name": "m", "matches": matches, "beats": 9, "cells": scores}))
     sure = answer_of(analyse(folder, [file])).sure
