@@ -65,10 +65,7 @@ class Analysis:
 
 
 def analyse(
-    folder: Path,
-    files: Sequence[str | Path] = (),
-    judge_model: str | None = None,
-    split_seed: int = 0,
+    folder: Path, files: Sequence[str | Path] = (), judge_model: str | None = None
 ) -> Analysis:
     """Reads a directory and computes its report. The arguments are those of `find_scores`.
 
@@ -76,7 +73,7 @@ def analyse(
         UserError: the directory or a file of scores cannot be reported on.
     """
     experiment = read_experiment(folder)
-    found = find_scores(experiment, files, judge_model, split_seed)
+    found = find_scores(experiment, files, judge_model)
     every = (make_study(experiment, score) for score in found.scores)
     studies = {study.score.name: study for study in every if study.estimates}
     rivals = _rivals(next(iter(studies.values()), None))

@@ -1,8 +1,11 @@
-"""Scores of answers: what `eval.mt_bench` and `eval.quality` left beside the runs. U items."""
+"""Scores of answers: what `eval.mt_bench` and `eval.quality` left beside the runs.
+
+Their checkpoints were chosen on validation pairs, which are other items. C cells, U items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from ...mt_bench.judgments import current
 from ...mt_bench.report import read_judgments
 from ...mt_bench.score import scores_of
 from ...quality.quality_file import FILE, quality_of, standing_of
-from .pair_metrics import halves
 from .scores import MARGINS, Score, note
 
 # Name and title of each score.
@@ -24,32 +26,19 @@ MT_BENCH, QUALITY = ("mt_bench", "MT-Bench"), ("quality", "answer quality")
 BY_BASE = "{}: {{}} diverged before there was a best/; the base's score stands for it"
 
 
-def answer_score(
-    experiment: Experiment,
-    values: Mapping[str, Float[np.ndarray, " U"]],
-    strata: Sequence[str],
-    split_seed: int,
-    **about: Any,
-) -> Score:
-    """A score of answers. Its checkpoint was chosen on validation pairs, which are other items.
-
-    Args:
-        experiment: the cells.
-        values: the numbers of each cell, by its name.
-        strata: the stratum of each item.
-        split_seed: seed of the split into halves.
-        about: the other fields of `Score`.
-    """
-    table = np.full((len(experiment.cells), len(strata)), np.nan)
+def table_of(
+    experiment: Experiment, values: Mapping[str, Float[np.ndarray, " U"]], items: int
+) -> Float[np.ndarray, "C U"]:
+    """The numbers of each cell that ended, given by its name; NaN for the others."""
+    table = np.full((len(experiment.cells), items), np.nan)
     for number, cell in enumerate(experiment.cells):
         if cell.ended and cell.name in values:
             table[number] = values[cell.name]
-    second = halves(strata, split_seed)
-    return Score(strata=tuple(strata), second=second, choosing=table, scoring=table, **about)
+    return table
 
 
 def mt_bench_scores(
-    experiment: Experiment, judge_model: str | None, split_seed: int
+    experiment: Experiment, judge_model: str | None
 ) -> tuple[list[Score], list[str]]:
     """The mean rating of each question, for cells whose every question has been rated, and notes.
 
@@ -76,18 +65,19 @@ def mt_bench_scores(
     if differing:
         raise UserError(f"{files[0].parent}: {differing[0]} was asked other questions")
     by_base = [name for name in complete if asked[name] != name]
+    ratings = {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()}
+    table = table_of(experiment, ratings, len(first.categories))
     return [
-        answer_score(
-            experiment,
-            {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()},
-            first.categories,
-            split_seed,
+        Score(
             name=MT_BENCH[0],
             title=MT_BENCH[1],
             unit="points, 1 to 10",
             higher=True,
             margins=MARGINS["mt_bench"],
             decimals=2,
+            strata=tuple(first.categories),
+            choosing=table,
+            scoring=table,
             base=_of_bases(experiment, models),
         )
     ], note(by_base, BY_BASE.format(MT_BENCH[1]))
@@ -108,7 +98,7 @@ def _asked(cell: Cell) -> str:
     return Path(cell.facts["model"]["path"]).name
 
 
-def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
+def quality_scores(experiment: Experiment) -> tuple[list[Score], list[str]]:
     """The score of sampled answers, as `tddpo quality` wrote it, and notes.
 
     It is that of the embedded rule, or of the reward that `tddpo quality` was given. A reward has a
@@ -143,18 +133,20 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
             )
     by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
     is_ruled = (found[first].get("asked") or {}).get("reward") in (None, "embedded")
+    items = len(found[first]["scores"])
+    values = {name: np.asarray(one["scores"], np.float64) for name, one in found.items()}
+    table = table_of(experiment, values, items)
     return [
-        answer_score(
-            experiment,
-            {name: np.asarray(one["scores"], np.float64) for name, one in found.items()},
-            ("prompts",) * len(found[first]["scores"]),
-            split_seed,
+        Score(
             name=QUALITY[0],
             title=QUALITY[1],
             unit="rule's score, 0 to 1" if is_ruled else "reward",
             higher=True,
             margins=MARGINS["quality"] if is_ruled else None,
             decimals=3,
+            strata=("prompts",) * items,
+            choosing=table,
+            scoring=table,
             base=found[first].get("base_score"),
         )
     ], [*notes, *note(by_base, BY_BASE.format(QUALITY[1]))]

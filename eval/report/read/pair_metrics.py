@@ -61,17 +61,6 @@ def _metrics(
     return objective.metrics(0, pairs, scalars)
 
 
-def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
-    """Splits the items of every stratum in two at random. True marks the second half."""
-    generator = np.random.default_rng(seed)
-    names = np.asarray(strata)
-    second = np.zeros(len(names), bool)
-    for name in dict.fromkeys(strata):
-        members = generator.permutation(np.flatnonzero(names == name))
-        second[members[(len(members) + 1) // 2 :]] = True
-    return second
-
-
 def chosen_checkpoints(
     cell: Cell, values: PairValues, second: Bool[np.ndarray, " P"]
 ) -> tuple[int, int]:

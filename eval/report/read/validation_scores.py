@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...experiment import Experiment
-from .pair_metrics import chosen_checkpoints, halves, halves_can_choose, pair_values
-from .scores import MARGINS, Score, note
+from .pair_metrics import chosen_checkpoints, halves_can_choose, pair_values
+from .scores import MARGINS, Score, halves, note
 
 ACCURACY = "eval_rewards/accuracies"
 # name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals,
@@ -31,7 +31,7 @@ class Checkpoints(NamedTuple):
 
 
 def validation_scores(
-    experiment: Experiment, split_seed: int
+    experiment: Experiment,
 ) -> tuple[list[Score], dict[str, Checkpoints], list[str]]:
     """The scores of the validation pairs, the checkpoints chosen by cell name, and notes.
 
@@ -42,7 +42,7 @@ def validation_scores(
     if pairs < 2:
         return [], {}, []
     strata = ("pairs",) * pairs
-    second = halves(strata, split_seed)
+    second = halves(strata)
     nothing = np.full((len(cells), pairs), np.nan)
     choosing: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
     scoring: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
@@ -76,7 +76,6 @@ def validation_scores(
             margins=MARGINS.get(name),
             decimals=decimals,
             strata=strata,
-            second=second,
             choosing=choosing[key],
             scoring=scoring[key],
             last=last[key],

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from interval_coverage import WORLDS, coverage, estimates, normal_coverage, world
 
 from eval.experiment import Point
-from eval.report.read.pair_metrics import halves
-from eval.report.read.scores import Score
+from eval.report.read.scores import Score, halves
 from eval.report.statistics.across_beta import across_beta, side_by_side
 from eval.report.statistics.arms import Arm, best_of
 from eval.report.statistics.comparisons import decide, lean
@@ -37,7 +36,6 @@ def score_of(items: int, *, higher: bool = True) -> Score:
         margins=None,
         decimals=2,
         strata=strata,
-        second=halves(strata, 0),
         choosing=np.zeros((0, items)),
         scoring=np.zeros((0, items)),
     )
