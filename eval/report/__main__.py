@@ -52,8 +52,9 @@ def _command(arguments: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     check_output(options.directory / FIGURES)
     analysis = analyse(options.directory, options.score, options.judge_model)
-    files = write_report(analysis, f"python -m tddpo_jax report {shlex.join(arguments)}")
-    for line in (*answer_of(analysis).lines, *files):
+    answer = answer_of(analysis)
+    files = write_report(analysis, answer, f"python -m tddpo_jax report {shlex.join(arguments)}")
+    for line in (*answer.lines, *files):
         print(line)
     return 0
 

@@ -12,6 +12,7 @@ from ..experiment import Experiment, read_experiment
 from ..uncertainty import LEVEL, holm
 from .number_formats import plural
 from .read.find_scores import Found, find_scores
+from .read.scores import note
 from .read.validation_scores import ACCURACY
 from .statistics.arms import Arm
 from .statistics.claims import Claim, Part, claims_of, count
@@ -81,7 +82,7 @@ def analyse(
     claims = claims_of(experiment, tested) if tested else []
     rivals, claims, compared = _corrected(rivals, claims)
     notes = [*_warnings(experiment, studies, compared), *found.notes]
-    if tested and claims and experiment.count("diverged"):
+    if tested and claims and any(cell.state == "diverged" for cell in experiment.cells):
         without = make_study(experiment, tested.score, with_diverged=False)
         _, left, _ = _corrected([], claims_of(experiment, without))
         found_then = count(left) or "without the runs that they need"
@@ -150,6 +151,10 @@ HALVES = (
     "random. Each half chooses checkpoints and the best of several settings, and the other half "
     "scores the choice. An interval describes the chosen settings, not the choosing."
 )
+DIVERGED = (
+    "{} diverged. Such a cell counts with its last finite validation. Its answers are those of the "
+    "best checkpoint before, or of the base if there was none"
+)
 INTERVALS = (
     "Intervals cover 95 %, over seeds and items together, by an analysis of variance and Student's "
     "t. Simulations in the tests show that they do with two, three and five seeds. In full "
@@ -158,22 +163,10 @@ INTERVALS = (
 
 
 def _states(experiment: Experiment) -> list[str]:
-    lines = []
-    diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
-    if diverged:
-        lines.append(
-            f"{plural(len(diverged), 'run')} diverged: {', '.join(diverged)}. A diverged run "
-            "counts with its last finite validation. Its answers are those of the best checkpoint "
-            "before, or of the base if there was none."
-        )
-    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.ended]
-    if waiting:
-        more = ", ..." if len(waiting) > 6 else ""
-        lines.append(
-            f"{plural(len(waiting), 'run')} not finished yet, and left out: "
-            f"{', '.join(waiting[:6])}{more}."
-        )
-    return lines
+    cells = experiment.cells
+    diverged = [cell.name for cell in cells if cell.state == "diverged"]
+    waiting = [f"{cell.name} ({cell.state})" for cell in cells if not cell.ended]
+    return [*note(diverged, DIVERGED), *note(waiting, "{} not finished yet, and left out")]
 
 
 def _compared_by(experiment: Experiment, study: Study) -> list[str]:

@@ -66,19 +66,18 @@ class Answer:
         return [self.question, f"{self.lead}{self.rest}", *self.more, *self.sure]
 
 
-def varying(experiment: Experiment) -> list[str]:
-    """The names of what varies between settings: `loss`, `beta`, `tau`, and other axes."""
+def axes_of(experiment: Experiment) -> dict[str, list[Any]]:
+    """The values on each axis but that of seeds: `loss`, `beta`, `tau`, and other axes."""
     points = experiment.points
-    values: dict[str, set[Any]] = {
-        "loss": {point.loss for point in points},
-        "beta": {point.beta for point in points},
-        "tau": {point.tau for point in points} - {None},
-        **{
-            name: {dict(point.others).get(name) for point in points}
-            for name in experiment.other_axes
-        },
-    }
-    return [name for name, found in values.items() if len(found) > 1]
+    axes: dict[str, list[Any]] = {"loss": list(dict.fromkeys(point.loss for point in points))}
+    for name in ("beta", "tau", *experiment.other_axes):
+        axes[name] = sorted({point.numbers.get(name) for point in points} - {None})
+    return axes
+
+
+def varying(experiment: Experiment) -> list[str]:
+    """The names of what varies between settings."""
+    return [name for name, values in axes_of(experiment).items() if len(values) > 1]
 
 
 def loss_name(loss: str) -> str:
@@ -92,11 +91,10 @@ def name_of(point: Point, axes: Sequence[str]) -> str:
     >>> name_of(Point("td_dpo", 0.01, 1.0), ["loss", "beta"])
     'TD-DPO, beta 0.01'
     """
-    numbers = [("beta", point.beta), ("tau", point.tau), *point.others]
     shown = [
         f"{name.replace('_', ' ')} {value:g}"
-        for name, value in numbers
-        if name in axes and not isinstance(value, str) and value is not None
+        for name, value in point.numbers.items()
+        if name in axes and not isinstance(value, str)
     ]
     return ", ".join([loss_name(point.loss), *shown])
 
@@ -222,24 +220,20 @@ def _how_sure(
             f"Chosen on one half of the {items} and scored on the other, the best has "
             f"{show.number(honest.mean)}."
         )
-    return [*lines, *_last_policy(analysis, axes), *_few_seeds(analysis.experiment)]
+    return [*lines, *_last_policy(analysis), *_few_seeds(analysis.experiment)]
 
 
-def _last_policy(analysis: Analysis, axes: Sequence[str]) -> list[str]:
+def _last_policy(analysis: Analysis) -> list[str]:
     """A sentence if the winner's last policy is worse on the pairs than the kept one."""
     pairs = analysis.studies.get(ACCURACY)
     if pairs is None or analysis.main is None:
         return []
-    point, score = analysis.main.ranked[0].point, pairs.score
-    own = [n for n, cell in enumerate(analysis.experiment.cells) if cell.point == point]
-    own = [number for number in own if score.has(number)]
-    if not own:
+    point = analysis.main.ranked[0].point
+    kept, last = pairs.arms.get(point), pairs.last.get(point)
+    if kept is None or last is None or not kept.mean - last > 0.02:
         return []
-    kept, last = (float(np.nanmean([of(n) for n in own])) for of in (score.of, score.of_last))
-    if not kept - last > 0.02:
-        return []
-    shown = pairs.show.number(kept - last)
-    return [f"It got worse before it ended: the last policy's {score.title} is lower by {shown}."]
+    title, worse = pairs.score.title, pairs.show.number(kept.mean - last)
+    return [f"It got worse before it ended: the last policy's {title} is lower by {worse}."]
 
 
 def _few_seeds(experiment: Experiment) -> list[str]:
@@ -289,7 +283,7 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
         best=[_row(study, arm, [])] if found.seeds > 1 else [],
         sure=[
             *([f"95 % over {seeds}: {show.interval(found.interval)}."] if found.interval else []),
-            *_last_policy(analysis, []),
+            *_last_policy(analysis),
             *_few_seeds(analysis.experiment),
         ],
         command=_command(analysis, study),

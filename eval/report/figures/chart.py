@@ -97,19 +97,17 @@ def ticks_between(low: float, high: float) -> list[float]:
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
-def logarithmic(values: Sequence[float]) -> tuple[Ticks, np.ndarray]:
-    """An untitled logarithmic axis for positive values, and their places on it."""
+def logarithmic(values: Sequence[float]) -> tuple[list[tuple[float, str]], np.ndarray]:
+    """The marks of a logarithmic axis for positive values, and their places on it."""
     logs = np.log10(np.asarray(values, np.float64))
     low, high = float(logs.min()), float(logs.max())
     room = max(0.06 * (high - low), 0.05)
     low, high = low - room, high + room
     steps = (1,) if high - low > 3 else (1, 3) if high - low > 1.3 else (1, 2, 5)
     every = [n * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for n in steps]
-    marks = [(math.log10(v), f"{v:g}") for v in every if low <= math.log10(v) <= high]
-    return (
-        Ticks("", [((place - low) / (high - low), text) for place, text in marks]),
-        (logs - low) / (high - low),
-    )
+    places = (np.log10(every) - low) / (high - low)
+    marks = [(float(x), f"{v:g}") for x, v in zip(places, every, strict=True) if 0 <= x <= 1]
+    return marks, (logs - low) / (high - low)
 
 
 def limits_of(lines: Sequence[Line], base: float | None) -> tuple[float, float]:

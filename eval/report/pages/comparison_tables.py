@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ...experiment import Experiment, Point
@@ -28,7 +27,7 @@ def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
         diverged, ended = experiment.diverged(point)
         seeds = f"{ended}, {diverged} diverged" if diverged else str(ended)
         rows.append([point.text, seeds, *(_mean(study, point) for study in studies)])
-        rows[-1] += [_last(experiment, study, point) for study in lasts]
+        rows[-1] += [study.show.number(study.last.get(point)) for study in lasts]
     head += [f"{study.score.title} of the last policy" for study in lasts]
     caption = (
         "Mean over seeds, and its 95 % interval over seeds and items. These intervals are not "
@@ -42,12 +41,6 @@ def _mean(study: Study, point: Point) -> str:
     if found is None:
         return NONE
     return f"{study.show.number(found.mean)} {study.show.interval(found.interval)}"
-
-
-def _last(experiment: Experiment, study: Study, point: Point) -> str:
-    own = [study.score.of_last(n) for n, cell in enumerate(experiment.cells) if cell.point == point]
-    known = [value for value in own if math.isfinite(value)]
-    return study.show.number(sum(known) / len(known) if known else None)
 
 
 def rivals_table(analysis: Analysis, study: Study) -> Table:
@@ -78,7 +71,7 @@ def best_table(study: Study) -> Table:
     for loss, arm in study.best_of_losses.items():
         honest = next((p for p in study.arms if (p.loss, p.beta) == (loss, "best")), None)
         chosen, text = NONE, NONE
-        if honest is not None and len(_settings_of(study, loss)) > 1:
+        if honest is not None and sum(other.point.loss == loss for other in study.ranked) > 1:
             chosen = " and ".join(dict.fromkeys(one.text for one in study.arms[honest].chosen))
             text = _mean(study, honest)
         rows.append([loss, arm.point.text, study.show.number(arm.mean), chosen, text])
@@ -89,10 +82,6 @@ def best_table(study: Study) -> Table:
         ["loss", "best setting", "its score", "the halves chose", "scored on the other half"],
         rows,
     )
-
-
-def _settings_of(study: Study, loss: str) -> list[Point]:
-    return [arm.point for arm in study.ranked if arm.point.loss == loss]
 
 
 def across_beta_table(study: Study) -> Table:

@@ -14,7 +14,7 @@ import yaml
 from tddpo_jax.system.atomic import write_text
 
 from ..analysis import Analysis
-from ..answer import answer_of
+from ..answer import Answer
 from ..figures.chart import STYLE
 from ..figures.curves import curves_of
 from ..figures.pictures import answer_pictures
@@ -27,30 +27,31 @@ from .tables import Link
 FIGURES = "report_figures"
 
 
-def write_report(analysis: Analysis, command: str) -> list[Path]:
+def write_report(analysis: Analysis, answer: Answer, command: str) -> list[Path]:
     """Writes the report into the experiment's own directory.
 
     Args:
         analysis: the content.
+        answer: its first screen.
         command: the command that makes this report; the page shows it.
 
     Returns:
         The files that were written, except the pictures.
     """
     folder = analysis.experiment.folder
-    answer, pictures = answer_of(analysis), answer_pictures(analysis)
-    sections = sections_of(analysis)
+    pictures, (opened, folded) = answer_pictures(analysis), sections_of(analysis)
     # Pictures of an earlier report would stay beside those of this one.
     shutil.rmtree(folder / FIGURES, ignore_errors=True)
     (folder / FIGURES).mkdir()
-    for drawn in [*pictures, *(one for section in sections for one in section.pictures)]:
+    for drawn in [*pictures, *(one for section in opened for one in section.pictures)]:
         write_text(folder / FIGURES / f"{drawn.name}.svg", drawn.file)
     content = {
         "title": folder.resolve().name,
         "answer": answer,
         "chips": chips_of(analysis.experiment),
         "pictures": pictures,
-        "sections": sections,
+        "open": opened,
+        "folded": folded,
         "answers": answers_of(analysis),
         "curves": curves_of(analysis),
         "settings": yaml.safe_dump(shared_settings(analysis.experiment), sort_keys=False),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...experiment import Cell, Experiment, State
-from ..number_formats import NONE, Format, beta_or_tau, plural, significant
+from ...experiment import Cell, Experiment
+from ..number_formats import NONE, Format, beta_or_tau, significant
 from ..read.find_scores import Found
 from ..read.scores import Score
 from ..read.settings import differing_settings
@@ -18,7 +17,6 @@ from .comparison_tables import heading
 from .tables import Entry, Link, Table
 
 NOT_SHOWN = ("eval_logps/accuracies", "log_ratio_margin")
-FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
 
 
 def cells_table(experiment: Experiment, found: Found) -> Table:
@@ -27,7 +25,7 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
     tau = ["tau"] if any(point.tau is not None for point in experiment.points) else []
     axes = [*tau, *experiment.other_axes]
     head = ["run", "state", "loss", "beta", *axes, "seed", "checkpoints chosen"]
-    head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s", "files"]
+    head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s"]
     rows = [
         _cell_row(experiment, cell, number, scores, axes, found.checkpoints.get(cell.name))
         for number, cell in enumerate(experiment.cells)
@@ -52,7 +50,6 @@ def _cell_row(
     checkpoints: Checkpoints | None,
 ) -> list[Entry]:
     base = f"{cell.name}/" if experiment.is_grid else ""
-    files = [Link(Path(f).stem, base + f) for f in FILES if (cell.folder / f).exists()]
     point, state = cell.point, cell.state
     at = f" at step {cell.divergence['step']}" if cell.divergence else ""
     row: list[Entry] = [
@@ -60,12 +57,12 @@ def _cell_row(
         f"{state}{at}",
         point.loss,
         beta_or_tau(point.beta),
-        *(beta_or_tau({"tau": point.tau, **dict(point.others)}.get(name)) for name in axes),
+        *(beta_or_tau(point.numbers.get(name)) for name in axes),
         str(cell.seed),
         f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
     ]
     row += [Format(score.decimals).number(score.of(number)) for score in scores]
-    return [*row, significant(largest_gradient(cell)), significant(speed(cell)), files]
+    return [*row, significant(largest_gradient(cell)), significant(speed(cell))]
 
 
 def largest_gradient(cell: Cell) -> float:
@@ -96,12 +93,3 @@ def differing_tables(experiment: Experiment) -> list[Table]:
     ]
     caption = "Settings in which cells differ, besides loss, beta, tau and seed."
     return [Table(caption, ["setting", *losses], rows)]
-
-
-def states_of(experiment: Experiment) -> str:
-    """How many runs are in each state: `12 of 12 runs finished`, `2 diverged`."""
-    finished = experiment.count("finished")
-    parts = [f"{finished} of {plural(len(experiment.cells), 'run')} finished"]
-    states: tuple[State, ...] = ("diverged", "unfinished", "missing")
-    counts = [(experiment.count(state), state) for state in states]
-    return ", ".join([*parts, *(f"{count} {state}" for count, state in counts if count)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -20,31 +21,28 @@ from .tables import Table
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report: a heading, a few sentences, a list, tables, pictures.
-
-    Attributes:
-        folded: whether the page shows only the heading until it is asked for more.
-    """
+    """A part of the report: a heading, a few sentences, a list, tables, pictures."""
 
     title: str
     text: str = ""
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    folded: bool = False
 
 
-def sections_of(analysis: Analysis) -> list[Section]:
-    """All sections that have something to show."""
-    experiment, found = analysis.experiment, analysis.found
+def sections_of(analysis: Analysis) -> tuple[list[Section], list[Section]]:
+    """The open sections and the folded ones, as far as they have something to show."""
     kl = "Up and to the left is better: a higher score at less distance from the reference."
-    runs = run_tables.cells_table(experiment, found)
-    every = [
+    runs = run_tables.cells_table(analysis.experiment, analysis.found)
+    shown = [
         Section("Score against KL", kl, pictures=frontier(analysis)),
         Section("All runs", tables=[runs]),
-        *(dataclasses.replace(one, folded=True) for one in _how_we_know(analysis)),
     ]
-    return [one for one in every if one.notes or one.tables or one.pictures]
+    filled, folded = (
+        [one for one in sections if one.notes or one.tables or one.pictures]
+        for sections in (shown, _how_we_know(analysis))
+    )
+    return filled, folded
 
 
 def _how_we_know(analysis: Analysis) -> list[Section]:
@@ -78,7 +76,9 @@ def _how_we_know(analysis: Analysis) -> list[Section]:
 def chips_of(experiment: Experiment) -> list[str]:
     """The facts at the top of the page, in a few words each."""
     facts = [cell.facts for cell in experiment.cells if cell.facts]
-    chips = [run_tables.states_of(experiment)]
+    states = collections.Counter(cell.state for cell in experiment.cells)
+    finished = f"{states.pop('finished', 0)} of {plural(len(experiment.cells), 'run')} finished"
+    chips = [", ".join([finished, *(f"{count} {state}" for state, count in states.items())])]
     if experiment.is_grid:
         chips.append(f"{plural(len(experiment.seeds), 'seed')} a setting")
     for model in _distinct(facts, "model", "path", "parameters"):

@@ -14,7 +14,7 @@ class Link(NamedTuple):
     path: str = ""
 
 
-Entry = str | Link | list[Link]
+Entry = str | Link
 
 
 @dataclasses.dataclass

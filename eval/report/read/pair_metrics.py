@@ -75,18 +75,19 @@ def chosen_checkpoints(
     if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
     metric = cell.best_metric
-    per_pair = values[_name(metric)]
+    per_pair = values[name_of_pairs(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
 
 
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
     """Whether the run's `train.best_metric` is known pair by pair, not only as a mean."""
-    found = values.get(_name(cell.best_metric))
+    found = values.get(name_of_pairs(cell.best_metric))
     return found is not None and bool(np.isfinite(found).all())
 
 
-def _name(metric: str) -> str:
+def name_of_pairs(metric: str) -> str:
+    """The key of `pair_values` for a metric of `metrics.jsonl`."""
     return metric.removeprefix("eval_")
 
 

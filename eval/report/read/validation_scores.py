@@ -8,18 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ...experiment import Experiment
-from .pair_metrics import chosen_checkpoints, halves_can_choose, pair_values
+from .pair_metrics import chosen_checkpoints, halves_can_choose, name_of_pairs, pair_values
 from .scores import MARGINS, Score, halves, note
 
 ACCURACY = "eval_rewards/accuracies"
-# name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals,
-# key of `pair_metrics.pair_values`
+# name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals
 VALIDATION = (
-    (ACCURACY, "reward accuracy", "share of held-out pairs", True, 3, "rewards/accuracies"),
-    ("eval_logps/accuracies", "log-prob accuracy", "share of pairs", True, 3, "logps/accuracies"),
-    ("log_ratio_margin", "log-ratio margin", "nats", True, 2, "log_ratio_margin"),
-    ("eval_kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2, "kl"),
-    ("eval_loss", "validation loss", "nats", False, 4, "loss"),
+    (ACCURACY, "reward accuracy", "share of held-out pairs", True, 3),
+    ("eval_logps/accuracies", "log-prob accuracy", "share of pairs", True, 3),
+    ("log_ratio_margin", "log-ratio margin", "nats", True, 2),
+    ("eval_kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2),
+    ("eval_loss", "validation loss", "nats", False, 4),
 )
 
 
@@ -82,8 +81,8 @@ def validation_scores(
             # Losses differ before training already.
             base=before[key].pop() if len(before[key]) == 1 else None,
         )
-        for name, title, unit, higher, decimals, key in VALIDATION
-        if key in scoring
+        for name, title, unit, higher, decimals in VALIDATION
+        if (key := name_of_pairs(name)) in scoring
     ]
     text = (
         "validation pairs: {} chose checkpoints by a metric that is not known for single pairs; "

@@ -79,18 +79,13 @@ class Estimate(NamedTuple):
         return self if higher else self._replace(mean=-self.mean)
 
 
-class Spread(NamedTuple):
-    """The variance of a mean over seeds and items, and its degrees of freedom."""
+def spread_of_mean(
+    values: Float[np.ndarray, "B S U"], strata: Sequence[str] = ()
+) -> tuple[float, float]:
+    """The variance of the mean over S seeds and U items, and its degrees of freedom.
 
-    variance: float
-    freedom: float
-
-
-def spread_of_mean(values: Float[np.ndarray, "B S U"], strata: Sequence[str] = ()) -> Spread:
-    """The variance of the mean over S seeds and U items, pooled over B settings.
-
-    Of several settings, only what differs between them counts: effects that they have in common
-    move all means alike. NaN if there is one seed and one item.
+    B settings are pooled. Of several, only what differs between them counts: effects that they have
+    in common move all means alike. NaN if there is one seed and one item.
 
     Args:
         values: finite scores.
@@ -114,11 +109,11 @@ def spread_of_mean(values: Float[np.ndarray, "B S U"], strata: Sequence[str] = (
     by_both = _over(np.sum(rest**2) / (seeds * items), free * seeds_free * items_free)
     if seeds == 1 or items == 1:
         variance, freedom = (by_seed, seeds_free) if items == 1 else (by_item, items_free)
-        return Spread(variance, float(free * freedom))
+        return variance, float(free * freedom)
     variance = max(by_seed - by_both, 0.0) + max(by_item - by_both, 0.0) + by_both
     uncertain = by_seed**2 / (free * seeds_free) + by_item**2 / (free * items_free)
     least = float(free * seeds_free)
-    return Spread(variance, max(variance**2 / uncertain, least) if uncertain > 0 else least)
+    return variance, max(variance**2 / uncertain, least) if uncertain > 0 else least
 
 
 def _over(total: float, free: int) -> float:
@@ -133,9 +128,8 @@ def estimate(values: Float[np.ndarray, "S U"], strata: Sequence[str]) -> Estimat
         return None
     counted = values[seeds][:, items]
     of_items = [name for name, there in zip(strata, items, strict=True) if there]
-    spread = spread_of_mean(counted[None], of_items)
-    mean, error = float(counted.mean()), math.sqrt(spread.variance)
-    return Estimate(mean, error, spread.freedom, int(seeds.sum()))
+    variance, freedom = spread_of_mean(counted[None], of_items)
+    return Estimate(float(counted.mean()), math.sqrt(variance), freedom, int(seeds.sum()))
 
 
 def _items(known: Bool[np.ndarray, "S U"]) -> Bool[np.ndarray, " U"]:

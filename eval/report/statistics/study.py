@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+
+import numpy as np
 
 from ...experiment import Experiment, Point
 from ..number_formats import Format
@@ -19,6 +22,7 @@ class Study:
 
     Attributes:
         across: how each series fares over its betas.
+        last: the mean of each setting's last policies, where it is known.
         show: how the score's numbers are written.
     """
 
@@ -26,6 +30,7 @@ class Study:
     arms: Mapping[Point, Arm]
     estimates: Mapping[Point, Estimate]
     across: Mapping[Series, AcrossBeta]
+    last: Mapping[Point, float]
     show: Format
 
     def is_better(self, one: float, other: float) -> bool:
@@ -52,11 +57,16 @@ def make_study(experiment: Experiment, score: Score, *, with_diverged: bool = Tr
     arms = arms_of(experiment, score, with_diverged=with_diverged)
     series, strata = series_of(arms), score.strata
     across = {name: across_beta(group, strata, score.higher) for name, group in series.items()}
+    last: dict[Point, list[float]] = {}
+    for number, cell in enumerate(experiment.cells):
+        if math.isfinite(value := score.of_last(number)):
+            last.setdefault(cell.point, []).append(value)
     estimates = {point: estimate(arm.scoring, strata) for point, arm in arms.items()}
     return Study(
         score=score,
         arms=arms,
         estimates={point: found for point, found in estimates.items() if found},
         across={name: found for name, found in across.items() if found},
+        last={point: float(np.mean(values)) for point, values in last.items()},
         show=Format(score.decimals),
     )
