@@ -103,26 +103,23 @@ def answer_of(analysis: Analysis) -> Answer:
     """The first screen of a report."""
     study, axes = analysis.main, varying(analysis.experiment)
     if study is None:
-        question = "Did it learn?" if not axes else f"Which {_listed(axes)} is best?"
-        return _without_score(analysis.experiment, question)
+        question = f"Which {_listed(axes)} is best?" if axes else "Did it learn?"
+        ended = any(cell.ended for cell in analysis.experiment.cells)
+        why = "no finished run has a score on held-out data" if ended else "no run has finished yet"
+        return Answer(question, "Not known", f": {why}.")
     if not axes:
         return _learned(analysis, study)
-    best = study.ranked[0]
     does, one, several, _ = _words(study)
-    rival = _rival(analysis)
-    score = f"{study.show.number(best.mean)}"
+    rival = _rival(analysis, study)
+    score = study.show.number(study.best.mean)
     rest = f" {does}: its score is {score}."
     if rival and not rival.is_told_apart:
         rest = f" is ahead with {score}, but chance may explain its lead."
     return Answer(
         question=f"Which {_listed(axes)} {one if len(axes) == 1 else several}?",
-        lead=name_of(best.point, axes),
+        lead=name_of(study.best.point, axes),
         rest=rest,
-        more=[
-            *_others_at_their_best(study),
-            *_before(study),
-            *_conditions(study, analysis.experiment),
-        ],
+        more=[*_others(study), *_before(study), *_conditions(study, analysis.experiment)],
         best=[_row(study, arm, axes) for arm in study.ranked[:3]],
         sure=_how_sure(analysis, study, rival, axes),
         command=_command(analysis, study),
@@ -142,16 +139,13 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _rival(analysis: Analysis) -> Rival | None:
+def _rival(analysis: Analysis, study: Study) -> Rival | None:
     """What the winner is held against: the best setting of another loss, or else the second."""
-    study = analysis.main
-    assert study is not None
-    loss = study.ranked[0].point.loss
-    other = (rival for rival in analysis.rivals if rival.arm.point.loss != loss)
+    other = (rival for rival in analysis.rivals if rival.arm.point.loss != study.best.point.loss)
     return next(other, next(iter(analysis.rivals), None))
 
 
-def _others_at_their_best(study: Study) -> list[str]:
+def _others(study: Study) -> list[str]:
     _, *others = study.best_of_losses.values()
     return [
         f"{loss_name(arm.point.loss)} at its best has {study.show.number(arm.mean)}."
@@ -220,15 +214,14 @@ def _how_sure(
             f"Chosen on one half of the {items} and scored on the other, the best has "
             f"{show.number(honest.mean)}."
         )
-    return [*lines, *_last_policy(analysis), *_few_seeds(analysis.experiment)]
+    return [*lines, *_last_policy(analysis, study), *_few_seeds(analysis.experiment)]
 
 
-def _last_policy(analysis: Analysis) -> list[str]:
+def _last_policy(analysis: Analysis, study: Study) -> list[str]:
     """A sentence if the winner's last policy is worse on the pairs than the kept one."""
-    pairs = analysis.studies.get(ACCURACY)
-    if pairs is None or analysis.main is None:
+    pairs, point = analysis.studies.get(ACCURACY), study.best.point
+    if pairs is None:
         return []
-    point = analysis.main.ranked[0].point
     kept, last = pairs.arms.get(point), pairs.last.get(point)
     if kept is None or last is None or not kept.mean - last > 0.02:
         return []
@@ -247,16 +240,16 @@ def _few_seeds(experiment: Experiment) -> list[str]:
 
 def _command(analysis: Analysis, study: Study) -> str:
     """The command that asks the best run of the winner."""
-    point = study.ranked[0].point
-    best = [
-        (study.score.of(number), cell)
+    best = {
+        str(cell.folder): study.score.of(number)
         for number, cell in enumerate(analysis.experiment.cells)
-        if cell.point == point and study.score.has(number) and (cell.folder / "best").is_dir()
-    ]
+        if cell.point == study.best.point and (cell.folder / "best").is_dir()
+        if study.score.has(number)
+    }
     if not best:
         return ""
-    _, cell = (max if study.score.higher else min)(best, key=lambda one: one[0])
-    return f'python -m tddpo_jax generate --model {shlex.quote(str(cell.folder))} --prompt "..."'
+    folder = (max if study.score.higher else min)(best, key=best.__getitem__)
+    return f'python -m tddpo_jax generate --model {shlex.quote(folder)} --prompt "..."'
 
 
 # ---- One setting ---------------------------------------------------------------------------------
@@ -264,8 +257,8 @@ def _command(analysis: Analysis, study: Study) -> str:
 
 def _learned(analysis: Analysis, study: Study) -> Answer:
     """Whether the only setting is better than the model before training."""
-    (point,) = {arm.point for arm in study.ranked}
-    arm, found, base = study.arms[point], study.estimates[point], study.score.base
+    (arm,) = study.ranked
+    found, base = study.estimates[arm.point], study.score.base
     show, title, seeds = study.show, study.score.title, plural(found.seeds, "seed")
     number = show.number(arm.mean)
     lead, rest = "Not known", f": its {title} is {number}, and that before training is not known."
@@ -283,15 +276,8 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
         best=[_row(study, arm, [])] if found.seeds > 1 else [],
         sure=[
             *([f"95 % over {seeds}: {show.interval(found.interval)}."] if found.interval else []),
-            *_last_policy(analysis),
+            *_last_policy(analysis, study),
             *_few_seeds(analysis.experiment),
         ],
         command=_command(analysis, study),
     )
-
-
-def _without_score(experiment: Experiment, question: str) -> Answer:
-    """Without a score nothing can be said."""
-    if not any(cell.ended for cell in experiment.cells):
-        return Answer(question, "Not known yet", ": no run has finished.")
-    return Answer(question, "Not known", ": no finished run has a score on held-out data.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,7 @@ import numpy as np
 from ...experiment import Cell, Experiment
 from ..number_formats import NONE, Format, beta_or_tau, significant
 from ..read.find_scores import Found
-from ..read.scores import Score
 from ..read.settings import differing_settings
-from ..read.validation_scores import Checkpoints
 from .comparison_tables import heading
 from .tables import Entry, Link, Table
 
@@ -23,46 +20,37 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
     """One row per cell. A click on a column's head sorts the rows."""
     scores = [score for score in found.scores if score.name not in NOT_SHOWN]
     tau = ["tau"] if any(point.tau is not None for point in experiment.points) else []
-    axes = [*tau, *experiment.other_axes]
-    head = ["run", "state", "loss", "beta", *axes, "seed", "checkpoints chosen"]
-    head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s"]
-    rows = [
-        _cell_row(experiment, cell, number, scores, axes, found.checkpoints.get(cell.name))
-        for number, cell in enumerate(experiment.cells)
-    ]
-    diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
-    return Table(
+    axes = ["beta", *tau, *experiment.other_axes]
+    table = Table(
         "A click on a head sorts. The checkpoints are the steps that the first / the second half "
         "of the held-out items chose. A diverged run is highlighted.",
-        head,
-        rows,
-        highlighted=diverged,
+        [
+            *("run", "state", "loss", *axes, "seed", "checkpoints chosen"),
+            *(*map(heading, scores), "largest gradient norm", "pairs/s"),
+        ],
+        [],
         sortable=True,
     )
-
-
-def _cell_row(
-    experiment: Experiment,
-    cell: Cell,
-    number: int,
-    scores: Sequence[Score],
-    axes: Sequence[str],
-    checkpoints: Checkpoints | None,
-) -> list[Entry]:
-    base = f"{cell.name}/" if experiment.is_grid else ""
-    point, state = cell.point, cell.state
-    at = f" at step {cell.divergence['step']}" if cell.divergence else ""
-    row: list[Entry] = [
-        Link(cell.name, base or "./", str(cell.folder)) if state != "missing" else cell.name,
-        f"{state}{at}",
-        point.loss,
-        beta_or_tau(point.beta),
-        *(beta_or_tau(point.numbers.get(name)) for name in axes),
-        str(cell.seed),
-        f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
-    ]
-    row += [Format(score.decimals).number(score.of(number)) for score in scores]
-    return [*row, significant(largest_gradient(cell)), significant(speed(cell))]
+    for number, cell in enumerate(experiment.cells):
+        address = f"{cell.name}/" if experiment.is_grid else "./"
+        link = Link(cell.name, address, str(cell.folder))
+        chosen = found.checkpoints.get(cell.name)
+        if cell.divergence:
+            table.highlighted.add(number)
+        table.rows.append(
+            [
+                cell.name if cell.state == "missing" else link,
+                cell.state + (f" at step {cell.divergence['step']}" if cell.divergence else ""),
+                cell.point.loss,
+                *(beta_or_tau(cell.point.numbers.get(name)) for name in axes),
+                str(cell.seed),
+                f"{chosen.first} / {chosen.second}" if chosen else NONE,
+                *(Format(score.decimals).number(score.of(number)) for score in scores),
+                significant(largest_gradient(cell)),
+                significant(speed(cell)),
+            ]
+        )
+    return table
 
 
 def largest_gradient(cell: Cell) -> float:
@@ -81,15 +69,15 @@ def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
     return float(reduce(known)) if known else float("nan")
 
 
-def differing_tables(experiment: Experiment) -> list[Table]:
-    """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
+def differing_table(experiment: Experiment) -> Table | None:
+    """The settings in which cells differ, besides the axes of the grid; None if there are none."""
     differing = differing_settings(experiment)
     if not differing:
-        return []
+        return None
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
     rows: list[list[Entry]] = [
         [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
         for name, values in differing.items()
     ]
     caption = "Settings in which cells differ, besides loss, beta, tau and seed."
-    return [Table(caption, ["setting", *losses], rows)]
+    return Table(caption, ["setting", *losses], rows)

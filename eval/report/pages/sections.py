@@ -14,32 +14,38 @@ from ..figures.pictures import frontier
 from ..number_formats import plural
 from ..read.answer_texts import sampled_answers
 from ..statistics.claims import count
-from . import comparison_tables, run_tables
-from .diagnosis import diagnosis_tables
+from .comparison_tables import (
+    across_beta_table,
+    best_table,
+    claims_table,
+    rivals_table,
+    settings_table,
+)
+from .diagnosis import diagnosis_table
+from .run_tables import cells_table, differing_table
 from .tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report: a heading, a few sentences, a list, tables, pictures."""
+    """A part of the report: a heading, a few sentences, a list, a table, pictures."""
 
     title: str
     text: str = ""
     notes: Sequence[str] = ()
-    tables: Sequence[Table] = ()
+    table: Table | None = None
     pictures: Sequence[Picture] = ()
 
 
 def sections_of(analysis: Analysis) -> tuple[list[Section], list[Section]]:
     """The open sections and the folded ones, as far as they have something to show."""
     kl = "Up and to the left is better: a higher score at less distance from the reference."
-    runs = run_tables.cells_table(analysis.experiment, analysis.found)
     shown = [
         Section("Score against KL", kl, pictures=frontier(analysis)),
-        Section("All runs", tables=[runs]),
+        Section("All runs", table=cells_table(analysis.experiment, analysis.found)),
     ]
     filled, folded = (
-        [one for one in sections if one.notes or one.tables or one.pictures]
+        [one for one in sections if one.notes or one.table or one.pictures]
         for sections in (shown, _how_we_know(analysis))
     )
     return filled, folded
@@ -49,27 +55,22 @@ def _how_we_know(analysis: Analysis) -> list[Section]:
     experiment, study, claims = analysis.experiment, analysis.main, analysis.claims
     sections = [Section("What to know first", notes=analysis.notes)]
     if study and analysis.rivals:
-        sections += [
-            Section(
-                "The best setting against every other",
-                tables=[comparison_tables.rivals_table(analysis, study)],
-            ),
-            Section("Each loss at its best", tables=[comparison_tables.best_table(study)]),
-        ]
+        rivals, best = rivals_table(analysis, study), best_table(study)
+        sections.append(Section("The best setting against every other", table=rivals))
+        sections.append(Section("Each loss at its best", table=best))
         if study.across:
-            table = comparison_tables.across_beta_table(study)
-            sections.append(Section("Steadiness across beta", tables=[table]))
+            sections.append(Section("Steadiness across beta", table=across_beta_table(study)))
     if claims:
-        table = comparison_tables.claims_table(claims, analysis.compared)
         known = "four claims" if len(claims) == 4 else f"claims ({len(claims)} of 4 have runs here)"
-        sections.append(Section(f"The study's {known}: {count(claims)}", tables=[table]))
+        table = claims_table(claims, analysis.compared)
+        sections.append(Section(f"The study's {known}: {count(claims)}", table=table))
     if analysis.studies:
-        table = comparison_tables.settings_table(experiment, list(analysis.studies.values()))
-        sections.append(Section("Every score of every setting", tables=[table]))
+        table = settings_table(experiment, list(analysis.studies.values()))
+        sections.append(Section("Every score of every setting", table=table))
     return [
         *sections,
-        Section("How far the policies moved", tables=diagnosis_tables(experiment)),
-        Section("Settings that differ", tables=run_tables.differing_tables(experiment)),
+        Section("How far the policies moved", table=diagnosis_table(experiment)),
+        Section("Settings that differ", table=differing_table(experiment)),
     ]
 
 

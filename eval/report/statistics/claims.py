@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from ...experiment import Experiment, Point
 from ..number_formats import significant, significant_interval
@@ -20,6 +20,7 @@ from .study import Study
 
 # "About 40 % smaller" means a ratio of variances of about 0.6. A ratio of up to 0.75 still counts.
 LARGEST_RATIO = 0.75
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 RULES: dict[Rule, str] = {
     "matches": "the advantage is above −{margin:g}",
     "within": "the advantage is within ±{margin:g}",
@@ -62,8 +63,7 @@ class Claim(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         verdicts = [part.verdict for part in self.parts]
-        order: tuple[Verdict, ...] = ("not supported", "underpowered", "undecided")
-        return next((one for one in order if one in verdicts), "supported")
+        return next((one for one in VERDICTS[1:] if one in verdicts), "supported")
 
 
 def claims_of(experiment: Experiment, study: Study) -> list[Claim]:
@@ -152,8 +152,8 @@ def _converges(experiment: Experiment, point: Point) -> Part:
 def _steadier(study: Study, baseline: str, margins: Margins) -> list[Part | None]:
     """The variances across beta, and never without the means beside them."""
     series, higher = series_of(study.arms), study.score.higher
-    sides = [series.get(name, []) for name in (("td_dpo", "best"), (baseline, None))]
-    found = side_by_side(*sides, study.score.strata, higher)
+    first, second = series.get(("td_dpo", "best"), []), series.get((baseline, None), [])
+    found = side_by_side(first, second, study.score.strata, higher)
     if found is None:
         return [None]
     (over, under), number = found[:2], study.show.number
@@ -176,6 +176,5 @@ def _steadier(study: Study, baseline: str, margins: Margins) -> list[Part | None
 
 def count(claims: Sequence[Claim]) -> str:
     """How many claims have each verdict: `1 supported, 3 underpowered`."""
-    order: tuple[Verdict, ...] = ("supported", "not supported", "underpowered", "undecided")
     verdicts = [claim.verdict for claim in claims]
-    return ", ".join(f"{verdicts.count(one)} {one}" for one in order if one in verdicts)
+    return ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS if one in verdicts)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
 from ...uncertainty import LEVEL, Interval
@@ -123,18 +123,15 @@ def _over(total: float, free: int) -> float:
 def estimate(values: Float[np.ndarray, "S U"], strata: Sequence[str]) -> Estimate | None:
     """The mean over the seeds and items that have a score; None if there are none."""
     known = np.isfinite(values)
-    seeds, items = known.any(axis=1), _items(known)
+    seeds = known.any(axis=1)
+    # The items that all seeds with a score have.
+    items = known[seeds].all(axis=0)
     if not seeds.any() or not items.any():
         return None
     counted = values[seeds][:, items]
     of_items = [name for name, there in zip(strata, items, strict=True) if there]
     variance, freedom = spread_of_mean(counted[None], of_items)
     return Estimate(float(counted.mean()), math.sqrt(variance), freedom, int(seeds.sum()))
-
-
-def _items(known: Bool[np.ndarray, "S U"]) -> Bool[np.ndarray, " U"]:
-    """The items that all seeds with a score have."""
-    return np.asarray(known[known.any(axis=1)].all(axis=0))
 
 
 def difference(arm: Arm, baseline: Arm, strata: Sequence[str]) -> Estimate | None:

@@ -44,6 +44,11 @@ class Study:
         return sorted(settings, key=lambda arm: arm.mean, reverse=self.score.higher)
 
     @property
+    def best(self) -> Arm:
+        """The best setting."""
+        return self.ranked[0]
+
+    @property
     def best_of_losses(self) -> dict[str, Arm]:
         """The best setting of each loss, the best loss first."""
         best: dict[str, Arm] = {}
