@@ -85,8 +85,8 @@ def analyse(
     if tested and claims and any(cell.state == "diverged" for cell in experiment.cells):
         without = make_study(experiment, tested.score, with_diverged=False)
         _, left, _ = _corrected([], claims_of(experiment, without))
-        found_then = count(left) or "without the runs that they need"
-        notes.append(f"Without the diverged runs, the claims are: {found_then}.")
+        known = count(left) or "none, for lack of runs"
+        notes.append(f"Without the diverged runs, the claims are: {known}.")
     return Analysis(experiment, found, studies, rivals, claims, compared, notes)
 
 

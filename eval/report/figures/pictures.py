@@ -13,7 +13,7 @@ from ..answer import axes_of, name_of, varying
 from ..number_formats import Format, beta_or_tau
 from ..read.scores import Score
 from ..statistics.study import Study
-from .chart import Dot, Line, Picture, Ticks, chart, limits_of, logarithmic
+from .chart import Dot, Line, Picture, chart, limits_of, logarithmic
 
 DODGE = 0.012  # between lines, as a share of the axis
 
@@ -54,7 +54,8 @@ def answer_pictures(analysis: Analysis) -> list[Picture]:
             f"answer {panel}".strip().replace(",", ""),
             f"{study.score.title} over {words}" + (f", {panel}" if panel else ""),
             list(lines.values()),
-            Ticks(f"{words}, the values tried" if tried else "", marks),
+            f"{words}, the values tried" if tried else "",
+            marks,
             f"{study.score.title} ({study.score.unit})" + (f": {panel}" if panel else ""),
             base=study.score.base,
             limits=limits,
@@ -93,8 +94,8 @@ def _course(experiment: Experiment) -> list[Picture]:
     if not lines:
         return []
     metric = cells[0].best_metric
-    ticks = Ticks("step", [(step / last, str(step)) for step in (0, last // 2, last)])
-    return [chart("answer", f"{metric} over steps", lines, ticks, metric)]
+    marks = [(step / last, str(step)) for step in (0, last // 2, last)]
+    return [chart("answer", f"{metric} over steps", lines, "step", marks, metric)]
 
 
 def frontier(analysis: Analysis) -> list[Picture]:
@@ -132,7 +133,8 @@ def frontier(analysis: Analysis) -> list[Picture]:
             "score_against_kl",
             f"{study.score.title} against KL",
             [line._replace(dots=sorted(line.dots)) for line in lines.values()],
-            Ticks(title, marks),
+            title,
+            marks,
             f"{study.score.title} ({study.score.unit})",
             base=study.score.base,
         )

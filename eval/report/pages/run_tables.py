@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ...experiment import Cell, Experiment
@@ -44,29 +42,22 @@ def cells_table(experiment: Experiment, found: Found) -> Table:
                 cell.point.loss,
                 *(beta_or_tau(cell.point.numbers.get(name)) for name in axes),
                 str(cell.seed),
-                f"{chosen.first} / {chosen.second}" if chosen else NONE,
+                "{} / {}".format(*chosen) if chosen else NONE,
                 *(Format(score.decimals).number(score.of(number)) for score in scores),
-                significant(largest_gradient(cell)),
-                significant(speed(cell)),
+                *map(significant, training_numbers(cell)),
             ]
         )
     return table
 
 
-def largest_gradient(cell: Cell) -> float:
-    """The largest finite gradient norm of a run; NaN before its first step."""
-    return _of_training(cell, "grad_norm", np.max)
-
-
-def speed(cell: Cell) -> float:
-    """The median of a run's pairs per second; NaN before its first step."""
-    return _of_training(cell, "pairs_per_second", np.median)
-
-
-def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
-    values = [record.get(metric, np.nan) for record in cell.training]
-    known = [value for value in values if np.isfinite(value)]
-    return float(reduce(known)) if known else float("nan")
+def training_numbers(cell: Cell) -> list[float]:
+    """The largest gradient norm and the median of pairs per second; NaN before the first step."""
+    found = []
+    for metric, reduce in (("grad_norm", np.max), ("pairs_per_second", np.median)):
+        values = [record.get(metric, np.nan) for record in cell.training]
+        known = [value for value in values if np.isfinite(value)]
+        found.append(float(reduce(known)) if known else float("nan"))
+    return found
 
 
 def differing_table(experiment: Experiment) -> Table | None:

@@ -14,13 +14,7 @@ from ..figures.pictures import frontier
 from ..number_formats import plural
 from ..read.answer_texts import sampled_answers
 from ..statistics.claims import count
-from .comparison_tables import (
-    across_beta_table,
-    best_table,
-    claims_table,
-    rivals_table,
-    settings_table,
-)
+from . import comparison_tables as comparison
 from .diagnosis import diagnosis_table
 from .run_tables import cells_table, differing_table
 from .tables import Table
@@ -55,17 +49,18 @@ def _how_we_know(analysis: Analysis) -> list[Section]:
     experiment, study, claims = analysis.experiment, analysis.main, analysis.claims
     sections = [Section("What to know first", notes=analysis.notes)]
     if study and analysis.rivals:
-        rivals, best = rivals_table(analysis, study), best_table(study)
+        rivals, best = comparison.rivals_table(analysis, study), comparison.best_table(study)
         sections.append(Section("The best setting against every other", table=rivals))
         sections.append(Section("Each loss at its best", table=best))
         if study.across:
-            sections.append(Section("Steadiness across beta", table=across_beta_table(study)))
+            table = comparison.across_beta_table(study)
+            sections.append(Section("Steadiness across beta", table=table))
     if claims:
         known = "four claims" if len(claims) == 4 else f"claims ({len(claims)} of 4 have runs here)"
-        table = claims_table(claims, analysis.compared)
+        table = comparison.claims_table(claims, analysis.compared)
         sections.append(Section(f"The study's {known}: {count(claims)}", table=table))
     if analysis.studies:
-        table = settings_table(experiment, list(analysis.studies.values()))
+        table = comparison.settings_table(experiment, list(analysis.studies.values()))
         sections.append(Section("Every score of every setting", table=table))
     return [
         *sections,

@@ -12,7 +12,7 @@ from ...experiment import Experiment
 from .answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
 from .brought_scores import read_brought_scores
 from .scores import Score, note
-from .validation_scores import VALIDATION, Checkpoints, validation_scores
+from .validation_scores import VALIDATION, validation_scores
 
 # Columns of `results.csv`, before and after those of the scores.
 CELL_COLUMNS = (
@@ -30,10 +30,13 @@ TAKEN = {
 
 
 class Found(NamedTuple):
-    """All scores of an experiment, the most telling first, and notes about them."""
+    """All scores of an experiment, the most telling first, and notes about them.
+
+    `checkpoints` has for each cell the steps that the two halves of the validation pairs choose.
+    """
 
     scores: list[Score]
-    checkpoints: dict[str, Checkpoints]
+    checkpoints: dict[str, tuple[int, int]]
     notes: list[str]
 
 

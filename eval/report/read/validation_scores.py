@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,17 +21,10 @@ VALIDATION = (
 )
 
 
-class Checkpoints(NamedTuple):
-    """The steps that the two halves of the validation pairs choose in one cell."""
-
-    first: int
-    second: int
-
-
 def validation_scores(
     experiment: Experiment,
-) -> tuple[list[Score], dict[str, Checkpoints], list[str]]:
-    """The scores of the validation pairs, the checkpoints chosen by cell name, and notes.
+) -> tuple[list[Score], dict[str, tuple[int, int]], list[str]]:
+    """The scores of the pairs, the steps that the halves choose by cell name, and notes.
 
     There are none if no cell has two validation pairs.
     """
@@ -42,10 +34,9 @@ def validation_scores(
         return [], {}, []
     strata = ("pairs",) * pairs
     second = halves(strata)
-    nothing = np.full((len(cells), pairs), np.nan)
-    choosing: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
-    scoring: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
-    last: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
+    # What chooses, what scores, and the last policy.
+    nothing = np.full((3, len(cells), pairs), np.nan)
+    tables: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
     before: dict[str, set[float]] = collections.defaultdict(set)
     checkpoints, unchosen = {}, []
     for number, cell in enumerate(cells):
@@ -55,15 +46,15 @@ def validation_scores(
         if cell.state != "diverged" and not halves_can_choose(cell, values):
             unchosen.append(cell.name)
         of_first, of_second = chosen_checkpoints(cell, values, second)
-        checkpoints[cell.name] = Checkpoints(cell.steps[of_first], cell.steps[of_second])
+        checkpoints[cell.name] = cell.steps[of_first], cell.steps[of_second]
         # A loss that cannot be computed for single pairs takes the recorded mean for every pair.
         recorded = {record["step"]: record["eval_loss"] for record in cell.validations}
         means = np.array([[recorded[step]] for step in cell.steps])
         values["loss"] = np.where(np.isnan(values["loss"]), means, values["loss"])
         for key, found in values.items():
-            choosing[key][number] = np.where(second, found[of_second], found[of_first])
-            scoring[key][number] = np.where(second, found[of_first], found[of_second])
-            last[key][number] = found[-1]
+            own = np.where(second, found[of_second], found[of_first])
+            other = np.where(second, found[of_first], found[of_second])
+            tables[key][:, number] = own, other, found[-1]
             if cell.steps[0] == 0:
                 before[key].add(float(np.float32(found[0].mean())))
     scores = [
@@ -75,14 +66,14 @@ def validation_scores(
             margins=MARGINS.get(name),
             decimals=decimals,
             strata=strata,
-            choosing=choosing[key],
-            scoring=scoring[key],
-            last=last[key],
+            choosing=tables[key][0],
+            scoring=tables[key][1],
+            last=tables[key][2],
             # Losses differ before training already.
             base=before[key].pop() if len(before[key]) == 1 else None,
         )
         for name, title, unit, higher, decimals in VALIDATION
-        if (key := name_of_pairs(name)) in scoring
+        if (key := name_of_pairs(name)) in tables
     ]
     text = (
         "validation pairs: {} chose checkpoints by a metric that is not known for single pairs; "

@@ -6,6 +6,7 @@ Two arms are compared by the advantage of the first: their difference, with the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
@@ -73,11 +74,7 @@ def claims_of(experiment: Experiment, study: Study) -> list[Claim]:
     low, middle, high = (
         Point("td_dpo", beta, tau) for beta, tau in ((0.01, 0.5), (0.05, 1.0), (2.5, 2.0))
     )
-
-    def compare(rule: Rule, of: Point, against: Point) -> Part | None:
-        margin = margins.beats if rule == "beats" else margins.matches
-        return _compare(study, rule, of, against, margin)
-
+    compare = functools.partial(_compare, study, margins)
     claims: list[tuple[str, Sequence[Part | None]]] = [
         (
             "At beta 0.01, TD-DPO with tau 0.5 matches DPO at beta 0.05, and DPO at its best beta.",
@@ -112,7 +109,7 @@ def claims_of(experiment: Experiment, study: Study) -> list[Claim]:
     ]
 
 
-def _compare(study: Study, rule: Rule, of: Point, against: Point, margin: float) -> Part | None:
+def _compare(study: Study, margins: Margins, rule: Rule, of: Point, against: Point) -> Part | None:
     """The comparison; None if a side has no score, or if they have no seed in common."""
     arm, baseline = study.arms.get(of), study.arms.get(against)
     found = arm and baseline and difference(arm, baseline, study.score.strata)
@@ -123,6 +120,7 @@ def _compare(study: Study, rule: Rule, of: Point, against: Point, margin: float)
     numbers = f"{show.number(arm.mean)} against {show.number(baseline.mean)}"
     numbers += "" if baseline.is_setting else f" ({chosen})"
     numbers += f": advantage {show.number(advantage.mean)} {show.interval(advantage.interval)}"
+    margin = margins.beats if rule == "beats" else margins.matches
     return _part(f"{of.text}, against {against.text}", rule, numbers, advantage, margin)
 
 

@@ -55,7 +55,7 @@ def test_a_loss_that_needs_the_whole_vocabulary_is_the_recorded_mean(tmp_path: P
     write_grid(tmp_path / "g", [cell], lambda _: 0.7, pairs=10)
     found = find_scores(read_experiment(tmp_path / "g"), [], None)
     loss = next(score for score in found.scores if score.name == "eval_loss")
-    step = found.checkpoints[cell_name(cell)].first
+    step = found.checkpoints[cell_name(cell)][0]
     assert loss.of(0) == pytest.approx(0.7 - 0.3 * step / 20)
 
 
