@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from .read.find_scores import Found, find_scores
 from .read.scores import note
 from .read.validation_scores import ACCURACY
 from .statistics.arms import Arm
-from .statistics.claims import Claim, Part, claims_of, count
+from .statistics.claims import Claim, claims_of, count
 from .statistics.comparisons import decide, lean
 from .statistics.estimates import Estimate, difference
 from .statistics.study import Study, make_study
@@ -112,19 +112,19 @@ def _corrected(
     corrected = holm({name: chance for name, chance in family.items() if not math.isnan(chance)})
     return (
         [one._replace(chance=corrected.get(one.arm.point, math.nan)) for one in rivals],
-        [claim._replace(parts=tuple(_decided(claim, corrected))) for claim in claims],
+        [_decided(claim, corrected) for claim in claims],
         len(corrected),
     )
 
 
-def _decided(claim: Claim, corrected: Mapping[Hashable, float]) -> Iterator[Part]:
-    for part in claim.parts:
+def _decided(claim: Claim, corrected: Mapping[Hashable, float]) -> Claim:
+    parts = list(claim.parts)
+    for place, part in enumerate(parts):
         chance = corrected.get((claim.number, part.text))
-        if chance is None or part.advantage is None:
-            yield part
-            continue
-        verdict = decide(part.verdict, chance, part.advantage, part.margin)
-        yield part._replace(verdict=verdict, chance=chance)
+        if part.advantage and chance is not None:
+            verdict = decide(part.verdict, chance, part.advantage, part.margin)
+            parts[place] = part._replace(verdict=verdict, chance=chance)
+    return claim._replace(parts=tuple(parts))
 
 
 def _warnings(experiment: Experiment, studies: Mapping[str, Study], compared: int) -> list[str]:
@@ -137,7 +137,9 @@ def _warnings(experiment: Experiment, studies: Mapping[str, Study], compared: in
             "together. Underpowered means that a true difference as large as the margin would be "
             "missed here as well."
         )
-    lines += _states(experiment)
+    diverged = [cell.name for cell in experiment.cells if cell.state == "diverged"]
+    waiting = [f"{cell.name} ({cell.state})" for cell in experiment.cells if not cell.ended]
+    lines += [*note(diverged, DIVERGED), *note(waiting, "{} not finished yet, and left out")]
     if experiment.is_grid and len(experiment.seeds) == 1:
         lines.append(
             "There is one seed. Intervals then speak of the items alone, and no comparison of two "
@@ -160,13 +162,6 @@ INTERVALS = (
     "t. Simulations in the tests show that they do with two, three and five seeds. In full "
     "fine-tuning a seed changes the order of the pairs alone: they speak of this data set."
 )
-
-
-def _states(experiment: Experiment) -> list[str]:
-    cells = experiment.cells
-    diverged = [cell.name for cell in cells if cell.state == "diverged"]
-    waiting = [f"{cell.name} ({cell.state})" for cell in cells if not cell.ended]
-    return [*note(diverged, DIVERGED), *note(waiting, "{} not finished yet, and left out")]
 
 
 def _compared_by(experiment: Experiment, study: Study) -> list[str]:

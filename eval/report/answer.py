@@ -199,14 +199,11 @@ def _how_sure(
                 f"correction, would find a true lead of {show.number(lead.detectable)} in 8 of 10 "
                 "repetitions."
             )
-        if len(analysis.rivals) > 1:
-            alike = sum(not one.is_told_apart for one in analysis.rivals)
-            lines.append(
-                f"{alike} of the {len(analysis.rivals)} other settings cannot be told "
-                "from the best."
-                if alike
-                else f"It is surely better than all {len(analysis.rivals)} other settings."
-            )
+        alike, others = sum(not one.is_told_apart for one in analysis.rivals), len(analysis.rivals)
+        if alike and others > 1:
+            lines.append(f"{alike} of the {others} other settings cannot be told from the best.")
+        elif others > 1:
+            lines.append(f"It is surely better than all {others} other settings.")
     settings = [arm for arm in study.arms.values() if arm.is_setting]
     honest = best_of(settings, study.score, Point("best", "best", None))
     if honest is not None and len(settings) > 1:

@@ -44,9 +44,8 @@ def answer_pictures(analysis: Analysis) -> list[Picture]:
         # A loss that does not have the axis stands in the middle.
         at = places.get(point.numbers.get(over), 0.5)
         line.dots.append(_dot(study, point, at + shift, axes))
-    limits = limits_of(
-        [line for lines in panels.values() for line in lines.values()], study.score.base
-    )
+    every = [line for lines in panels.values() for line in lines.values()]
+    limits = limits_of(every, study.score.base)
     words = over.replace("_", " ")
     marks = [(place, beta_or_tau(value)) for value, place in places.items()]
     return [

@@ -22,13 +22,13 @@ def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
     """Every score of every setting, and that of its last policy where it is known."""
     lasts = [study for study in studies if study.score.last is not None][:1]
     head = ["setting", "seeds", *(heading(study.score) for study in studies)]
+    head += [f"{study.score.title} of the last policy" for study in lasts]
     rows: list[list[Entry]] = []
     for point in experiment.points:
         diverged, ended = experiment.diverged(point)
         seeds = f"{ended}, {diverged} diverged" if diverged else str(ended)
-        rows.append([point.text, seeds, *(_mean(study, point) for study in studies)])
-        rows[-1] += [study.show.number(study.last.get(point)) for study in lasts]
-    head += [f"{study.score.title} of the last policy" for study in lasts]
+        last = [study.show.number(study.last.get(point)) for study in lasts]
+        rows.append([point.text, seeds, *(_mean(study, point) for study in studies), *last])
     caption = (
         "Mean over seeds, and its 95 % interval over seeds and items. These intervals are not "
         "corrected for their number."

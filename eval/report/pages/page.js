@@ -26,10 +26,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows.map(([, row]) => row));
   }));
 }
-for (const row of document.querySelectorAll("[data-path]")) {
-  const button = element("button", "copy path", row.parentElement);
-  button.dataset.copy = row.dataset.path;
-}
 document.addEventListener("click", async (event) => {
   const { copy } = event.target.dataset;
   if (!copy) return;

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import markupsafe
 import yaml
 
 from tddpo_jax.system.atomic import write_text
@@ -22,7 +20,6 @@ from ..read.settings import shared_settings
 from .card import card
 from .results_csv import results_csv
 from .sections import answers_of, chips_of, sections_of
-from .tables import Link
 
 FIGURES = "report_figures"
 
@@ -79,11 +76,5 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.tests["link"] = lambda entry: isinstance(entry, Link)
-    environment.filters["json"] = _json
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
-
-
-def _json(value: Any) -> markupsafe.Markup:
-    """JSON that may stand in a script element of a page."""
-    return markupsafe.Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

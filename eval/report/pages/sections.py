@@ -97,9 +97,7 @@ def _distinct(facts: Sequence[dict[str, Any]], part: str, *keys: str) -> list[tu
 def answers_of(analysis: Analysis) -> list[dict[str, Any]]:
     """The sampled answers for the page, those of the best settings first."""
     ranked = [arm.point for arm in analysis.main.ranked] if analysis.main else []
-    cells = sorted(
-        analysis.experiment.cells,
-        key=lambda cell: ranked.index(cell.point) if cell.point in ranked else len(ranked),
-    )
+    places = {point: place for place, point in enumerate(ranked)}
+    cells = sorted(analysis.experiment.cells, key=lambda cell: places.get(cell.point, len(ranked)))
     found = ((cell.name, sampled_answers(cell)) for cell in cells)
     return [{"name": name, **sampled._asdict()} for name, sampled in found if sampled]

@@ -11,7 +11,7 @@ class Link(NamedTuple):
 
     text: str
     address: str
-    path: str = ""
+    path: str
 
 
 Entry = str | Link

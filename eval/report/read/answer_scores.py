@@ -69,8 +69,7 @@ def mt_bench_scores(
     table = table_of(experiment, ratings, len(first.categories))
     return [
         Score(
-            name=MT_BENCH[0],
-            title=MT_BENCH[1],
+            *MT_BENCH,
             unit="points, 1 to 10",
             higher=True,
             margins=MARGINS["mt_bench"],
@@ -123,23 +122,21 @@ def quality_scores(experiment: Experiment) -> tuple[list[Score], list[str]]:
     found = {name: quality for name, quality in measured.items() if quality["scores"] is not None}
     if not found:
         return [], notes
-    first = next(iter(found))
+    first, one = next(iter(found.items()))
+    items, asked = len(one["scores"]), one.get("asked")
     for name, quality in found.items():
-        alike = len(quality["scores"]) == len(found[first]["scores"])
-        if not alike or quality.get("asked") != found[first].get("asked"):
+        if len(quality["scores"]) != items or quality.get("asked") != asked:
             raise UserError(
                 f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
                 "another way; tddpo quality asks every cell the same"
             )
     by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
-    is_ruled = (found[first].get("asked") or {}).get("reward") in (None, "embedded")
-    items = len(found[first]["scores"])
-    values = {name: np.asarray(one["scores"], np.float64) for name, one in found.items()}
+    is_ruled = (asked or {}).get("reward") in (None, "embedded")
+    values = {name: np.array(quality["scores"], np.float64) for name, quality in found.items()}
     table = table_of(experiment, values, items)
     return [
         Score(
-            name=QUALITY[0],
-            title=QUALITY[1],
+            *QUALITY,
             unit="rule's score, 0 to 1" if is_ruled else "reward",
             higher=True,
             margins=MARGINS["quality"] if is_ruled else None,
@@ -147,6 +144,6 @@ def quality_scores(experiment: Experiment) -> tuple[list[Score], list[str]]:
             strata=("prompts",) * items,
             choosing=table,
             scoring=table,
-            base=found[first].get("base_score"),
+            base=one.get("base_score"),
         )
     ], [*notes, *note(by_base, BY_BASE.format(QUALITY[1]))]

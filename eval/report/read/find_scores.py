@@ -30,13 +30,10 @@ TAKEN = {
 
 
 class Found(NamedTuple):
-    """All scores of an experiment, the most telling first, and notes about them.
-
-    `checkpoints` has for each cell the steps that the two halves of the validation pairs choose.
-    """
+    """All scores of an experiment, the most telling first, and notes about them."""
 
     scores: list[Score]
-    checkpoints: dict[str, tuple[int, int]]
+    checkpoints: dict[str, tuple[int, int]]  # by cell: the steps that the halves of the pairs chose
     notes: list[str]
 
 
@@ -76,12 +73,9 @@ def _given(experiment: Experiment, files: Sequence[str | Path]) -> list[Score]:
 
 def _lacking(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
     """Notes on the cells that ended and lack a score that others have."""
+    ended = [(number, cell.name) for number, cell in enumerate(experiment.cells) if cell.ended]
     lines = []
     for score in scores:
-        names = [
-            cell.name
-            for number, cell in enumerate(experiment.cells)
-            if cell.ended and not score.has(number)
-        ]
+        names = [name for number, name in ended if not score.has(number)]
         lines += note(names, f"{score.title}: {{}} ended without a score")
     return lines

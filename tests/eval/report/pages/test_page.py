@@ -227,7 +227,7 @@ def test_a_single_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert told[1].startswith("Yes: its reward accuracy is 0.")
     assert told[2] == "The model before training has 0.500."
     html = (run / "report.html").read_text()
-    assert f'href="./" data-path="{run}"' in html
+    assert f'data-copy="{run}"' in html
     assert "Curves" in html
     assert "Score against KL" not in html
 
