@@ -44,22 +44,18 @@ class Point(NamedTuple):
     @property
     def text(self) -> str:
         """The point in words: `td_dpo, beta 0.01, tau 0.5`."""
-        parts = [("beta", self.beta), ("tau", self.tau), *self.others]
-        shown = [_value(name, value) for name, value in parts if value is not None]
-        return ", ".join([self.loss, *shown])
-
-    @property
-    def is_setting(self) -> bool:
-        """False if the point is the best of several settings."""
-        return "best" not in (self.beta, self.tau)
+        return ", ".join([self.loss, *(_value(*number) for number in self.numbers.items())])
 
     @property
     def series(self) -> str:
         """The name of a line over beta: `td_dpo, tau 0.5`, `dpo`."""
-        parts = [("tau", self.tau), *self.others]
-        return ", ".join(
-            [self.loss, *(_value(n, value) for n, value in parts if value is not None)]
-        )
+        return self.text.replace(f", {_value('beta', self.beta)}", "")
+
+    @property
+    def numbers(self) -> dict[str, float | str]:
+        """Its numbers by name: `beta`, `tau` if its loss has one, and those on other axes."""
+        tau = {} if self.tau is None else {"tau": self.tau}
+        return {"beta": self.beta, **tau, **dict(self.others)}
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -155,11 +151,6 @@ class Experiment:
         return tuple(sorted({cell.point for cell in self.cells}, key=lambda point: point.place))
 
     @property
-    def betas(self) -> tuple[float, ...]:
-        """All betas, ascending."""
-        return tuple(sorted({float(point.beta) for point in self.points}))
-
-    @property
     def other_axes(self) -> tuple[str, ...]:
         """The names of the axes beside loss, beta, tau and seed."""
         return tuple(dict.fromkeys(name for point in self.points for name, _ in point.others))
@@ -168,10 +159,6 @@ class Experiment:
         """How many cells of a setting diverged, and how many have ended."""
         own = [cell for cell in self.cells if cell.point == point and cell.ended]
         return sum(cell.state == "diverged" for cell in own), len(own)
-
-    def count(self, state: State) -> int:
-        """How many cells are in a state."""
-        return sum(cell.state == state for cell in self.cells)
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -326,10 +326,13 @@ def plan(
 
 
 def report(directory: str | Path | Runs) -> list[str]:
-    """Writes the report on a grid or a run into its directory, and returns the verdict's lines.
+    """Writes the report on a grid or a run into its directory.
 
     Args:
         directory: the directory of the grid or run, or what `train` returned.
+
+    Returns:
+        The answer's lines, then the files that were written.
 
     Raises:
         UserError: the directory holds no run, or a file is damaged.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -109,16 +109,3 @@ def sign_flip(deltas: Float[np.ndarray, " Q"], *, draws: int = DRAWS, seed: int 
     observed = abs(deltas.sum())
     extreme = np.abs(signs @ deltas) >= observed - 1e-9
     return (1 + int(extreme.sum())) / (1 + draws)
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for testing several models at once (Holm, 1979).
-
-    >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
-    {'a': 0.03, 'c': 0.04, 'b': 0.5}
-    """
-    corrected, highest = {}, 0.0
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p))
-        corrected[name] = highest
-    return corrected

@@ -10,8 +10,9 @@ from typing import Any
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_lines import read_rows
 
+from ..uncertainty import holm
 from .benchmark import AnswerFile, Data
-from .difference import difference, holm, interval
+from .difference import difference, interval
 from .judge_settings import Judge
 from .judgments import Judgment, Key, Slot, current
 from .remaining import key_of

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.commands.options import Parser
-from tddpo_jax.errors import UserError
 from tddpo_jax.runs.run_directory import check_output
 
 
@@ -37,14 +36,11 @@ def parser() -> argparse.ArgumentParser:
         help="further scores, such as results.json:acc of a file in every run's folder",
     )
     add("--judge-model", help="judge whose MT-Bench ratings count, if there are several judges")
-    add("--split-seed", type=int, default=0, help="seed of the split into halves")
     return top
 
 
 def _command(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.split_seed < 0:
-        raise UserError(f"--split-seed: must be at least 0, got {options.split_seed}")
     # Imported late, so that a mistake in the options is reported at once.
     import jax
 
@@ -55,9 +51,10 @@ def _command(arguments: Sequence[str]) -> int:
     # A report needs no accelerator. It must not take one from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     check_output(options.directory / FIGURES)
-    analysis = analyse(options.directory, options.score, options.judge_model, options.split_seed)
-    files = write_report(analysis, f"python -m tddpo_jax report {shlex.join(arguments)}")
-    for line in (*answer_of(analysis).lines, *files):
+    analysis = analyse(options.directory, options.score, options.judge_model)
+    answer = answer_of(analysis)
+    files = write_report(analysis, answer, f"python -m tddpo_jax report {shlex.join(arguments)}")
+    for line in (*answer.lines, *files):
         print(line)
     return 0
 

@@ -6,6 +6,7 @@ The question is made from what varies among the runs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -65,19 +66,18 @@ class Answer:
         return [self.question, f"{self.lead}{self.rest}", *self.more, *self.sure]
 
 
-def varying(experiment: Experiment) -> list[str]:
-    """The names of what varies between settings: `loss`, `beta`, `tau`, and other axes."""
+def axes_of(experiment: Experiment) -> dict[str, list[Any]]:
+    """The values on each axis but that of seeds: `loss`, `beta`, `tau`, and other axes."""
     points = experiment.points
-    values: dict[str, set[Any]] = {
-        "loss": {point.loss for point in points},
-        "beta": {point.beta for point in points},
-        "tau": {point.tau for point in points} - {None},
-        **{
-            name: {dict(point.others).get(name) for point in points}
-            for name in experiment.other_axes
-        },
-    }
-    return [name for name, found in values.items() if len(found) > 1]
+    axes: dict[str, list[Any]] = {"loss": list(dict.fromkeys(point.loss for point in points))}
+    for name in ("beta", "tau", *experiment.other_axes):
+        axes[name] = sorted({point.numbers.get(name) for point in points} - {None})
+    return axes
+
+
+def varying(experiment: Experiment) -> list[str]:
+    """The names of what varies between settings."""
+    return [name for name, values in axes_of(experiment).items() if len(values) > 1]
 
 
 def loss_name(loss: str) -> str:
@@ -91,11 +91,10 @@ def name_of(point: Point, axes: Sequence[str]) -> str:
     >>> name_of(Point("td_dpo", 0.01, 1.0), ["loss", "beta"])
     'TD-DPO, beta 0.01'
     """
-    numbers = [("beta", point.beta), ("tau", point.tau), *point.others]
     shown = [
         f"{name.replace('_', ' ')} {value:g}"
-        for name, value in numbers
-        if name in axes and not isinstance(value, str) and value is not None
+        for name, value in point.numbers.items()
+        if name in axes and not isinstance(value, str)
     ]
     return ", ".join([loss_name(point.loss), *shown])
 
@@ -104,26 +103,23 @@ def answer_of(analysis: Analysis) -> Answer:
     """The first screen of a report."""
     study, axes = analysis.main, varying(analysis.experiment)
     if study is None:
-        question = "Did it learn?" if not axes else f"Which {_listed(axes)} is best?"
-        return _without_score(analysis.experiment, question)
+        question = f"Which {_listed(axes)} is best?" if axes else "Did it learn?"
+        ended = any(cell.ended for cell in analysis.experiment.cells)
+        why = "no finished run has a score on held-out data" if ended else "no run has finished yet"
+        return Answer(question, "Not known", f": {why}.")
     if not axes:
         return _learned(analysis, study)
-    best = study.ranked[0]
     does, one, several, _ = _words(study)
-    rival = _rival(analysis)
-    score = f"{study.show.number(best.mean)}"
+    rival = _rival(analysis, study)
+    score = study.show.number(study.best.mean)
     rest = f" {does}: its score is {score}."
     if rival and not rival.is_told_apart:
         rest = f" is ahead with {score}, but chance may explain its lead."
     return Answer(
         question=f"Which {_listed(axes)} {one if len(axes) == 1 else several}?",
-        lead=name_of(best.point, axes),
+        lead=name_of(study.best.point, axes),
         rest=rest,
-        more=[
-            *_others_at_their_best(study),
-            *_before(study),
-            *_conditions(study, analysis.experiment),
-        ],
+        more=[*_others(study), *_before(study), *_conditions(study, analysis.experiment)],
         best=[_row(study, arm, axes) for arm in study.ranked[:3]],
         sure=_how_sure(analysis, study, rival, axes),
         command=_command(analysis, study),
@@ -143,16 +139,13 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _rival(analysis: Analysis) -> Rival | None:
+def _rival(analysis: Analysis, study: Study) -> Rival | None:
     """What the winner is held against: the best setting of another loss, or else the second."""
-    study = analysis.main
-    assert study is not None
-    loss = study.ranked[0].point.loss
-    other = (rival for rival in analysis.rivals if rival.arm.point.loss != loss)
+    other = (rival for rival in analysis.rivals if rival.arm.point.loss != study.best.point.loss)
     return next(other, next(iter(analysis.rivals), None))
 
 
-def _others_at_their_best(study: Study) -> list[str]:
+def _others(study: Study) -> list[str]:
     _, *others = study.best_of_losses.values()
     return [
         f"{loss_name(arm.point.loss)} at its best has {study.show.number(arm.mean)}."
@@ -194,21 +187,23 @@ def _how_sure(
 ) -> list[str]:
     show, items = study.show, _words(study)[3]
     lines = []
-    if rival and rival.lead:
+    if rival and (lead := rival.lead):
+        spread = f", 95 % {show.interval(lead.interval)}" if lead.has_spread else ""
         name = name_of(rival.arm.point, axes)
-        lead, spread = show.number(rival.lead.mean), show.interval(rival.lead.interval)
-        lines.append(f"The lead over {name} is {lead}, 95 % {spread}.")
-        if rival.lead.seeds > 1 and not rival.is_told_apart:
-            least = show.number(rival.lead.detectable)
-            lines.append(f"Underpowered: a true lead would have to be {least} to be found here.")
-        if len(analysis.rivals) > 1:
-            alike = sum(not one.is_told_apart for one in analysis.rivals)
+        lines.append(f"The lead over {name} is {show.number(lead.mean)}{spread}.")
+        if lead.has_spread and not rival.is_told_apart:
+            margins = study.score.margins
+            is_weak = margins is None or lead.detectable > margins.matches
             lines.append(
-                f"{alike or 'None'} of the {len(analysis.rivals)} other settings cannot be told "
-                "from the best."
-                if alike
-                else f"It is surely better than all {len(analysis.rivals)} other settings."
+                f"{'Underpowered: a' if is_weak else 'A'} single comparison, without the "
+                f"correction, would find a true lead of {show.number(lead.detectable)} in 8 of 10 "
+                "repetitions."
             )
+        alike, others = sum(not one.is_told_apart for one in analysis.rivals), len(analysis.rivals)
+        if alike and others > 1:
+            lines.append(f"{alike} of the {others} other settings cannot be told from the best.")
+        elif others > 1:
+            lines.append(f"It is surely better than all {others} other settings.")
     settings = [arm for arm in study.arms.values() if arm.is_setting]
     honest = best_of(settings, study.score, Point("best", "best", None))
     if honest is not None and len(settings) > 1:
@@ -216,21 +211,19 @@ def _how_sure(
             f"Chosen on one half of the {items} and scored on the other, the best has "
             f"{show.number(honest.mean)}."
         )
-    return [*lines, *_last_policy(analysis, axes), *_few_seeds(analysis.experiment)]
+    return [*lines, *_last_policy(analysis, study), *_few_seeds(analysis.experiment)]
 
 
-def _last_policy(analysis: Analysis, axes: Sequence[str]) -> list[str]:
+def _last_policy(analysis: Analysis, study: Study) -> list[str]:
     """A sentence if the winner's last policy is worse on the pairs than the kept one."""
-    pairs = analysis.studies.get(ACCURACY)
-    if pairs is None or analysis.main is None:
+    pairs, point = analysis.studies.get(ACCURACY), study.best.point
+    if pairs is None:
         return []
-    point, score = analysis.main.ranked[0].point, pairs.score
-    own = [n for n, cell in enumerate(analysis.experiment.cells) if cell.point == point]
-    kept, last = (float(np.nanmean([of(n) for n in own])) for of in (score.of, score.of_last))
-    if not kept - last > 0.02:
+    kept, last = pairs.arms.get(point), pairs.last.get(point)
+    if kept is None or last is None or not kept.mean - last > 0.02:
         return []
-    shown = pairs.show.number(kept - last)
-    return [f"It got worse before it ended: the last policy's {score.title} is lower by {shown}."]
+    title, worse = pairs.score.title, pairs.show.number(kept.mean - last)
+    return [f"It got worse before it ended: the last policy's {title} is lower by {worse}."]
 
 
 def _few_seeds(experiment: Experiment) -> list[str]:
@@ -244,16 +237,16 @@ def _few_seeds(experiment: Experiment) -> list[str]:
 
 def _command(analysis: Analysis, study: Study) -> str:
     """The command that asks the best run of the winner."""
-    point = study.ranked[0].point
-    best = [
-        (study.score.of(number), cell)
+    best = {
+        str(cell.folder): study.score.of(number)
         for number, cell in enumerate(analysis.experiment.cells)
-        if cell.point == point and study.score.has(number) and (cell.folder / "best").is_dir()
-    ]
+        if cell.point == study.best.point and (cell.folder / "best").is_dir()
+        if study.score.has(number)
+    }
     if not best:
         return ""
-    _, cell = (max if study.score.higher else min)(best, key=lambda one: one[0])
-    return f'python -m tddpo_jax generate --model {shlex.quote(str(cell.folder))} --prompt "..."'
+    folder = (max if study.score.higher else min)(best, key=best.__getitem__)
+    return f'python -m tddpo_jax generate --model {shlex.quote(folder)} --prompt "..."'
 
 
 # ---- One setting ---------------------------------------------------------------------------------
@@ -261,13 +254,13 @@ def _command(analysis: Analysis, study: Study) -> str:
 
 def _learned(analysis: Analysis, study: Study) -> Answer:
     """Whether the only setting is better than the model before training."""
-    (point,) = {arm.point for arm in study.ranked}
-    arm, found, base = study.arms[point], study.estimates[point], study.score.base
-    show, title = study.show, study.score.title
+    (arm,) = study.ranked
+    found, base = study.estimates[arm.point], study.score.base
+    show, title, seeds = study.show, study.score.title, plural(found.seeds, "seed")
     number = show.number(arm.mean)
     lead, rest = "Not known", f": its {title} is {number}, and that before training is not known."
     if base is not None:
-        low, high = found.interval or (arm.mean, arm.mean)
+        low, high = found.interval or (-math.inf, math.inf)
         surely = low > base or high < base
         better = study.is_better(arm.mean, base)
         lead = ("Yes" if better else "No") if surely else "Not surely"
@@ -279,16 +272,9 @@ def _learned(analysis: Analysis, study: Study) -> Answer:
         more=_before(study),
         best=[_row(study, arm, [])] if found.seeds > 1 else [],
         sure=[
-            *([f"95 % over {plural(found.seeds, 'seed')}: {show.interval(found.interval)}."]),
-            *_last_policy(analysis, []),
+            *([f"95 % over {seeds}: {show.interval(found.interval)}."] if found.interval else []),
+            *_last_policy(analysis, study),
             *_few_seeds(analysis.experiment),
         ],
         command=_command(analysis, study),
     )
-
-
-def _without_score(experiment: Experiment, question: str) -> Answer:
-    """Without a score nothing can be said."""
-    if not any(cell.ended for cell in experiment.cells):
-        return Answer(question, "Not known yet", ": no run has finished.")
-    return Answer(question, "Not known", ": no finished run has a score on held-out data.")

@@ -43,9 +43,6 @@ class Format:
         return f"[{self.number(interval[0])}, {self.number(interval[1])}]"
 
 
-RATIO = Format(2)
-
-
 def significant(value: float | None) -> str:
     """A number of any size with three significant digits.
 
@@ -55,6 +52,12 @@ def significant(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     return f"{value:.3g}".replace("-", "−")
+
+
+def significant_interval(interval: Interval | None) -> str:
+    """Both ends in brackets, with three significant digits."""
+    low, high = map(significant, interval or (None, None))
+    return f"[{low}, {high}]"
 
 
 def beta_or_tau(value: float | str | None) -> str:

@@ -59,4 +59,4 @@ def test_arrays(grid):
 
 
 def scores(grid):
-    return find_scores(read_experiment(grid), [], None, 0)
+    return find_scores(read_experiment(grid), [], None)

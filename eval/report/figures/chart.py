@@ -54,13 +54,6 @@ class Line(NamedTuple):
     dots: list[Dot]
 
 
-class Ticks(NamedTuple):
-    """An axis: the place of each tick from 0 to 1 with its text, and what the axis shows."""
-
-    title: str
-    marks: Sequence[tuple[float, str]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A drawn chart.
@@ -97,19 +90,17 @@ def ticks_between(low: float, high: float) -> list[float]:
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
-def logarithmic(values: Sequence[float]) -> tuple[Ticks, np.ndarray]:
-    """An untitled logarithmic axis for positive values, and their places on it."""
+def logarithmic(values: Sequence[float]) -> tuple[list[tuple[float, str]], np.ndarray]:
+    """The marks of a logarithmic axis for positive values, and their places on it."""
     logs = np.log10(np.asarray(values, np.float64))
     low, high = float(logs.min()), float(logs.max())
     room = max(0.06 * (high - low), 0.05)
     low, high = low - room, high + room
     steps = (1,) if high - low > 3 else (1, 3) if high - low > 1.3 else (1, 2, 5)
     every = [n * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for n in steps]
-    marks = [(math.log10(v), f"{v:g}") for v in every if low <= math.log10(v) <= high]
-    return (
-        Ticks("", [((place - low) / (high - low), text) for place, text in marks]),
-        (logs - low) / (high - low),
-    )
+    places = (np.log10(every) - low) / (high - low)
+    marks = [(float(x), f"{v:g}") for x, v in zip(places, every, strict=True) if 0 <= x <= 1]
+    return marks, (logs - low) / (high - low)
 
 
 def limits_of(lines: Sequence[Line], base: float | None) -> tuple[float, float]:
@@ -124,7 +115,8 @@ def chart(
     name: str,
     title: str,
     lines: Sequence[Line],
-    across: Ticks,
+    across: str,
+    marks: Sequence[tuple[float, str]],
     upright: str,
     *,
     base: float | None = None,
@@ -135,30 +127,31 @@ def chart(
     Args:
         name, title: of the picture.
         lines: the lines, each with a dot or more.
-        across: the axis below.
+        across: what the axis below shows.
+        marks: its ticks: the place of each from 0 to 1, and its text.
         upright: what the upright axis shows.
         base: the value of the model before training, a dashed line.
         limits: the values that the upright axis must hold; by default those of the lines.
     """
-    marks = ticks_between(*(limits or limits_of(lines, base)))
+    levels = ticks_between(*(limits or limits_of(lines, base)))
     right = float(WIDTH - 16) - min(max((len(line.name) for line in lines), default=0) * 9, 210)
 
     def place(dot: tuple[float, float]) -> tuple[float, float]:
-        share = (dot[1] - marks[0]) / (marks[-1] - marks[0])
+        share = (dot[1] - levels[0]) / (levels[-1] - levels[0])
         x = LEFT + 14 + dot[0] * (right - LEFT - 28)
         return round(x, 1), round(BOTTOM - min(max(share, 0.0), 1.0) * (BOTTOM - TOP), 1)
 
     parts = [f'<text x="4" y="14">{escape(upright)}</text>']
-    for mark in marks:
-        y = place((0.0, mark))[1]
+    for level in levels:
+        y = place((0.0, level))[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 5}" text-anchor="end">{mark:g}</text>')
-    for share, text in across.marks:
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 5}" text-anchor="end">{level:g}</text>')
+    for share, text in marks:
         x = place((share, 0.0))[0]
         parts.append(f'<text x="{x}" y="{BOTTOM + 18}" text-anchor="middle">{escape(text)}</text>')
     middle = (LEFT + right) / 2
     parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(across.title)}</text>'
+        f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(across)}</text>'
     )
     if base is not None:
         y = place((0.0, base))[1]

@@ -11,7 +11,7 @@ from ..analysis import Analysis
 from ..answer import name_of, varying
 
 MOST_POINTS = 80  # of a curve; longer ones are averaged in bins
-NO_CURVES = ("step", "epoch")
+NO_CURVES = {"step", "epoch"}
 
 
 def curves_of(analysis: Analysis) -> dict[str, Any]:
@@ -24,12 +24,15 @@ def curves_of(analysis: Analysis) -> dict[str, Any]:
         {
             "name": cell.name,
             "setting": name_of(cell.point, axes),
-            "curves": {metric: _curve(cell, metric) for metric in _metrics(cell)},
+            "curves": {
+                metric: _curve(cell, metric)
+                for metric in sorted(set().union(*cell.records) - NO_CURVES)
+            },
         }
         for cell in analysis.experiment.cells
         if cell.records
     ]
-    names = dict.fromkeys(metric for run in runs for metric in run["curves"])
+    names = {metric for run in runs for metric in run["curves"]}
     best = [name_of(arm.point, axes) for arm in analysis.main.ranked[:3]] if analysis.main else []
     return {"metrics": sorted(names, key=_order), "shown": best, "runs": runs}
 
@@ -37,12 +40,6 @@ def curves_of(analysis: Analysis) -> dict[str, Any]:
 def _order(metric: str) -> tuple[int, str]:
     first = ("eval_rewards/accuracies", "eval_loss", "loss", "grad_norm", "eval_kl", "kl")
     return (first.index(metric) if metric in first else len(first)), metric
-
-
-def _metrics(cell: Cell) -> list[str]:
-    """All metrics of a run that have a number."""
-    names = dict.fromkeys(name for record in cell.records for name in record)
-    return [name for name in names if name not in NO_CURVES]
 
 
 def _curve(cell: Cell, metric: str) -> list[list[float]]:

@@ -9,11 +9,11 @@ import numpy as np
 from ...experiment import Experiment, Point
 from ...quality.quality_file import quality_of
 from ..analysis import Analysis
-from ..answer import name_of, varying
-from ..number_formats import Format
+from ..answer import axes_of, name_of, varying
+from ..number_formats import Format, beta_or_tau
 from ..read.scores import Score
 from ..statistics.study import Study
-from .chart import Dot, Line, Picture, Ticks, chart, limits_of, logarithmic
+from .chart import Dot, Line, Picture, chart, limits_of, logarithmic
 
 DODGE = 0.012  # between lines, as a share of the axis
 
@@ -29,57 +29,38 @@ def answer_pictures(analysis: Analysis) -> list[Picture]:
     if study is None or not axes:
         return _course(experiment)
     over = next((axis for axis in ("beta", "tau", *experiment.other_axes) if axis in axes), "loss")
-    panels: dict[str, list[Line]] = {}
+    panels: dict[str, dict[str, Line]] = {}
     series = list(dict.fromkeys(_series(point, over, axes) for point in experiment.points))
-    places = sorted({_value(point, over) for point in experiment.points} - {None}, key=_order)
+    tried = [] if over == "loss" else axes_of(experiment)[over]
+    places = {value: place / (len(tried) - 1) for place, value in enumerate(tried)}
     for point in experiment.points:
         if point not in study.estimates:
             continue
         panel = "" if over in experiment.other_axes else name_of(point, experiment.other_axes)
-        panel = panel.partition(", ")[2]
-        lines = panels.setdefault(panel, [])
         name = _series(point, over, axes)
-        number = series.index(name)
-        line = next((line for line in lines if line.name == name), None)
-        if line is None:
-            lines.append(line := Line(name, number, []))
-        value = _value(point, over)
-        at = places.index(value) / max(len(places) - 1, 1) if value is not None else 0.5
-        shift = DODGE * (number - (len(series) - 1) / 2)
-        line.dots.append(_dot(study, point, (0.5 if len(places) == 1 else at) + shift, axes))
-    limits = limits_of([line for lines in panels.values() for line in lines], study.score.base)
+        lines = panels.setdefault(panel.partition(", ")[2], {})
+        line = lines.setdefault(name, Line(name, series.index(name), []))
+        shift = DODGE * (line.number - (len(series) - 1) / 2)
+        # A loss that does not have the axis stands in the middle.
+        at = places.get(point.numbers.get(over), 0.5)
+        line.dots.append(_dot(study, point, at + shift, axes))
+    every = [line for lines in panels.values() for line in lines.values()]
+    limits = limits_of(every, study.score.base)
     words = over.replace("_", " ")
-    marks = [
-        (0.5 if len(places) == 1 else place / (len(places) - 1), _text(value))
-        for place, value in enumerate(places)
-    ]
-    ticks = Ticks(f"{words}, the values tried" if over != "loss" else "", marks)
+    marks = [(place, beta_or_tau(value)) for value, place in places.items()]
     return [
         chart(
             f"answer {panel}".strip().replace(",", ""),
             f"{study.score.title} over {words}" + (f", {panel}" if panel else ""),
-            lines,
-            ticks,
+            list(lines.values()),
+            f"{words}, the values tried" if tried else "",
+            marks,
             f"{study.score.title} ({study.score.unit})" + (f": {panel}" if panel else ""),
             base=study.score.base,
             limits=limits,
         )
         for panel, lines in sorted(panels.items())
     ]
-
-
-def _order(value: float | str | None) -> tuple[bool, float | str]:
-    return isinstance(value, str), value or 0.0
-
-
-def _text(value: float | str | None) -> str:
-    return f"{value:g}" if isinstance(value, float | int) else str(value or "")
-
-
-def _value(point: Point, axis: str) -> float | str | None:
-    """A setting's value on an axis; None if its loss does not have it."""
-    own = {"loss": "", "beta": point.beta, "tau": point.tau, **dict(point.others)}
-    return own.get(axis)
 
 
 def _series(point: Point, over: str, axes: Sequence[str]) -> str:
@@ -102,31 +83,18 @@ def _dot(study: Study, point: Point, x: float, axes: Sequence[str]) -> Dot:
 def _course(experiment: Experiment) -> list[Picture]:
     """Each seed's validations over its steps, by the metric that chose its best policy."""
     cells = [cell for cell in experiment.cells if cell.validations]
-    if not cells:
-        return []
-    metric = cells[0].best_metric
-    curves = {
-        cell.seed: [
-            (record["step"], record[metric])
-            for record in cell.validations
-            if np.isfinite(record.get(metric, np.nan))
-        ]
-        for cell in cells
-    }
-    last = max((step for curve in curves.values() for step, _ in curve), default=0)
-    lines = [
-        Line(
-            f"seed {seed}",
-            number,
-            [Dot(step / max(last, 1), y, f"step {step}: {y:.4g}") for step, y in curve],
-        )
-        for number, (seed, curve) in enumerate(curves.items())
-        if curve
-    ]
+    last = max((cell.validations[-1]["step"] for cell in cells), default=0) or 1
+    lines: list[Line] = []
+    for cell in cells:
+        curve = [(one["step"], one.get(cells[0].best_metric, np.nan)) for one in cell.validations]
+        dots = [Dot(x / last, y, f"step {x}: {y:.4g}") for x, y in curve if np.isfinite(y)]
+        if dots:
+            lines.append(Line(f"seed {cell.seed}", len(lines), dots))
     if not lines:
         return []
-    ticks = Ticks("step", [(step / max(last, 1), str(step)) for step in (0, last // 2, last)])
-    return [chart("answer", f"{metric} over steps", lines, ticks, metric)]
+    metric = cells[0].best_metric
+    marks = [(step / last, str(step)) for step in (0, last // 2, last)]
+    return [chart("answer", f"{metric} over steps", lines, "step", marks, metric)]
 
 
 def frontier(analysis: Analysis) -> list[Picture]:
@@ -149,7 +117,7 @@ def frontier(analysis: Analysis) -> list[Picture]:
         return []
     # A sampled KL may come out at 0 or less. It is drawn at the smallest above 0.
     smallest = min(x for _, x, _ in cells if x > 0)
-    ticks, places = logarithmic([max(x, smallest) for _, x, _ in cells])
+    marks, places = logarithmic([max(x, smallest) for _, x, _ in cells])
     lines: dict[str, Line] = {}
     names = list(dict.fromkeys(_series(p, "beta", axes) for p in experiment.points))
     for point in dict.fromkeys(point for point, *_ in cells):
@@ -164,7 +132,8 @@ def frontier(analysis: Analysis) -> list[Picture]:
             "score_against_kl",
             f"{study.score.title} against KL",
             [line._replace(dots=sorted(line.dots)) for line in lines.values()],
-            Ticks(title, ticks.marks),
+            title,
+            marks,
             f"{study.score.title} ({study.score.unit})",
             base=study.score.base,
         )

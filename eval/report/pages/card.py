@@ -9,7 +9,7 @@ from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES
 
 from ...experiment import Experiment
 from ..analysis import Analysis
-from ..answer import Answer
+from ..answer import Answer, axes_of
 from ..read.settings import learning_rates
 from ..statistics.estimates import Estimate
 from ..statistics.study import Study
@@ -18,7 +18,8 @@ from ..statistics.study import Study
 def card(analysis: Analysis, answer: Answer) -> dict[str, Any]:
     """The card. Infinities and unknown numbers are null."""
     experiment, studies = analysis.experiment, analysis.studies
-    losses = list(dict.fromkeys(point.loss for point in experiment.points))
+    axes = axes_of(experiment) | {"seed": list(experiment.seeds)}
+    losses = axes["loss"]
     proposed = DEFAULT_LOSS if DEFAULT_LOSS in losses else losses[0]
     facts = [cell.facts for cell in experiment.cells if cell.facts]
     return {
@@ -28,7 +29,9 @@ def card(analysis: Analysis, answer: Answer) -> dict[str, Any]:
         "datasets_to_use": list(dict.fromkeys(_text(one["data"]) for one in facts)),
         "proposed_method": _method(experiment, proposed),
         "comparative_methods": [_method(experiment, loss) for loss in losses if loss != proposed],
-        "hyperparameters_to_search": _searched(experiment),
+        "hyperparameters_to_search": [
+            {"name": name, "range": values} for name, values in axes.items() if values
+        ],
         "results": {
             "cells": {cell.name: cell.state for cell in experiment.cells},
             "learning_rates": learning_rates(experiment),
@@ -61,18 +64,6 @@ def _method(experiment: Experiment, loss: str) -> str:
     known = LOSSES.get(configs[0].loss.name if configs else loss)
     lines = ((known and known.function.__doc__) or loss).strip().splitlines()
     return f"{loss}: {lines[0]}"
-
-
-def _searched(experiment: Experiment) -> list[dict[str, Any]]:
-    points = experiment.points
-    axes: dict[str, list[Any]] = {"loss": list(dict.fromkeys(point.loss for point in points))}
-    axes["beta"] = list(experiment.betas)
-    axes["tau"] = sorted({float(point.tau) for point in points if point.tau is not None})
-    axes["seed"] = list(experiment.seeds)
-    for name in experiment.other_axes:
-        values = {dict(point.others).get(name) for point in points}
-        axes[name] = sorted(value for value in values if value is not None)
-    return [{"name": name, "range": values} for name, values in axes.items() if values]
 
 
 def _score(study: Study) -> dict[str, Any]:

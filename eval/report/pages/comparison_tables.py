@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ...experiment import Experiment, Point
 from ..analysis import Analysis
-from ..number_formats import NONE, plural, significant
+from ..number_formats import NONE, plural, significant, significant_interval
 from ..read.scores import Score
 from ..statistics.claims import RULES, Claim
 from ..statistics.study import Study
@@ -23,13 +22,13 @@ def settings_table(experiment: Experiment, studies: Sequence[Study]) -> Table:
     """Every score of every setting, and that of its last policy where it is known."""
     lasts = [study for study in studies if study.score.last is not None][:1]
     head = ["setting", "seeds", *(heading(study.score) for study in studies)]
+    head += [f"{study.score.title} of the last policy" for study in lasts]
     rows: list[list[Entry]] = []
     for point in experiment.points:
         diverged, ended = experiment.diverged(point)
         seeds = f"{ended}, {diverged} diverged" if diverged else str(ended)
-        rows.append([point.text, seeds, *(_mean(study, point) for study in studies)])
-        rows[-1] += [_last(experiment, study, point) for study in lasts]
-    head += [f"{study.score.title} of the last policy" for study in lasts]
+        last = [study.show.number(study.last.get(point)) for study in lasts]
+        rows.append([point.text, seeds, *(_mean(study, point) for study in studies), *last])
     caption = (
         "Mean over seeds, and its 95 % interval over seeds and items. These intervals are not "
         "corrected for their number."
@@ -42,12 +41,6 @@ def _mean(study: Study, point: Point) -> str:
     if found is None:
         return NONE
     return f"{study.show.number(found.mean)} {study.show.interval(found.interval)}"
-
-
-def _last(experiment: Experiment, study: Study, point: Point) -> str:
-    own = [study.score.of_last(n) for n, cell in enumerate(experiment.cells) if cell.point == point]
-    known = [value for value in own if math.isfinite(value)]
-    return study.show.number(sum(known) / len(known) if known else None)
 
 
 def rivals_table(analysis: Analysis, study: Study) -> Table:
@@ -65,8 +58,8 @@ def rivals_table(analysis: Analysis, study: Study) -> Table:
     ]
     caption = (
         f"The lead of {study.ranked[0].point.text} by {study.score.title}. The p-value is "
-        "corrected by Holm's method. Detectable: how large a true lead must be to be found in 8 "
-        "of 10 repetitions."
+        "corrected by Holm's method. Detectable: a single comparison, without the correction, "
+        "would find a true lead of this size in 8 of 10 repetitions."
     )
     head = ["other setting", "lead", "95 %", "p, corrected", "verdict", "detectable"]
     return Table(caption, head, rows)
@@ -78,7 +71,7 @@ def best_table(study: Study) -> Table:
     for loss, arm in study.best_of_losses.items():
         honest = next((p for p in study.arms if (p.loss, p.beta) == (loss, "best")), None)
         chosen, text = NONE, NONE
-        if honest is not None and len(_settings_of(study, loss)) > 1:
+        if honest is not None and sum(other.point.loss == loss for other in study.ranked) > 1:
             chosen = " and ".join(dict.fromkeys(one.text for one in study.arms[honest].chosen))
             text = _mean(study, honest)
         rows.append([loss, arm.point.text, study.show.number(arm.mean), chosen, text])
@@ -89,10 +82,6 @@ def best_table(study: Study) -> Table:
         ["loss", "best setting", "its score", "the halves chose", "scored on the other half"],
         rows,
     )
-
-
-def _settings_of(study: Study, loss: str) -> list[Point]:
-    return [arm.point for arm in study.ranked if arm.point.loss == loss]
 
 
 def across_beta_table(study: Study) -> Table:
@@ -106,14 +95,13 @@ def across_beta_table(study: Study) -> Table:
             settings = [arm for arm in of_loss if tau in (arm.point.tau, "best")]
             gains = [(arm.mean - base) / (best.mean - base) for arm in settings]
             useful = f"{sum(gain >= 0.5 for gain in gains)} of {len(gains)}"
-        low, high = (significant(end) for end in found.variance.interval or (math.nan, math.nan))
         row: list[Entry] = [
             found.name,
             ", ".join(f"{beta:g}" for beta in found.betas),
             f"{study.show.number(found.mean.mean)} {study.show.interval(found.mean.interval)}",
             f"{study.show.number(found.worst.mean)} at {found.worst.point.beta:g}",
             useful,
-            f"{significant(found.variance.mean)} [{low}, {high}]",
+            f"{significant(found.variance.mean)} {significant_interval(found.variance.interval)}",
         ]
         rows.append(row)
     return Table(

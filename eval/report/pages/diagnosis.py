@@ -23,11 +23,11 @@ OF_TD_DPO = (
 )
 
 
-def diagnosis_tables(experiment: Experiment) -> list[Table]:
-    """How far each setting moved from the reference; empty without validation pairs."""
+def diagnosis_table(experiment: Experiment) -> Table | None:
+    """How far each setting moved from the reference; None without validation pairs."""
     cells = [cell for cell in experiment.cells if cell.steps and cell.logps.shape[-1] == 2]
     if not cells:
-        return []
+        return None
     has_margin = any(_has_bare_margin(cell) for cell in cells)
     head = ["setting", "s_w", "s_l", "rms of s", "reward accuracy where chosen is longer"]
     if has_margin:
@@ -41,7 +41,7 @@ def diagnosis_tables(experiment: Experiment) -> list[Table]:
             row: list[Entry] = [point.text, *_moved(ratios, own[0])]
             rows.append(row + (_of_td_dpo(ratios, own[0]) if has_margin else []))
     caption = CAPTION + (OF_TD_DPO if has_margin else "") + _length_bias(cells[0])
-    return [Table(caption, head, rows, sortable=True)]
+    return Table(caption, head, rows, sortable=True)
 
 
 def _moved(ratios: Float[np.ndarray, "N P 2"], cell: Cell) -> list[Entry]:

@@ -5,6 +5,7 @@ const element = (tag, text, parent) => {
   parent?.append(made);
   return made;
 };
+const escaped = (text) => element("i", text).innerHTML;
 
 // ---- Tables: numbers sort as numbers; cells without a value come last in either order.
 const valueOf = (row, column) => {
@@ -24,10 +25,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
     rows.sort(([a], [b]) => (a === null) - (b === null) || (a === null ? 0 : sign * compare(a, b)));
     table.tBodies[0].append(...rows.map(([, row]) => row));
   }));
-}
-for (const row of document.querySelectorAll("[data-path]")) {
-  const button = element("button", "copy path", row.parentElement);
-  button.dataset.copy = row.dataset.path;
 }
 document.addEventListener("click", async (event) => {
   const { copy } = event.target.dataset;
@@ -134,20 +131,15 @@ if (DATA.curves.metrics.length) {
       .map((line) => [246 - 226 * share(line.values.at(-1), y), line.setting])
       .sort(([a], [b]) => a - b).map(([wanted, setting]) => {
         height = Math.max(wanted, height + 17);
-        return `<text class="name" x="${end + 6}" y="${height + 5}" style="fill: ${colour(setting)}"></text>`;
+        return `<text class="name" x="${end + 6}" y="${height + 5}" style="fill: ${colour(setting)}">${
+          escaped(setting)}</text>`;
       });
     byId("curves").innerHTML = `<svg viewBox="0 0 500 290" role="img" aria-label="curves">
       ${marks.join("")}<text x="${(50 + end) / 2}" y="286" text-anchor="middle">step</text>
-      ${lines.map(({ setting, steps, values }) => `<g><desc></desc><polyline class="line"
+      ${lines.map(({ name, setting, steps, values }) => `<g><desc>${escaped(name)}: ${
+        Number(values.at(-1).toPrecision(4))} at the end</desc><polyline class="line"
         stroke="${colour(setting)}" points="${steps.map((s, i) => at(s, values[i])).join(" ")}"/>
         </g>`).join("")}${names.join("")}</svg>`;
-    const labels = byId("curves").querySelectorAll(".name");
-    firsts.sort((a, b) => b.values.at(-1) - a.values.at(-1));
-    labels.forEach((label, place) => { label.textContent = firsts[place].setting; });
-    byId("curves").querySelectorAll("desc").forEach((desc, place) => {
-      const { name, values } = lines[place];
-      desc.textContent = `${name}: ${Number(values.at(-1).toPrecision(4))} at the end`;
-    });
   }
   drawCurves();
 }

@@ -1,20 +1,18 @@
-"""The report's files: a page that loads nothing, the same as Markdown, the cells, the card."""
+"""The report's files: a page that loads nothing, its words as Markdown, the cells, the card."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import markupsafe
 import yaml
 
 from tddpo_jax.system.atomic import write_text
 
 from ..analysis import Analysis
-from ..answer import answer_of
+from ..answer import Answer
 from ..figures.chart import STYLE
 from ..figures.curves import curves_of
 from ..figures.pictures import answer_pictures
@@ -22,35 +20,35 @@ from ..read.settings import shared_settings
 from .card import card
 from .results_csv import results_csv
 from .sections import answers_of, chips_of, sections_of
-from .tables import Link
 
 FIGURES = "report_figures"
 
 
-def write_report(analysis: Analysis, command: str) -> list[Path]:
+def write_report(analysis: Analysis, answer: Answer, command: str) -> list[Path]:
     """Writes the report into the experiment's own directory.
 
     Args:
         analysis: the content.
+        answer: its first screen.
         command: the command that makes this report; the page shows it.
 
     Returns:
         The files that were written, except the pictures.
     """
     folder = analysis.experiment.folder
-    answer, pictures = answer_of(analysis), answer_pictures(analysis)
-    sections = sections_of(analysis)
+    pictures, (opened, folded) = answer_pictures(analysis), sections_of(analysis)
     # Pictures of an earlier report would stay beside those of this one.
     shutil.rmtree(folder / FIGURES, ignore_errors=True)
     (folder / FIGURES).mkdir()
-    for drawn in [*pictures, *(one for section in sections for one in section.pictures)]:
+    for drawn in [*pictures, *(one for section in opened for one in section.pictures)]:
         write_text(folder / FIGURES / f"{drawn.name}.svg", drawn.file)
     content = {
         "title": folder.resolve().name,
         "answer": answer,
         "chips": chips_of(analysis.experiment),
         "pictures": pictures,
-        "sections": sections,
+        "open": opened,
+        "folded": folded,
         "answers": answers_of(analysis),
         "curves": curves_of(analysis),
         "settings": yaml.safe_dump(shared_settings(analysis.experiment), sort_keys=False),
@@ -78,11 +76,5 @@ def _environment(*, escape: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.tests["link"] = lambda entry: isinstance(entry, Link)
-    environment.filters["json"] = _json
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
-
-
-def _json(value: Any) -> markupsafe.Markup:
-    """JSON that may stand in a script element of a page."""
-    return markupsafe.Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))

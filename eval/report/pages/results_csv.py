@@ -8,7 +8,7 @@ import math
 
 from ..analysis import Analysis
 from ..read.find_scores import CELL_COLUMNS, TRAINING_COLUMNS
-from .run_tables import largest_gradient, speed
+from .run_tables import training_numbers
 
 
 def results_csv(analysis: Analysis) -> str:
@@ -43,8 +43,7 @@ def results_csv(analysis: Analysis) -> str:
                 *(dict(cell.point.others).get(name) for name in others),
                 *(_plain(score.of(number)) for score in scores),
                 *(_plain(score.of_last(number)) for score in lasts),
-                _plain(largest_gradient(cell)),
-                _plain(speed(cell)),
+                *map(_plain, training_numbers(cell)),
             ]
         )
     return file.getvalue()

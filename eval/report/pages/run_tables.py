@@ -2,106 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from ...experiment import Cell, Experiment, State
-from ..number_formats import NONE, Format, beta_or_tau, plural, significant
+from ...experiment import Cell, Experiment
+from ..number_formats import NONE, Format, beta_or_tau, significant
 from ..read.find_scores import Found
-from ..read.scores import Score
 from ..read.settings import differing_settings
-from ..read.validation_scores import Checkpoints
 from .comparison_tables import heading
 from .tables import Entry, Link, Table
 
 NOT_SHOWN = ("eval_logps/accuracies", "log_ratio_margin")
-FILES = ("config.yaml", "run.json", "metrics.jsonl", "summary.json", "divergence.json", "best")
 
 
 def cells_table(experiment: Experiment, found: Found) -> Table:
     """One row per cell. A click on a column's head sorts the rows."""
     scores = [score for score in found.scores if score.name not in NOT_SHOWN]
     tau = ["tau"] if any(point.tau is not None for point in experiment.points) else []
-    axes = [*tau, *experiment.other_axes]
-    head = ["run", "state", "loss", "beta", *axes, "seed", "checkpoints chosen"]
-    head += [*(heading(score) for score in scores), "largest gradient norm", "pairs/s", "files"]
-    rows = [
-        _cell_row(experiment, cell, number, scores, axes, found.checkpoints.get(cell.name))
-        for number, cell in enumerate(experiment.cells)
-    ]
-    diverged = {n for n, cell in enumerate(experiment.cells) if cell.state == "diverged"}
-    return Table(
+    axes = ["beta", *tau, *experiment.other_axes]
+    table = Table(
         "A click on a head sorts. The checkpoints are the steps that the first / the second half "
         "of the held-out items chose. A diverged run is highlighted.",
-        head,
-        rows,
-        highlighted=diverged,
+        [
+            *("run", "state", "loss", *axes, "seed", "checkpoints chosen"),
+            *(*map(heading, scores), "largest gradient norm", "pairs/s"),
+        ],
+        [],
         sortable=True,
     )
+    for number, cell in enumerate(experiment.cells):
+        address = f"{cell.name}/" if experiment.is_grid else "./"
+        link = Link(cell.name, address, str(cell.folder))
+        chosen = found.checkpoints.get(cell.name)
+        if cell.divergence:
+            table.highlighted.add(number)
+        table.rows.append(
+            [
+                cell.name if cell.state == "missing" else link,
+                cell.state + (f" at step {cell.divergence['step']}" if cell.divergence else ""),
+                cell.point.loss,
+                *(beta_or_tau(cell.point.numbers.get(name)) for name in axes),
+                str(cell.seed),
+                "{} / {}".format(*chosen) if chosen else NONE,
+                *(Format(score.decimals).number(score.of(number)) for score in scores),
+                *map(significant, training_numbers(cell)),
+            ]
+        )
+    return table
 
 
-def _cell_row(
-    experiment: Experiment,
-    cell: Cell,
-    number: int,
-    scores: Sequence[Score],
-    axes: Sequence[str],
-    checkpoints: Checkpoints | None,
-) -> list[Entry]:
-    base = f"{cell.name}/" if experiment.is_grid else ""
-    files = [Link(Path(f).stem, base + f) for f in FILES if (cell.folder / f).exists()]
-    point, state = cell.point, cell.state
-    at = f" at step {cell.divergence['step']}" if cell.divergence else ""
-    row: list[Entry] = [
-        Link(cell.name, base or "./", str(cell.folder)) if state != "missing" else cell.name,
-        f"{state}{at}",
-        point.loss,
-        beta_or_tau(point.beta),
-        *(beta_or_tau({"tau": point.tau, **dict(point.others)}.get(name)) for name in axes),
-        str(cell.seed),
-        f"{checkpoints.first} / {checkpoints.second}" if checkpoints else NONE,
-    ]
-    row += [Format(score.decimals).number(score.of(number)) for score in scores]
-    return [*row, significant(largest_gradient(cell)), significant(speed(cell)), files]
+def training_numbers(cell: Cell) -> list[float]:
+    """The largest gradient norm and the median of pairs per second; NaN before the first step."""
+    found = []
+    for metric, reduce in (("grad_norm", np.max), ("pairs_per_second", np.median)):
+        values = [record.get(metric, np.nan) for record in cell.training]
+        known = [value for value in values if np.isfinite(value)]
+        found.append(float(reduce(known)) if known else float("nan"))
+    return found
 
 
-def largest_gradient(cell: Cell) -> float:
-    """The largest finite gradient norm of a run; NaN before its first step."""
-    return _of_training(cell, "grad_norm", np.max)
-
-
-def speed(cell: Cell) -> float:
-    """The median of a run's pairs per second; NaN before its first step."""
-    return _of_training(cell, "pairs_per_second", np.median)
-
-
-def _of_training(cell: Cell, metric: str, reduce: Any) -> float:
-    values = [record.get(metric, np.nan) for record in cell.training]
-    known = [value for value in values if np.isfinite(value)]
-    return float(reduce(known)) if known else float("nan")
-
-
-def differing_tables(experiment: Experiment) -> list[Table]:
-    """The settings in which cells differ, besides the axes of the grid; empty if there are none."""
+def differing_table(experiment: Experiment) -> Table | None:
+    """The settings in which cells differ, besides the axes of the grid; None if there are none."""
     differing = differing_settings(experiment)
     if not differing:
-        return []
+        return None
     losses = list(dict.fromkeys(point.loss for point in experiment.points))
     rows: list[list[Entry]] = [
         [name, *("; ".join(map(str, values.get(loss, [NONE]))) for loss in losses)]
         for name, values in differing.items()
     ]
     caption = "Settings in which cells differ, besides loss, beta, tau and seed."
-    return [Table(caption, ["setting", *losses], rows)]
-
-
-def states_of(experiment: Experiment) -> str:
-    """How many runs are in each state: `12 of 12 runs finished`, `2 diverged`."""
-    finished = experiment.count("finished")
-    parts = [f"{finished} of {plural(len(experiment.cells), 'run')} finished"]
-    states: tuple[State, ...] = ("diverged", "unfinished", "missing")
-    counts = [(experiment.count(state), state) for state in states]
-    return ", ".join([*parts, *(f"{count} {state}" for count, state in counts if count)])
+    return Table(caption, ["setting", *losses], rows)

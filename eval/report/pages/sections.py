@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,72 +14,67 @@ from ..figures.pictures import frontier
 from ..number_formats import plural
 from ..read.answer_texts import sampled_answers
 from ..statistics.claims import count
-from . import comparison_tables, run_tables
-from .diagnosis import diagnosis_tables
+from . import comparison_tables as comparison
+from .diagnosis import diagnosis_table
+from .run_tables import cells_table, differing_table
 from .tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the report: a heading, a few sentences, a list, tables, pictures.
-
-    Attributes:
-        folded: whether the page shows only the heading until it is asked for more.
-    """
+    """A part of the report: a heading, a few sentences, a list, a table, pictures."""
 
     title: str
     text: str = ""
     notes: Sequence[str] = ()
-    tables: Sequence[Table] = ()
+    table: Table | None = None
     pictures: Sequence[Picture] = ()
-    folded: bool = False
 
 
-def sections_of(analysis: Analysis) -> list[Section]:
-    """All sections that have something to show."""
-    experiment, found = analysis.experiment, analysis.found
+def sections_of(analysis: Analysis) -> tuple[list[Section], list[Section]]:
+    """The open sections and the folded ones, as far as they have something to show."""
     kl = "Up and to the left is better: a higher score at less distance from the reference."
-    runs = run_tables.cells_table(experiment, found)
-    every = [
+    shown = [
         Section("Score against KL", kl, pictures=frontier(analysis)),
-        Section("All runs", tables=[runs]),
-        *(dataclasses.replace(one, folded=True) for one in _how_we_know(analysis)),
+        Section("All runs", table=cells_table(analysis.experiment, analysis.found)),
     ]
-    return [one for one in every if one.notes or one.tables or one.pictures]
+    filled, folded = (
+        [one for one in sections if one.notes or one.table or one.pictures]
+        for sections in (shown, _how_we_know(analysis))
+    )
+    return filled, folded
 
 
 def _how_we_know(analysis: Analysis) -> list[Section]:
     experiment, study, claims = analysis.experiment, analysis.main, analysis.claims
     sections = [Section("What to know first", notes=analysis.notes)]
     if study and analysis.rivals:
-        sections += [
-            Section(
-                "The best setting against every other",
-                tables=[comparison_tables.rivals_table(analysis, study)],
-            ),
-            Section("Each loss at its best", tables=[comparison_tables.best_table(study)]),
-        ]
+        rivals, best = comparison.rivals_table(analysis, study), comparison.best_table(study)
+        sections.append(Section("The best setting against every other", table=rivals))
+        sections.append(Section("Each loss at its best", table=best))
         if study.across:
-            table = comparison_tables.across_beta_table(study)
-            sections.append(Section("Steadiness across beta", tables=[table]))
+            table = comparison.across_beta_table(study)
+            sections.append(Section("Steadiness across beta", table=table))
     if claims:
-        table = comparison_tables.claims_table(claims, analysis.compared)
         known = "four claims" if len(claims) == 4 else f"claims ({len(claims)} of 4 have runs here)"
-        sections.append(Section(f"The study's {known}: {count(claims)}", tables=[table]))
+        table = comparison.claims_table(claims, analysis.compared)
+        sections.append(Section(f"The study's {known}: {count(claims)}", table=table))
     if analysis.studies:
-        table = comparison_tables.settings_table(experiment, list(analysis.studies.values()))
-        sections.append(Section("Every score of every setting", tables=[table]))
+        table = comparison.settings_table(experiment, list(analysis.studies.values()))
+        sections.append(Section("Every score of every setting", table=table))
     return [
         *sections,
-        Section("How far the policies moved", tables=diagnosis_tables(experiment)),
-        Section("Settings that differ", tables=run_tables.differing_tables(experiment)),
+        Section("How far the policies moved", table=diagnosis_table(experiment)),
+        Section("Settings that differ", table=differing_table(experiment)),
     ]
 
 
 def chips_of(experiment: Experiment) -> list[str]:
     """The facts at the top of the page, in a few words each."""
     facts = [cell.facts for cell in experiment.cells if cell.facts]
-    chips = [run_tables.states_of(experiment)]
+    states = collections.Counter(cell.state for cell in experiment.cells)
+    finished = f"{states.pop('finished', 0)} of {plural(len(experiment.cells), 'run')} finished"
+    chips = [", ".join([finished, *(f"{count} {state}" for state, count in states.items())])]
     if experiment.is_grid:
         chips.append(f"{plural(len(experiment.seeds), 'seed')} a setting")
     for model in _distinct(facts, "model", "path", "parameters"):
@@ -101,9 +97,7 @@ def _distinct(facts: Sequence[dict[str, Any]], part: str, *keys: str) -> list[tu
 def answers_of(analysis: Analysis) -> list[dict[str, Any]]:
     """The sampled answers for the page, those of the best settings first."""
     ranked = [arm.point for arm in analysis.main.ranked] if analysis.main else []
-    cells = sorted(
-        analysis.experiment.cells,
-        key=lambda cell: ranked.index(cell.point) if cell.point in ranked else len(ranked),
-    )
+    places = {point: place for place, point in enumerate(ranked)}
+    cells = sorted(analysis.experiment.cells, key=lambda cell: places.get(cell.point, len(ranked)))
     found = ((cell.name, sampled_answers(cell)) for cell in cells)
     return [{"name": name, **sampled._asdict()} for name, sampled in found if sampled]

@@ -11,10 +11,10 @@ class Link(NamedTuple):
 
     text: str
     address: str
-    path: str = ""
+    path: str
 
 
-Entry = str | Link | list[Link]
+Entry = str | Link
 
 
 @dataclasses.dataclass

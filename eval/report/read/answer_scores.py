@@ -1,8 +1,11 @@
-"""Scores of answers: what `eval.mt_bench` and `eval.quality` left beside the runs. U items."""
+"""Scores of answers: what `eval.mt_bench` and `eval.quality` left beside the runs.
+
+Their checkpoints were chosen on validation pairs, which are other items. C cells, U items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ from ...mt_bench.judgments import current
 from ...mt_bench.report import read_judgments
 from ...mt_bench.score import scores_of
 from ...quality.quality_file import FILE, quality_of, standing_of
-from .pair_metrics import halves
 from .scores import MARGINS, Score, note
 
 # Name and title of each score.
@@ -24,32 +26,19 @@ MT_BENCH, QUALITY = ("mt_bench", "MT-Bench"), ("quality", "answer quality")
 BY_BASE = "{}: {{}} diverged before there was a best/; the base's score stands for it"
 
 
-def answer_score(
-    experiment: Experiment,
-    values: Mapping[str, Float[np.ndarray, " U"]],
-    strata: Sequence[str],
-    split_seed: int,
-    **about: Any,
-) -> Score:
-    """A score of answers. Its checkpoint was chosen on validation pairs, which are other items.
-
-    Args:
-        experiment: the cells.
-        values: the numbers of each cell, by its name.
-        strata: the stratum of each item.
-        split_seed: seed of the split into halves.
-        about: the other fields of `Score`.
-    """
-    table = np.full((len(experiment.cells), len(strata)), np.nan)
+def table_of(
+    experiment: Experiment, values: Mapping[str, Float[np.ndarray, " U"]], items: int
+) -> Float[np.ndarray, "C U"]:
+    """The numbers of each cell that ended, given by its name; NaN for the others."""
+    table = np.full((len(experiment.cells), items), np.nan)
     for number, cell in enumerate(experiment.cells):
         if cell.ended and cell.name in values:
             table[number] = values[cell.name]
-    second = halves(strata, split_seed)
-    return Score(strata=tuple(strata), second=second, choosing=table, scoring=table, **about)
+    return table
 
 
 def mt_bench_scores(
-    experiment: Experiment, judge_model: str | None, split_seed: int
+    experiment: Experiment, judge_model: str | None
 ) -> tuple[list[Score], list[str]]:
     """The mean rating of each question, for cells whose every question has been rated, and notes.
 
@@ -76,18 +65,18 @@ def mt_bench_scores(
     if differing:
         raise UserError(f"{files[0].parent}: {differing[0]} was asked other questions")
     by_base = [name for name in complete if asked[name] != name]
+    ratings = {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()}
+    table = table_of(experiment, ratings, len(first.categories))
     return [
-        answer_score(
-            experiment,
-            {name: found.ratings.mean(axis=(0, 2)) for name, found in complete.items()},
-            first.categories,
-            split_seed,
-            name=MT_BENCH[0],
-            title=MT_BENCH[1],
+        Score(
+            *MT_BENCH,
             unit="points, 1 to 10",
             higher=True,
             margins=MARGINS["mt_bench"],
             decimals=2,
+            strata=tuple(first.categories),
+            choosing=table,
+            scoring=table,
             base=_of_bases(experiment, models),
         )
     ], note(by_base, BY_BASE.format(MT_BENCH[1]))
@@ -108,10 +97,11 @@ def _asked(cell: Cell) -> str:
     return Path(cell.facts["model"]["path"]).name
 
 
-def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score], list[str]]:
-    """The rule's score of sampled answers, as `tddpo quality` wrote it, and notes.
+def quality_scores(experiment: Experiment) -> tuple[list[Score], list[str]]:
+    """The score of sampled answers, as `tddpo quality` wrote it, and notes.
 
-    There is none for cells that were trained on data which the rule does not know.
+    It is that of the embedded rule, or of the reward that `tddpo quality` was given. A reward has a
+    scale of its own, so there are no margins for it, and it tests no claim.
 
     Raises:
         UserError: the cells were asked different things.
@@ -132,27 +122,28 @@ def quality_scores(experiment: Experiment, split_seed: int) -> tuple[list[Score]
     found = {name: quality for name, quality in measured.items() if quality["scores"] is not None}
     if not found:
         return [], notes
-    first = next(iter(found))
+    first, one = next(iter(found.items()))
+    items, asked = len(one["scores"]), one.get("asked")
     for name, quality in found.items():
-        alike = len(quality["scores"]) == len(found[first]["scores"])
-        if not alike or quality.get("asked") != found[first].get("asked"):
+        if len(quality["scores"]) != items or quality.get("asked") != asked:
             raise UserError(
                 f"{experiment.folder / name / FILE}: was asked other prompts than {first}, or in "
                 "another way; tddpo quality asks every cell the same"
             )
     by_base = [name for name, quality in found.items() if quality["policy"] == "base"]
+    is_ruled = (asked or {}).get("reward") in (None, "embedded")
+    values = {name: np.array(quality["scores"], np.float64) for name, quality in found.items()}
+    table = table_of(experiment, values, items)
     return [
-        answer_score(
-            experiment,
-            {name: np.asarray(one["scores"], np.float64) for name, one in found.items()},
-            ("prompts",) * len(found[first]["scores"]),
-            split_seed,
-            name=QUALITY[0],
-            title=QUALITY[1],
-            unit="rule's score, 0 to 1",
+        Score(
+            *QUALITY,
+            unit="rule's score, 0 to 1" if is_ruled else "reward",
             higher=True,
-            margins=MARGINS["quality"],
+            margins=MARGINS["quality"] if is_ruled else None,
             decimals=3,
-            base=found[first].get("base_score"),
+            strata=("prompts",) * items,
+            choosing=table,
+            scoring=table,
+            base=one.get("base_score"),
         )
     ], [*notes, *note(by_base, BY_BASE.format(QUALITY[1]))]

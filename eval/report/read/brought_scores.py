@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
@@ -25,7 +25,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_files import Content, read_as
 
 from ...experiment import Experiment
-from .answer_scores import answer_score
+from .answer_scores import table_of
 from .scores import Margins, Score
 
 BASE = "base"
@@ -54,19 +54,10 @@ class OwnScore(pydantic.BaseModel):
     cells: Annotated[dict[str, Items], pydantic.Field(min_length=1)]
 
 
-class _Numbers(pydantic.BaseModel):
-    items: Items
+ITEMS = pydantic.TypeAdapter(Items)
 
 
-class _Found(NamedTuple):
-    """The numbers of one run by one metric."""
-
-    title: str
-    items: list[float]
-    higher: bool
-
-
-def read_brought_scores(experiment: Experiment, given: str, split_seed: int) -> list[Score]:
+def read_brought_scores(experiment: Experiment, given: str) -> list[Score]:
     """The scores of one `--score`; the harness's results give one for each task.
 
     Raises:
@@ -77,22 +68,20 @@ def read_brought_scores(experiment: Experiment, given: str, split_seed: int) -> 
         file, metric = given, ""
     contents = _contents(experiment, Path(file))
     if isinstance(contents, OwnScore):
-        margins = Margins(contents.matches, contents.beats, f"from {Path(file).name}")
+        margins = Margins(contents.matches, contents.beats)
         title, unit, higher = contents.name, contents.unit, contents.higher_is_better
-        return [_score(experiment, file, contents.cells, split_seed, title, unit, higher, margins)]
+        return [_score(experiment, file, contents.cells, title, unit, higher, margins)]
     if not metric:
         raise UserError(f"--score {given}: name the number that counts: {given}:METRIC")
-    tables: dict[str, dict[str, list[float]]] = {}
-    directions: dict[str, bool] = {}
+    tables: dict[tuple[str, bool], dict[str, list[float]]] = {}
     for name, content in contents.items():
-        for title, items, higher in _numbers(content, metric, f"{file}: {name}"):
-            tables.setdefault(title, {})[name] = items
-            directions[title] = higher
+        for title, higher, items in _numbers(content, metric, f"{file}: {name}"):
+            tables.setdefault((title, higher), {})[name] = items
     if not tables:
         raise UserError(f"--score {given}: {file} holds no number {metric!r}")
     return [
-        _score(experiment, file, table, split_seed, title, metric, directions[title], None)
-        for title, table in tables.items()
+        _score(experiment, file, table, title, metric, higher, None)
+        for (title, higher), table in tables.items()
     ]
 
 
@@ -114,12 +103,12 @@ def _contents(experiment: Experiment, file: Path) -> OwnScore | dict[str, Any]:
     return {name: read_as(one, Content).model_dump() for name, one in found.items()}
 
 
-def _numbers(content: Any, metric: str, where: str) -> Iterator[_Found]:
-    """The numbers of a run by this metric, of each task where there are tasks."""
+def _numbers(content: Any, metric: str, where: str) -> Iterator[tuple[str, bool, list[float]]]:
+    """The title, the direction and the numbers of a run by this metric, for each task if any."""
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: must be an object")
     if metric in content:
-        yield _Found(metric, _checked(content[metric], f"{where}: {metric}"), True)
+        yield metric, True, _checked(content[metric], f"{where}: {metric}")
     tasks, directions = (content.get(key) for key in ("results", "higher_is_better"))
     for task, values in tasks.items() if isinstance(tasks, Mapping) else ():
         for key, value in values.items() if isinstance(values, Mapping) else ():
@@ -128,12 +117,12 @@ def _numbers(content: Any, metric: str, where: str) -> Iterator[_Found]:
                 known = directions.get(task) if isinstance(directions, Mapping) else None
                 higher = known.get(metric, True) if isinstance(known, Mapping) else True
                 title = f"{task} {key.removesuffix(',none')}"
-                yield _Found(title, _checked(value, f"{where}: {title}"), bool(higher))
+                yield title, bool(higher), _checked(value, f"{where}: {title}")
 
 
 def _checked(value: Any, where: str) -> list[float]:
     try:
-        return _Numbers(items=value).items
+        return ITEMS.validate_python(value)
     except pydantic.ValidationError:
         raise UserError(f"{where}: must be a number, or a list of numbers") from None
 
@@ -141,30 +130,30 @@ def _checked(value: Any, where: str) -> list[float]:
 def _score(
     experiment: Experiment,
     file: str,
-    table: Mapping[str, list[float]],
-    split_seed: int,
+    numbers: Mapping[str, list[float]],
     title: str,
     unit: str,
     higher: bool,
     margins: Margins | None,
 ) -> Score:
-    unknown = sorted(set(table) - {cell.name for cell in experiment.cells} - {BASE})
+    unknown = sorted(set(numbers) - {cell.name for cell in experiment.cells} - {BASE})
     if unknown:
         raise UserError(f"{file}: cells: {unknown[0]!r} is not a cell of {experiment.folder}")
-    if len({len(items) for items in table.values()}) != 1:
+    counts = {len(items) for items in numbers.values()}
+    if len(counts) != 1:
         raise UserError(f"{file}: cells: must hold the same number of items each")
-    values = {name: np.array(items, np.float64) for name, items in table.items()}
-    base = values.pop(BASE, None)
-    return answer_score(
-        experiment,
-        values,
-        ("items",) * len(next(iter(table.values()))),
-        split_seed,
+    values = {name: np.array(items, np.float64) for name, items in numbers.items()}
+    base, items = values.pop(BASE, None), counts.pop()
+    table = table_of(experiment, values, items)
+    return Score(
         name=title,
         title=title,
         unit=unit,
         higher=higher,
         margins=margins,
         decimals=3,
+        strata=("items",) * items,
+        choosing=table,
+        scoring=table,
         base=None if base is None else float(base.mean()),
     )

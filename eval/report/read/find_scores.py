@@ -12,7 +12,7 @@ from ...experiment import Experiment
 from .answer_scores import MT_BENCH, QUALITY, mt_bench_scores, quality_scores
 from .brought_scores import read_brought_scores
 from .scores import Score, note
-from .validation_scores import VALIDATION, Checkpoints, validation_scores
+from .validation_scores import VALIDATION, validation_scores
 
 # Columns of `results.csv`, before and after those of the scores.
 CELL_COLUMNS = (
@@ -33,12 +33,12 @@ class Found(NamedTuple):
     """All scores of an experiment, the most telling first, and notes about them."""
 
     scores: list[Score]
-    checkpoints: dict[str, Checkpoints]
+    checkpoints: dict[str, tuple[int, int]]  # by cell: the steps that the halves of the pairs chose
     notes: list[str]
 
 
 def find_scores(
-    experiment: Experiment, files: Sequence[str | Path], judge_model: str | None, split_seed: int
+    experiment: Experiment, files: Sequence[str | Path], judge_model: str | None
 ) -> Found:
     """Finds every score: first those of answers, then those of validation pairs.
 
@@ -46,15 +46,14 @@ def find_scores(
         experiment: the cells.
         files: further scores, see `brought_scores`.
         judge_model: the judge whose MT-Bench ratings count; needed if there are several judges.
-        split_seed: seed of the split into halves.
 
     Raises:
         UserError: a file of scores is damaged or does not fit the cells.
     """
-    rated, of_rated = mt_bench_scores(experiment, judge_model, split_seed)
-    measured, of_measured = quality_scores(experiment, split_seed)
-    given = _given(experiment, files, split_seed)
-    pairs, checkpoints, of_pairs = validation_scores(experiment, split_seed)
+    rated, of_rated = mt_bench_scores(experiment, judge_model)
+    measured, of_measured = quality_scores(experiment)
+    given = _given(experiment, files)
+    pairs, checkpoints, of_pairs = validation_scores(experiment)
     outside = [*rated, *measured, *given]
     # A cell lacks either all scores of validation pairs or none: one note tells of all.
     lacking = _lacking(experiment, [*outside, *pairs[:1]])
@@ -62,10 +61,10 @@ def find_scores(
     return Found([*outside, *pairs], checkpoints, notes)
 
 
-def _given(experiment: Experiment, files: Sequence[str | Path], split_seed: int) -> list[Score]:
+def _given(experiment: Experiment, files: Sequence[str | Path]) -> list[Score]:
     scores: dict[str, Score] = {}
     for file in files:
-        for score in read_brought_scores(experiment, str(file), split_seed):
+        for score in read_brought_scores(experiment, str(file)):
             if score.name in TAKEN or score.name in scores:
                 raise UserError(f"{file}: name: another score is called {score.name!r}")
             scores[score.name] = score
@@ -74,12 +73,9 @@ def _given(experiment: Experiment, files: Sequence[str | Path], split_seed: int)
 
 def _lacking(experiment: Experiment, scores: Sequence[Score]) -> list[str]:
     """Notes on the cells that ended and lack a score that others have."""
+    ended = [(number, cell.name) for number, cell in enumerate(experiment.cells) if cell.ended]
     lines = []
     for score in scores:
-        names = [
-            cell.name
-            for number, cell in enumerate(experiment.cells)
-            if cell.ended and not score.has(number)
-        ]
+        names = [name for number, name in ended if not score.has(number)]
         lines += note(names, f"{score.title}: {{}} ended without a score")
     return lines

@@ -61,17 +61,6 @@ def _metrics(
     return objective.metrics(0, pairs, scalars)
 
 
-def halves(strata: Sequence[str], seed: int) -> Bool[np.ndarray, " P"]:
-    """Splits the items of every stratum in two at random. True marks the second half."""
-    generator = np.random.default_rng(seed)
-    names = np.asarray(strata)
-    second = np.zeros(len(names), bool)
-    for name in dict.fromkeys(strata):
-        members = generator.permutation(np.flatnonzero(names == name))
-        second[members[(len(members) + 1) // 2 :]] = True
-    return second
-
-
 def chosen_checkpoints(
     cell: Cell, values: PairValues, second: Bool[np.ndarray, " P"]
 ) -> tuple[int, int]:
@@ -86,18 +75,19 @@ def chosen_checkpoints(
     if cell.state == "diverged" or not halves_can_choose(cell, values):
         return last, last
     metric = cell.best_metric
-    per_pair = values[_name(metric)]
+    per_pair = values[name_of_pairs(metric)]
     first, other = (_best(cell.steps, per_pair[:, half], metric) for half in (~second, second))
     return first, other
 
 
 def halves_can_choose(cell: Cell, values: PairValues) -> bool:
     """Whether the run's `train.best_metric` is known pair by pair, not only as a mean."""
-    assert cell.config is not None
-    return bool(np.isfinite(values[_name(cell.best_metric)]).all())
+    found = values.get(name_of_pairs(cell.best_metric))
+    return found is not None and bool(np.isfinite(found).all())
 
 
-def _name(metric: str) -> str:
+def name_of_pairs(metric: str) -> str:
+    """The key of `pair_values` for a metric of `metrics.jsonl`."""
     return metric.removeprefix("eval_")
 
 

@@ -7,6 +7,7 @@ half chooses, the other half scores, so no item both chooses and scores. C cells
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,14 +22,25 @@ class Margins(NamedTuple):
 
     matches: float
     beats: float
-    because: str
 
 
+# Those of MT-Bench are the experiment's own. The others are on a scale from 0 to 1.
 MARGINS = {
-    "mt_bench": Margins(0.1, 1.5, "the experiment's own numbers"),
-    "quality": Margins(0.02, 0.05, "on a scale from 0 to 1"),
-    "eval_rewards/accuracies": Margins(0.02, 0.02, "two pairs in a hundred"),
+    "mt_bench": Margins(0.1, 1.5),
+    "quality": Margins(0.02, 0.05),
+    "eval_rewards/accuracies": Margins(0.02, 0.02),
 }
+
+
+def halves(strata: Sequence[str], seed: int = 0) -> Bool[np.ndarray, " U"]:
+    """Splits the items of every stratum in two at random. True marks the second half."""
+    generator = np.random.default_rng(seed)
+    names = np.asarray(strata)
+    second = np.zeros(len(names), bool)
+    for name in dict.fromkeys(strata):
+        members = generator.permutation(np.flatnonzero(names == name))
+        second[members[(len(members) + 1) // 2 :]] = True
+    return second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +53,6 @@ class Score:
         margins: the margins of the claims; None if the score is only shown and tests no claim.
         decimals: digits after the point that are worth printing.
         strata: `U` names; items are drawn and split within a stratum.
-        second: `[U]`, True for the items of the second half.
         choosing: `[C, U]`, the numbers that choose: each item under the checkpoint that its own
             half chose.
         scoring: `[C, U]`, the numbers that score: each item under the checkpoint that the other
@@ -57,11 +68,15 @@ class Score:
     margins: Margins | None
     decimals: int
     strata: tuple[str, ...]
-    second: Bool[np.ndarray, " U"]
     choosing: Float[np.ndarray, "C U"]
     scoring: Float[np.ndarray, "C U"]
     last: Float[np.ndarray, "C U"] | None = None
     base: float | None = None
+
+    @functools.cached_property
+    def second(self) -> Bool[np.ndarray, " U"]:
+        """True for the items of the second half."""
+        return halves(self.strata)
 
     def has(self, cell: int) -> bool:
         """Whether the cell of this number has a score."""

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import collections
-from typing import NamedTuple
 
 import numpy as np
 
 from ...experiment import Experiment
-from .pair_metrics import chosen_checkpoints, halves, halves_can_choose, pair_values
-from .scores import MARGINS, Score, note
+from .pair_metrics import chosen_checkpoints, halves_can_choose, name_of_pairs, pair_values
+from .scores import MARGINS, Score, halves, note
 
 ACCURACY = "eval_rewards/accuracies"
-# name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals,
-# key of `pair_metrics.pair_values`
+# name (of metrics.jsonl, if it has the number), title, unit, whether higher is better, decimals
 VALIDATION = (
-    (ACCURACY, "reward accuracy", "share of held-out pairs", True, 3, "rewards/accuracies"),
-    ("eval_logps/accuracies", "log-prob accuracy", "share of pairs", True, 3, "logps/accuracies"),
-    ("log_ratio_margin", "log-ratio margin", "nats", True, 2, "log_ratio_margin"),
-    ("eval_kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2, "kl"),
-    ("eval_loss", "validation loss", "nats", False, 4, "loss"),
+    (ACCURACY, "reward accuracy", "share of held-out pairs", True, 3),
+    ("eval_logps/accuracies", "log-prob accuracy", "share of pairs", True, 3),
+    ("log_ratio_margin", "log-ratio margin", "nats", True, 2),
+    ("eval_kl", "KL penalty, (s_w² + s_l²) / 2", "nats", False, 2),
+    ("eval_loss", "validation loss", "nats", False, 4),
 )
 
 
-class Checkpoints(NamedTuple):
-    """The steps that the two halves of the validation pairs choose in one cell."""
-
-    first: int
-    second: int
-
-
 def validation_scores(
-    experiment: Experiment, split_seed: int
-) -> tuple[list[Score], dict[str, Checkpoints], list[str]]:
-    """The scores of the validation pairs, the checkpoints chosen by cell name, and notes.
+    experiment: Experiment,
+) -> tuple[list[Score], dict[str, tuple[int, int]], list[str]]:
+    """The scores of the pairs, the steps that the halves choose by cell name, and notes.
 
     There are none if no cell has two validation pairs.
     """
@@ -42,11 +33,10 @@ def validation_scores(
     if pairs < 2:
         return [], {}, []
     strata = ("pairs",) * pairs
-    second = halves(strata, split_seed)
-    nothing = np.full((len(cells), pairs), np.nan)
-    choosing: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
-    scoring: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
-    last: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
+    second = halves(strata)
+    # What chooses, what scores, and the last policy.
+    nothing = np.full((3, len(cells), pairs), np.nan)
+    tables: dict[str, np.ndarray] = collections.defaultdict(nothing.copy)
     before: dict[str, set[float]] = collections.defaultdict(set)
     checkpoints, unchosen = {}, []
     for number, cell in enumerate(cells):
@@ -56,15 +46,15 @@ def validation_scores(
         if cell.state != "diverged" and not halves_can_choose(cell, values):
             unchosen.append(cell.name)
         of_first, of_second = chosen_checkpoints(cell, values, second)
-        checkpoints[cell.name] = Checkpoints(cell.steps[of_first], cell.steps[of_second])
+        checkpoints[cell.name] = cell.steps[of_first], cell.steps[of_second]
         # A loss that cannot be computed for single pairs takes the recorded mean for every pair.
         recorded = {record["step"]: record["eval_loss"] for record in cell.validations}
         means = np.array([[recorded[step]] for step in cell.steps])
         values["loss"] = np.where(np.isnan(values["loss"]), means, values["loss"])
         for key, found in values.items():
-            choosing[key][number] = np.where(second, found[of_second], found[of_first])
-            scoring[key][number] = np.where(second, found[of_first], found[of_second])
-            last[key][number] = found[-1]
+            own = np.where(second, found[of_second], found[of_first])
+            other = np.where(second, found[of_first], found[of_second])
+            tables[key][:, number] = own, other, found[-1]
             if cell.steps[0] == 0:
                 before[key].add(float(np.float32(found[0].mean())))
     scores = [
@@ -76,15 +66,14 @@ def validation_scores(
             margins=MARGINS.get(name),
             decimals=decimals,
             strata=strata,
-            second=second,
-            choosing=choosing[key],
-            scoring=scoring[key],
-            last=last[key],
+            choosing=tables[key][0],
+            scoring=tables[key][1],
+            last=tables[key][2],
             # Losses differ before training already.
             base=before[key].pop() if len(before[key]) == 1 else None,
         )
-        for name, title, unit, higher, decimals, key in VALIDATION
-        if key in scoring
+        for name, title, unit, higher, decimals in VALIDATION
+        if (key := name_of_pairs(name)) in tables
     ]
     text = (
         "validation pairs: {} chose checkpoints by a metric that is not known for single pairs; "

@@ -2,26 +2,24 @@
 
 The variance stands beside the mean, because a policy that never moves has none. Noise alone makes
 the means of several betas differ, so its part is subtracted. The betas of a grid are fixed, so the
-mean squares of B means are noncentral, which gives the error of a variance and, by Fieller's
-method, the interval of a ratio of two. B betas, S seeds, U items.
+mean squares of B means are noncentral, which gives the error of a variance. B betas, S seeds, U
+items.
 
 References:
     Searle, Casella and McCulloch, "Variance Components" (1992), chapter 4.
-    Fieller, "Some Problems in Interval Estimation" (1954).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtrit
 
 from ...experiment import Point
-from ...uncertainty import LEVEL, Interval
 from .arms import Arm
 from .estimates import Estimate, estimate, spread_of_mean
 
@@ -46,21 +44,27 @@ class AcrossBeta(NamedTuple):
     variance: Estimate
 
 
-class Ratio(NamedTuple):
-    """The variance across beta of one series over that of another, and their means.
+class SideBySide(NamedTuple):
+    """Two series over the betas and seeds that both have.
 
     Attributes:
-        value: the ratio; NaN if the baseline varies by no more than noise.
-        interval: 95 %; (0, infinity) if nothing is known.
-        advantage: `largest` times the variance of the baseline, less the variance of the series.
-        means: the mean over betas of the series less that of the baseline.
+        over, under: how the first and the second series fare.
+        means: the mean over betas of the first less that of the second.
     """
 
-    betas: tuple[float, ...]
-    value: float
-    interval: Interval
-    advantage: Estimate
+    over: AcrossBeta
+    under: AcrossBeta
     means: Estimate
+
+    def steadiness(self, share: float) -> Estimate:
+        """This share of the second's variance less the first's, in the score's unit squared."""
+        over, under = self.over.variance, self.under.variance
+        return Estimate(
+            share * under.mean - over.mean,
+            math.hypot(over.error, share * under.error),
+            min(over.freedom, under.freedom),
+            over.seeds,
+        )
 
 
 def series_of(arms: Mapping[Point, Arm]) -> dict[Series, list[Arm]]:
@@ -104,44 +108,22 @@ def _variance(values: Float[np.ndarray, "B S U"], strata: Sequence[str]) -> Esti
     return Estimate(variance, math.sqrt(squared), freedom, values.shape[1])
 
 
-def ratio(
-    arms: Sequence[Arm], baseline: Sequence[Arm], strata: Sequence[str], largest: float
-) -> Ratio | None:
-    """Two series over their common betas and seeds; None if betas or seeds do not suffice.
-
-    Args:
-        arms, baseline: the series.
-        strata: the stratum of each item.
-        largest: the ratio that the advantage is held against.
-    """
+def side_by_side(
+    arms: Sequence[Arm], baseline: Sequence[Arm], strata: Sequence[str], higher: bool
+) -> SideBySide | None:
+    """Two series over their common betas and seeds; None if betas or seeds do not suffice."""
     common = {arm.point.beta for arm in arms} & {arm.point.beta for arm in baseline}
     sides = [[arm for arm in side if arm.point.beta in common] for side in (arms, baseline)]
-    if len(common) < 2 or not (seeds := _common_seeds([*sides[0], *sides[1]])).any():
+    if len(common) < 2:
         return None
-    over, under = (np.stack([arm.scoring[seeds] for arm in side]) for side in sides)
-    means = estimate((over - under).mean(axis=0), strata)
-    if means is None:
-        return None
-    first, second = (_variance(side, strata) for side in (over, under))
-    freedom = min(first.freedom, second.freedom)
-    advantage = Estimate(
-        largest * second.mean - first.mean,
-        math.hypot(first.error, largest * second.error),
-        freedom,
-        first.seeds,
-    )
-    value = first.mean / second.mean if second.mean > 0 else math.nan
-    betas = tuple(float(arm.point.beta) for arm in sides[0])
-    return Ratio(betas, value, _fieller(first, second, freedom), advantage, means)
+    seeds = _common_seeds([*sides[0], *sides[1]])
+    sides = [[_of_seeds(arm, seeds) for arm in side] for side in sides]
+    over, under = (across_beta(side, strata, higher) for side in sides)
+    first, second = (np.stack([arm.scoring for arm in side]).mean(axis=0) for side in sides)
+    means = estimate(first - second, strata)
+    return SideBySide(over, under, means) if over and under and means else None
 
 
-def _fieller(over: Estimate, under: Estimate, freedom: float) -> Interval:
-    """The ratios R for which `over - R under` is within 95 % of 0, cut off at 0."""
-    t = float(stdtrit(freedom, (1 + LEVEL) / 2))
-    a = under.mean**2 - (t * under.error) ** 2
-    b = over.mean * under.mean
-    c = over.mean**2 - (t * over.error) ** 2
-    if not a > 0:
-        return 0.0, math.inf
-    root = math.sqrt(max(b * b - a * c, 0.0))
-    return max((b - root) / a, 0.0), (b + root) / a
+def _of_seeds(arm: Arm, seeds: Bool[np.ndarray, " S"]) -> Arm:
+    """The arm as if the other seeds had no score."""
+    return dataclasses.replace(arm, scoring=np.where(seeds[:, None], arm.scoring, np.nan))

@@ -67,25 +67,20 @@ def arms_of(experiment: Experiment, score: Score, *, with_diverged: bool) -> dic
         with_diverged: whether diverged cells count.
     """
     settings = _settings(experiment, score, with_diverged)
-    arms = dict(settings)
+    best = []
     for loss in dict.fromkeys(point.loss for point in settings):
         own = [arm for point, arm in settings.items() if point.loss == loss]
         for beta, tau in dict.fromkeys(arm.point[1:3] for arm in own if arm.point.others):
             candidates = [arm for arm in own if arm.point[1:3] == (beta, tau)]
-            _add(arms, best_of(candidates, score, Point(loss, beta, tau)))
+            best.append(best_of(candidates, score, Point(loss, beta, tau)))
         if own[0].point.tau is None:
-            _add(arms, best_of(own, score, Point(loss, "best", None)))
+            best.append(best_of(own, score, Point(loss, "best", None)))
             continue
         for beta in dict.fromkeys(arm.point.beta for arm in own):
             candidates = [arm for arm in own if arm.point.beta == beta]
-            _add(arms, best_of(candidates, score, Point(loss, beta, "best")))
-        _add(arms, best_of(own, score, Point(loss, "best", "best")))
-    return arms
-
-
-def _add(arms: dict[Point, Arm], arm: Arm | None) -> None:
-    if arm is not None:
-        arms[arm.point] = arm
+            best.append(best_of(candidates, score, Point(loss, beta, "best")))
+        best.append(best_of(own, score, Point(loss, "best", "best")))
+    return settings | {arm.point: arm for arm in best if arm is not None}
 
 
 def _settings(experiment: Experiment, score: Score, with_diverged: bool) -> dict[Point, Arm]:

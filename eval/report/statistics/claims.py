@@ -1,4 +1,4 @@
-"""The four results that the experiment expected, each where its cells are in the grid.
+"""The four results that the experiment expected, each where all of its settings have a score.
 
 Two arms are compared by the advantage of the first: their difference, with the sign that makes
 "better" positive.
@@ -6,16 +6,22 @@ Two arms are compared by the advantage of the first: their difference, with the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from ...experiment import Experiment, Point
-from ..number_formats import RATIO
-from .comparisons import Rule, Verdict
+from ..number_formats import significant, significant_interval
+from ..read.scores import Margins
+from .across_beta import series_of, side_by_side
+from .comparisons import Rule, Verdict, lean
 from .estimates import Estimate, difference
-from .study import LARGEST_RATIO, Study
+from .study import Study
 
+# "About 40 % smaller" means a ratio of variances of about 0.6. A ratio of up to 0.75 still counts.
+LARGEST_RATIO = 0.75
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 RULES: dict[Rule, str] = {
     "matches": "the advantage is above −{margin:g}",
     "within": "the advantage is within ±{margin:g}",
@@ -31,10 +37,12 @@ class Part(NamedTuple):
     """One comparison of a claim.
 
     Attributes:
-        numbers: what was found, in words; or the reason why there is no number.
+        numbers: what was found, in words.
         advantage: positive if the claim's side is better; None if there is nothing to correct.
         margin: what the rule holds the advantage against.
-        verdict: final where there is no advantage.
+        verdict: final where there is no advantage; elsewhere what it speaks for, until `analysis`
+            corrects all comparisons together.
+        chance: the p-value of the comparison; NaN if there is nothing to correct.
     """
 
     text: str
@@ -43,6 +51,7 @@ class Part(NamedTuple):
     advantage: Estimate | None = None
     margin: float = 0.0
     verdict: Verdict = "undecided"
+    chance: float = math.nan
 
 
 class Claim(NamedTuple):
@@ -55,98 +64,73 @@ class Claim(NamedTuple):
     @property
     def verdict(self) -> Verdict:
         verdicts = [part.verdict for part in self.parts]
-        order: tuple[Verdict, ...] = ("not supported", "underpowered", "undecided")
-        return next((one for one in order if one in verdicts), "supported")
+        return next((one for one in VERDICTS[1:] if one in verdicts), "supported")
 
 
 def claims_of(experiment: Experiment, study: Study) -> list[Claim]:
-    """The claims by a score that has margins, as far as their cells are in the grid."""
+    """The claims by a score that has margins, as far as all of their settings have a score."""
     margins = study.score.margins
     assert margins is not None
     low, middle, high = (
         Point("td_dpo", beta, tau) for beta, tau in ((0.01, 0.5), (0.05, 1.0), (2.5, 2.0))
     )
-
-    def compare(rule: Rule, of: Point, against: Point) -> list[Part]:
-        margin = margins.beats if rule == "beats" else margins.matches
-        return _compare(experiment, study, rule, of, against, margin)
-
-    beats = [
-        *compare("beats", high, Point("discopop", 2.5, None)),
-        *compare("beats", high, Point("discopop", 0.05, None)),
-    ]
-    claims = [
-        Claim(
-            1,
+    compare = functools.partial(_compare, study, margins)
+    claims: list[tuple[str, Sequence[Part | None]]] = [
+        (
             "At beta 0.01, TD-DPO with tau 0.5 matches DPO at beta 0.05, and DPO at its best beta.",
-            (
-                *compare("matches", low, Point("dpo", 0.05, None)),
-                *compare("matches", low, Point("dpo", "best", None)),
-            ),
+            [
+                compare("matches", low, Point("dpo", 0.05, None)),
+                compare("matches", low, Point("dpo", "best", None)),
+            ],
         ),
-        Claim(
-            2,
+        (
             "At beta 2.5, TD-DPO with tau 2 does not diverge and beats DiscoPOP, at the same beta "
             f"and at its best reported 0.05, by {margins.beats:g}.",
-            (_converges(experiment, high), *beats) if beats else (),
+            [
+                _converges(experiment, high),
+                compare("beats", high, Point("discopop", 2.5, None)),
+                compare("beats", high, Point("discopop", 0.05, None)),
+            ],
         ),
-        Claim(
-            3,
+        (
             f"At beta 0.05, TD-DPO with tau 1 is within {margins.matches:g} of DPO.",
-            tuple(compare("within", middle, Point("dpo", 0.05, None))),
+            [compare("within", middle, Point("dpo", 0.05, None))],
         ),
-        Claim(
-            4,
+        (
             "Across beta, the variance of TD-DPO's score, with the best tau for each beta, is "
-            "about 40 % smaller, and its mean is no worse.",
-            tuple(part for loss in ("dpo", "discopop") for part in _steadier(study, loss)),
+            "about 40 % smaller than DPO's and DiscoPOP's, and its mean is no worse.",
+            [*_steadier(study, "dpo", margins), *_steadier(study, "discopop", margins)],
         ),
     ]
-    return [claim for claim in claims if claim.parts]
+    return [
+        Claim(number, text, known)
+        for number, (text, parts) in enumerate(claims, start=1)
+        if len(known := tuple(filter(None, parts))) == len(parts)
+    ]
 
 
-def _compare(
-    experiment: Experiment, study: Study, rule: Rule, of: Point, against: Point, margin: float
-) -> list[Part]:
-    """The comparison; nothing if the grid does not have both sides."""
-    text = f"{of.text}, against {against.text}"
-    arms = [study.arms.get(point) for point in (of, against)]
-    for point, arm in zip((of, against), arms, strict=True):
-        if arm is None and not _is_planned(experiment, point):
-            return []
-    arm, baseline = arms
-    if arm is None or baseline is None:
-        lacking = of if arm is None else against
-        why = "cannot be chosen and scored by one number a cell"
-        if lacking.is_setting or len(study.score.strata) > 1:
-            why = "has no score"
-        return [Part(text, rule, f"{lacking.text} {why}")]
-    found = difference(arm, baseline, study.score.strata)
-    if found is None:
-        return [Part(text, rule, "the two have no seed in common")]
+def _compare(study: Study, margins: Margins, rule: Rule, of: Point, against: Point) -> Part | None:
+    """The comparison; None if a side has no score, or if they have no seed in common."""
+    arm, baseline = study.arms.get(of), study.arms.get(against)
+    found = arm and baseline and difference(arm, baseline, study.score.strata)
+    if not (arm and baseline and found):
+        return None
     show, advantage = study.show, found.turned(study.score.higher)
     chosen = " and ".join(dict.fromkeys(point.text for point in baseline.chosen))
     numbers = f"{show.number(arm.mean)} against {show.number(baseline.mean)}"
-    numbers += "" if against.is_setting else f" ({chosen})"
+    numbers += "" if baseline.is_setting else f" ({chosen})"
     numbers += f": advantage {show.number(advantage.mean)} {show.interval(advantage.interval)}"
-    return [_part(text, rule, numbers, advantage, margin)]
-
-
-def _is_planned(experiment: Experiment, point: Point) -> bool:
-    """Whether the grid has cells of this setting, or of some setting of its loss."""
-    known = experiment.points
-    if point.is_setting:
-        return any(one[:3] == point[:3] for one in known)
-    return any(one.loss == point.loss for one in known)
+    margin = margins.beats if rule == "beats" else margins.matches
+    return _part(f"{of.text}, against {against.text}", rule, numbers, advantage, margin)
 
 
 def _part(text: str, rule: Rule, numbers: str, advantage: Estimate, margin: float) -> Part:
     """A part with its advantage, unless the spread of it is not known."""
     if advantage.seeds < 2:
         return Part(text, rule, f"{numbers}; {ONE_SEED}", verdict="underpowered")
-    if not advantage.error > abs(advantage.mean) * 1e-9:
+    if not advantage.has_spread:
         return Part(text, rule, f"{numbers}; {NO_SPREAD}")
-    return Part(text, rule, numbers, advantage, margin)
+    return Part(text, rule, numbers, advantage, margin, *lean(rule, advantage, margin))
 
 
 def _converges(experiment: Experiment, point: Point) -> Part:
@@ -163,29 +147,32 @@ def _converges(experiment: Experiment, point: Point) -> Part:
     return Part(text, "converges", numbers, verdict="supported")
 
 
-def _steadier(study: Study, baseline: str) -> list[Part]:
-    """The ratio of variances, and never without the means beside it."""
-    found = study.ratios.get((("td_dpo", "best"), (baseline, None)))
-    margins = study.score.margins
-    if found is None or margins is None:
-        return []
-    value = f"the ratio is {RATIO.number(found.value)} {RATIO.interval(found.interval)}"
-    if math.isnan(found.value):
-        value = f"{baseline} varies by no more than noise, so the ratio is not known"
-    number = study.show.number
-    over, under = study.across[("td_dpo", "best")], study.across[(baseline, None)]
-    means = found.means.turned(study.score.higher)
-    numbers = f"means over beta {number(over.mean.mean)} against {number(under.mean.mean)}: "
-    numbers += f"advantage {number(means.mean)} {study.show.interval(means.interval)}"
-    of = f"over {len(found.betas)} betas, td_dpo with its best tau against {baseline}"
+def _steadier(study: Study, baseline: str, margins: Margins) -> list[Part | None]:
+    """The variances across beta, and never without the means beside them."""
+    series, higher = series_of(study.arms), study.score.higher
+    first, second = series.get(("td_dpo", "best"), []), series.get((baseline, None), [])
+    found = side_by_side(first, second, study.score.strata, higher)
+    if found is None:
+        return [None]
+    (over, under), number = found[:2], study.show.number
+    advantage, means = found.steadiness(LARGEST_RATIO), found.means.turned(higher)
+    variances = (
+        f"{significant(over.variance.mean)} against {significant(under.variance.mean)}: "
+        f"{LARGEST_RATIO} of that less the first is {significant(advantage.mean)} "
+        f"{significant_interval(advantage.interval)}"
+    )
+    numbers = (
+        f"{number(over.mean.mean)} against {number(under.mean.mean)}: "
+        f"advantage {number(means.mean)} {study.show.interval(means.interval)}"
+    )
+    of = f"over {len(over.betas)} betas, td_dpo with its best tau against {baseline}"
     return [
-        _part(f"variance {of}", "steadier", value, found.advantage, 0.0),
+        _part(f"variance {of}", "steadier", variances, advantage, 0.0),
         _part(f"mean {of}", "matches", numbers, means, margins.matches),
     ]
 
 
 def count(claims: Sequence[Claim]) -> str:
     """How many claims have each verdict: `1 supported, 3 underpowered`."""
-    order: tuple[Verdict, ...] = ("supported", "not supported", "underpowered", "undecided")
     verdicts = [claim.verdict for claim in claims]
-    return ", ".join(f"{verdicts.count(one)} {one}" for one in order if one in verdicts)
+    return ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS if one in verdicts)

@@ -2,8 +2,8 @@
 
 A score y[s, u] of seed s on item u is taken as a sum of independent random effects: of the seed, of
 the item, and of both together. An analysis of variance estimates what each adds to the variance of
-the mean. A part that comes out negative counts as 0, as in a mixed model fitted by REML, whose
-standard error this is. Three seeds say little about the spread of seeds. Student's t with
+the mean. A part that comes out negative counts as 0. Where none does, the standard error is that of
+a mixed model fitted by REML. Three seeds say little about the spread of seeds. Student's t with
 Satterthwaite's degrees of freedom takes that into account, where a mixed model's normal interval
 and a bootstrap of three seeds do not. B settings, S seeds, U items.
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.special import stdtr, stdtrit
 
 from ...uncertainty import LEVEL, Interval
@@ -51,8 +51,13 @@ class Estimate(NamedTuple):
         return self.mean - half, self.mean + half
 
     @property
+    def has_spread(self) -> bool:
+        """Whether several seeds show a spread that is not rounding alone."""
+        return self.seeds > 1 and self.error > abs(self.mean) * 1e-9
+
+    @property
     def detectable(self) -> float:
-        """The smallest true difference that a test at 5 % finds in 8 of 10 repetitions.
+        """The true difference that a single test at 5 % finds in 8 of 10 repetitions.
 
         >>> round(Estimate(0.0, 1.0, math.inf, 3).detectable, 2)
         2.8
@@ -74,18 +79,13 @@ class Estimate(NamedTuple):
         return self if higher else self._replace(mean=-self.mean)
 
 
-class Spread(NamedTuple):
-    """The variance of a mean over seeds and items, and its degrees of freedom."""
+def spread_of_mean(
+    values: Float[np.ndarray, "B S U"], strata: Sequence[str] = ()
+) -> tuple[float, float]:
+    """The variance of the mean over S seeds and U items, and its degrees of freedom.
 
-    variance: float
-    freedom: float
-
-
-def spread_of_mean(values: Float[np.ndarray, "B S U"], strata: Sequence[str] = ()) -> Spread:
-    """The variance of the mean over S seeds and U items, pooled over B settings.
-
-    Of several settings, only what differs between them counts: effects that they have in common
-    move all means alike. NaN if there is one seed and one item.
+    B settings are pooled. Of several, only what differs between them counts: effects that they have
+    in common move all means alike. NaN if there is one seed and one item.
 
     Args:
         values: finite scores.
@@ -109,11 +109,11 @@ def spread_of_mean(values: Float[np.ndarray, "B S U"], strata: Sequence[str] = (
     by_both = _over(np.sum(rest**2) / (seeds * items), free * seeds_free * items_free)
     if seeds == 1 or items == 1:
         variance, freedom = (by_seed, seeds_free) if items == 1 else (by_item, items_free)
-        return Spread(variance, float(free * freedom))
+        return variance, float(free * freedom)
     variance = max(by_seed - by_both, 0.0) + max(by_item - by_both, 0.0) + by_both
     uncertain = by_seed**2 / (free * seeds_free) + by_item**2 / (free * items_free)
     least = float(free * seeds_free)
-    return Spread(variance, max(variance**2 / uncertain, least) if uncertain > 0 else least)
+    return variance, max(variance**2 / uncertain, least) if uncertain > 0 else least
 
 
 def _over(total: float, free: int) -> float:
@@ -123,19 +123,15 @@ def _over(total: float, free: int) -> float:
 def estimate(values: Float[np.ndarray, "S U"], strata: Sequence[str]) -> Estimate | None:
     """The mean over the seeds and items that have a score; None if there are none."""
     known = np.isfinite(values)
-    seeds, items = known.any(axis=1), _items(known)
+    seeds = known.any(axis=1)
+    # The items that all seeds with a score have.
+    items = known[seeds].all(axis=0)
     if not seeds.any() or not items.any():
         return None
     counted = values[seeds][:, items]
     of_items = [name for name, there in zip(strata, items, strict=True) if there]
-    spread = spread_of_mean(counted[None], of_items)
-    mean, error = float(counted.mean()), math.sqrt(spread.variance)
-    return Estimate(mean, error, spread.freedom, int(seeds.sum()))
-
-
-def _items(known: Bool[np.ndarray, "S U"]) -> Bool[np.ndarray, " U"]:
-    """The items that all seeds with a score have."""
-    return np.asarray(known[known.any(axis=1)].all(axis=0))
+    variance, freedom = spread_of_mean(counted[None], of_items)
+    return Estimate(float(counted.mean()), math.sqrt(variance), freedom, int(seeds.sum()))
 
 
 def difference(arm: Arm, baseline: Arm, strata: Sequence[str]) -> Estimate | None:

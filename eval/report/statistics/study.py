@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+
+import numpy as np
 
 from ...experiment import Experiment, Point
 from ..number_formats import Format
 from ..read.scores import Score
-from .across_beta import AcrossBeta, Ratio, Series, across_beta, ratio, series_of
+from .across_beta import AcrossBeta, Series, across_beta, series_of
 from .arms import Arm, arms_of
 from .estimates import Estimate, estimate
-
-# "About 40 % smaller" means a ratio of variances of about 0.6. A ratio of up to 0.75 still counts.
-LARGEST_RATIO = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Study:
 
     Attributes:
         across: how each series fares over its betas.
-        ratios: each series of a loss with tau against each of a loss without.
+        last: the mean of each setting's last policies, where it is known.
         show: how the score's numbers are written.
     """
 
@@ -30,7 +30,7 @@ class Study:
     arms: Mapping[Point, Arm]
     estimates: Mapping[Point, Estimate]
     across: Mapping[Series, AcrossBeta]
-    ratios: Mapping[tuple[Series, Series], Ratio]
+    last: Mapping[Point, float]
     show: Format
 
     def is_better(self, one: float, other: float) -> bool:
@@ -42,6 +42,11 @@ class Study:
         """The settings, the best first. The first flatters itself: the same items choose it."""
         settings = [arm for arm in self.arms.values() if arm.is_setting]
         return sorted(settings, key=lambda arm: arm.mean, reverse=self.score.higher)
+
+    @property
+    def best(self) -> Arm:
+        """The best setting."""
+        return self.ranked[0]
 
     @property
     def best_of_losses(self) -> dict[str, Arm]:
@@ -57,22 +62,16 @@ def make_study(experiment: Experiment, score: Score, *, with_diverged: bool = Tr
     arms = arms_of(experiment, score, with_diverged=with_diverged)
     series, strata = series_of(arms), score.strata
     across = {name: across_beta(group, strata, score.higher) for name, group in series.items()}
-    pairs = [
-        (over, under)
-        for over in series
-        for under in series
-        if over[1] is not None and under[1] is None
-    ]
-    ratios = {
-        (over, under): ratio(series[over], series[under], strata, LARGEST_RATIO)
-        for over, under in pairs
-    }
+    last: dict[Point, list[float]] = {}
+    for number, cell in enumerate(experiment.cells):
+        if math.isfinite(value := score.of_last(number)):
+            last.setdefault(cell.point, []).append(value)
     estimates = {point: estimate(arm.scoring, strata) for point, arm in arms.items()}
     return Study(
         score=score,
         arms=arms,
         estimates={point: found for point, found in estimates.items() if found},
         across={name: found for name, found in across.items() if found},
-        ratios={pair: found for pair, found in ratios.items() if found},
+        last={point: float(np.mean(values)) for point, values in last.items()},
         show=Format(score.decimals),
     )

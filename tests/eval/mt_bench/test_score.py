@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from mt_bench_files import judgment
 
-from eval.mt_bench.difference import difference, holm, interval, sign_flip, stratified_error
+from eval.mt_bench.difference import difference, interval, sign_flip, stratified_error
 from eval.mt_bench.judgments import Judgment, current
 from eval.mt_bench.score import CATEGORIES, Scores, fastchat_scores, mean, scores_of, sd_over_seeds
-from eval.uncertainty import DRAWS, resampled
+from eval.uncertainty import DRAWS, holm, resampled
 
 
 def record(questions: int) -> dict[str, str | int]:

@@ -171,7 +171,7 @@ def test_a_run_on_other_data_answers_its_own_prompts_and_has_no_score(
     assert main() == 0
     assert "already measured" in capsys.readouterr().out
 
-    scores, notes = quality_scores(read_experiment(run.parent), 0)
+    scores, notes = quality_scores(read_experiment(run.parent))
     assert (scores, notes) == ([], [])
 
     monkeypatch.setattr("sys.argv", ["quality", str(run), "--reward", "embedded"])

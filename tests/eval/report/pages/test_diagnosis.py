@@ -8,7 +8,7 @@ import numpy as np
 from synthetic_grid import experiment_cells, write_grid
 
 from eval.experiment import read_experiment
-from eval.report.pages.diagnosis import diagnosis_tables
+from eval.report.pages.diagnosis import diagnosis_table
 from tddpo_jax.config.reading import resolve
 
 CELLS = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.5], tau=[2.0], seed=[0, 1])
@@ -17,7 +17,8 @@ CELLS = experiment_cells(loss=["td_dpo", "dpo"], beta=[0.5], tau=[2.0], seed=[0,
 def test_distances_and_weights_against_a_loop(tmp_path: Path) -> None:
     """A pair is at rest within 1 / (2 * 0.5) = 1 nat; its weight is sigmoid(-margin / 2)."""
     experiment = read_experiment(write_grid(tmp_path / "g", CELLS, lambda _: 0.7, pairs=31))
-    (table,) = diagnosis_tables(experiment)
+    table = diagnosis_table(experiment)
+    assert table is not None
     first = experiment.cells[0]
     longer = first.lengths[:, 0] > first.lengths[:, 1]
     for row, name in zip(table.rows, ("td_dpo", "dpo"), strict=True):
@@ -41,10 +42,12 @@ def test_distances_and_weights_against_a_loop(tmp_path: Path) -> None:
 def test_what_has_no_bound_or_no_lengths_says_so(tmp_path: Path) -> None:
     cells = [resolve({"loss": {"kl": "full"}})]
     folder = write_grid(tmp_path / "g", cells, lambda _: 0.7, pairs=9)
-    (table,) = diagnosis_tables(read_experiment(folder))
+    table = diagnosis_table(read_experiment(folder))
+    assert table is not None
     assert table.rows[0][5:7] == ["–", "–"]
     (lengths,) = folder.glob("*/evaluations/lengths.npy")
     lengths.unlink()
-    (table,) = diagnosis_tables(read_experiment(folder))
+    table = diagnosis_table(read_experiment(folder))
+    assert table is not None
     assert table.rows[0][4] == "–"
     assert "correlation" not in table.caption

@@ -8,7 +8,8 @@ import numpy as np
 from synthetic_grid import experiment_cells, write_grid
 
 from eval.experiment import read_experiment
-from eval.report.read.pair_metrics import chosen_checkpoints, halves, pair_values
+from eval.report.read.pair_metrics import chosen_checkpoints, pair_values
+from eval.report.read.scores import halves
 from tddpo_jax.config.reading import resolve
 
 CELLS = experiment_cells(loss=["dpo"], beta=[2.5], tau=[0.5], seed=[1])
@@ -32,7 +33,7 @@ def test_each_half_chooses_its_own_checkpoint(tmp_path: Path) -> None:
     """The first half likes step 5 best, the second step 10; a diverged run has no choice."""
     write_grid(tmp_path / "g", CELLS, pairs=10)
     cell = read_experiment(tmp_path / "g").cells[0]
-    second = halves(("pairs",) * 10, 0)
+    second = halves(("pairs",) * 10)
     values = {"rewards/accuracies": np.full((5, 10), 0.5)}
     values["rewards/accuracies"][1, ~second] = 1
     values["rewards/accuracies"][2, second] = 1

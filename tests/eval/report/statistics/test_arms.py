@@ -62,7 +62,8 @@ def test_a_loss_is_compared_at_the_rate_that_the_other_half_chose(folder):
 
 
 def test_the_report_names_the_rates(folder):
-    write_report(analyse(folder), "the command")
+    found = analyse(folder)
+    write_report(found, answer_of(found), "the command")
     text = (folder / "report.md").read_text()
     assert "learning rate 0.0001" in text
     assert "answer_learning_rate_0.0001.svg" in text
