@@ -11,7 +11,7 @@ import numpy as np
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.tensor_table import Packing, Parameter
-from tddpo_jax.weights.tensor_files import PACKED_DTYPES, stored_tensor
+from tddpo_jax.weights.tensor_files import PACKED_DTYPES, WHOLE_OR_PACKED, stored_tensor
 
 # The tensors of the checkpoint, by name, with their parameters.
 Expected = Mapping[str, tuple[Parameter, int | None]]
@@ -90,7 +90,7 @@ def _packed_tensor(
     parameter, _ = expected[name]
     packing, shape = parameter.tensor.packing, parameter.hub_shape
     assert packing is not None
-    stored = tuple(stored_tensor(files[part], part) for part in parts)
+    stored = tuple(stored_tensor(files[part], part, WHOLE_OR_PACKED) for part in parts)
     for part, one, wanted in zip(parts, stored, packing.shapes(shape), strict=True):
         if one.get_shape() != list(wanted) or one.get_dtype() not in PACKED_DTYPES:
             found = f"{one.get_shape()} of {one.get_dtype()}"
