@@ -39,10 +39,12 @@ def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Pa
     """The names of a folder's tensors and their files, with one name for all parts of a tensor.
 
     Raises:
-        UserError: a part is missing.
+        UserError: a part is missing, or the tensor is also there whole.
     """
     found = dict(files)
     for name, parts in _packed(files, expected).items():
+        if name in files:
+            raise UserError(f"{files[name]}: tensor {name} is there twice, whole and packed")
         for part in parts:
             if part not in files:
                 raise UserError(f"{files[parts[0]]}: tensor {part} is missing")
