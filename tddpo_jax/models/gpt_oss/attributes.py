@@ -82,7 +82,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> GptOssConfig:
 
 
 def _check_packing(settings: Any, path: str) -> None:
-    """Packed weights must be MXFP4, and only the experts' may be packed."""
+    """Packed weights must be MXFP4. `weights.packed` checks which tensors are packed."""
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
