@@ -87,6 +87,7 @@ REFUSED = {
     "no biases": ({"attention_bias": False}, "attention_bias = False"),
     "tied": ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+    "another activation": ({"swiglu_alpha": 1.5}, "swiglu_alpha = 1.5 is not supported"),
     "missing": ({"sliding_window": None}, "sliding_window is missing"),
     "too many layers": ({"num_hidden_layers": 10_001}, "a whole number from 1 to 10000, got 10001"),
     "text for a number": ({"head_dim": "20"}, "head_dim must be a whole number"),

@@ -15,7 +15,7 @@ from tddpo_jax.models.attribute_values import (
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
-from tddpo_jax.models.gpt_oss.model import GptOssConfig
+from tddpo_jax.models.gpt_oss.model import SHARPNESS, GptOssConfig
 from tddpo_jax.models.rope import Yarn
 
 MODEL_TYPES = ("gpt_oss",)
@@ -48,6 +48,7 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_bias": (True,),
     "attention_dropout": (0, None),
     "tie_word_embeddings": (False, None),
+    "swiglu_alpha": (SHARPNESS,),  # transformers 5 writes it
 }
 
 
