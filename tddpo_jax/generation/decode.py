@@ -254,7 +254,7 @@ def _through_layers(
     def placed(x: Array, *axes: Any) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    products = expert_implementation(dtype, mesh.devices.flat[0].device_kind)
+    products = expert_implementation(dtype, mesh)
     x, kept = model.through_layers(
         tokens,
         positions,

@@ -55,6 +55,36 @@ def check_values(
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
 
 
+def rope_attributes(known: dict[str, Any], path: str) -> tuple[Any, float | None, dict[str, Any]]:
+    """Takes rope's attributes out of `known`.
+
+    transformers 5 writes all of them into `rope_parameters`; older versions write `rope_theta` and
+    `rope_scaling`. As in transformers, the older object counts if a file has both, and a base in
+    the object that counts goes before `rope_theta`. A base that is null counts as absent.
+
+    Args:
+        known: the attributes that are not read yet; it loses those of rope.
+        path: of the file.
+
+    Returns:
+        The kind of stretching (`default`: none), the base of the frequencies (None: the file has
+        none), and the other attributes of the object that counts.
+
+    Raises:
+        UserError: `rope_scaling` is not an object, or the base is not a positive number.
+    """
+    scaling, parameters = known.pop("rope_scaling", None), known.pop("rope_parameters", None)
+    scaling = scaling or parameters or {}
+    if not isinstance(scaling, Mapping):
+        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
+    rest = dict(scaling)
+    inner, outer = rest.pop("rope_theta", None), known.pop("rope_theta", None)
+    base = outer if inner is None else inner
+    kinds = rest.pop("rope_type", None), rest.pop("type", None)
+    kind = kinds[0] or kinds[1] or "default"
+    return kind, None if base is None else positive_number(base, "rope_theta", path), rest
+
+
 def check_heads(heads: int, key_value_heads: int, size: int, path: str) -> None:
     """Checks that the heads share keys and values evenly, and that rope can pair their features.
 

@@ -8,7 +8,7 @@ head counts at scored positions only. Attention counts over the true key ranges.
 from __future__ import annotations
 
 import time
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,32 @@ from tddpo_jax.models.tensor_table import Kind
 from tddpo_jax.system.devices import data_sheet_rate
 
 
-def layer_matmul_parameters(layer: Layer) -> int:
-    """Number of parameters in the products of one layer that a token passes through."""
+class LayerWeights(NamedTuple):
+    """Numbers of the weights that a layer's products have."""
+
+    shared: int  # linear layers and the router, which all tokens use
+    experts: int  # all experts together, of which a token uses a few
+
+
+def layer_weights(layer: Layer) -> LayerWeights:
+    """Counts the weights of one layer's products."""
     sizes = dict.fromkeys(get_args(Kind), 0)
     for tensor in layer.tensors:
         if len(tensor.axes) > 1:
             sizes[tensor.kind] += layer.size(tensor)
-    used = sizes["linear"] + sizes["router"]
+    return LayerWeights(sizes["linear"] + sizes["router"], sizes["experts"])
+
+
+def _used_by_token(layer: Layer) -> int:
+    weights = layer_weights(layer)
     if layer.experts is None:
-        return used
-    return used + sizes["experts"] * layer.experts.chosen // layer.experts.experts
+        return weights.shared
+    return weights.shared + weights.experts * layer.experts.chosen // layer.experts.experts
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Number of parameters in the linear layers of all layers."""
-    return sum(count * layer_matmul_parameters(layer) for count, layer in kinds_of_layers(config))
+    """Number of weights in the products of all layers that one token uses."""
+    return sum(count * _used_by_token(layer) for count, layer in kinds_of_layers(config))
 
 
 def distinct_tokens(example: Example) -> int:

@@ -69,8 +69,11 @@ class Yarn:
 
     @property
     def attention_factor(self) -> float:
-        """Factor of rotated queries and keys (Peng et al., equation 22)."""
-        return 0.1 * math.log(self.factor) + 1.0
+        """Factor of rotated queries and keys (Peng et al., equation 22).
+
+        It is 1 without stretching, as in transformers.
+        """
+        return 0.1 * math.log(max(self.factor, 1.0)) + 1.0
 
 
 def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, " half"]:

@@ -72,18 +72,18 @@ def attention_implementation(
 def computation(config: ModelConfig, mesh: Mesh, model: DecoderConfig) -> Computation:
     """How to compute the model on this mesh, according to the settings."""
     attention = attention_implementation(config, model=model)
-    dtype, kind = compute_dtype(config.dtype), mesh.devices.flat[0].device_kind
-    experts = expert_implementation(dtype, kind)
+    dtype = compute_dtype(config.dtype)
+    experts = expert_implementation(dtype, mesh)
     return Computation(dtype, attention, config.remat, row_sharding(mesh), experts)
 
 
-def expert_implementation(dtype: Any, kind: str) -> Implementation:
-    """The grouped products of experts on a kind of device.
+def expert_implementation(dtype: Any, mesh: Mesh) -> Implementation:
+    """The grouped products of experts on the devices of a mesh.
 
     They are `tokamax` for bfloat16 on Hopper GPUs if it is installed, and `tiles` everywhere else.
     """
     is_installed = importlib.util.find_spec("tokamax") is not None
-    is_fit = dtype == jnp.bfloat16 and kind.startswith(HOPPER)
+    is_fit = dtype == jnp.bfloat16 and mesh.devices.flat[0].device_kind.startswith(HOPPER)
     return "tokamax" if is_fit and is_installed else "tiles"
 
 
@@ -94,4 +94,4 @@ class Computation(NamedTuple):
     attention: str  # name of the back-end
     remat: Remat
     rows: NamedSharding  # sharding of the hidden states between layers
-    experts: Implementation = "tiles"  # name of the grouped products
+    experts: Implementation  # name of the grouped products

@@ -17,7 +17,7 @@ from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.decoder import Decoder
-from tddpo_jax.placement.computation import Computation
+from tddpo_jax.placement.computation import Computation, expert_implementation
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import (
     on,
@@ -116,7 +116,8 @@ def abstract_step(
     graphdef, *weights = abstract_weights(config, model_config, dtype)
     trainable, base = (placed(part, model_config, mesh) for part in weights)
     objective = objective_of([config.loss.settings])
-    how = Computation(dtype, attention, config.model.remat, row_sharding(mesh))
+    experts = expert_implementation(dtype, mesh)
+    how = Computation(dtype, attention, config.model.remat, row_sharding(mesh), experts)
     optimizer = make_optimizer(config.train, model_config)
     setting = StepSetting(graphdef, model_config, objective, optimizer, how, shape.responses)
     program = make_program(setting, trainable, members)

@@ -11,10 +11,10 @@ import numpy as np
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import Config
-from tddpo_jax.models.architecture import DecoderConfig
-from tddpo_jax.models.flops import forward_flops, matmul_parameters, useful_flops
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.flops import forward_flops, layer_weights, useful_flops
 from tddpo_jax.planning.compiler import DEVICES_OF_A_HOST
-from tddpo_jax.planning.memory import Memory, planned_dtype
+from tddpo_jax.planning.memory import Memory, planned_dtype, weights_at_work
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.step_order import Order, make_order
 
@@ -108,8 +108,9 @@ def expected_time(
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)
     through_memory = _traffic(config, model, memory, work) * order.total_steps / device.bandwidth
     # A layer is gathered in the forward and in the backward pass. With full training, its gradients
-    # are scattered too.
-    weights = itemsize * matmul_parameters(model) / sizes["tensor"]
+    # are scattered too. Experts stay on their devices.
+    gathered = sum(count * layer_weights(layer).shared for count, layer in kinds_of_layers(model))
+    weights = itemsize * gathered / sizes["tensor"]
     trips = (3 if full else 2) if sizes["fsdp"] > 1 else 0
     moved = trips * weights * (sizes["fsdp"] - 1) / sizes["fsdp"]
     link = device.link if devices <= DEVICES_OF_A_HOST else min(device.link, NETWORK)
@@ -130,8 +131,9 @@ def _traffic(config: Config, model: DecoderConfig, memory: Memory, work: Work) -
     dtype of the computation unless they are stored so, and reads those.
     """
     trained = memory.trained + memory.adapters
-    used = planned_dtype(config).itemsize * matmul_parameters(model)
-    used //= config.mesh.tensor
+    fsdp, layers = config.mesh.fsdp, kinds_of_layers(model)
+    used = sum(count * weights_at_work(layer, fsdp) for count, layer in layers)
+    used = planned_dtype(config).itemsize * used // config.mesh.tensor
     stored = 0 if config.train.mode == "lora" else memory.trained + memory.frozen + used
     passes = 3 if config.model.remat == "full" else 2
     return 9 * trained + work.micro_batches * (2 * trained + passes * (stored + used))

@@ -12,7 +12,7 @@ from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
-from tddpo_jax.models.flops import layer_matmul_parameters
+from tddpo_jax.models.flops import layer_weights
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import bytes_of_device, on, tree_shardings
@@ -107,7 +107,8 @@ def activations_of_token(config: Config, model: DecoderConfig) -> int:
     everything, including the causal rows of attention, which is about 17/4 of what `dots` keeps.
     The layer whose gradients are being computed holds about twenty arrays of the width, including
     norms, causal rows and cotangents, and four arrays of the feed-forward. These numbers are fitted
-    to XLA's reports for all modes on 1 and 8 GPUs.
+    to XLA's reports for all modes on 1 and 8 GPUs. Experts are not fitted: those
+    that a token chooses count like one feed-forward of their sizes together.
     """
     shared, kinds = config.mesh.tensor, list(kinds_of_layers(model))
 
@@ -136,6 +137,15 @@ def _feed_forward(layer: Layer) -> int:
     return used * layer.sizes.get("feed_forward", 0)
 
 
+def weights_at_work(layer: Layer, fsdp: int) -> int:
+    """Number of weights that the products of a layer read on a device that shares none over tensor.
+
+    Linear layers are gathered. Experts are not: each fsdp device has its own.
+    """
+    weights = layer_weights(layer)
+    return weights.shared + weights.experts // fsdp
+
+
 def _gathered(config: Config, model: DecoderConfig, members: int) -> int:
     """Bytes of the head, a chunk of logits, and the layers in use.
 
@@ -143,7 +153,7 @@ def _gathered(config: Config, model: DecoderConfig, members: int) -> int:
     reference of the exact KL needs a head and logits of its own.
     """
     mode, mesh, itemsize = config.train.mode, config.mesh, planned_dtype(config).itemsize
-    largest = max(layer_matmul_parameters(layer) for _, layer in kinds_of_layers(model))
+    largest = max(weights_at_work(layer, mesh.fsdp) for _, layer in kinds_of_layers(model))
     layer = itemsize * largest // mesh.tensor
     head = model.vocabulary * model.width // mesh.tensor
     chunk = 4 * CHUNK * model.vocabulary // mesh.tensor

@@ -22,12 +22,16 @@ from tddpo_jax.placement.shardings import path_name
 def _decayed(params: Any, model: DecoderConfig) -> Any:
     """True for every parameter that gets weight decay.
 
-    Norms and biases get none: they are few, and decay would pull the norms' weights to zero.
+    Norms and biases get none: they are few, and decay would pull the norms' weights to zero. A
+    router's bias has the kind `router`, so no vector gets any.
 
     Raises:
         KeyError: a parameter is neither in the model's table nor part of an adapter.
     """
-    decayed = {each.path: each.tensor.kind not in ("norm", "bias") for each in model.parameters}
+    decayed = {
+        each.path: each.tensor.kind not in ("norm", "bias") and len(each.shape) > 1
+        for each in model.parameters
+    }
     for weight in linear_parameters(model.parameters):
         decayed |= dict.fromkeys(adapter_paths(weight), True)
     return jax.tree_util.tree_map_with_path(lambda path, _: decayed[path_name(path)], params)

@@ -1,5 +1,6 @@
 """Converts a Hugging Face folder to our tree and back, bit for bit, by one table of tensors.
 
+Tensors that the source holds packed are written unpacked, in the model's dtype.
 Tensors are read one by one from safetensors and placed straight onto their shardings. So host
 memory holds one tensor and never a whole model. Each of several hosts reads only the part that lies
 on its own devices. Unknown, missing and duplicate names are errors, and so are unknown config
@@ -77,7 +78,8 @@ def checkpoint_dtype(folder: Path) -> np.dtype:
 def _check_experts(folder: Path, config: DecoderConfig, mesh: Mesh) -> None:
     """Refuses experts on several devices of a CPU.
 
-    Their gradient has waited for ever there: two collectives of XLA wait for each other.
+    On several devices of a CPU, the gradient of experts may never end: two collectives of XLA wait
+    for each other.
     """
     several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     if several and any(layer.experts is not None for _, layer in kinds_of_layers(config)):
@@ -211,6 +213,8 @@ def export(
 ) -> None:
     """Writes a Hugging Face folder with our weights and copies of all else that `source` holds.
 
+    Tensors that the source holds packed are written unpacked, in the model's dtype.
+
     Every host must call this function, and the first one writes. The folder appears whole or not at
     all. Each file holds at most `SHARD_BYTES` of tensors. Names and index are those of
     transformers.
@@ -258,7 +262,7 @@ def export(
 
 
 def _describe_unpacked(path: Path) -> None:
-    """Takes from a config what it says of packed weights, because an export has none."""
+    """Removes the `quantization_config` of packed weights: an export has none."""
     attributes = read_object(path)
     if attributes.pop("quantization_config", None) is not None:
         write_json(path, attributes)

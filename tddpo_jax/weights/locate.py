@@ -94,10 +94,8 @@ def weights_of(path: str) -> str:
         UserError: as in `resolve`.
     """
     files = resolve(path)
-    base = content_hash(files.base)
-    if files.adapter is None:
-        return base
-    return f"{base}+{files_hash(sorted(files.adapter.glob('adapter_*')))}"
+    base, adapter = content_hash(files.base), adapter_hash(files)
+    return base if adapter is None else f"{base}+{adapter}"
 
 
 def _folder(path: str) -> Path:

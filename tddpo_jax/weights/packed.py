@@ -11,7 +11,7 @@ import numpy as np
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.tensor_table import Packing, Parameter
-from tddpo_jax.weights.tensor_files import PACKED_DTYPES, stored_tensor
+from tddpo_jax.weights.tensor_files import PACKED_DTYPES, WHOLE_OR_PACKED, stored_tensor
 
 # The tensors of the checkpoint, by name, with their parameters.
 Expected = Mapping[str, tuple[Parameter, int | None]]
@@ -39,10 +39,12 @@ def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Pa
     """The names of a folder's tensors and their files, with one name for all parts of a tensor.
 
     Raises:
-        UserError: a part is missing.
+        UserError: a part is missing, or the tensor is also there whole.
     """
     found = dict(files)
     for name, parts in _packed(files, expected).items():
+        if name in files:
+            raise UserError(f"{files[name]}: tensor {name} is there twice, whole and packed")
         for part in parts:
             if part not in files:
                 raise UserError(f"{files[parts[0]]}: tensor {part} is missing")
@@ -90,7 +92,7 @@ def _packed_tensor(
     parameter, _ = expected[name]
     packing, shape = parameter.tensor.packing, parameter.hub_shape
     assert packing is not None
-    stored = tuple(stored_tensor(files[part], part) for part in parts)
+    stored = tuple(stored_tensor(files[part], part, WHOLE_OR_PACKED) for part in parts)
     for part, one, wanted in zip(parts, stored, packing.shapes(shape), strict=True):
         if one.get_shape() != list(wanted) or one.get_dtype() not in PACKED_DTYPES:
             found = f"{one.get_shape()} of {one.get_dtype()}"

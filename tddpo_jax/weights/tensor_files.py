@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Dtypes of the parts of packed tensors, which are only read.
 PACKED_DTYPES = ("U8",)
+WHOLE_OR_PACKED = (*DTYPES.values(), *PACKED_DTYPES)
 ALIGNMENT = 8  # bytes; spaces pad the header to a multiple of it
 
 
@@ -85,17 +86,26 @@ def stored_tensors(files: dict[str, Path]) -> Iterator[tuple[str, Any]]:
     """
     for file in sorted(set(files.values())):
         for name in _names_in(file):
-            yield name, stored_tensor(file, name)
+            yield name, stored_tensor(file, name, WHOLE_OR_PACKED)
 
 
-def stored_tensor(file: Path, name: str) -> Any:
-    """The `PySafeSlice` of a tensor; see `stored_tensors`."""
+def stored_tensor(file: Path, name: str, dtypes: Collection[str] = tuple(DTYPES.values())) -> Any:
+    """The `PySafeSlice` of a tensor; see `stored_tensors`.
+
+    Args:
+        file: the file that holds it.
+        name: of the tensor.
+        dtypes: safetensors' names of the dtypes that it may have.
+
+    Raises:
+        UserError: it is stored in another dtype.
+    """
     # Open the file anew for each tensor, because everything read from an open file stays mapped
     # into memory.
     with safe_open(file, "np") as tensors:
         stored = tensors.get_slice(name)
     dtype = stored.get_dtype()
-    if dtype not in (*DTYPES.values(), *PACKED_DTYPES):
+    if dtype not in dtypes:
         raise UserError(
             f"{file}: {name} is stored as {dtype}, but must be one of {', '.join(DTYPES)}"
         )
@@ -138,12 +148,20 @@ def files_hash(files: Iterable[Path]) -> str:
 
 
 def stored_dtype(folder: Path, name: str) -> np.dtype:
-    """The dtype in which the tensor of this name is stored."""
+    """The dtype in which the tensor of this name is stored.
+
+    Raises:
+        UserError: it is not in `DTYPES`.
+    """
     return stored_spec(weight_files(folder)[name], name).dtype
 
 
 def stored_spec(file: Path, name: str) -> jax.ShapeDtypeStruct:
-    """The shape and the dtype of a stored tensor."""
+    """The shape and the dtype of a stored tensor.
+
+    Raises:
+        UserError: the dtype is not in `DTYPES`.
+    """
     stored = stored_tensor(file, name)
     dtype = next(ours for ours, theirs in DTYPES.items() if theirs == stored.get_dtype())
     return jax.ShapeDtypeStruct(stored.get_shape(), jnp.dtype(dtype))

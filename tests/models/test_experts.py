@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 
 from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum, router_logits
 from tddpo_jax.models.experts.grouped import tile_rows
@@ -93,12 +94,50 @@ def test_parts_of_the_experts_add_up(numbers, tokens):
     route = softmax_of_best(router_logits(x, jnp.asarray(numbers[1], jnp.float32)), 3)
 
     def part(start, stop):
-        some = jax.tree.map(lambda leaf: leaf[start:stop] if jnp.ndim(leaf) else leaf, banks)
+        some = jax.tree.map(lambda leaf: leaf[start:stop], banks)
         return routed_sum(x, route, some, shape, first=start)
 
     found = part(0, 4) + part(4, EXPERTS)
     wanted = dense_sum(x, route, banks, shape)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@jax.custom_vjp
+def nan_gradient(x, used):
+    """x; the gradient of the rows that are not used is NaN."""
+    return x
+
+
+nan_gradient.defvjp(
+    lambda x, used: (x, used), lambda used, d_x: (jnp.where(used, d_x, jnp.nan), None)
+)
+
+
+def test_what_a_kernel_leaves_behind_the_used_rows_changes_nothing(numbers, monkeypatch):
+    """Four of seven experts are here, so rows are free. The stand-in for the kernels leaves NaN in
+    them, and in their gradients. Expected: the values and the gradients of tiles, in float64."""
+    tokamax = pytest.importorskip("tokamax")
+
+    def ragged_dot(x, weight, sizes, implementation):
+        used = (jnp.arange(len(x)) < jnp.sum(sizes))[:, None]
+        y = jax.lax.ragged_dot(nan_gradient(x, used), weight, sizes)
+        return jnp.where(used, y, jnp.nan)
+
+    monkeypatch.setattr(tokamax, "ragged_dot", ragged_dot)
+    shape = ExpertsShape(EXPERTS, 3, WIDTH, INNER, gated)
+
+    def value(x, router, banks, implementation):
+        route = softmax_of_best(router_logits(x, router), 3)
+        y = routed_sum(x, route, banks, shape, implementation=implementation)
+        return jnp.sum(jnp.sin(y)), y
+
+    both = tiny_models.quick_jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
+    with jax.enable_x64(True):
+        x, router, banks = jax.tree.map(jnp.asarray, numbers)
+        here = jax.tree.map(lambda leaf: leaf[:4], banks)
+        results = [both(x, router, here, name) for name in ("tokamax", "tiles")]
+    for found, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-12 * np.abs(wanted).max())
 
 
 def test_tiles_follow_the_rows_of_an_expert():

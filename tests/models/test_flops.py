@@ -7,9 +7,11 @@ import pytest
 import tiny_models
 
 from tddpo_jax.batches.layout import Row, Shape, score_count, stream_length
+from tddpo_jax.models.architecture import kinds_of_layers
 from tddpo_jax.models.flops import (
     attended_keys,
     forward_flops,
+    layer_weights,
     matmul_parameters,
     matmul_rate,
     measured_matmul_rate,
@@ -17,6 +19,8 @@ from tddpo_jax.models.flops import (
 )
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.system.devices import DEVICES, data_sheet_rate
+from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import model_folder
 
 (PAIR,) = tiny_models.random_examples([(7, 5, 11)])
 (SINGLE,) = tiny_models.random_examples([(7, 5)])
@@ -80,6 +84,17 @@ def test_matmul_parameters_are_those_of_the_model():
     model = tiny_models.llama()
     expected = sum(x.size for x in jax.tree.leaves(model.layers) if x.ndim == 3)
     assert matmul_parameters(model.config) == expected
+
+
+def test_a_token_uses_some_of_the_weights_that_are_there():
+    """gpt-oss-20b: 64 heads of 64 with 8 key/value heads at a width of 2,880, and 32 experts with
+    three matrices of 2,880 by 2,880, of which a token uses four."""
+    config = read_config(model_folder("openai/gpt-oss-20b"))
+    layers = list(kinds_of_layers(config))
+    shared = 2880 * (64 + 8 + 8 + 64) * 64 + 32 * 2880
+    expert = 3 * 2880 * 2880
+    assert [layer_weights(layer) for _, layer in layers] == [(shared, 32 * expert)] * 2
+    assert matmul_parameters(config) == 24 * (shared + 4 * expert)
 
 
 def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):

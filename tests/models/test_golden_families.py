@@ -81,6 +81,11 @@ def test_the_table_holds_the_model(family, model):
     assert parameter_count(model.config.parameters) == family[1]["parameters"]
 
 
+def test_two_loads_have_one_structure(family, model):
+    """So no program is traced again for the second, and trees of both can be mapped together."""
+    assert jax.tree.structure(load(family[0].parent.name)) == jax.tree.structure(model)
+
+
 @tiny_models.quick_jit
 def token_logps(model, batch):
     """The log-prob of every target of one packed row."""
@@ -324,8 +329,7 @@ def no_attention_factor(model, patch):
 def no_limit(model, patch):
     for stack in ("layers_0_0", "layers_0_1"):
         experts = getattr(model, stack).experts
-        endless = functools.partial(gpt_oss.clamped, limit=1e9)
-        experts.shape = dataclasses.replace(experts.shape, activation=endless)
+        experts.shape = dataclasses.replace(experts.shape, activation=gpt_oss.Clamped(1e9))
 
 
 def softmax_first(model, patch):

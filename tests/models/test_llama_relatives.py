@@ -88,7 +88,7 @@ def test_log_probs_and_gradients_are_those_of_transformers(mesh, folder, expecte
     """Pairs are packed with their prompts once; transformers computes every branch by itself."""
     devices = tiny_models.mesh_of(*mesh)
     model = hugging_face.load(folder, devices)
-    how = Computation(jnp.float32, "xla", "full", row_sharding(devices))
+    how = Computation(jnp.float32, "xla", "full", row_sharding(devices), "tiles")
     (batch,) = pack(PAIRS, [Shape(4, 130, 120, 3)])
     rows = jax.tree.map(lambda x: place(x, row_sharding(devices)), batch)
 

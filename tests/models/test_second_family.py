@@ -155,7 +155,7 @@ def test_eight_devices_compute_what_one_does(folder):
 
     def on_mesh(mesh):
         model = hugging_face.load(folder, mesh)
-        how = Computation(jnp.float32, "xla", "full", row_sharding(mesh))
+        how = Computation(jnp.float32, "xla", "full", row_sharding(mesh), "tiles")
         rows = jax.tree.map(lambda x: place(x, row_sharding(mesh)), batch_of_pairs(4))
 
         def value(model, batch):

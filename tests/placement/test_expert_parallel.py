@@ -11,11 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum
 from tddpo_jax.models.experts.routing import softmax_of_best
-from tddpo_jax.placement.expert_parallel import experts_over
+from tddpo_jax.placement.expert_parallel import HIDDEN, experts_over
 from tddpo_jax.placement.shardings import ROWS
 
 SHAPE = ExpertsShape(8, 3, 12, 10, lambda gate, up: jax.nn.silu(gate) * up)
-HIDDEN = PartitionSpec("fsdp", None, "tensor")
 
 
 @pytest.mark.parametrize(

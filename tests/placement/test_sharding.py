@@ -38,7 +38,7 @@ def sharded(model, mesh):
 
 
 def computation(mesh):
-    return Computation(jnp.float32, "xla", "none", row_sharding(mesh))
+    return Computation(jnp.float32, "xla", "none", row_sharding(mesh), "tiles")
 
 
 # ---- meshes --------------------------------------------------------------------------------------

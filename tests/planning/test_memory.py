@@ -1,5 +1,7 @@
 """What a plan counts: shapes on shardings, the bytes of arrays and programs, and lengths."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,15 @@ from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.reading import resolve
+from tddpo_jax.models.architecture import kinds_of_layers
 from tddpo_jax.placement.shardings import bytes_of_device, path_name, tree_shardings
 from tddpo_jax.planning import compiler, lengths, memory, plan
 from tddpo_jax.planning.abstract import abstract_step, abstract_weights, placed
 from tddpo_jax.system.devices import DEVICES, GIB
 from tddpo_jax.weights.hugging_face import read_config
+from tddpo_jax.weights.locate import model_folder
+
+GPT_OSS = model_folder("openai/gpt-oss-20b")
 
 # Inputs are blocks of 64; those of the feed-forward are three, which two devices cannot share.
 SHAPE = {"vocabulary": 64, "width": 128, "heads": 8, "key_value_heads": 4, "head_size": 16}
@@ -116,6 +122,19 @@ def test_arithmetic_is_near_the_compiler(name, fsdp, remat, length):
     found = memory.arithmetic(config, read_config(LLAMA), shape(fsdp, length))
     assert found.resident / GIB == pytest.approx(resident, rel=1e-3)
     assert (found.peak - found.resident) / GIB == pytest.approx(beside, rel=0.06)
+
+
+def test_a_copy_of_a_layer_has_all_experts_of_its_device():
+    """gpt-oss-20b in full training on one device copies a layer in two bytes for each weight. With
+    32 experts more, it has theirs too: three matrices of 2,880 by 2,880, and a row of the router.
+    Of eight devices each has an eighth of the experts."""
+    config, model = config_of("llama2_7b", mesh={"fsdp": 1}), read_config(GPT_OSS)
+    more = dataclasses.replace(model, experts=64)
+    few, many = (memory.arithmetic(config, each, shape(1)) for each in (model, more))
+    added = 32 * 3 * 2880 * 2880
+    assert many.gathered - few.gathered == 2 * (added + 32 * 2880)
+    (_, layer), *_ = kinds_of_layers(model)
+    assert memory.weights_at_work(layer, 1) - memory.weights_at_work(layer, 8) == added * 7 // 8
 
 
 def test_the_longest_row_is_the_longest():

@@ -50,7 +50,7 @@ def step(request):
         lora.add_adapters(model, LoraConfig(rank=2), 0, mesh)
         kind = LoraParam
     graphdef, trainable, base = nnx.split(model, kind, ...)
-    how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh))
+    how = Computation(jnp.float32, "xla", "dots", row_sharding(mesh), "tiles")
     objective = objective_of([Config().loss.settings, {"name": "dpo"}])
     optimizer = make_optimizer(TrainConfig(), model.config)
     setting = StepSetting(graphdef, model.config, objective, optimizer, how)

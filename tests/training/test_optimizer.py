@@ -1,6 +1,7 @@
 """AdamW against PyTorch's, and the learning rate of every step."""
 
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tddpo_jax.config.schema import TrainConfig
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.training.optimizer import learning_rate, make_optimizer
+from tddpo_jax.weights.hugging_face import read_config
 
 CONFIG = TrainConfig(
     weight_decay=0.3, max_grad_norm=0.7, adam_b1=0.8, adam_b2=0.95, adam_eps=1e-3, learning_rate=0.1
 )
+GPT_OSS = Path(__file__).parents[1] / "models" / "golden" / "gpt-oss" / "model"
 RATES = (0.1, 0.03, 0.07)
 
 
@@ -52,6 +56,25 @@ def test_three_steps_are_those_of_pytorch():
         adam.step()
     for name, got, wanted in zip(names, jax.tree.leaves(params), theirs, strict=True):
         np.testing.assert_allclose(got, wanted.detach(), atol=2e-6, err_msg=name)
+
+
+def test_norms_sinks_and_biases_get_no_decay():
+    """Also the biases of all experts, which are matrices, and that of a router. Ones without a
+    gradient change by the decay alone."""
+    model = read_config(GPT_OSS)
+    abstract = jax.eval_shape(lambda key: Decoder(model, key), jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract)
+    optimizer = make_optimizer(CONFIG, model)
+    zeros = jax.tree.map(np.zeros_like, params)
+    changes, _ = optimizer.update(zeros, optimizer.init(params), params)
+    decay = {
+        path_name(path): float(np.max(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(changes)
+    }
+    free = ("norm.weight", ".bias", ".sinks")
+    assert sum(path.endswith(free) for path in decay) == 1 + 2 * 10
+    for path, found in decay.items():
+        assert found == pytest.approx(0.0 if path.endswith(free) else 0.3), path
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def losses(mode, fsdp, tensor, attention="xla"):
     kind = nnx.Param if mode == "full" else LoraParam
     model = placed(mode, mesh)
     graphdef, trainable, base = nnx.split(model, kind, ...)
-    how = Computation(jnp.float32, attention, "none", row_sharding(mesh))
+    how = Computation(jnp.float32, attention, "none", row_sharding(mesh), "tiles")
     objective = objective_of([Config().loss.settings])
     optimizer = make_optimizer(TrainConfig(), model.config)
     setting = StepSetting(graphdef, model.config, objective, optimizer, how)

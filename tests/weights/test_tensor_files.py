@@ -51,13 +51,15 @@ def test_a_folder_without_weights_is_refused(copy):
 
 
 def test_a_dtype_that_is_not_understood_is_refused(copy):
-    problem = r"\.safetensors: {} is stored as F64, but must be one of float32, bfloat16, float16"
+    problem = r"\.safetensors: {} is stored as {}, but must be one of float32, bfloat16, float16"
     tiny_models.change_tensors(copy, model__norm__weight=np.ones(24, np.float64))
-    with pytest.raises(ValueError, match=problem.format(r"model\.norm\.weight")):
+    with pytest.raises(ValueError, match=problem.format(r"model\.norm\.weight", "F64")):
         tiny_models.load(copy)
-    tiny_models.change_tensors(copy, model__embed_tokens__weight=np.ones((61, 24), np.float64))
-    with pytest.raises(ValueError, match=problem.format(r"model\.embed_tokens\.weight")):
-        checkpoint_dtype(copy)
+    for dtype, stored in ((np.float64, "F64"), (np.uint8, "U8")):
+        tiny_models.change_tensors(copy, model__embed_tokens__weight=np.ones((61, 24), dtype))
+        refused = problem.format(r"model\.embed_tokens\.weight", stored)
+        with pytest.raises(ValueError, match=refused):
+            checkpoint_dtype(copy)
 
 
 @pytest.fixture

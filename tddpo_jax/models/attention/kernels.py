@@ -34,6 +34,7 @@ LARGEST_HEAD, LARGEST_HEAD_SINCE_HOPPER, HEAD_MULTIPLE = 128, 256, 8
 # The device kinds begin like this. Hopper's are H100, H200 and similar ones, and GH200.
 HOPPER = ("NVIDIA H", "NVIDIA GH")
 SINCE_HOPPER = (*HOPPER, "NVIDIA B", "NVIDIA GB")
+NO_SINKS = "model.attention: {} does not support this model's attention sinks; choose xla"
 # We set tokamax's flags, because it would otherwise parse this process's command line. The flag
 # switches off its table of tuned block sizes, in versions that allow it. The table lacks our
 # shapes, and tokamax warns about each of them.
@@ -93,7 +94,8 @@ def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
     """
     if attention not in KERNELS:
         return
-    check_sinks(attention, shape.sinks)
+    if shape.sinks:
+        raise UserError(NO_SINKS.format(attention))
     is_wide = attention == "cudnn" and kind.startswith(SINCE_HOPPER)
     largest = LARGEST_HEAD_SINCE_HOPPER if is_wide else LARGEST_HEAD
     for size in (shape.size, shape.value_size):
@@ -106,19 +108,6 @@ def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
         raise UserError(
             f"model.attention: tokamax does not support windows, but this model has a window of "
             f"{shape.window} tokens; choose cudnn or xla"
-        )
-
-
-def check_sinks(attention: str, sinks: bool) -> None:
-    """Refuses a kernel for a layer with sinks.
-
-    Raises:
-        UserError: there are sinks.
-    """
-    if sinks:
-        raise UserError(
-            f"model.attention: {attention} does not support this model's attention sinks; "
-            f"choose xla"
         )
 
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from tddpo_jax.models.attention.kernels import KERNELS, causal_rows_attention, check_sinks
+from tddpo_jax.errors import UserError
+from tddpo_jax.models.attention.kernels import KERNELS, NO_SINKS, causal_rows_attention
 from tddpo_jax.models.attention.mask import (
     BLOCK,
     Seen,
@@ -70,11 +71,12 @@ def attention(
         The attended values of every query, in the dtype of `q`.
 
     Raises:
-        UserError: the implementation does not support this head size or window.
+        UserError: the implementation does not support this head size, this window or sinks.
         ValueError: the implementation is unknown, or it does not support this dtype or view.
     """
     if implementation in KERNELS:
-        check_sinks(implementation, sinks is not None)
+        if sinks is not None:
+            raise UserError(NO_SINKS.format(implementation))
         return causal_rows_attention(
             q, k, v, view.causal_rows, window=window, scale=scale, kernel=implementation
         )

@@ -60,10 +60,16 @@ def grouped(
 
 
 def _tokamax(x: Array, weight: Array, sizes: Array) -> Array:
+    """The kernels leave anything in the rows behind the used ones, in the gradients as well.
+
+    It may be NaN, and NaN times zero is NaN. So these rows are zeros at both ends.
+    """
     import tokamax
 
     set_tokamax_flags()
-    return tokamax.ragged_dot(x, weight.swapaxes(1, 2), sizes, implementation="mosaic")
+    used = (jnp.arange(len(x)) < jnp.sum(sizes))[:, None]
+    x, turned = jnp.where(used, x, 0), weight.swapaxes(1, 2)
+    return jnp.where(used, tokamax.ragged_dot(x, turned, sizes, implementation="mosaic"), 0)
 
 
 def _experts_of_tiles(sizes: Array, tiles: int, tile: int) -> tuple[Array, Array]:

@@ -11,10 +11,11 @@ from tddpo_jax.models.attribute_values import (
     check_heads,
     check_values,
     positive_number,
+    rope_attributes,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
-from tddpo_jax.models.gpt_oss.model import GptOssConfig
+from tddpo_jax.models.gpt_oss.model import SHARPNESS, GptOssConfig
 from tddpo_jax.models.rope import Yarn
 
 MODEL_TYPES = ("gpt_oss",)
@@ -47,6 +48,7 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "attention_bias": (True,),
     "attention_dropout": (0, None),
     "tie_word_embeddings": (False, None),
+    "swiglu_alpha": (SHARPNESS,),  # transformers 5 writes it
 }
 
 
@@ -81,7 +83,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> GptOssConfig:
 
 
 def _check_packing(settings: Any, path: str) -> None:
-    """Packed weights must be MXFP4, and only the experts' may be packed."""
+    """Packed weights must be MXFP4. `weights.packed` checks which tensors are packed."""
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
@@ -99,24 +101,10 @@ def _check_layer_types(kinds: Any, layers: int, path: str) -> None:
 
 
 def _rope(known: dict[str, Any], path: str) -> tuple[float, Yarn | None]:
-    """The rotary base and its stretching.
-
-    transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
-    `rope_scaling`. As in transformers, the older object counts if a file has both, and a base in
-    the object that counts goes before `rope_theta`.
-    """
-    scaling, parameters = known.pop("rope_scaling", None), known.pop("rope_parameters", None)
-    scaling = scaling or parameters or {}
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
-    scaling = dict(scaling)
-    base = known.pop("rope_theta", None)
-    base = scaling.pop("rope_theta", base)
-    if base is None:
+    """The rotary base and its stretching."""
+    kind, theta, scaling = rope_attributes(known, path)
+    if theta is None:
         raise UserError(f"{path}: rope_theta is missing")
-    theta = positive_number(base, "rope_theta", path)
-    kinds = scaling.pop("rope_type", None), scaling.pop("type", None)
-    kind = kinds[0] or kinds[1] or "default"
     if kind == "default" and not scaling:
         return theta, None
     fields = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate")

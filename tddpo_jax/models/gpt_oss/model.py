@@ -35,10 +35,18 @@ from tddpo_jax.models.tensor_table import Parameter, parameter
 SHARPNESS = 1.702  # of the sigmoid in the activation
 
 
-def clamped(gate: Array, up: Array, *, limit: float) -> Array:
-    """The hidden part of an expert: `(up + 1) * gate * sigmoid(1.702 gate)` of clamped inputs."""
-    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-    return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
+@dataclasses.dataclass(frozen=True)
+class Clamped:
+    """The hidden part of an expert: `(up + 1) * gate * sigmoid(1.702 gate)` of clamped inputs.
+
+    Two of the same limit are equal, and so are the tree structures of two models that hold them.
+    """
+
+    limit: float
+
+    def __call__(self, gate: Array, up: Array) -> Array:
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(SHARPNESS * gate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +100,7 @@ class GptOssConfig:
             self.chosen,
             self.width,
             self.feed_forward,
-            functools.partial(clamped, limit=self.limit),
+            Clamped(self.limit),
             biases=True,
         )
 
@@ -104,7 +112,7 @@ class GptOssConfig:
         block, attention = functools.partial(Block, self), self._attention(window)
         return Layer(block, attention, tensors.LAYER, self.sizes, self.experts_shape)
 
-    @property
+    @functools.cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Layers with a window and layers without one take turns."""
         local, whole = self._layer(self.window), self._layer(None)
@@ -112,7 +120,7 @@ class GptOssConfig:
         found = [Segment(repeats, (local, whole))] if repeats else []
         return (*found, Segment(1, (local,))) if rest else tuple(found)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         return (
             parameter(tensors.EMBED, self.sizes),

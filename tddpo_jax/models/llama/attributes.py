@@ -15,6 +15,7 @@ from tddpo_jax.models.attribute_values import (
     check_heads,
     check_values,
     positive_number,
+    rope_attributes,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
@@ -110,23 +111,10 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
 
 
 def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """The rotary base and its scaling.
-
-    transformers 5 writes both into `rope_parameters`; older versions write `rope_theta` and
-    `rope_scaling`. As in transformers, the older object counts if a file has both, and a base in
-    the object that counts goes before `rope_theta`.
-    """
-    scaling, parameters = known.pop("rope_scaling", None), known.pop("rope_parameters", None)
-    scaling = scaling or parameters or {}
-    if not isinstance(scaling, Mapping):
-        raise UserError(f"{path}: rope_scaling = {scaling!r} is not an object")
-    scaling = dict(scaling)
+    """The rotary base and its scaling."""
+    kind, base, scaling = rope_attributes(known, path)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
-    given = (scaling.pop("rope_theta", None), known.pop("rope_theta", None), 10000.0)
-    theta = next(each for each in given if each is not None)
-    theta = positive_number(theta, "rope_theta", path)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", "default")
-    scaling.pop("type", None)
+    theta = 10000.0 if base is None else base
     if kind == "default" and not scaling:
         return theta, None
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
