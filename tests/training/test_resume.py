@@ -49,9 +49,7 @@ ANSWERING = {"train.sample_prompts": 3}
 def finished(inputs, tmp_path_factory):
     """The directory of a run that nothing interrupted; it samples answers."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, ANSWERING)
+    tiny_runs.run_on_one_device(inputs, directory, ANSWERING)
     return directory
 
 
