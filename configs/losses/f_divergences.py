@@ -30,7 +30,10 @@ def js_dpo(pairs: PairLogps, *, beta: Scalar) -> PerPair:
 
 
 def alpha_dpo(pairs: PairLogps, *, beta: Scalar, alpha: Scalar = 0.5) -> PerPair:
-    """f-DPO with an alpha divergence: the scores are t^(alpha - 1) / (alpha - 1), alpha not 1."""
+    """f-DPO with an alpha divergence: the scores are t^(alpha - 1) / (alpha - 1), alpha not 1.
+
+    Alpha is TRL's `f_alpha_divergence_coef`; the paper's is 1 - alpha.
+    """
     power = alpha - 1
     chosen, rejected = (exp(-maximum(-power * s, -LARGEST)) / power for s in log_ratios(pairs))
     return softplus(-beta * (chosen - rejected))

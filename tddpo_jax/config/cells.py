@@ -11,7 +11,7 @@ from typing import Any
 from tddpo_jax.config.dotted import get, with_value, without_value
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights
 from tddpo_jax.config.own_function import function_name
-from tddpo_jax.config.own_loss import is_own, load_loss
+from tddpo_jax.config.own_loss import GROUPS, is_own, load_loss
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers
@@ -27,7 +27,7 @@ def grid_axes(own: Iterable[str] = ()) -> tuple[str, ...]:
     Args:
         own: the `own_numbers` of the settings, such as `loss.set.margin_scale`.
     """
-    numbers = [name for name, setting in all_settings().items() if not setting.choices]
+    numbers = [name for name, setting in all_settings().items() if not setting.is_text]
     loss = [f"loss.{name}" for name in numbers]
     return ("loss.name", *loss, *own, "train.learning_rate", "train.weight_decay", "seed")
 
@@ -115,16 +115,11 @@ def _cause(ignored: str, config: Config) -> str:
 
 def ignored_settings(config: Config) -> list[str]:
     """Dotted names of the given settings that this configuration never reads."""
-    given = config.loss.model_fields_set - {
-        "name",
-        "set",
-        "mix",
-        *LOSSES[config.loss.name].settings,
-    }
-    names = [f"loss.{name}" for name in sorted(given)]
+    names = [f"loss.{name}" for name in sorted(config.loss.model_fields_set - config.loss.read)]
     if config.train.mode == "full":
-        names += [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
-    return names
+        return names + [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
+    # Adapters leave routers frozen.
+    return names + (["train.router"] if config.train.router == "trained" else [])
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -163,24 +158,30 @@ def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in {*axes, *own} - {"loss.name", *misspelt}:
             if not _reads(loss, name):
                 cell = without_value(cell, name)
-        rates = get(cell, "train.learning_rate")
-        if isinstance(rates, Mapping):
-            title = function_name(loss)
-            if title not in rates:
-                raise UserError(f"train.learning_rate: gives no rate for {title}")
-            cell = with_value(cell, "train.learning_rate", rates[title])
-        several = isinstance(get(cell, "train.learning_rate"), (list, tuple))
-        for each in expand(cell) if several else [cell]:
+        for each in _with_rates(cell, function_name(loss)):
             if each not in cells:
                 cells.append(each)
     return cells
+
+
+def _with_rates(cell: dict[str, Any], title: str) -> list[dict[str, Any]]:
+    """The cell with each learning rate that a mapping gives its loss; else the cell as it is."""
+    rates = get(cell, "train.learning_rate")
+    if not isinstance(rates, Mapping):
+        return [cell]
+    if title not in rates:
+        raise UserError(f"train.learning_rate: gives no rate for {title}")
+    own = rates[title] if isinstance(rates[title], (list, tuple)) else [rates[title]]
+    if not own:
+        raise UserError("train.learning_rate: the list of values is empty")
+    return [with_value(cell, "train.learning_rate", rate) for rate in own]
 
 
 def _check_forms(mapping: Mapping[str, Any], losses: Sequence[Any]) -> None:
     """Refuses a form, such as that of a margin, that none of the losses has."""
     for name, setting in all_settings().items():
         given = get(mapping, f"loss.{name}", setting.default)
-        if not setting.choices or given == setting.default:
+        if not setting.is_text or given == setting.default:
             continue
         if not any(_reads(loss, f"loss.{name}") for loss in losses):
             titles = ", ".join(function_name(str(loss)) for loss in losses)
@@ -193,9 +194,9 @@ def own_numbers(mapping: Mapping[str, Any]) -> list[str]:
     They are those of losses of one's own, `loss.set.margin_scale`, and the weights of mixtures,
     `loss.mix.sft`.
     """
-    groups = {group: get(mapping, group) for group in ("loss.set", "loss.mix")}
+    groups = {group: get(mapping, f"loss.{group}") for group in GROUPS}
     return [
-        f"{group}.{name}"
+        f"loss.{group}.{name}"
         for group, given in groups.items()
         if isinstance(given, Mapping)
         for name in given

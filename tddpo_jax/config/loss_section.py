@@ -7,7 +7,7 @@ from them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights, parts_of, with_weights
 from tddpo_jax.config.own_function import function_name
-from tddpo_jax.config.own_loss import is_own, load_loss, new_settings, with_defaults
+from tddpo_jax.config.own_loss import GROUPS, is_own, load_loss, new_settings, with_defaults
 from tddpo_jax.config.section import Finite, NonNegative, Section
 from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, readers, shared_losses
 from tddpo_jax.losses.loss import Loss, Setting
@@ -50,8 +50,13 @@ class LossConfig(Section):
     @property
     def settings(self) -> dict[str, Any]:
         """The name, and the value of every setting by the keyword of the loss's function."""
-        plain = {name: value for name, value in self if name not in ("set", "mix")}
+        plain = {name: value for name, value in self if name not in GROUPS}
         return {**plain, **self.set, **self.mix}
+
+    @property
+    def read(self) -> Set[str]:
+        """The names of the fields that the loss reads: of its name, its settings and the groups."""
+        return {"name", *GROUPS, *LOSSES[self.name].settings}
 
     @property
     def title(self) -> str:
@@ -126,7 +131,7 @@ def _loss_section(losses: tuple[tuple[str, Loss], ...], own: str | None) -> type
 
 
 def _type_of(setting: Setting) -> Any:
-    if setting.choices:
+    if setting.is_text:
         return Literal[setting.choices]
     bounds = Field(
         gt=setting.above,

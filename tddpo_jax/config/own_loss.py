@@ -2,9 +2,9 @@
 
 Such a function has the form of our own losses: it takes pairs and, by keyword, its settings, and
 gives one value per pair. A keyword that is a setting of our losses, such as `beta`, takes that
-setting. Every other keyword is a new number, `loss.set.<keyword>`. The full name of such a loss,
-with the file's absolute path, is its key in `LOSSES`. The text of its file is part of a run's
-identity.
+setting. `tokens_per_pair` is the mean number of chosen tokens in the batch. Every other keyword is
+a new number, `loss.set.<keyword>`. The full name of such a loss, with the file's absolute path, is
+its key in `LOSSES`. The text of its file is part of a run's identity.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from tddpo_jax.losses.pair_logps import log_ratios, scaled_log_ratios
 
 # A run keeps the text of its loss under this name.
 LOSS_FILE = "loss.py"
+# The groups of numbers in the section `loss`: those of one's own loss, and the weights of mixtures.
+GROUPS = ("set", "mix")
 # No number of one's own has the name of another setting, or of a column in tables of cells. The
 # names of losses are those of weights.
 RESERVED = (
-    *("name", "set", "mix", "loss", "cell", "state", "step"),
+    *("name", *GROUPS, "loss", "cell", "state", "step"),
     *("seed", "learning_rate", "weight_decay"),
 )
 # The setting that holds the name of a loss.
@@ -122,7 +124,7 @@ def _row(name: str, file: str, text: str) -> Loss:
         for keyword in _keywords_of(name, function)
         if keyword.name not in BATCH_FACTS
     }
-    settings[DECOUPLING] = LD_ALPHA
+    settings.setdefault(DECOUPLING, LD_ALPHA)
     return Loss(
         function,
         settings,

@@ -287,7 +287,11 @@ class TrainConfig(Section):
 
     def steps(self, examples: int) -> int:
         """The optimiser steps of a run on this number of training examples."""
-        return self.max_steps or self.epochs * -(-examples // self.batch_pairs)
+        return self.max_steps or self.epochs * self.steps_per_epoch(examples)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """The optimiser steps of one pass over this number of training examples."""
+        return -(-examples // self.batch_pairs)
 
     def warmup_steps(self, steps: int) -> int:
         """How many of a run's steps are its warm-up."""

@@ -8,12 +8,19 @@ own and no part of these lists.
 
 from __future__ import annotations
 
-from tddpo_jax.losses.dpo import DPO_AND_RELATIVES
+from tddpo_jax.losses.dpo import DISCOPOP, DPO, EXO_PAIR, HINGE, ROBUST
 from tddpo_jax.losses.loss import Loss, Setting
+from tddpo_jax.losses.sft import SFT
 from tddpo_jax.losses.td_dpo import TD_DPO
+from tddpo_jax.losses.two_responses import IPO, SIGMOID_NORM, SIMPO, WEIGHED_APART
 from tddpo_jax.losses.weighted_sum import is_mixture
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (TD_DPO, *DPO_AND_RELATIVES)}
+# In this order help and messages name them.
+_OURS = (
+    *(TD_DPO, DPO, DISCOPOP, IPO, HINGE, ROBUST, EXO_PAIR),
+    *(*WEIGHED_APART, SIGMOID_NORM, SIMPO, SFT),
+)
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in _OURS}
 DEFAULT_LOSS = "td_dpo"
 
 

@@ -36,7 +36,6 @@ def branch_logps(
         with_tails: whether the sums over the tails follow, so that the last axis has 2 N values. A
             tail is what a response has beyond the length of the example's shortest response.
     """
-
     states = jnp.take_along_axis(hidden, batch.score_position[..., None], axis=1)
     token_logps = _token_logps(_chunks(states), head, _chunks(batch.score_target))
     whole = _sum_by_branch(token_logps, batch)

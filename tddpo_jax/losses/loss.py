@@ -37,6 +37,11 @@ class Setting:
     at_most: float | None = None
     choices: tuple[str, ...] = ()
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is one of `choices`, and no number."""
+        return bool(self.choices)
+
     def __post_init__(self) -> None:
         if self.choices and self.default not in self.choices:
             raise ValueError(f"setting: its default {self.default!r} is not among its choices")
@@ -60,10 +65,9 @@ class Loss:
         function: takes pairs and, by keyword, its settings; gives one value per pair, `[P]`, whose
             mean is the loss of a batch. Its name is the loss's name, and the first line of its
             docstring introduces it in reports.
-        settings: what each keyword of `function` is, but for `BATCH_FACTS`. With `ld_alpha` among
-            them, `function` sees the pairs with that weight on what makes a response the longer
-            one, unless it takes the setting itself. Losses may share a setting: the same name then
-            has the same `Setting`.
+        settings: what each keyword of `function` is, but for `BATCH_FACTS`. If `ld_alpha` is among
+            them and `function` does not take it, `function` sees `decoupled` pairs. Losses may
+            share a setting: the same name then has the same `Setting`.
         rewards: takes pairs and, by keyword, any of the settings; gives the implicit rewards of
             the chosen and of the rejected responses, each `[P]`. They are metrics.
         needs_beta: whether beta = 0 is refused, because it leaves nothing to learn.
@@ -97,11 +101,22 @@ class Loss:
             )
         for name in (*keywords_of(self.rewards), *(keywords_of(self.logit) if self.logit else ())):
             if name not in self.settings:
-                raise ValueError(f"loss {self.name}: its rewards read {name}, which it does not")
+                raise ValueError(
+                    f"loss {self.name}: its rewards or its logit read {name}, which is none of its "
+                    "settings"
+                )
 
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    def texts(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """The loss's settings that are texts; one that is not given has its default."""
+        return {
+            name: settings.get(name, setting.default)
+            for name, setting in self.settings.items()
+            if setting.is_text
+        }
 
     def values(self, pairs: PairLogps, settings: Mapping[str, Any]) -> PerPair:
         """The loss of each pair, `[P]`; it takes its own of the settings and `BATCH_FACTS`."""
@@ -137,7 +152,7 @@ def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
 
 
-# The settings that nearly all losses share.
+# The settings that nearly all losses of two responses share.
 LD_ALPHA = Setting(
     default=1.0,
     at_least=0.0,
@@ -149,3 +164,4 @@ BETA = Setting(
     at_least=0.0,
     help="weight of the KL term if the loss has one, else scale of the log-ratios",
 )
+ON_PAIRS = {"beta": BETA, "ld_alpha": LD_ALPHA}

@@ -1,6 +1,6 @@
 """Names of the metrics; imports no JAX.
 
-They are TRL's, so that dashboards carry over; those of the validation set begin with `eval_`.
+Most are TRL's, so that dashboards carry over; those of the validation set begin with `eval_`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Objective:
     """
 
     terms: tuple[Term, ...]
-    decoupled: bool = False  # whether a cell has ld_alpha below 1, and losses get the tails
+    decoupled: bool = False  # whether a cell has ld_alpha below 1; the step then computes the tails
 
     @property
     def scalar_names(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Objective:
             name: None
             for loss, _ in self.terms
             for name, setting in loss.settings.items()
-            if not setting.choices
+            if not setting.is_text
         }
         return tuple(found)
 
@@ -73,7 +73,8 @@ class Objective:
     def scalars(self, settings: Mapping[str, Any]) -> dict[str, float]:
         """The numbers that a compiled step takes, from a cell's settings.
 
-        A cell lacks the numbers that only another loss of a user's own reads; 0 stands for them.
+        A cell lacks the numbers that only another loss of a user's own or another mixture reads; 0
+        stands for them.
         """
         return {name: float(settings.get(name, 0.0)) for name in self.scalar_names}
 
@@ -131,12 +132,7 @@ def _is_decoupled(settings: Mapping[str, Any]) -> bool:
 
 def _term(settings: Mapping[str, Any]) -> Term:
     loss = LOSSES[settings["name"]]
-    texts = {
-        name: settings.get(name, setting.default)
-        for name, setting in loss.settings.items()
-        if setting.choices
-    }
-    return Term(loss, tuple(texts.items()))
+    return Term(loss, tuple(loss.texts(settings).items()))
 
 
 def _with_texts(

@@ -68,9 +68,10 @@ def pair_logps(
 
 
 def decoupled(pairs: PairLogps, *, ld_alpha: Scalar) -> PairLogps:
-    """The pairs with the weight `ld_alpha` on the tails of their log-probs; as they are without.
+    """The pairs with the weight `ld_alpha` on the tails of their log-probs.
 
-    At 1 nothing changes, and at 0 only as many tokens count as the shorter response has.
+    Pairs without tails stay as they are. At 1 nothing changes, and at 0 only as many tokens count
+    as the shorter response has.
 
     References:
         Liu et al., "Length Desensitization in Direct Preference Optimization" (2024), arXiv
@@ -131,7 +132,7 @@ def margin_terms(pairs: PairLogps, form: str) -> tuple[PerPair, PerPair]:
         return log_ratios(pairs)
     if form == "length_normalized":
         return per_token(pairs.logp_chosen, pairs.logp_rejected, pairs)
-    raise ValueError(f"loss.margin: must be policy, log_ratio or length_normalized, got {form!r}")
+    raise ValueError(f"margin: must be one of {', '.join(MARGINS)}, got {form!r}")
 
 
 def per_token(chosen: PerPair, rejected: PerPair, pairs: PairLogps) -> tuple[PerPair, PerPair]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tddpo_jax.errors import UserError, one_line
 from tddpo_jax.losses.elementary import PerPair
-from tddpo_jax.losses.loss import Loss, Setting, keywords_of
+from tddpo_jax.losses.loss import BATCH_FACTS, Loss, Setting, keywords_of
 from tddpo_jax.losses.pair_logps import PairLogps
 
 # Float32 differs in the last digits between eager and compiled mathematics.
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 CHOSEN, REJECTED = (-12.0, -35.5, -7.25, -90.0, -3.5), (-14.5, -30.0, -7.25, -120.0, -2.0)
 LENGTHS = (5.0, 17.0, 3.0, 40.0, 2.0), (7.0, 13.0, 3.0, 61.0, 2.0)
 # A loss that is a mean over tokens is tried with sums over them.
-TOKENS_PER_PAIR = 1.0
+FACTS = dict.fromkeys(BATCH_FACTS, 1.0)
 # How far a policy in training may have moved from it.
 MOVED = (3.0, -2.0, 0.5, 4.0, -1.5), (-1.0, 2.5, 0.25, -6.0, 1.0)
 
@@ -67,7 +67,7 @@ def reads_kl(function: Callable[..., PerPair], settings: Mapping[str, Setting]) 
     Raises:
         UserError: the function fails.
     """
-    known = {"tokens_per_pair": TOKENS_PER_PAIR} | {
+    known = FACTS | {
         name: 1.0 if setting.default is None else setting.default
         for name, setting in settings.items()
     }
@@ -81,10 +81,19 @@ def reads_kl(function: Callable[..., PerPair], settings: Mapping[str, Setting]) 
 
 def reads_reference(loss: Loss, settings: Mapping[str, Any]) -> bool:
     """Whether a loss reads the reference: log-probs that are not numbers then make it none."""
+    return bool(jnp.isnan(values_of(loss, settings, _without_reference())).any())
+
+
+def rewards_read_reference(loss: Loss, settings: Mapping[str, Any]) -> bool:
+    """Whether the implicit rewards of a loss are relative to the reference."""
+    chosen, _ = loss.rewards_of(_without_reference(), settings)
+    return bool(jnp.isnan(chosen).any())
+
+
+def _without_reference() -> PairLogps:
     pairs = moved()
     unknown = jnp.full_like(pairs.logp_chosen, jnp.nan)
-    without = pairs._replace(ref_logp_chosen=unknown, ref_logp_rejected=unknown)
-    return bool(jnp.isnan(values_of(loss, settings, without)).any())
+    return pairs._replace(ref_logp_chosen=unknown, ref_logp_rejected=unknown)
 
 
 def check(loss: Loss, settings: Mapping[str, Any]) -> None:
@@ -152,32 +161,23 @@ def gradient(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> tuple
 
 def values_of(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> Any:
     """What the function gives, with its numbers as arrays, as training passes them."""
-    return loss.function(pairs, **_numbers(loss, settings, pairs), **_texts(loss, settings))
+    return loss.function(pairs, **_numbers(loss, settings, pairs), **loss.texts(settings))
 
 
 def traced(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> Any:
     """What a fresh compiled program gives, in which every number is an argument."""
 
     def values(pairs: PairLogps, numbers: Mapping[str, Any]) -> Any:
-        return loss.function(pairs, **numbers, **_texts(loss, settings))
+        return loss.function(pairs, **numbers, **loss.texts(settings))
 
     return jax.jit(values)(pairs, _numbers(loss, settings, pairs))
 
 
 def _numbers(loss: Loss, settings: Mapping[str, Any], pairs: PairLogps) -> dict[str, Any]:
     dtype = pairs.logp_chosen.dtype
-    known = {**settings, "tokens_per_pair": TOKENS_PER_PAIR}
-    texts = _texts(loss, settings)
+    known, texts = {**settings, **FACTS}, loss.texts(settings)
     names = [name for name in keywords_of(loss.function) if name not in texts]
     return {name: jnp.asarray(known[name], dtype) for name in names}
-
-
-def _texts(loss: Loss, settings: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: settings.get(name, setting.default)
-        for name, setting in loss.settings.items()
-        if setting.choices
-    }
 
 
 @contextlib.contextmanager

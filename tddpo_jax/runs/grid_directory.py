@@ -23,6 +23,7 @@ from tddpo_jax.config.reading import resolve
 from tddpo_jax.config.schema import Config
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.loss import DECOUPLING
 from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.locks import alone_in
 from tddpo_jax.runs.more_epochs import is_longer
@@ -200,8 +201,10 @@ def recorded_losses(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]
         return []
     given = {cell.config.loss.title: cell.config.loss.settings for cell in directories}
     grid = read_grid(root / "grid.json")
+    # The value itself does not matter: a cell of the grid has one below 1.
+    below = {DECOUPLING: 0.0} if f"loss.{DECOUPLING}" in grid["axes"] else {}
     return [
-        given.get(function_name(name)) or _recorded_loss(root, name, grid["settings"])
+        (given.get(function_name(name)) or _recorded_loss(root, name, grid["settings"])) | below
         for name in grid["losses"]
         if name in LOSSES or is_own(name) or is_mixture(name)
     ]

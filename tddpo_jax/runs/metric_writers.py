@@ -13,7 +13,6 @@ from tensorboardX.summary import hparams
 
 from tddpo_jax.config.dotted import dotted_values
 from tddpo_jax.config.schema import Config
-from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.runs.records import best_record
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.runs.sampled_answers import SampledAnswer, read_answers, write_answers
@@ -110,8 +109,7 @@ def _hyperparameters(config: Config) -> Summary:
 
     Only those are listed that the run reads. TensorBoard joins the lists of several runs.
     """
-    loss = {"name", "set", "mix", *LOSSES[config.loss.name].settings}
-    chosen: dict[str, Any] = {"seed": True, "loss": loss, "train": True}
+    chosen: dict[str, Any] = {"seed": True, "loss": config.loss.read, "train": True}
     if config.train.mode != "full":
         chosen["lora"] = True
     named = dotted_values(config.model_dump(mode="json", include=chosen))

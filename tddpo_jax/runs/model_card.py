@@ -15,9 +15,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from tddpo_jax.config.mixed_loss import load_mixture
 from tddpo_jax.config.own_function import function_name
-from tddpo_jax.config.own_loss import is_own
+from tddpo_jax.config.own_loss import GROUPS, is_own
 from tddpo_jax.config.reading import read_yaml
 from tddpo_jax.losses.catalogue import LOSSES
+from tddpo_jax.losses.loss import Loss
 from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.records import best_record, read_records
 from tddpo_jax.system.hub import MODEL_ID
@@ -72,12 +73,17 @@ def model_card(run: Path, *, adapter: bool, step: int | None = None) -> str:
         tags=["tddpo_jax", "preference-optimization", loss],
     )
     records = read_records(run / "metrics.jsonl")
-    best = best_record(records, settings["train"]["best_metric"])
+    relative = _relative(settings)
+    if step is None:
+        best = best_record(records, settings["train"]["best_metric"])
+        validation = _validation(best, relative)
+    else:
+        validation = _validation_at(step, records, relative)
     parts = [
         f"# {run.name}",
         f"{_name(base)}, trained with the loss `{loss}` by tddpo_jax.",
         _table("| | |", _making(settings, facts)),
-        *(_validation(best) if step is None else _validation_at(step, records)),
+        *validation,
         "## How to load it",
         "`FOLDER` is this folder or its id on the hub.",
         *([FOUR_BITS] if adapter and settings["train"]["mode"] == "qlora" else []),
@@ -111,17 +117,18 @@ def _table(head: str, rows: dict[str, Any]) -> str:
 def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     train, data, loss = settings["train"], facts["data"], settings["loss"]
     # The text of a loss of one's own is not run for a card.
-    name = load_mixture(loss["name"]) if is_mixture(loss["name"]) else loss["name"]
-    read = ("beta",) if is_own(name) else LOSSES[name].settings
+    read = ("beta",) if is_own(loss["name"]) else _row(loss["name"]).settings
     own = {name: loss[name] for name in read if name in loss}
-    own |= {**loss.get("set", {}), **loss.get("mix", {})}
+    for group in GROUPS:
+        own |= loss.get(group, {})
     words = [function_name(loss["name"]), *(f"{name} {value}" for name, value in own.items())]
     names = " + ".join(map(_name, _data_sets(settings, facts)))
-    lora = settings["lora"]
+    lora, reference = settings["lora"], settings["model"].get("reference")
     adapters = f", rank {lora['rank']}, alpha {lora['alpha']:g}"
     return {
         "base model": _name(facts["model"]["path"]),
         "weights of the base, sha256": facts["model"]["sha256"],
+        **({"reference": _name(reference)} if reference else {}),
         "data": f"{names}, {data['train_rows']} rows",
         "chat template": data["template"],
         "loss": ", ".join(words),
@@ -132,17 +139,41 @@ def _making(settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _validation(best: dict[str, Any] | None) -> list[str]:
+def _row(name: str) -> Loss:
+    return LOSSES[load_mixture(name) if is_mixture(name) else name]
+
+
+def _relative(settings: dict[str, Any]) -> list[str]:
+    """The sentence that says what the rewards are relative to; none if that is nothing."""
+    loss, reference = settings["loss"], settings["model"].get("reference")
+    # Those of a loss of one's own are log-ratios.
+    if not is_own(loss["name"]) and not _are_relative(loss):
+        return []
+    return [f"Rewards are relative to the {'reference' if reference else 'base'}."]
+
+
+def _are_relative(loss: dict[str, Any]) -> bool:
+    # This module imports JAX, and a card of another loss does not need it.
+    from tddpo_jax.losses.trial import rewards_read_reference
+
+    row = _row(loss["name"])
+    defaults = {name: setting.default for name, setting in row.settings.items()}
+    return rewards_read_reference(row, {**defaults, **loss})
+
+
+def _validation(best: dict[str, Any] | None, relative: Sequence[str]) -> list[str]:
     if best is None:
         return ["The run had no validation data. This is the policy after its last step."]
     chosen = "The policy of this step was chosen by the same data."
-    return [*_metrics(best), f"Rewards are relative to the base. {chosen}"]
+    return [*_metrics(best), " ".join([*relative, chosen])]
 
 
-def _validation_at(step: int, records: Sequence[dict[str, Any]]) -> list[str]:
+def _validation_at(
+    step: int, records: Sequence[dict[str, Any]], relative: Sequence[str]
+) -> list[str]:
     for record in records:
         if record["step"] == step and "eval_loss" in record:
-            return [*_metrics(record), "Rewards are relative to the base."]
+            return [*_metrics(record), *relative]
     return [f"This is the policy after {step} steps, when the run did not validate."]
 
 

@@ -35,7 +35,7 @@ from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture
 from tddpo_jax.runs.more_epochs import is_longer, steps_before
 from tddpo_jax.runs.records import DEFAULTS, read_records
-from tddpo_jax.runs.sampled_answers import forget_answers
+from tddpo_jax.runs.sampled_answers import FOLDER, forget_answers
 from tddpo_jax.system.agreement import agree, first_only
 from tddpo_jax.system.atomic import PARTIAL, recover, write_json, write_text
 from tddpo_jax.system.json_files import Content, read_as
@@ -238,7 +238,7 @@ class RunDirectory:
             write_text(self.path / LOSS_FILE, self._loss_text)
         write_text(self.path / "config.yaml", text)
         write_json(self.path / "run.json", facts)
-        (self.path / "evaluations").mkdir(exist_ok=True)
+        (self.path / FOLDER).mkdir(exist_ok=True)
 
     @first_only
     def log(self, record: dict[str, Any]) -> None:
@@ -291,12 +291,12 @@ class RunDirectory:
             values: `[examples, N]`, in the order of the validation set.
         """
         name = step if isinstance(step, str) else f"{step:06d}"
-        np.save(self.path / "evaluations" / f"{name}.npy", values, allow_pickle=False)
+        np.save(self.path / FOLDER / f"{name}.npy", values, allow_pickle=False)
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of the validation responses, `[examples, N]`; the first validation saves them."""
-        return np.load(self.path / "evaluations" / "lengths.npy", allow_pickle=False)
+        return np.load(self.path / FOLDER / "lengths.npy", allow_pickle=False)
 
     @first_only
     def finish(self, summary: dict[str, Any]) -> None:

@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import pydantic
-
-from tddpo_jax.errors import UserError
 from tddpo_jax.system.atomic import write_text
-from tddpo_jax.system.json_files import Content, parse, problem
+from tddpo_jax.system.json_lines import Row, read_rows
 
-FOLDER = "evaluations"
+FOLDER = "evaluations"  # of a run; validations save their arrays there too
 
 
-class SampledAnswer(Content):
+class SampledAnswer(Row):
     """One line of a file. The texts have no special tokens; without a tokenizer they are ids."""
 
     step: int  # optimiser steps before the answer
@@ -54,26 +51,11 @@ def read_answers(run: Path) -> dict[int, list[SampledAnswer]]:
     """The answers of every validation by its step, in order; empty if none were sampled.
 
     Raises:
-        UserError: a file is damaged; the message names the file and the line.
+        UserError: a file is damaged; the message names the file and the row.
     """
-    return {step: _read(file) for step, file in _files(run).items()}
+    return {step: read_rows(file, SampledAnswer) for step, file in _files(run).items()}
 
 
 def _files(run: Path) -> dict[int, Path]:
     found = (run / FOLDER).glob("*.jsonl")
     return dict(sorted((int(file.stem), file) for file in found if file.stem.isdecimal()))
-
-
-def _read(file: Path) -> list[SampledAnswer]:
-    return [_answer(file, *line) for line in enumerate(file.read_bytes().splitlines(), 1)]
-
-
-def _answer(file: Path, number: int, line: bytes) -> SampledAnswer:
-    try:
-        return SampledAnswer.model_validate(parse(line))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "answer"
-        raise UserError(f"{file}, line {number}: {field}: {first['msg']}") from None
-    except ValueError as error:
-        raise UserError(f"{file}, line {number}: {problem(error)}") from None

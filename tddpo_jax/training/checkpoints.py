@@ -78,6 +78,10 @@ class Checkpoints:
         self._manager.close()
 
 
+# Every question of several hosts costs a message to all of them, and the device waits for it.
+STEPS_BETWEEN_QUESTIONS = 10
+
+
 class SaveClock:
     """Tells when a state is due between validations, which save theirs."""
 
@@ -90,9 +94,13 @@ class SaveClock:
         """Notes that a state has been saved now."""
         self._began = time.monotonic()
 
-    def is_due(self) -> bool:
-        """Whether the minutes have passed; every host must ask, and all get the same answer."""
-        if self.minutes is None:
+    def is_due(self, step: int) -> bool:
+        """Whether the minutes have passed; every host must ask, and all get the same answer.
+
+        Args:
+            step: optimiser steps so far. Several hosts only ask each other after every tenth.
+        """
+        if self.minutes is None or (several() and step % STEPS_BETWEEN_QUESTIONS):
             return False
         seconds = 60 * self.minutes
         return agree(lambda: time.monotonic() - self._began >= seconds)

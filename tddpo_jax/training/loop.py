@@ -1,8 +1,8 @@
 """The training loop: steps, validation, the best policy, the last state.
 
 One loop trains one run, or a population of LoRA runs that share a seed and therefore their batches.
-Between validations the loop never makes the device wait: batches are packed in the background, two
-steps are in flight, and metrics are read one step late.
+Between validations and saves the loop never makes the device wait: batches are packed in the
+background, two steps are in flight, and metrics are read one step late.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def train(
             del sums  # else the next step's sums would need memory beside these
             waiting.append((step, metrics))
             due = evaluation_due(configs[0], step + 1, order)
-            saves = due or saving.is_due()
+            saves = due or saving.is_due(step + 1)
             while waiting and (saves or len(waiting) >= STEPS_IN_FLIGHT):
                 log.read(*waiting.popleft(), state, update_bar)
 

@@ -20,7 +20,7 @@ from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.policy import Policy, load_policy
-from tddpo_jax.training.separate_reference import ReferencePass
+from tddpo_jax.training.separate_reference import separate_log_probs
 from tddpo_jax.training.shared import Shared, load_shared
 from tddpo_jax.training.step import FORWARD, Programs, StepSetting
 
@@ -83,14 +83,9 @@ def _separate_reference(shared: Shared, tails: bool, screen: Screen) -> Referenc
     """The log-probs of `model.reference`; they come first, so that memory holds one model."""
     if shared.reference is None:
         return None
-    data = shared.dataset
-    of_it = ReferencePass(shared.reference, shared.how, shared.mesh)
-    parts = {"train": data.train, "validation": data.validation}
+    how, mesh = shared.how, shared.mesh
     return Reference(
-        *(
-            of_it.log_probs(examples, data.content_hash, part, screen, tails=tails)
-            for part, examples in parts.items()
-        )
+        *separate_log_probs(shared.reference, shared.dataset, how, mesh, screen, tails=tails)
     )
 
 

@@ -17,11 +17,12 @@ from jaxtyping import Float
 from tddpo_jax.adapters.load import load_model
 from tddpo_jax.batches.layout import Example
 from tddpo_jax.config.schema import Config
+from tddpo_jax.data.examples import Dataset
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses import trial
 from tddpo_jax.losses.catalogue import LOSSES
-from tddpo_jax.models.architecture import DecoderConfig
-from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.attention.kernels import check_shape
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.scoring.data_sets import example_log_probs
 from tddpo_jax.scoring.reference import reference_log_probs
@@ -30,7 +31,9 @@ from tddpo_jax.system.cache import cache_folder
 from tddpo_jax.system.console import Screen
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import ModelFiles, adapter_hash, resolve
-from tddpo_jax.weights.tensor_files import content_hash
+from tddpo_jax.weights.tensor_files import content_hash, fingerprint
+
+FIELD = "model.reference"
 
 
 class SeparateReference(NamedTuple):
@@ -39,87 +42,118 @@ class SeparateReference(NamedTuple):
     files: ModelFiles
     content: str  # hash of all files of the base
     adapter: str | None  # hash of the adapter on the base, if there is one
+    context: int  # most tokens of one branch
 
 
 def find_reference(
-    configs: Sequence[Config], model_config: DecoderConfig
+    configs: Sequence[Config], model_config: DecoderConfig, how: Computation, mesh: Mesh
 ) -> SeparateReference | None:
     """The model of `model.reference`; None if the reference is the policy's start.
 
     Args:
         configs: the cells.
         model_config: the architecture of the policy.
+        how: how both models are computed.
+        mesh: the devices.
 
     Raises:
         UserError: a loss needs the reference in every step, no loss reads it, it cannot be found,
-            or it does not know all tokens of the policy.
+            it does not know all tokens of the policy, or the back-end cannot compute its attention.
     """
     path = configs[0].model.reference
     if path is None:
         return None
+    _check_losses(configs)
+    files = first_before_others(lambda: resolve(path, FIELD))
+    theirs = hugging_face.read_config(files.base)
+    if theirs.vocabulary < model_config.vocabulary:
+        raise UserError(
+            f"{FIELD}: {path} knows {theirs.vocabulary} tokens, fewer than the "
+            f"{model_config.vocabulary} of the policy"
+        )
+    for _, layer in kinds_of_layers(theirs):
+        try:
+            check_shape(how.attention, layer.attention, mesh.devices.flat[0].device_kind)
+        except UserError as error:
+            raise UserError(f"{FIELD}: {path}: {error}") from None
+    found = SeparateReference(
+        files, agree(lambda: content_hash(files.base)), adapter_hash(files), theirs.context
+    )
+    check_alike(
+        FIELD,
+        "it differs from the first host's",
+        lambda: (fingerprint(files.base), found.adapter),
+    )
+    return found
+
+
+def _check_losses(configs: Sequence[Config]) -> None:
+    """Refuses losses that need the reference in every step, or of which none reads it."""
     for cell in configs:
         if cell.loss.exact_kl:
             raise UserError(
-                f"model.reference: {cell.loss.title} reads the exact KL, for which every step "
+                f"{FIELD}: {cell.loss.title} reads the exact KL, for which every step "
                 "computes the reference; only the policy's own start can be that"
             )
     if not any(
         trial.reads_reference(LOSSES[cell.loss.name], cell.loss.settings) for cell in configs
     ):
         titles = ", ".join(dict.fromkeys(cell.loss.title for cell in configs))
-        raise UserError(f"model.reference: {titles} has no reference")
-    try:
-        files = first_before_others(lambda: resolve(path))
-        known = hugging_face.read_config(files.base).vocabulary
-    except UserError as error:
-        raise UserError(str(error).replace("model.path", "model.reference", 1)) from None
-    if known < model_config.vocabulary:
+        raise UserError(f"{FIELD}: has no effect: {titles} reads no reference")
+
+
+def check_context(reference: SeparateReference, dataset: Dataset) -> None:
+    """Raises UserError if the longest branch of the data is beyond the reference's context."""
+    longest = max(
+        len(example.prompt) + len(response)
+        for example in (*dataset.train, *dataset.validation)
+        for response in example.responses
+    )
+    if longest > reference.context:
         raise UserError(
-            f"model.reference: {path} knows {known} tokens, fewer than the "
-            f"{model_config.vocabulary} of the policy"
+            f"{FIELD}: its context is {reference.context} tokens, and the data have a prompt and "
+            f"response of {longest}; give --data.max-length {reference.context}"
         )
-    found = SeparateReference(files, agree(lambda: content_hash(files.base)), adapter_hash(files))
-    check_alike("model.reference", "it differs from the first host's", lambda: found[1:])
-    return found
 
 
-class ReferencePass:
-    """The pass of a separate reference over the parts of the data; it loads the model once."""
+def separate_log_probs(
+    reference: SeparateReference,
+    dataset: Dataset,
+    how: Computation,
+    mesh: Mesh,
+    screen: Screen,
+    *,
+    tails: bool,
+) -> list[Float[np.ndarray, "examples values"]]:
+    """The reference's log-probs of the training and of the validation data, in nats.
 
-    def __init__(self, reference: SeparateReference, how: Computation, mesh: Mesh) -> None:
-        self.reference, self.how, self.mesh = reference, how, mesh
+    Those that the cache lacks are computed now; the model is loaded once.
 
-    @functools.cached_property
-    def _model(self) -> Decoder:
-        return load_model(self.reference.files, self.mesh, self.how.dtype)
+    Args:
+        reference: the reference.
+        dataset: the data.
+        how: how it is computed.
+        mesh: the devices.
+        screen: shows progress.
+        tails: whether the log-probs of tails follow.
+    """
+    model = functools.cache(lambda: load_model(reference.files, mesh, how.dtype))
 
-    def log_probs(
-        self, examples: Sequence[Example], data: str, part: str, screen: Screen, *, tails: bool
-    ) -> Float[np.ndarray, "examples values"]:
-        """The log-probs of one part of the data, in nats: from the cache, or computed now.
-
-        Args:
-            examples: the examples.
-            data: the hash of the data.
-            part: the name of the part.
-            screen: shows progress.
-            tails: whether those of tails follow.
-        """
-
+    def of(part: str, examples: Sequence[Example]) -> np.ndarray:
         def compute() -> np.ndarray:
-            with screen.stage(f"reference of its own, {part}"):
-                return example_log_probs(
-                    self._model, examples, self.how, self.mesh, with_tails=tails
-                )
+            with screen.stage(f"separate reference, {part}"):
+                return example_log_probs(model(), examples, how, mesh, with_tails=tails)
 
         return reference_log_probs(
             compute,
             cache_folder(),
-            separate=self.reference.content,
-            adapter=self.reference.adapter,
-            data=data,
+            separate=reference.content,
+            adapter=reference.adapter,
+            data=dataset.content_hash,
             part=part,
             tails=tails,
-            dtype=str(self.how.dtype),
-            attention=self.how.attention,
+            dtype=str(how.dtype),
+            attention=how.attention,
         )
+
+    return [of("train", dataset.train), of("validation", dataset.validation)]

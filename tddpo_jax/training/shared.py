@@ -29,7 +29,7 @@ from tddpo_jax.runs.records import check_best_metric
 from tddpo_jax.system.agreement import agree, check_alike, first_before_others
 from tddpo_jax.system.cache import cache_folder, use_compilation_cache
 from tddpo_jax.system.console import Screen
-from tddpo_jax.training.separate_reference import SeparateReference, find_reference
+from tddpo_jax.training.separate_reference import SeparateReference, check_context, find_reference
 from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import ModelFiles, adapter_hash, resolve
 from tddpo_jax.weights.tensor_files import content_hash, fingerprint
@@ -88,7 +88,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     if config.train.mode != "full":
         lora.target_paths(config.lora, model_config)  # raises for layers that the model lacks
     base_fingerprint, its_adapter = fingerprint(files.base), adapter_hash(files)
-    reference = find_reference(configs, model_config)
+    reference = find_reference(configs, model_config, how, mesh)
     check_alike(
         "model.path",
         "its model differs from the first host's",
@@ -99,6 +99,8 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     check_best_metric(config.train.best_metric, dataset.responses)
     for cell in configs:
         check_loss(cell, dataset)
+    if reference is not None:
+        check_context(reference, dataset)
     return Shared(
         config=config,
         files=files,

@@ -22,14 +22,9 @@ class Order:
     """
 
     examples: int  # number of training examples
-    batch_pairs: int  # most examples per step
+    steps_per_epoch: int
     total_steps: int
     seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps per epoch."""
-        return -(-self.examples // self.batch_pairs)
 
     @property
     def per_step(self) -> str:
@@ -71,4 +66,4 @@ def make_order(config: Config, examples: int) -> Order:
         examples: the number of training examples.
     """
     train = config.train
-    return Order(examples, train.batch_pairs, train.steps(examples), config.seed)
+    return Order(examples, train.steps_per_epoch(examples), train.steps(examples), config.seed)

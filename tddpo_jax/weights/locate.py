@@ -38,11 +38,12 @@ class ModelFiles(NamedTuple):
         return self.base
 
 
-def resolve(path: str) -> ModelFiles:
+def resolve(path: str, field: str = "model.path") -> ModelFiles:
     """Finds the files of a model, and fetches them from the hub if necessary.
 
     Args:
         path: a user's `model.path`.
+        field: the setting that holds the path; every error names it.
 
     Returns:
         The model's folders.
@@ -51,13 +52,13 @@ def resolve(path: str) -> ModelFiles:
         UserError: the path names nothing, a run or a grid without a model, or an adapter whose
             base now has different weights.
     """
-    folder = _best(_folder(path))
+    folder = _best(_folder(path, field), field)
     if not (folder / ADAPTER_CONFIG).is_file():
-        return ModelFiles(_with_config(folder, path), None)
-    base = _base_folder(folder)
+        return ModelFiles(_with_config(folder, path, field), None)
+    base = _base_folder(folder, field)
     if (base / ADAPTER_CONFIG).is_file():
-        raise UserError(f"model.path: the base of the adapter {folder} is an adapter too: {base}")
-    _check_base(folder, _with_config(base, path))
+        raise UserError(f"{field}: the base of the adapter {folder} is an adapter too: {base}")
+    _check_base(folder, _with_config(base, path, field), field)
     return ModelFiles(base, folder)
 
 
@@ -98,57 +99,57 @@ def weights_of(path: str) -> str:
     return base if adapter is None else f"{base}+{adapter}"
 
 
-def _folder(path: str) -> Path:
+def _folder(path: str, field: str) -> Path:
     if path == "embedded":
         return EMBEDDED
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise UserError(f"model.path: {path} is a file; expected a folder")
+        raise UserError(f"{field}: {path} is a file; expected a folder")
     if not MODEL_ID.fullmatch(path):
-        raise UserError(f"model.path: {path!r} is neither a folder nor a hub id (owner/name)")
-    return _fetched(path)
+        raise UserError(f"{field}: {path!r} is neither a folder nor a hub id (owner/name)")
+    return _fetched(path, field)
 
 
-def _fetched(hub_id: str) -> Path:
+def _fetched(hub_id: str, field: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model.path: {hub_id} is not a local folder, and fetching it from the hub failed: "
+            f"{field}: {hub_id} is not a local folder, and fetching it from the hub failed: "
             f"{reason}"
         ) from error
 
 
-def _best(folder: Path) -> Path:
+def _best(folder: Path, field: str) -> Path:
     """The `best/` of a run's directory; any other folder is returned as it is."""
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
         return folder
     if (folder / "grid.json").is_file():
-        raise UserError(f"model.path: {folder} is a grid; name the directory of one of its runs")
+        raise UserError(f"{field}: {folder} is a grid; name the directory of one of its runs")
     is_run = (folder / "config.yaml").is_file() or (folder / "run.json").is_file()
     if not is_run:
         return folder
     best = standing(folder / "best")
     if not best.is_dir():
-        raise UserError(f"model.path: the run {folder} has no best/ yet")
+        raise UserError(f"{field}: the run {folder} has no best/ yet")
     return best
 
 
-def _base_folder(adapter: Path) -> Path:
+def _base_folder(adapter: Path, field: str) -> Path:
     """The folder of the base that an adapter names.
 
     A relative path starts at the adapter's folder or at the working directory.
     """
     name = _named_base(adapter)
     if name != "embedded" and (adapter / name).is_dir():
-        return _best(adapter / name)
+        return _best(adapter / name, field)
     try:
-        return _best(_folder(name))
+        return _best(_folder(name, field), field)
     except UserError as error:
-        reason = str(error).removeprefix("model.path: ")
+        reason = str(error).removeprefix(f"{field}: ")
         raise UserError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path: {reason}") from error
 
 
@@ -160,19 +161,19 @@ def _named_base(adapter: Path) -> str:
     return name
 
 
-def _check_base(adapter: Path, base: Path) -> None:
+def _check_base(adapter: Path, base: Path, field: str) -> None:
     """Refuses a base whose weights have changed since our adapter was trained on it.
 
     Adapters of other tools name their base only, so they pass.
     """
     file = adapter / BASE_FILE
     if file.is_file() and read_object(file).get("fingerprint") != fingerprint(base):
-        raise UserError(f"model.path: {adapter} was trained on other weights than {base} now holds")
+        raise UserError(f"{field}: {adapter} was trained on other weights than {base} now holds")
 
 
-def _with_config(folder: Path, path: str) -> Path:
+def _with_config(folder: Path, path: str, field: str) -> Path:
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path: {path}: {folder} holds no config.json")
+        raise UserError(f"{field}: {path}: {folder} holds no config.json")
     return folder
 
 

@@ -235,6 +235,11 @@ IGNORED = {
     "beta with sft": ({"loss": {"name": "sft", "beta": 0.1}}, ["loss.beta"]),
     "a rank without adapters": ({"lora": {"rank": 4, "alpha": 8}}, ["lora.alpha", "lora.rank"]),
     "a rank with adapters": ({"lora": {"rank": 4}, "train": {"mode": "lora"}}, []),
+    "routers with adapters": (
+        {"train": {"mode": "lora", "router": "trained"}},
+        ["train.router"],
+    ),
+    "routers without adapters": ({"train": {"router": "trained"}}, []),
     "what td_dpo reads": ({"loss": {"beta": 1, "tau": 2, "margin": "log_ratio"}}, []),
 }
 
@@ -260,7 +265,10 @@ def test_a_form_that_no_loss_has_is_refused(loss, message):
     """A grid may have losses with it and losses without. Written settings hold every default."""
     with pytest.raises(UserError, match=f"^{message}"):
         expand({"loss": loss})
-    assert expand({"loss": {**loss, "name": ["td_dpo", "dpo"]}})
+    both = {**loss, "name": ["td_dpo", "dpo"]}
+    assert expand({"loss": both})
+    rates = {"td_dpo": [1e-4, 3e-4], "dpo": [1e-5, 2e-5]}
+    assert len(expand({"loss": both, "train": {"learning_rate": rates}})) == 4
     assert expand(resolve({"loss": {"name": "dpo"}}).model_dump())
 
 

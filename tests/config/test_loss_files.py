@@ -39,6 +39,8 @@ def test_the_function_s_own_default_of_a_setting_of_ours_counts():
     assert cells(**given)[0].loss.label_smoothing == 0.25
     assert cells(**given, label_smoothing=0.1)[0].loss.label_smoothing == 0.1
     assert ignored_settings(cells(**given, beta=0.1)[0]) == ["loss.beta"]
+    assert cells(name=f"{FILE}:weighs_tails")[0].loss.ld_alpha == 0.5
+    assert cells(name=MINE)[0].loss.ld_alpha == 1.0
 
 
 def test_cells_are_named_by_the_function_and_by_the_numbers_that_vary():

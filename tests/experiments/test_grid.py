@@ -143,9 +143,7 @@ def test_a_damaged_reference_is_made_again(inputs, tmp_path, reference_passes, m
 def grid(inputs, tmp_path_factory):
     """The directory of a finished grid of three losses, two taus and two seeds."""
     directory = tmp_path_factory.mktemp("runs") / "grid"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, AXES)
+    tiny_runs.run_on_one_device(inputs, directory, AXES)
     return directory
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tddpo_jax.losses.pair_logps import PairLogps, scaled_margin
+from tddpo_jax.losses.pair_logps import PairLogps, decoupled, scaled_margin
 
 kept: list[Any] = []
 calls = 0
@@ -28,6 +28,11 @@ def needs_gate(pairs: PairLogps, *, gate: Any, label_smoothing: Any = 0.25) -> A
 def with_kl(pairs: PairLogps, *, beta: Any) -> Any:
     """A margin and the exact KL."""
     return beta * pairs.kl_chosen - scaled_margin(pairs, 1.0)
+
+
+def weighs_tails(pairs: PairLogps, *, beta: Any, ld_alpha: Any = 0.5) -> Any:
+    """DPO that weighs tails itself."""
+    return jax.nn.softplus(-scaled_margin(decoupled(pairs, ld_alpha=ld_alpha), beta))
 
 
 # ---- mistakes ------------------------------------------------------------------------------------

@@ -126,6 +126,16 @@ def use_devices(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr(exit_status, "set_flags", lambda: None)
 
 
+def run_on_one_device(inputs: Inputs, output: Path, changes: dict | None = None) -> list[dict]:
+    """Trains on the first device alone, silently, and returns the summaries.
+
+    It is for fixtures of a whole module; tests have the fixture `one_device`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        use_devices(patch, 1)
+        return run(inputs, output, changes)
+
+
 @contextlib.contextmanager
 def compilations() -> Iterator[collections.Counter]:
     """Counts how often each function is compiled inside the context, by name.

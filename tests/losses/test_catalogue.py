@@ -22,11 +22,12 @@ from loss_cases import (
     total,
 )
 
-from tddpo_jax.losses import dpo, metrics
+from tddpo_jax.losses import dpo, metrics, sft
 from tddpo_jax.losses.catalogue import LOSSES, all_settings, readers
 from tddpo_jax.losses.loss import BATCH_FACTS, BETA, Loss, Setting, keywords_of
 from tddpo_jax.losses.metric_names import SATURATED
 from tddpo_jax.losses.objective import objective_of
+from tddpo_jax.losses.pair_logps import scaled_log_ratios
 
 # ---- rows ----------------------------------------------------------------------------------------
 
@@ -70,8 +71,10 @@ def test_settings_that_are_not_the_keywords_are_refused(settings):
 
 
 def test_rewards_read_no_more_than_the_loss():
-    with pytest.raises(ValueError, match=r"^loss sft: its rewards read beta, which it does not$"):
-        Loss(dpo.sft, {})
+    with pytest.raises(
+        ValueError, match=r"^loss sft: .* read beta, which is none of its settings$"
+    ):
+        Loss(sft.sft, {}, rewards=scaled_log_ratios)
 
 
 @pytest.mark.parametrize(("default", "choices"), [("c", ("a", "b")), ("a", ()), (1.0, ("a",))])
@@ -115,7 +118,8 @@ def test_python_scalars_keep_the_dtype_of_the_pairs(dtype):
         for objective in (ALL, *SINGLES):
             values = functools.partial(objective.values, 0, scalars=SCALARS._asdict())
             assert jax.eval_shape(values, pairs).dtype == dtype
-        assert dpo.dpo(pairs, beta=0.1, label_smoothing=0.0).dtype == dtype
+        values = dpo.dpo(pairs, beta=0.1, label_smoothing=0.0, dpo_margin="log_ratio")
+        assert values.dtype == dtype
 
 
 def test_gradients_agree_with_finite_differences():

@@ -47,13 +47,8 @@ def own(trained, tmp_path):
 
 def test_the_loss_trains_as_ours_does_and_its_numbers_are_arguments(trained, inputs, tmp_path):
     """At the scale 1 it is DPO."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(
-            inputs,
-            tmp_path,
-            {"loss.name": "dpo", "train.max_steps": 2, "train.eval_every": None},
-        )
+    changes = {"loss.name": "dpo", "train.max_steps": 2, "train.eval_every": None}
+    tiny_runs.run_on_one_device(inputs, tmp_path, changes)
     ours, scaled, own = (
         [line["loss"] for line in tiny_runs.training_lines(folder)]
         for folder in (tmp_path, trained / "grid" / CELLS[1], trained / "grid" / CELLS[0])
@@ -83,6 +78,20 @@ def test_a_command_without_the_loss_makes_the_program_of_the_whole_grid(own, inp
     few = cell_directories(part)
     kept = objective_of([*recorded_losses(few), *(cell.config.loss.settings for cell in few)])
     assert [term.loss.name for term in kept.terms] == ["my_dpo", "dpo"]
+    assert kept == objective_of(cell.config.loss.settings for cell in whole)
+
+
+def test_a_part_of_a_grid_with_tails_makes_the_program_of_the_whole(inputs, tmp_path):
+    """Its own cells may weigh no tails."""
+
+    def cells(*alphas):
+        changes = {"loss.name": "dpo", "loss.ld_alpha": list(alphas), "seed": [0, 1]}
+        return cell_directories(tiny_runs.settings(inputs, tmp_path / "grid", changes))
+
+    whole = cells(1.0, 0.5)
+    record_grid(whole)
+    few = cells(1.0)
+    kept = objective_of([*recorded_losses(few), *(cell.config.loss.settings for cell in few)])
     assert kept == objective_of(cell.config.loss.settings for cell in whole)
 
 

@@ -80,6 +80,27 @@ def test_a_loss_of_one_s_own_is_named_by_its_function(run):
     assert "someone" not in card
 
 
+@pytest.mark.parametrize(
+    ("loss", "reference", "told"),
+    [
+        ({}, None, "Rewards are relative to the base. The policy"),
+        ({}, "owner/first", "Rewards are relative to the reference. The policy"),
+        ({"name": "dpo+sft"}, None, "Rewards are relative to the base. The policy"),
+        ({"name": "mine.py:my_dpo"}, None, "Rewards are relative to the base. The policy"),
+        ({"dpo_margin": "policy"}, None, "\n\nThe policy"),
+        ({"name": "simpo"}, None, "\n\nThe policy"),
+    ],
+)
+def test_the_card_says_what_rewards_are_relative_to(run, loss, reference, told):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["loss"] |= loss
+    settings["model"] |= {"reference": reference}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    card = model_card(run, adapter=True)
+    assert f"{told} of this step was chosen" in card
+    assert ("| reference | owner/first |" in card) == (reference is not None)
+
+
 @pytest.mark.parametrize("adapter", [True, False])
 def test_the_code_of_a_card_is_python(run, adapter):
     (code,) = re.findall(r"```python\n(.*?)```", model_card(run, adapter=adapter), re.DOTALL)

@@ -1,4 +1,4 @@
-"""The file of sampled answers: what was written is read, and damage is told by file and line."""
+"""The file of sampled answers: what was written is read, and damage is told by file and row."""
 
 from __future__ import annotations
 
@@ -49,10 +49,14 @@ def test_a_run_that_goes_back_forgets_later_answers(run):
 
 @pytest.mark.parametrize(
     ("line", "told"),
-    [("{", "not JSON"), ("[]", "answer: Input should be"), ('{"step": 20}', "row: Field required")],
+    [
+        ("{", "not JSON"),
+        ("[]", "sampledanswer: Input should be"),
+        ('{"step": 20}', "row: Field required"),
+    ],
 )
-def test_damage_is_told_by_file_and_line(run, line, told):
+def test_damage_is_told_by_file_and_row(run, line, told):
     file = run / "evaluations" / "000020.jsonl"
     file.write_text(file.read_text() + line + "\n")
-    with pytest.raises(UserError, match=rf"000020\.jsonl, line 3: {told}"):
+    with pytest.raises(UserError, match=rf"000020\.jsonl, row 3: {told}"):
         read_answers(run)

@@ -18,10 +18,8 @@ NAMES = [f"dpo-beta0.05-ld_alpha{alpha}-seed0" for alpha in (1.0, 0.0)]
 @pytest.fixture(scope="module")
 def grid(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("decoupled") / "grid"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        with tiny_runs.compilations() as counts:
-            tiny_runs.run(inputs, folder, {**CHANGES, "loss.ld_alpha": [1.0, 0.0]})
+    with tiny_runs.compilations() as counts:
+        tiny_runs.run_on_one_device(inputs, folder, {**CHANGES, "loss.ld_alpha": [1.0, 0.0]})
     assert counts["add_gradients"] == 1
     return folder
 

@@ -21,10 +21,8 @@ NAMES = ["dpo-beta0.05-seed0", *(f"dpo+sft-beta0.05-sft{weight}-seed0" for weigh
 @pytest.fixture(scope="module")
 def grid(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed") / "grid"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        with tiny_runs.compilations() as counts:
-            tiny_runs.run(inputs, folder, CHANGES)
+    with tiny_runs.compilations() as counts:
+        tiny_runs.run_on_one_device(inputs, folder, CHANGES)
     assert counts["add_gradients"] == 1
     return folder
 

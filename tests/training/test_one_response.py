@@ -34,9 +34,7 @@ def changes(inputs):
 def finished(inputs, changes, tmp_path_factory):
     """The directory of a finished run on rows of one response."""
     directory = tmp_path_factory.mktemp("runs") / "sft"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, changes)
+    tiny_runs.run_on_one_device(inputs, directory, changes)
     return directory
 
 

@@ -35,8 +35,8 @@ from tddpo_jax.config.reading import resolve
 from tddpo_jax.runs.grid_directory import cell_directories, record_grid
 from tddpo_jax.runs.run_directory import RunDirectory
 from tddpo_jax.runs.sampled_answers import read_answers
-from tddpo_jax.training import loop
-from tddpo_jax.training.checkpoints import Checkpoints, saved_steps
+from tddpo_jax.training import checkpoints, loop
+from tddpo_jax.training.checkpoints import Checkpoints, SaveClock, saved_steps
 from tddpo_jax.training.step import Programs
 from tddpo_jax.weights import locate
 
@@ -49,9 +49,7 @@ ANSWERING = {"train.sample_prompts": 3}
 def finished(inputs, tmp_path_factory):
     """The directory of a run that nothing interrupted; it samples answers."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, ANSWERING)
+    tiny_runs.run_on_one_device(inputs, directory, ANSWERING)
     return directory
 
 
@@ -75,6 +73,20 @@ def test_a_damaged_state_is_named(finished, inputs, tmp_path, monkeypatch):
     for name, weight in tiny_runs.weights(finished).items():
         np.testing.assert_array_equal(tiny_runs.weights(tmp_path / "run")[name], weight)
     assert read_answers(tmp_path / "run") == {}
+
+
+def test_several_hosts_ask_each_other_at_every_tenth_step_only(monkeypatch):
+    asked = []
+
+    def agree(answer):
+        asked.append(answer())
+        return asked[-1]
+
+    monkeypatch.setattr(checkpoints, "several", lambda: True)
+    monkeypatch.setattr(checkpoints, "agree", agree)
+    clock = SaveClock(1e-9)
+    assert [step for step in range(1, 31) if clock.is_due(step)] == [10, 20, 30]
+    assert asked == [True] * 3
 
 
 # ---- where a run may end -------------------------------------------------------------------------

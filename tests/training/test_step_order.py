@@ -16,7 +16,8 @@ COUNTS = st.integers(1, 60)
 @given(pairs=COUNTS, batch_pairs=COUNTS, seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
 def test_an_epoch_takes_every_pair_once(pairs, batch_pairs, seed, epoch):
     """In as few steps as possible, whose sizes differ by at most one."""
-    order = Order(pairs, batch_pairs, total_steps=10**6, seed=seed)
+    config = Config(seed=seed, train=TrainConfig(batch_pairs=batch_pairs))
+    order = make_order(config, pairs)
     first = epoch * order.steps_per_epoch
     steps = [order.numbers(first + step) for step in range(order.steps_per_epoch)]
     assert sorted(np.concatenate(steps)) == list(range(pairs))
@@ -43,7 +44,7 @@ def test_steps_depend_on_seed_and_step_alone():
 
 
 def test_pairs_of_a_step():
-    order = Order(5, 2, 3, seed=0)
+    order = Order(5, 3, 3, seed=0)
     pairs = tiny_models.random_examples([(1, 1, 1)] * 5)
     for step in range(3):
         taken = [pair[0] for pair in order.examples_of(pairs, step)]

@@ -35,9 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def finished(inputs, tmp_path_factory):
     """The directory of a finished TD-DPO run."""
     directory = tmp_path_factory.mktemp("runs") / "td_dpo"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny_runs.use_devices(patch, 1)
-        tiny_runs.run(inputs, directory, {"loss.beta": BETA, "loss.tau": TAU})
+    tiny_runs.run_on_one_device(inputs, directory, {"loss.beta": BETA, "loss.tau": TAU})
     return directory
 
 
@@ -146,7 +144,7 @@ def test_speeds_leave_out_compilations_and_validations(inputs, tmp_path, monkeyp
     monkeypatch.setattr(StepLog, "read", slow_read)
     monkeypatch.setattr(loop, "evaluate", slow_evaluate)
     tiny_runs.run(inputs, tmp_path / "run")
-    sizes = [len(Order(18, 5, 8, seed=0).numbers(step)) for step in range(8)]
+    sizes = [len(Order(18, 4, 8, seed=0).numbers(step)) for step in range(8)]
     for line in tiny_runs.training_lines(tmp_path / "run")[1:]:
         timed = sizes[1 : line["step"] + 1]
         assert line["pairs_per_second"] == pytest.approx(sum(timed) / (2 * len(timed)))
@@ -164,7 +162,7 @@ def test_the_metrics_of_a_step_are_means_over_its_pairs(finished, inputs):
     """The first step's, from transformers' log-probs of the untrained model."""
     rows = read_rows(inputs.train)
     theirs = AutoModelForCausalLM.from_pretrained(inputs.model).eval()
-    numbers = Order(examples=18, batch_pairs=5, total_steps=8, seed=0).numbers(0)
+    numbers = Order(examples=18, steps_per_epoch=4, total_steps=8, seed=0).numbers(0)
     logps = np.array([transformers_log_probs(theirs, rows[number]) for number in numbers])
     margin = logps[:, 0] - logps[:, 1]
     first = tiny_runs.training_lines(finished)[0]
