@@ -49,6 +49,8 @@ def _row(path: str | Path, number: int, line: bytes, kind: type[RowT]) -> RowT:
         return kind.model_validate(parse(line))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "model_type":
+            raise UserError(f"{path}, row {number}: must be an object") from None
         name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
         raise UserError(f"{path}, row {number}: {name}: {first['msg']}") from None
     except ValueError as error:

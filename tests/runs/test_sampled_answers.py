@@ -51,7 +51,7 @@ def test_a_run_that_goes_back_forgets_later_answers(run):
     ("line", "told"),
     [
         ("{", "not JSON"),
-        ("[]", "sampledanswer: Input should be"),
+        ("[]", "must be an object"),
         ('{"step": 20}', "row: Field required"),
     ],
 )

@@ -59,7 +59,7 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
     [
         ('{"value": "x"}', "row 2: value: "),
         ("{}", "row 2: value: Field required"),
-        ("[1]", "row 2: number: "),
+        ("[1]", "row 2: must be an object"),
         ("{", "row 2: not JSON"),
     ],
 )
