@@ -29,7 +29,7 @@ from qwix import QArray
 
 from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.ranges import MASKED, attention
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import View, oldest_position
 from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.computation import expert_implementation
 from tddpo_jax.placement.embedding import embed_over
@@ -281,6 +281,7 @@ def _attend_cached(
     sinks: Float[Array, " H"] | None = None,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B 1 H value_size"]:
     """Attention of one new token over itself and over slots `[start, end)` of a layer's cache.
@@ -297,13 +298,13 @@ def _attend_cached(
         end: one past the last slot, which will be the new token's own slot.
         sinks: as for `attention`.
         window: number of newest slots that the token sees, including its own; None: all.
+        chunk: size of the chunks into which a row's positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
     """
     rows, key_value_heads, _, size = own.keys.shape
     slots = cache.keys.shape[3]
     block = min(slots, _block())
-    if window is not None:
-        start = jnp.maximum(start, end + 1 - window)
+    start = start + oldest_position(end - start, window, chunk)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scaled = q * (size**-0.5 if scale is None else scale)
     grouped = scaled.reshape(rows, key_value_heads, -1, size)

@@ -149,8 +149,10 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    used = 1 if layer.experts is None else layer.experts.chosen
-    return used * layer.sizes.get("feed_forward", 0)
+    """Hidden features of a token: those of its experts, and of a feed-forward of all tokens."""
+    outputs = [t.axes[0] for t in layer.tensors if t.kind == "linear"]
+    chosen = 0 if layer.experts is None else layer.experts.chosen
+    return (chosen + ("feed_forward" in outputs)) * layer.sizes.get("feed_forward", 0)
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:

@@ -250,7 +250,7 @@ def export(
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
-            _describe_unpacked(folder / "config.json")
+            _describe(folder / "config.json")
             if companions is not None:
                 write_companions(companions, folder)
         for file, shard in zip(files, shards, strict=True):
@@ -261,11 +261,12 @@ def export(
             _write_index(folder / WEIGHT_FILES[1], files, shards)
 
 
-def _describe_unpacked(path: Path) -> None:
-    """Removes the `quantization_config` of packed weights: an export has none."""
+def _describe(path: Path) -> None:
+    """Gives an export's `config.json` what differs from that of its source."""
     attributes = read_object(path)
-    if attributes.pop("quantization_config", None) is not None:
-        write_json(path, attributes)
+    exported = families.exported_attributes(attributes)
+    if exported != attributes:
+        write_json(path, exported)
 
 
 def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:

@@ -44,6 +44,12 @@ def test_the_shape_that_ships_is_llama_2s():
     assert plan.parameter_counts(config_of("llama2_7b_qlora"), model) == expected
 
 
+def test_frozen_routers_count_among_the_parameters_and_not_among_the_trained():
+    """gpt-oss-20b: 24 layers whose routers have 32 rows of 2,880 weights and a bias."""
+    counts = plan.parameter_counts(config_of("llama2_7b"), read_config(GPT_OSS))
+    assert counts == (20_914_757_184, 20_914_757_184 - 24 * 32 * 2881)
+
+
 @pytest.mark.parametrize("mode", ["full", "qlora"])
 def test_shapes_lie_where_the_arrays_lie(mode):
     """Expected: a real model, quantised and sharded, leaf by leaf."""

@@ -46,6 +46,7 @@ def attention(
     view: View,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
     sinks: Float[Array, " H"] | None = None,
     implementation: str = "xla",
@@ -53,8 +54,8 @@ def attention(
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
     With a window, query i sees only those of these keys that have
-    `position[i] - position[j] < window`. A query that sees no key gets zeros. Statistics and sums
-    are float32.
+    `position[i] - position[j] < window`, and with chunks only those of its own chunk of positions.
+    A query that sees no key gets zeros. Statistics and sums are float32.
 
     Args:
         q: queries; head h reads key/value head `h // (H // K)`.
@@ -62,6 +63,7 @@ def attention(
         v: values.
         view: the keys that each query sees; `cudnn` and `tokamax` read its causal rows.
         window: number of newest positions that a query sees, including its own; None: all.
+        chunk: size of the chunks into which positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
         sinks: a score of each head that takes part in the softmax without a value; only `xla`
             supports it.
@@ -78,7 +80,14 @@ def attention(
         if sinks is not None:
             raise UserError(NO_SINKS.format(implementation))
         return causal_rows_attention(
-            q, k, v, view.causal_rows, window=window, scale=scale, kernel=implementation
+            q,
+            k,
+            v,
+            view.causal_rows,
+            window=window,
+            chunk=chunk,
+            scale=scale,
+            kernel=implementation,
         )
     if implementation != "xla":
         raise ValueError(f"attention {implementation!r} is not available")
@@ -86,7 +95,7 @@ def attention(
     shared = heads // k.shape[2]
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
-    seen, position = seen_keys(view, window, shared)
+    seen, position = seen_keys(view, window, chunk, shared)
     # Adding an empty sum over the queries lets the sinks vary over the same mesh axes.
     sink = None if sinks is None else _of_queries(sinks, k.shape[2]) + jnp.sum(q[:0, :0, 0, 0, 0])
     out = _ranged(q, k, v, seen, position, sink).reshape(
