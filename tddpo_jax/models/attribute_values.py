@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
+from tddpo_jax.models.rope import RopeScaling
 
 LARGEST = 2**31 - 1  # of an array's axis, with the integers that devices count in
 MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
@@ -83,6 +84,32 @@ def rope_attributes(known: dict[str, Any], path: str) -> tuple[Any, float | None
     kinds = rest.pop("rope_type", None), rest.pop("type", None)
     kind = kinds[0] or kinds[1] or "default"
     return kind, None if base is None else positive_number(base, "rope_theta", path), rest
+
+
+def stretched_rope(kind: str, scaling: Mapping[str, Any], path: str) -> RopeScaling | None:
+    """Llama-3's stretching of rope, or none.
+
+    Args:
+        kind: of the stretching, as `rope_attributes` gives it.
+        scaling: its other attributes.
+        path: of the file.
+
+    Raises:
+        UserError: the kind is another one, or an attribute is missing, wrong or unknown.
+    """
+    if kind == "default" and not scaling:
+        return None
+    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind != "llama3" or set(scaling) != set(fields):
+        raise UserError(
+            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
+        )
+    *factors, original_context = fields
+    factor, low, high = (positive_number(scaling[field], field, path) for field in factors)
+    if low > high:
+        raise UserError(f"{path}: low_freq_factor must be at most high_freq_factor")
+    context = whole_number(scaling[original_context], original_context, path)
+    return RopeScaling(factor, low, high, context)
 
 
 def check_heads(heads: int, key_value_heads: int, size: int, path: str) -> None:

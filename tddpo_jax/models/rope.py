@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# The features that are rotated together: i and i + size/2, or 2 i and 2 i + 1.
+Pairs = Literal["halves", "adjacent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,10 @@ def rope_frequencies(
         return frequency
     turns = scaling.original_context * frequency / (2 * jnp.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    if low < high:
+        smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    else:  # as in Llama 4: there is nothing between the limits
+        smooth = jnp.where(turns >= high, 1.0, 0.0)
     return frequency * (smooth + (1 - smooth) / scaling.factor)
 
 
@@ -110,16 +117,24 @@ def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, "
 
 
 def rotate(
-    x: Float[Array, "B T H size"], angle: Float[Array, "B T half"], factor: float = 1.0
+    x: Float[Array, "B T H size"],
+    angle: Float[Array, "B T half"],
+    factor: float = 1.0,
+    pairs: Pairs = "halves",
 ) -> Float[Array, "B T H size"]:
-    """Rotates feature i together with feature i + size/2, as Hugging Face's checkpoints expect.
+    """Rotates pairs of features.
 
     Args:
         x: queries or keys.
         angle: the rotations in radians.
         factor: of the result.
+        pairs: which features make a pair. The weights of a checkpoint fit one of the two.
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    x32 = x.astype(jnp.float32)
+    adjacent = pairs == "adjacent"
+    first, second = (x32[..., 0::2], x32[..., 1::2]) if adjacent else jnp.split(x32, 2, axis=-1)
     cos, sin = (factor * turn(angle)[:, :, None] for turn in (jnp.cos, jnp.sin))
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    rotated = first * cos - second * sin, second * cos + first * sin
+    if adjacent:
+        return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -152,7 +152,7 @@ def test_older_and_shorter_configs_are_understood(changes, expected, copy):
         ({"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a positive number, got 0"),
         ({"rope_parameters": "llama3"}, "rope_scaling = 'llama3' is not an object"),
         ({"rope_parameters": {**LLAMA_3, "factor": "8"}}, "factor must be a positive number"),
-        ({"rope_parameters": {**LLAMA_3, "low_freq_factor": 4}}, "low_freq_factor must be less"),
+        ({"rope_parameters": {**LLAMA_3, "low_freq_factor": 5}}, "low_freq_factor must be at most"),
         ({"model_type": ["llama"]}, r"model_type = \['llama'\] is not supported"),
         (
             {"num_key_value_heads": 5},

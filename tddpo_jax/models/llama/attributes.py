@@ -16,6 +16,7 @@ from tddpo_jax.models.attribute_values import (
     check_values,
     positive_number,
     rope_attributes,
+    stretched_rope,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
@@ -115,16 +116,4 @@ def _rope(path: str, known: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     kind, base, scaling = rope_attributes(known, path)
     # The configs of Llama-1 and Llama-2 lack rope_theta. Their code fixes it at 10,000.
     theta = 10000.0 if base is None else base
-    if kind == "default" and not scaling:
-        return theta, None
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind != "llama3" or set(scaling) != set(fields):
-        raise UserError(
-            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
-        )
-    *factors, original_context = fields
-    factor, low, high = (positive_number(scaling[field], field, path) for field in factors)
-    if low >= high:
-        raise UserError(f"{path}: low_freq_factor must be less than high_freq_factor")
-    context = whole_number(scaling[original_context], original_context, path)
-    return theta, RopeScaling(factor, low, high, context)
+    return theta, stretched_rope(kind, scaling, path)
