@@ -32,6 +32,9 @@ class AttentionShape(NamedTuple):
     window: int | None = None  # number of newest positions that a token sees, including its own
     scale: float | None = None  # factor of the scores; None: 1/sqrt(size)
     sinks: bool = False  # whether every head has a score that takes weight away from the keys
+    # How many numbers a cache holds for a token in place of its keys and values; None: these.
+    cached: int | None = None
+    most_keys: int | None = None  # number of keys that an indexer leaves to a token; None: all
 
     @property
     def axes(self) -> dict[str, int]:
@@ -43,3 +46,9 @@ class AttentionShape(NamedTuple):
             "attended": self.heads * self.value_size,
             "head": self.size,
         }
+
+    @property
+    def cached_numbers(self) -> int:
+        """How many numbers a cache holds for a token."""
+        keys_values = self.key_value_heads * (self.size + self.value_size)
+        return keys_values if self.cached is None else self.cached
