@@ -134,7 +134,8 @@ def _products_of_token(layer: Layer) -> int:
 
 def _feed_forward(layer: Layer) -> int:
     used = 1 if layer.experts is None else layer.experts.chosen
-    return used * layer.sizes.get("feed_forward", 0)
+    shared = layer.sizes.get("shared_feed_forward", 0)
+    return used * layer.sizes.get("feed_forward", 0) + shared
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:
