@@ -10,8 +10,11 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tddpo_jax.models.families import read_config
+from tddpo_jax.models.flops import matmul_parameters
 from tddpo_jax.models.rope import yarn_frequencies
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.weights.hugging_face import read_config as read_folder
+from tddpo_jax.weights.locate import model_folder
 
 FOLDER = Path(__file__).parent / "golden" / "deepseek-v3" / "model"
 GIVEN = json.loads((FOLDER / "config.json").read_text())
@@ -52,6 +55,23 @@ def test_yarn_is_that_of_transformers(context, magnitudes):
     found = yarn_frequencies(64, config.rope_theta, config.yarn)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert config.rope_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "active"),
+    [
+        ("V3", 671_026_419_200, 36_624_596_992),
+        ("V3.1", 671_026_419_200, 36_624_596_992),
+        ("V3.2-Exp", 671_877_944_064, 37_476_106_240),
+    ],
+)
+def test_the_published_sizes(name, parameters, active):
+    """Parameters by transformers, with the corrections of the routers' choice and without the layer
+    that predicts further tokens. A token uses the weights of all products, head included, but of
+    the experts only those that it chooses."""
+    config = read_folder(model_folder(f"deepseek-ai/DeepSeek-{name}"))
+    assert parameter_count(config.parameters) == parameters
+    assert matmul_parameters(config) + config.vocabulary * config.width == active
 
 
 def test_layers_that_predict_further_tokens_are_dropped():
