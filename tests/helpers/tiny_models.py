@@ -196,7 +196,14 @@ def run(model: Decoder, batch: Batch, **settings: Any) -> jax.Array:
 
 
 def dense_attention(
-    q: Any, k: Any, v: Any, view: View, *, window: int | None = None, scale: float | None = None
+    q: Any,
+    k: Any,
+    v: Any,
+    view: View,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    allowed: jax.Array | None = None,
 ) -> jax.Array:
     """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
@@ -205,6 +212,8 @@ def dense_attention(
     seen = (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
     if window is not None:
         seen &= view.position[:, :, None] - view.position[:, None] < window
+    if allowed is not None:
+        seen &= allowed
     seen = seen[:, None]
     largest = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e30)
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - largest, 0)), 0)
