@@ -19,6 +19,7 @@ from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
 from tddpo_jax.models.attention.kernels import check_shape
+from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.placement.computation import attention_implementation
 from tddpo_jax.placement.mesh import check_mesh, row_devices
 from tddpo_jax.planning import compiler
@@ -164,10 +165,7 @@ def parameter_counts(config: Config, model: DecoderConfig) -> tuple[int, int]:
     """The number of the model's weights without adapters, and of trained parameters."""
     trained = abstract_weights(config, model, planned_dtype(config))[1]
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
-    if config.train.mode == "full":
-        return count, count
-    whole = config.model_copy(update={"train": config.train.model_copy(update={"mode": "full"})})
-    return parameter_counts(whole, model)[0], count
+    return parameter_count(model.parameters), count
 
 
 def _start_compilers(
