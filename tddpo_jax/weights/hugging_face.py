@@ -40,7 +40,7 @@ from tddpo_jax.system.atomic import replace_folder, write_json
 from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
-from tddpo_jax.weights.packed import stored_whole, whole_tensors, with_packed
+from tddpo_jax.weights.packed import PiecedTensor, stored_whole, whole_tensors, with_packed
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
@@ -155,9 +155,12 @@ def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: A
     """Reads a tensor from its file onto its devices.
 
     Each host reads once the smallest block that covers the parts of all its devices. A tensor that
-    needs a transform is read whole.
+    needs a transform is read whole. Of one in pieces, each device's part is read by itself.
     """
     shape, transform = parameter.shape, parameter.tensor.transform
+    if isinstance(stored, PiecedTensor):
+        part_of = functools.partial(stored.part, dtype=dtype)
+        return jax.make_array_from_callback(shape, sharding, part_of)
     parts = sharding.addressable_devices_indices_map(shape).values()
     bounds = [_spans(part, shape) for part in parts]
     first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]

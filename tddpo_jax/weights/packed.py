@@ -39,7 +39,7 @@ class PackedTensor:
 
 @dataclasses.dataclass(frozen=True)
 class PiecedTensor:
-    """A tensor that reads those pieces that an index needs. It stands in for a `PySafeSlice`."""
+    """A tensor that reads those pieces that a part of it needs."""
 
     shape: tuple[int, ...]
     pieces: Mapping[tuple[int, ...], str]  # the pieces' names by their indices
@@ -48,13 +48,26 @@ class PiecedTensor:
     def get_shape(self) -> list[int]:
         return list(self.shape)
 
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the tensor in a slice for each axis."""
+    def part(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """The part in a slice for each axis. Only one piece at a time has another dtype.
+
+        Args:
+            index: the slices.
+            dtype: of the result; None: the pieces' own.
+        """
         axes = [range(*one.indices(size)) for one, size in zip(index, self.shape, strict=True)]
         first = len(next(iter(self.pieces)))
         names = [self.pieces[each] for each in itertools.product(*axes[:first])]
-        read = [self.read(name)[index[first:]] for name in names]
-        return np.stack(read).reshape([len(axis) for axis in axes])
+        found: np.ndarray | None = None
+        for number, name in enumerate(names):
+            piece = self.read(name)[index[first:]]
+            if found is None:
+                found = np.empty((len(names), *piece.shape), dtype or piece.dtype)
+            elif dtype is None and piece.dtype != found.dtype:
+                raise UserError(f"{name} is {piece.dtype}, but other pieces are {found.dtype}")
+            found[number] = piece
+        assert found is not None
+        return found.reshape([len(axis) for axis in axes])
 
 
 class _Leaf(NamedTuple):
