@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.buffer import with_weights_in
 from tddpo_jax.models.decoder import Decoder, linear_layers
 from tddpo_jax.models.linear import Adapter, LoraParam, dense
 from tddpo_jax.models.tensor_table import linear_parameters
@@ -42,6 +43,18 @@ class SecondAdapter(Adapter):
         self, x: Float[Array, "B T I"], dropout_key: PRNGKeyArray | None
     ) -> Float[Array, "B T O"]:
         return self.first(x, None) + super().__call__(x, dropout_key)
+
+    def factors(self) -> tuple[Array, Array]:
+        first, own = self.first.factors(), super().factors()
+        a, b = zip(first, own, strict=True)
+        return jnp.concatenate(a, axis=-2), jnp.concatenate(b, axis=-1)
+
+    def gate_of_ranks(self) -> Float[Array, "B R"] | None:
+        gate = super().gate_of_ranks()
+        if gate is None:
+            return None
+        always = jnp.ones((len(gate), self.first.a.shape[-2]), gate.dtype)
+        return jnp.concatenate([always, gate], axis=1)
 
 
 def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
@@ -198,7 +211,8 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
             change = adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
             weight = weight.astype(jnp.float32) + change
         linear.weight, linear.adapter = nnx.Param(weight.astype(dtype)), None
-    return jax.tree.map(lambda weight: weight.astype(dtype), copy)
+    merged_model: Decoder = with_weights_in(copy, dtype)
+    return merged_model
 
 
 def fresh_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:

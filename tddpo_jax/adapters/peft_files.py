@@ -49,7 +49,14 @@ OLD_WEIGHTS_FILE = "adapter_model.bin"  # a pickle, which can run any code when 
 # These attributes do not change the mathematics of a plain LoRA, or the tensors repeat them.
 IGNORED_ATTRIBUTES = (
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode"),
-    *("target_modules", "exclude_modules", "layers_pattern", "runtime_config", "megatron_core"),
+    *(
+        "target_modules",
+        "target_parameters",
+        "exclude_modules",
+        "layers_pattern",
+        "runtime_config",
+        "megatron_core",
+    ),
     *("qalora_group_size", "loftq_config"),
 )
 # These attributes would change the mathematics. Only these values and empty ones are accepted.
@@ -195,8 +202,9 @@ def export_adapter(
     if not is_first():
         return
     with replace_folder(folder) as partial:
-        targets = _modules(weights)
-        attributes = _attributes(next(iter(adapters.values())), targets, base_name, rslora)
+        targets = _target_attributes(weights, model.config.parameters)
+        adapter = next(iter(adapters.values()))
+        attributes = {**_attributes(adapter, base_name, rslora), **targets}
         (partial / ADAPTER_CONFIG).write_text(json.dumps(attributes, indent=2) + "\n")
         specs = {
             name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in tensors.items()
@@ -213,6 +221,28 @@ def export_adapter(
             (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
 
 
+def _target_attributes(
+    weights: Sequence[Parameter], parameters: Sequence[Parameter]
+) -> dict[str, Any]:
+    """What says in a PEFT folder which layers are adapted.
+
+    If experts are stored one by one, PEFT takes the names of their products to mean all experts. So
+    other layers of these names are given by their weights, for which PEFT allows no dropout.
+    """
+    of_experts = {
+        name.split(".")[-2]
+        for each in parameters
+        if each.tensor.pieces is not None
+        for name in each.pieces_at(0).values()
+    }
+    by_weight = [weight for weight in weights if weight.name in of_experts]
+    modules = {"target_modules": _modules([each for each in weights if each not in by_weight])}
+    if not by_weight:
+        return modules
+    names = {".".join(weight.tensor.hub_name.split(".")[-3:]) for weight in by_weight}
+    return {**modules, "target_parameters": sorted(names), "lora_dropout": 0.0}
+
+
 def _modules(weights: Sequence[Parameter]) -> list[str] | str:
     """`target_modules`: the last names of the adapted layers, or a pattern for their whole names.
 
@@ -226,9 +256,7 @@ def _modules(weights: Sequence[Parameter]) -> list[str] | str:
     return r"(.*\.)?({})layers\..*\.({})".format(*alternatives)
 
 
-def _attributes(
-    adapter: Adapter, targets: list[str] | str, base_name: str, rslora: bool
-) -> dict[str, Any]:
+def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any]:
     rank = adapter.a.shape[1]
     unit = LoraConfig(rank=rank, alpha=1.0, rslora=rslora).scale
     return {
@@ -239,7 +267,6 @@ def _attributes(
         # Computing the scale has rounded it, so round alpha back to the user's number.
         "lora_alpha": float(f"{adapter.scale / unit:.12g}"),
         "lora_dropout": adapter.dropout,
-        "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": rslora,

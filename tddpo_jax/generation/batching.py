@@ -208,12 +208,8 @@ def _row_bucket(rows: int, mesh: Mesh) -> int:
 
 
 def cached_numbers(config: DecoderConfig) -> int:
-    """How many numbers the caches hold for one token: a key and a value in every layer."""
-    return sum(
-        count * shape.key_value_heads * (shape.size + shape.value_size)
-        for count, layer in kinds_of_layers(config)
-        for shape in [layer.attention]
-    )
+    """How many numbers the caches of all layers hold for one token."""
+    return sum(count * layer.attention.cached_numbers for count, layer in kinds_of_layers(config))
 
 
 def _rows_that_fit(config: DecoderConfig, slots: int, dtype: Any, mesh: Mesh) -> int:

@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
-from qwix import QArray
 
 from tddpo_jax.generation.sampling import Sampler, next_token
+from tddpo_jax.models.attention.choice import Choice, best, scores
+from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import MASKED, attention
 from tddpo_jax.models.attention.view import View, oldest_position
+from tddpo_jax.models.buffer import with_weights_in
 from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.computation import expert_implementation
 from tddpo_jax.placement.embedding import embed_over
@@ -45,13 +46,20 @@ from tddpo_jax.placement.shardings import (
 SMALLEST_BLOCK = 128  # slots
 AS_WRITTEN = Layout(major_to_minor=tuple(range(5)))
 CACHE_SPEC = PartitionSpec(None, ROWS, "tensor")  # axes L, B, K
+LATENT_SPEC = PartitionSpec(None, ROWS)  # all heads share a latent
 
 
 class Cache(NamedTuple):
     """Rotated keys, and values, of every slot, for all layers of a stack or for one layer."""
 
     keys: Float[Array, "*L B K S size"]
-    values: Float[Array, "*L B K S value_size"]
+    values: Float[Array, "*L B K S value_size"] | None  # None: the keys are latents, and the values
+    indexed: Float[Array, "*L B 1 S features"] | None = None  # keys of an indexer
+
+    @property
+    def spec(self) -> PartitionSpec:
+        """The placement of the cache of all layers of a stack."""
+        return LATENT_SPEC if self.values is None else CACHE_SPEC
 
 
 Caches = tuple[Cache, ...]  # one cache for each stack of layers
@@ -123,13 +131,14 @@ def generate_rows(
     Returns:
         The new tokens of every row, and their number. Tokens behind a row's number mean nothing.
     """
-    model = _in_dtype(model, dtype)
+    model = with_weights_in(model, dtype)  # so that no step has to cast them
     rows, length = prompts.tokens.shape
     start = length - prompts.lengths
     constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=row_sharding(mesh))
     slots = cache_slots(length, new)
     caches, logits = _prefill(model, prompts, slots, dtype, mesh)
-    caches = jax.lax.with_sharding_constraint(caches, NamedSharding(mesh, CACHE_SPEC))
+    places = tuple(NamedSharding(mesh, cache.spec) for cache in caches)
+    caches = jax.lax.with_sharding_constraint(caches, places)
 
     def step(state: State) -> State:
         token = next_token(state.logits, sampler, state.number).astype(jnp.int32)
@@ -156,20 +165,6 @@ def generate_rows(
     return jax.lax.with_sharding_constraint((state.tokens, state.counts), replicated(mesh))
 
 
-def _in_dtype(model: Decoder, dtype: Any) -> Decoder:
-    """The model with weights in the computation's dtype, so that no step has to cast them.
-
-    Quantised weights stay as they are.
-    """
-
-    def cast(weight: Array | QArray) -> Array | QArray:
-        return weight if isinstance(weight, QArray) else weight.astype(dtype)
-
-    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
-    params = jax.tree.map(cast, params, is_leaf=lambda weight: isinstance(weight, QArray))
-    return nnx.merge(graphdef, params, *rest)
-
-
 def _prefill(
     model: Decoder,
     prompts: Prompts,
@@ -185,12 +180,29 @@ def _prefill(
     live = slot >= start
     view = View(jnp.where(live, start, slot), slot + live, jnp.maximum(slot - start, 0))
 
-    def attend(_: Where, q: Array, k: Array, v: Array, **settings: Any) -> tuple[Array, Cache]:
-        out = attention(q, k, v, view, **settings)
+    def attend(
+        _: Where,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        latent: Latent | None = None,
+        choice: Choice | None = None,
+        **settings: Any,
+    ) -> tuple[Array, Cache]:
+        out = attention(q, k, v, view, choice=choice, **settings)
         room = ((0, 0), (0, 0), (0, slots - length), (0, 0))
-        return out, Cache(*(jnp.pad(x.swapaxes(1, 2), room) for x in (k, v)))
+        return out, jax.tree.map(lambda x: jnp.pad(x, room), _entries(k, v, latent, choice))
 
     return _through_layers(model, prompts.tokens, view.position, attend, dtype, mesh, ROWS)
+
+
+def _entries(k: Array, v: Array, latent: Latent | None, choice: Choice | None) -> Cache:
+    """What a layer's cache holds for some tokens."""
+    entries = Cache(k, v) if latent is None else Cache(latent.vector, None)
+    if choice is not None:
+        entries = entries._replace(indexed=choice.keys)
+    return jax.tree.map(lambda x: x.swapaxes(1, 2), entries)
 
 
 def _decode(
@@ -208,7 +220,6 @@ def _decode(
     all fsdp devices hold the same rows, and each multiplies them by the weights that it holds.
     """
     heads, rows, whole = head_parallel(mesh).spec, row_sharding(mesh).spec, PartitionSpec()
-    of_layer = PartitionSpec(*CACHE_SPEC[1:])
 
     def attend(
         where: Where,
@@ -217,17 +228,25 @@ def _decode(
         v: Array,
         *,
         sinks: Array | None = None,
+        latent: Latent | None = None,
+        choice: Choice | None = None,
         **settings: Any,
     ) -> tuple[Array, Cache]:
-        own = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
+        own, cache = _entries(k, v, latent, choice), caches[where.stack]
+        if latent is not None:
+            q = latent.absorb(q)
         # Each device attends over its own rows and heads. The compiler would gather the cache.
         on_each: Callable[..., Array] = jax.shard_map(
             functools.partial(_attend_cached, **settings),
             mesh=mesh,
-            in_specs=(heads, of_layer, CACHE_SPEC, whole, rows, whole, VECTOR_OF_HEADS),
+            in_specs=(
+                *(heads, PartitionSpec(*cache.spec[1:]), cache.spec),
+                *(whole, rows, whole, VECTOR_OF_HEADS, rows),
+            ),
             out_specs=heads,
         )
-        return on_each(q, own, caches[where.stack], where.place, start, slot, sinks), own
+        out = on_each(q, own, cache, where.place, start, slot, sinks, choice)
+        return out if latent is None else latent.expand(out), own
 
     new, logits = _through_layers(
         model, token[:, None], (slot - start)[:, None], attend, dtype, mesh, "data"
@@ -279,6 +298,7 @@ def _attend_cached(
     start: Int[Array, " B"],
     end: Int[Array, ""],
     sinks: Float[Array, " H"] | None = None,
+    choice: Choice | None = None,
     *,
     window: int | None = None,
     chunk: int | None = None,
@@ -297,6 +317,7 @@ def _attend_cached(
         start: first slot of each row.
         end: one past the last slot, which will be the new token's own slot.
         sinks: as for `attention`.
+        choice: what an indexer makes of the new token, if it chooses among the slots.
         window: number of newest slots that the token sees, including its own; None: all.
         chunk: size of the chunks into which a row's positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
@@ -305,22 +326,26 @@ def _attend_cached(
     slots = cache.keys.shape[3]
     block = min(slots, _block())
     start = start + oldest_position(end - start, window, chunk)
+    chosen = None if choice is None else _chosen_slots(choice, cache, layer, start, end)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scaled = q * (size**-0.5 if scale is None else scale)
     grouped = scaled.reshape(rows, key_value_heads, -1, size)
 
     def visit(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, total, largest = carry
-        where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block)
-        # Fix the layout. Otherwise XLA for GPUs transposes the whole cache for every token.
-        keys, values = (
-            with_layout_constraint(
-                jax.lax.dynamic_slice(x, where, (*shape, x.shape[-1])), AS_WRITTEN
-            )[0]
-            for x in cache
-        )
+
+        def read(x: Array) -> Array:
+            where, shape = (layer, 0, 0, j * block, 0), (1, rows, key_value_heads, block)
+            part = jax.lax.dynamic_slice(x, where, (*shape, x.shape[-1]))
+            # Fix the layout. Otherwise XLA for GPUs transposes the whole cache for every token.
+            return with_layout_constraint(part, AS_WRITTEN)[0]
+
+        keys = read(cache.keys)
+        values = keys if cache.values is None else read(cache.values)
         slot = (j * block + jnp.arange(block))[None]
         seen = (slot >= start[:, None]) & (slot < end)
+        if chosen is not None:
+            seen &= jax.lax.dynamic_slice_in_dim(chosen, j * block, block, axis=1)
         scores = product("BKGs,BKSs->BKGS", grouped, keys)
         scores = jnp.where(seen[:, None, None], scores, MASKED)
         new_largest = jnp.maximum(largest, jnp.max(scores, axis=-1))
@@ -333,7 +358,10 @@ def _attend_cached(
         )
 
     score = product("BKGs,BKSs->BKGS", grouped, own.keys)[..., 0]
-    value = jnp.broadcast_to(own.values.astype(jnp.float32), (*score.shape, own.values.shape[-1]))
+    if chosen is not None:
+        score = jnp.where(chosen[:, -1:, None], score, MASKED)
+    value = own.keys if own.values is None else own.values
+    value = jnp.broadcast_to(value.astype(jnp.float32), (*score.shape, value.shape[-1]))
     itself = value, jnp.ones_like(score), score
     first, last = jnp.min(start) // block, (end + block - 1) // block
     out, total, largest = (
@@ -344,3 +372,25 @@ def _attend_cached(
     if sinks is not None:
         total += jnp.exp(sinks.astype(jnp.float32).reshape(1, key_value_heads, -1) - largest)
     return (out / total[..., None]).reshape(rows, 1, -1, out.shape[-1]).astype(q.dtype)
+
+
+def _chosen_slots(
+    choice: Choice,
+    cache: Cache,
+    layer: Int[Array, ""],
+    start: Int[Array, " B"],
+    end: Int[Array, ""],
+) -> Bool[Array, "B S"] | None:
+    """The slots that an indexer leaves to a new token, and last whether it leaves the token itself.
+
+    The arguments are those of `_attend_cached`. None: it leaves all of a cache of this size.
+    """
+    assert cache.indexed is not None
+    index = jax.lax.dynamic_index_in_dim(cache.indexed, layer, keepdims=False)[:, 0]
+    slots = index.shape[1]
+    if slots < choice.most:
+        return None
+    slot = jnp.arange(slots + 1)[None]
+    seen = (slot >= start[:, None]) & (slot < end) | (slot == slots)
+    keys = jnp.concatenate([index, choice.keys[:, :, 0].astype(index.dtype)], axis=1)
+    return best(scores(choice.queries, choice.weights, keys)[:, 0], seen, choice.most)

@@ -96,6 +96,13 @@ class DecoderConfig(Protocol):
     def carried(self) -> tuple[str, ...]:
         """Beginnings of the names of tensors that we do not compute, but copy to an export."""
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Beginnings of the names of tensors that we neither compute nor copy to an export.
+
+        They are layers that predict further tokens.
+        """
+
     def last_norm(self) -> nnx.Module:
         """The norm after the last layer."""
 

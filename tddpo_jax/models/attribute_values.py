@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.rope import RopeScaling
+from tddpo_jax.models.rope import RopeScaling, Yarn
 
 LARGEST = 2**31 - 1  # of an array's axis, with the integers that devices count in
 MOST_LAYERS = 10_000  # more are a mistake, and listing their tensors would take all memory
 
 
-def whole_number(value: Any, name: str, path: str, at_most: int = LARGEST) -> int:
+def whole_number(
+    value: Any, name: str, path: str, at_most: int = LARGEST, *, at_least: int = 1
+) -> int:
     """A size or a count.
 
     Args:
@@ -21,13 +23,15 @@ def whole_number(value: Any, name: str, path: str, at_most: int = LARGEST) -> in
         name: of the attribute.
         path: of the file.
         at_most: the largest value.
+        at_least: the smallest value.
 
     Raises:
-        UserError: it is not a whole number from 1 to `at_most`.
+        UserError: it is not a whole number from `at_least` to `at_most`.
     """
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not 1 <= value <= at_most:
-        raise UserError(f"{path}: {name} must be a whole number from 1 to {at_most}, got {value!r}")
+    if not is_whole or not at_least <= value <= at_most:
+        limits = f"from {at_least} to {at_most}"
+        raise UserError(f"{path}: {name} must be a whole number {limits}, got {value!r}")
     return value
 
 
@@ -123,3 +127,24 @@ def check_heads(heads: int, key_value_heads: int, size: int, path: str) -> None:
             f"{path}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads "
             f"({key_value_heads}), and head_dim ({size}) must be even"
         )
+
+
+def yarn_attributes(scaling: Mapping[str, Any], whole_bounds: bool, path: str) -> Yarn:
+    """YaRN's stretching of rope.
+
+    Args:
+        scaling: the attributes of rope; those that are read are there.
+        whole_bounds: as in `Yarn`.
+        path: of the file.
+
+    Raises:
+        UserError: a number is not positive, or the bounds meet.
+    """
+    factor, fast, slow = (
+        positive_number(scaling[name], name, path) for name in ("factor", "beta_fast", "beta_slow")
+    )
+    name = "original_max_position_embeddings"
+    context = whole_number(scaling[name], name, path)
+    if slow >= fast:
+        raise UserError(f"{path}: beta_slow must be less than beta_fast")
+    return Yarn(factor, context, fast, slow, whole_bounds)

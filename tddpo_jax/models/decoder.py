@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tddpo_jax.models.architecture import DecoderConfig, Layer, Stack, stacks
+from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.experts.experts import routed_sum
@@ -108,9 +109,9 @@ class Decoder(nnx.Module):
         """
 
         def attend_and_forget(
-            _: Where, q: Array, k: Array, v: Array, **settings: Any
+            _: Where, q: Array, k: Array, v: Array, *, latent: Latent | None = None, **settings: Any
         ) -> tuple[Array, None]:
-            return attend(q, k, v, view, **settings), None
+            return attend(q, k, v, view, **settings), None  # only a cache needs the latent
 
         x, _ = self.through_layers(
             tokens,
@@ -144,7 +145,8 @@ class Decoder(nnx.Module):
             tokens: token ids.
             positions: rotary position of each token.
             attend: takes the layer's `Where`, queries, keys, values and, by keyword, the layer's
-                window, chunk, scale and sinks. It gives attention's output and what to keep.
+                window, chunk and scale, and its sinks, `Latent` and `Choice` if it has them. It
+                gives attention's output and what to keep.
             dtype: as for `__call__`.
             embed: as for `__call__`.
             experts: as for `__call__`.

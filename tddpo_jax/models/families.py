@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.deepseek import attributes as deepseek
+from tddpo_jax.models.deepseek import tensors as deepseek_tensors
 from tddpo_jax.models.gemma3 import attributes as gemma3
 from tddpo_jax.models.gemma3 import tensors as gemma3_tensors
 from tddpo_jax.models.gpt_oss import attributes as gpt_oss
@@ -32,11 +34,13 @@ LLAMA = Family(llama.read_config, LINEAR_NAMES)
 GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
 GPT_OSS = Family(gpt_oss.read_config, gpt_oss_tensors.LINEAR_NAMES)
 LLAMA4 = Family(llama4.read_config, llama4_tensors.LINEAR_NAMES, llama4.exported)
+DEEPSEEK = Family(deepseek.read_config, deepseek_tensors.LINEAR_NAMES, deepseek.exported)
 FAMILIES = {
     **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
     **dict.fromkeys(gemma3.MODEL_TYPES, GEMMA3),
     **dict.fromkeys(gpt_oss.MODEL_TYPES, GPT_OSS),
     **dict.fromkeys(llama4.MODEL_TYPES, LLAMA4),
+    **dict.fromkeys(deepseek.MODEL_TYPES, DEEPSEEK),
 }
 
 

@@ -23,7 +23,7 @@ from tddpo_jax.system.devices import data_sheet_rate
 class LayerWeights(NamedTuple):
     """Numbers of the weights that a layer's products have."""
 
-    shared: int  # linear layers and the router, which all tokens use
+    shared: int  # linear layers, the router and buffers, which all tokens use
     experts: int  # all experts together, of which a token uses a few
 
 
@@ -33,7 +33,8 @@ def layer_weights(layer: Layer) -> LayerWeights:
     for tensor in layer.tensors:
         if len(tensor.axes) > 1:
             sizes[tensor.kind] += layer.size(tensor)
-    return LayerWeights(sizes["linear"] + sizes["router"], sizes["experts"])
+    shared = sizes["linear"] + sizes["router"] + sizes["buffer"]
+    return LayerWeights(shared, sizes["experts"])
 
 
 def _used_by_token(layer: Layer) -> int:

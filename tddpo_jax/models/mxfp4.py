@@ -44,4 +44,4 @@ def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     return (*scales, BYTES), scales
 
 
-MXFP4 = Packing(("_blocks", "_scales"), _shapes, unpacked)
+MXFP4 = Packing(("_blocks", "_scales"), ("U8", "U8"), _shapes, unpacked)

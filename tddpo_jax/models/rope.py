@@ -80,7 +80,12 @@ class Yarn:
 
         It is 1 without stretching, as in transformers.
         """
-        return 0.1 * math.log(max(self.factor, 1.0)) + 1.0
+        return magnitude(self.factor)
+
+
+def magnitude(factor: float, weight: float = 1.0) -> float:
+    """How much more YaRN lets queries and keys weigh if it stretches frequencies by `factor`."""
+    return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
 
 
 def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, " half"]:

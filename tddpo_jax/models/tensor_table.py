@@ -12,6 +12,7 @@ each array of our tree. Everything that handles weights reads this table:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
@@ -19,8 +20,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 # A linear layer can get an adapter and can be quantised. Norms and biases have no weight decay.
-# `experts` are the weights of all experts of a layer, and a `router` chooses among them.
-Kind = Literal["embedding", "linear", "norm", "bias", "experts", "router"]
+# `experts` are the weights of all experts of a layer, and a `router` chooses among them. A `buffer`
+# is never trained and never rounded, so an export copies it.
+Kind = Literal["embedding", "linear", "norm", "bias", "experts", "router", "buffer"]
 
 
 class Transform(NamedTuple):
@@ -34,9 +36,17 @@ class Packing(NamedTuple):
     """A second form of a tensor in a checkpoint: several packed parts that give its values."""
 
     endings: tuple[str, ...]  # the names of the parts are the tensor's name with these endings
+    dtypes: tuple[str, ...]  # safetensors' names of the parts' dtypes
     # From the shape of the checkpoint's own tensor to those of the parts.
     shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...], ...]]
     load: Callable[..., np.ndarray]  # from the parts to the checkpoint's own tensor
+
+
+class Pieces(NamedTuple):
+    """A form of a tensor in a checkpoint: a tensor of its own for every index of its first axes."""
+
+    hub_name: str  # of a piece; the layer's number and the indices' names fill its `{}`
+    names: tuple[tuple[str, ...], ...]  # for each of these axes, names of the indices; (): numbers
 
 
 class Tensor(NamedTuple):
@@ -51,6 +61,8 @@ class Tensor(NamedTuple):
     # The name in transformers' own model, where the checkpoint's differs.
     module_name: str | None = None
     packing: Packing | None = None  # None: the checkpoint always has it as one tensor
+    # None: the checkpoint has it whole. If it has pieces, the packing is that of a piece.
+    pieces: Pieces | None = None
 
 
 class Parameter(NamedTuple):
@@ -94,6 +106,31 @@ class Parameter(NamedTuple):
             self.tensor.hub_name.format(layer): place for place, layer in enumerate(self.layers)
         }
 
+    def pieces_at(self, place: int | None) -> dict[tuple[int, ...], str]:
+        """The names in the checkpoint of a tensor's pieces, by their indices.
+
+        Args:
+            place: the layer's place on the stacked axis.
+        """
+        pieces = self.tensor.pieces
+        assert pieces is not None
+        assert self.layers is not None
+        assert place is not None
+        axes = [
+            names or tuple(map(str, range(size)))
+            for names, size in zip(pieces.names, self.shape, strict=False)
+        ]
+        return {
+            index: pieces.hub_name.format(self.layers[place], *map(tuple.__getitem__, axes, index))
+            for index in itertools.product(*(range(len(names)) for names in axes))
+        }
+
+    @property
+    def piece_shape(self) -> tuple[int, ...]:
+        """The shape of each of its tensors in the checkpoint, or of a piece of one."""
+        pieces = self.tensor.pieces
+        return self.hub_shape if pieces is None else self.hub_shape[len(pieces.names) :]
+
     def module_names(self) -> list[str]:
         """The names of its tensors in transformers' own model, in the order of the layers."""
         name = self.tensor.module_name or self.tensor.hub_name
@@ -123,8 +160,31 @@ def parameter(
 
 
 def hub_tensors(parameters: Iterable[Parameter]) -> dict[str, tuple[Parameter, int | None]]:
-    """Maps every tensor of the checkpoint to its parameter and its place on the stacked axis."""
+    """Maps every tensor of the checkpoint to its parameter and its place on the stacked axis.
+
+    A tensor of which the checkpoint has pieces is there once, under the name of the whole.
+    """
     return {name: (each, place) for each in parameters for name, place in each.hub_names().items()}
+
+
+class Stored(NamedTuple):
+    """Where a tensor that a checkpoint stores belongs."""
+
+    whole: str  # its name in `hub_tensors`
+    piece: tuple[int, ...]  # its index in that tensor, if it is a piece
+
+
+def stored_tensors_of(parameters: Iterable[Parameter]) -> dict[str, Stored]:
+    """Maps the names under which a checkpoint stores its tensors to where they belong."""
+    found = {}
+    for each in parameters:
+        for name, place in each.hub_names().items():
+            if each.tensor.pieces is None:
+                found[name] = Stored(name, ())
+                continue
+            pieces = each.pieces_at(place)
+            found |= {piece: Stored(name, index) for index, piece in pieces.items()}
+    return found
 
 
 def linear_parameters(parameters: Iterable[Parameter]) -> list[Parameter]:

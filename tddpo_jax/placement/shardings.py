@@ -31,6 +31,15 @@ RULES: dict[str, tuple[str, ...]] = {
     "values": ("tensor", "fsdp"),
     "attended": ("tensor", "fsdp"),
     "feed_forward": ("tensor", "fsdp"),
+    "shared_feed_forward": ("tensor", "fsdp"),
+    "keys_values": ("tensor", "fsdp"),
+    # A latent is short, and all heads need it whole.
+    "query_latent": ("fsdp",),
+    "key_latent": ("fsdp",),
+    "compressed": ("fsdp",),
+    "index_queries": ("fsdp",),
+    "index_key": ("fsdp",),
+    "index_heads": ("fsdp",),
     "head": (),
     "heads": (),
     # Each fsdp device has experts of its own. All devices have the whole router.

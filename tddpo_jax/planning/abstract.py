@@ -16,6 +16,7 @@ from tddpo_jax.batches.packing import empty_batch
 from tddpo_jax.config.schema import Config
 from tddpo_jax.losses.objective import objective_of
 from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.buffer import with_weights_in
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import Computation, expert_implementation
 from tddpo_jax.placement.mesh import check_mesh
@@ -62,7 +63,7 @@ def abstract_weights(
         model = Decoder(model_config, jax.random.key(0))
         if config.train.mode == "full":
             return model
-        model = jax.tree.map(lambda weight: weight.astype(dtype), model)
+        model = with_weights_in(model, dtype)
         if config.train.mode == "qlora":
             quantize(model)
         lora.attach(model, config.lora, jax.random.key(0))

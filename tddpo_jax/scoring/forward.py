@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
+from tddpo_jax.models.attention.choice import Choice
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder
@@ -36,21 +37,30 @@ def attention_over(how: Computation) -> Callable[..., Array]:
     heads, rows = head_parallel(how.rows.mesh).spec, how.rows.spec
 
     def attend(
-        q: Array, k: Array, v: Array, view: View, *, sinks: Array | None = None, **settings: Any
+        q: Array,
+        k: Array,
+        v: Array,
+        view: View,
+        *,
+        sinks: Array | None = None,
+        choice: Choice | None = None,
+        **settings: Any,
     ) -> Array:
-        def on_device(q: Array, k: Array, v: Array, view: View, sinks: Array | None) -> Array:
+        def on_device(
+            q: Array, k: Array, v: Array, view: View, sinks: Array | None, choice: Choice | None
+        ) -> Array:
             how_computed = {"implementation": how.attention, "sinks": sinks, **settings}
-            return attention(q, k, v, view, **how_computed)
+            return attention(q, k, v, view, choice=choice, **how_computed)
 
         on_each: Callable[..., Array] = jax.shard_map(
             on_device,
             mesh=how.rows.mesh,
-            in_specs=(heads, heads, heads, rows, VECTOR_OF_HEADS),
+            in_specs=(heads, heads, heads, rows, VECTOR_OF_HEADS, rows),
             out_specs=heads,
             # JAX cannot tell over which mesh axes the outputs of third-party kernels vary.
             check_vma=how.attention == "xla",
         )
-        return on_each(q, k, v, view, sinks)
+        return on_each(q, k, v, view, sinks, choice)
 
     return attend
 

@@ -21,7 +21,7 @@ from tddpo_jax.errors import UserError
 from tddpo_jax.losses import trial
 from tddpo_jax.losses.catalogue import LOSSES, shared_losses
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
-from tddpo_jax.models.attention.kernels import KERNELS, check_shape
+from tddpo_jax.models.attention.kernels import KERNELS, check_choice, check_shape
 from tddpo_jax.models.flops import matmul_rate
 from tddpo_jax.placement.computation import Computation, computation
 from tddpo_jax.placement.mesh import make_mesh, row_devices
@@ -101,6 +101,10 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         check_loss(cell, dataset)
     if reference is not None:
         check_context(reference, dataset)
+    shapes = micro_batch_shapes(config, row_devices(mesh), dataset, how.attention)
+    for _, layer in kinds_of_layers(model_config):
+        longest = max(width for shape in shapes for width, _ in (*shape.causal_rows, (0, 0)))
+        check_choice(how.attention, layer.attention.most_keys, longest)
     return Shared(
         config=config,
         files=files,
@@ -116,7 +120,7 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
         dataset=dataset,
         tokenizer=tokenizer,
         chat=chat_of(config, tokenizer, dataset.template),
-        shapes=micro_batch_shapes(config, row_devices(mesh), dataset, how.attention),
+        shapes=shapes,
         matmul_rate=matmul_rate(how.dtype),
     )
 

@@ -10,6 +10,7 @@ attributes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -29,8 +30,9 @@ from safetensors import safe_open
 from tddpo_jax.errors import UserError
 from tddpo_jax.models import families
 from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.buffer import Buffer
 from tddpo_jax.models.decoder import Decoder
-from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors
+from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors, stored_tensors_of
 from tddpo_jax.placement.mesh import check_mesh
 from tddpo_jax.placement.shardings import parameter_spec, path_name
 from tddpo_jax.system.agreement import agree, is_first, whole
@@ -38,7 +40,7 @@ from tddpo_jax.system.atomic import replace_folder, write_json
 from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
-from tddpo_jax.weights.packed import whole_tensors, with_packed
+from tddpo_jax.weights.packed import PiecedTensor, stored_whole, whole_tensors, with_packed
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
@@ -50,6 +52,7 @@ from tddpo_jax.weights.tensor_files import (
 )
 
 SHARD_BYTES = 5_000_000_000
+WEIGHTS = (nnx.Param, Buffer)  # the types of variables that a checkpoint fills
 # Shapes and dtypes of stored tensors, by name.
 Specs = dict[str, jax.ShapeDtypeStruct]
 
@@ -110,6 +113,7 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     stored_files = weight_files(folder)
     files = whole_tensors(stored_files, expected)
     _check_names(folder, files, expected, config)
+    _say_dropped(folder, files, config)
     arrays: dict[str, jax.Array] = {}
     for name, stored in with_packed(stored_tensors(stored_files), stored_files, expected):
         if name not in expected:
@@ -121,11 +125,12 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
                 f"{files[name]}: {name} has shape {found}, but config.json requires {wanted}"
             )
         path, spec = parameter.path, parameter_spec(parameter)
+        own_dtype = jnp.float32 if parameter.tensor.kind == "buffer" else dtype
         if place is None:
-            arrays[path] = _placed(stored, parameter, NamedSharding(mesh, spec), dtype)
+            arrays[path] = _placed(stored, parameter, NamedSharding(mesh, spec), own_dtype)
             continue
         one_layer = NamedSharding(mesh, PartitionSpec(*spec[1:]))
-        tensor = _placed(stored, parameter, one_layer, dtype)
+        tensor = _placed(stored, parameter, one_layer, own_dtype)
         if path not in arrays:
             stacked = NamedSharding(mesh, spec)
             arrays[path] = _zeros(parameter.stacked_shape, tensor.dtype, stacked)
@@ -138,7 +143,7 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     repeated = [each.tensor for each in config.parameters if each.tensor.repeated_as in files]
     agree(lambda: _check_repeated(folder, files, repeated))
     abstract = jax.eval_shape(lambda key: Decoder(config, key), jax.random.key(0))
-    graphdef, state = nnx.split(abstract, nnx.Param)
+    graphdef, state = nnx.split(abstract, WEIGHTS)
     filled = jax.tree_util.tree_map_with_path(lambda p, _: arrays[path_name(p)], state)
     return nnx.merge(graphdef, filled)
 
@@ -147,9 +152,12 @@ def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: A
     """Reads a tensor from its file onto its devices.
 
     Each host reads once the smallest block that covers the parts of all its devices. A tensor that
-    needs a transform is read whole.
+    needs a transform is read whole. Of one in pieces, each device's part is read by itself.
     """
     shape, transform = parameter.shape, parameter.tensor.transform
+    if isinstance(stored, PiecedTensor):
+        part_of = functools.partial(stored.part, dtype=dtype)
+        return jax.make_array_from_callback(shape, sharding, part_of)
     parts = sharding.addressable_devices_indices_map(shape).values()
     bounds = [_spans(part, shape) for part in parts]
     first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
@@ -187,9 +195,19 @@ def _check_names(
             raise UserError(f"{folder}: tensor {name} is missing")
     repeated = {each.tensor.repeated_as for each in config.parameters}
     for name in files:
-        not_read = name.endswith(config.derived) or name.startswith(config.carried)
+        not_read = name.endswith(config.derived) or name.startswith(config.carried + config.dropped)
         if name not in expected and name not in repeated and not not_read:
             raise UserError(f"{files[name]}: tensor {name} is unknown")
+
+
+def _say_dropped(folder: Path, files: Collection[str], config: DecoderConfig) -> None:
+    for beginning in config.dropped:
+        if any(name.startswith(beginning) for name in files):
+            warnings.warn(
+                f"{folder}: {beginning}* predicts further tokens; it is not read, and exports do "
+                "not hold it",
+                stacklevel=3,
+            )
 
 
 def _check_repeated(folder: Path, files: dict[str, Path], repeated: Sequence[Tensor]) -> None:
@@ -226,20 +244,29 @@ def export(
         dtype: dtype of the stored tensors; default: the model's own.
         companions: what replaces files of `source`, and comes beside them.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, WEIGHTS))
     arrays = {path_name(path): leaf for path, leaf in leaves}
-    ours = hub_tensors(model.config.parameters)
+    parameters = model.config.parameters
+    ours, stored = hub_tensors(parameters), stored_tensors_of(parameters)
     carried = _carried(source, model.config)
-    specs = {name: _spec(arrays, *of, dtype) for name, of in ours.items()}
+    specs = {name: _spec(arrays, ours[of.whole][0], dtype) for name, of in stored.items()}
     specs |= {name: stored_spec(file, name) for name, file in carried.items()}
+
+    def whole_tensor(name: str) -> np.ndarray:
+        parameter, place = ours[name]
+        spec = _spec(arrays, parameter, dtype)
+        host = _host(arrays[parameter.path], place, spec.dtype)
+        transform = parameter.tensor.transform
+        return host if transform is None else transform.export(host)
+
+    # The pieces of a layer's two tensors take turns, so both stay on the host meanwhile.
+    in_pieces = functools.lru_cache(maxsize=2)(whole_tensor)
 
     def tensor(name: str) -> np.ndarray:
         if name in carried:
             return stored_tensor(carried[name], name)[:]
-        parameter, place = ours[name]
-        host = _host(arrays[parameter.path], place, specs[name].dtype)
-        transform = parameter.tensor.transform
-        return host if transform is None else transform.export(host)
+        whole_name, piece = stored[name]
+        return in_pieces(whole_name)[piece] if piece else whole_tensor(whole_name)
 
     shards = _shards(specs)
     files = [WEIGHT_FILES[0]]
@@ -270,11 +297,18 @@ def _describe(path: Path) -> None:
 
 
 def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:
-    """The tensors that an export copies from its source, each with its file."""
-    if not config.carried:
-        return {}
+    """The tensors that an export copies from its source, each with its file.
+
+    Buffers are among them, unless the source holds them packed.
+    """
     files = weight_files(source)
-    return {name: file for name, file in files.items() if name.startswith(config.carried)}
+    buffers = hub_tensors(each for each in config.parameters if each.tensor.kind == "buffer")
+    copied = stored_whole(files, buffers)
+    return {
+        name: file
+        for name, file in files.items()
+        if name in copied or name.startswith(config.carried)
+    }
 
 
 def companion_files(source: Path) -> list[Path]:
@@ -301,12 +335,10 @@ def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
     return host
 
 
-def _spec(
-    arrays: dict[str, jax.Array], parameter: Parameter, place: int | None, dtype: Any
-) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a tensor as the checkpoint stores it."""
+def _spec(arrays: dict[str, jax.Array], parameter: Parameter, dtype: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a tensor, or of a piece of one, as the checkpoint stores it."""
     stored = arrays[parameter.path].dtype if dtype is None else dtype
-    return jax.ShapeDtypeStruct(parameter.hub_shape, stored)
+    return jax.ShapeDtypeStruct(parameter.piece_shape, stored)
 
 
 def _bytes(spec: jax.ShapeDtypeStruct) -> int:

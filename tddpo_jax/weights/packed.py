@@ -1,11 +1,16 @@
-"""Reads tensors that a checkpoint holds in packed parts, as if they were stored whole."""
+"""Reads tensors that a checkpoint holds in parts or in pieces, as if they were stored whole.
+
+The parts of a packed tensor together give its values. The pieces of a tensor are its values for
+each index of its first axes, and each piece may be packed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,75 +33,177 @@ class PackedTensor:
     def get_shape(self) -> list[int]:
         return list(self.shape)
 
-    def get_dtype(self) -> str:
-        return "BF16"
-
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.packing.load(*(part[:] for part in self.parts))[index]
 
 
+@dataclasses.dataclass(frozen=True)
+class PiecedTensor:
+    """A tensor that reads those pieces that a part of it needs."""
+
+    shape: tuple[int, ...]
+    pieces: Mapping[tuple[int, ...], str]  # the pieces' names by their indices
+    read: Callable[[str], Any]  # gives the stored tensor of a name
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def part(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+        """The part in a slice for each axis. Only one piece at a time has another dtype.
+
+        Args:
+            index: the slices.
+            dtype: of the result; None: the pieces' own.
+        """
+        axes = [range(*one.indices(size)) for one, size in zip(index, self.shape, strict=True)]
+        first = len(next(iter(self.pieces)))
+        names = [self.pieces[each] for each in itertools.product(*axes[:first])]
+        found: np.ndarray | None = None
+        for number, name in enumerate(names):
+            piece = self.read(name)[index[first:]]
+            if found is None:
+                found = np.empty((len(names), *piece.shape), dtype or piece.dtype)
+            elif dtype is None and piece.dtype != found.dtype:
+                raise UserError(f"{name} is {piece.dtype}, but other pieces are {found.dtype}")
+            found[number] = piece
+        assert found is not None
+        return found.reshape([len(axis) for axis in axes])
+
+
+class _Leaf(NamedTuple):
+    """A tensor, or a piece of one, that a checkpoint has as one tensor or as packed parts."""
+
+    owner: str  # the tensor that it is, or is a piece of
+    shape: tuple[int, ...]
+    packing: Packing | None
+
+    def parts(self, name: str) -> list[str]:
+        """The names of its parts, if it is packed."""
+        return [name + ending for ending in self.packing.endings] if self.packing else []
+
+
 def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Path]:
-    """The names of a folder's tensors and their files, with one name for all parts of a tensor.
+    """The names of a folder's tensors and their files, with one name for all parts or pieces.
 
     Raises:
-        UserError: a part is missing, or the tensor is also there whole.
+        UserError: a part or a piece is missing, or a packed tensor is also there whole.
     """
-    found = dict(files)
-    for name, parts in _packed(files, expected).items():
-        if name in files:
-            raise UserError(f"{files[name]}: tensor {name} is there twice, whole and packed")
-        for part in parts:
-            if part not in files:
-                raise UserError(f"{files[parts[0]]}: tensor {part} is missing")
-        found[name] = found[parts[0]]
-        for part in parts:
-            del found[part]
+    found, leaves = dict(files), _leaves(expected)
+    pieces: dict[str, list[str]] = {}
+    for name, leaf in leaves.items():
+        if _is_packed(name, leaf, files):
+            if name in files and name not in leaf.parts(name):
+                raise UserError(f"{files[name]}: tensor {name} is there twice, whole and packed")
+            _fold(found, name, leaf.parts(name))
+        if name != leaf.owner:
+            pieces.setdefault(leaf.owner, []).append(name)
+    for name, members in pieces.items():
+        if any(member in found for member in members):
+            _fold(found, name, members)
     return found
+
+
+def _fold(found: dict[str, Path], name: str, members: list[str]) -> None:
+    """Puts one name, with the file of its first member, in place of the names of its members."""
+    first = next(found[member] for member in members if member in found)
+    for member in members:
+        if member not in found:
+            raise UserError(f"{first}: tensor {member} is missing")
+    for member in members:
+        del found[member]
+    found[name] = first
+
+
+def stored_whole(files: Mapping[str, Path], expected: Expected) -> set[str]:
+    """The names of those tensors, and pieces of tensors, that a folder does not hold packed."""
+    leaves = _leaves(expected).items()
+    return {name for name, leaf in leaves if name in files and not _is_packed(name, leaf, files)}
 
 
 def with_packed(
     tensors: Iterator[tuple[str, Any]], files: Mapping[str, Path], expected: Expected
 ) -> Iterator[tuple[str, Any]]:
-    """Yields stored tensors, and one `PackedTensor` in place of the first part of a packed one.
+    """Yields stored tensors, with one tensor in place of the first part or piece of each.
 
     Raises:
-        UserError: a part has another shape or dtype than its tensor requires, or a tensor that is
-            not packed has the dtype of parts.
+        UserError: a part or a piece has another shape or dtype than its tensor requires, or a
+            tensor that is not packed has the dtype of parts.
     """
-    packed = _packed(files, expected)
-    names = {parts[0]: name for name, parts in packed.items()}
-    others = {part for parts in packed.values() for part in parts[1:]}
+    leaves, given = _leaves(expected), set()
+    owners: dict[str, str] = {}  # the tensors of parts and of pieces
+    for name, leaf in leaves.items():
+        if _is_packed(name, leaf, files):
+            owners |= dict.fromkeys(leaf.parts(name), leaf.owner)
+        elif name != leaf.owner:
+            owners[name] = leaf.owner
+
+    def read(name: str) -> Any:
+        leaf = leaves[name]
+        if _is_packed(name, leaf, files):
+            return _packed_tensor(name, leaf, files)
+        stored = _plain(name, stored_tensor(files[name], name, WHOLE_OR_PACKED), files)
+        _check_shape(name, stored, leaf, files)
+        return stored
+
     for name, stored in tensors:
-        if name in names:
-            yield names[name], _packed_tensor(names[name], packed[names[name]], files, expected)
-        elif name not in others:
-            if stored.get_dtype() in PACKED_DTYPES:
-                problem = f"{name} is stored as {stored.get_dtype()}"
-                raise UserError(f"{files[name]}: {problem}, but it is no part of a packed tensor")
-            yield name, stored
+        owner = owners.get(name)
+        if owner is None:
+            yield name, _plain(name, stored, files) if name in expected else stored
+        elif owner not in given:
+            given.add(owner)
+            yield owner, _whole(owner, *expected[owner], read)
 
 
-def _packed(files: Mapping[str, Path], expected: Expected) -> dict[str, list[str]]:
-    """The names of the parts of every tensor that the folder holds packed."""
-    found = {}
-    for name, (parameter, _) in expected.items():
-        packing = parameter.tensor.packing
-        if packing is not None and name + packing.endings[0] in files:
-            found[name] = [name + ending for ending in packing.endings]
+def _whole(name: str, parameter: Parameter, place: int | None, read: Callable[[str], Any]) -> Any:
+    """The tensor of this name, or one that reads its pieces."""
+    if parameter.tensor.pieces is None:
+        return read(name)
+    return PiecedTensor(parameter.hub_shape, parameter.pieces_at(place), read)
+
+
+def _leaves(expected: Expected) -> dict[str, _Leaf]:
+    """Everything that a checkpoint has as one tensor or packed."""
+    found: dict[str, _Leaf] = {}
+    for name, (parameter, place) in expected.items():
+        tensor = parameter.tensor
+        names = [name] if tensor.pieces is None else parameter.pieces_at(place).values()
+        found |= dict.fromkeys(names, _Leaf(name, parameter.piece_shape, tensor.packing))
     return found
 
 
-def _packed_tensor(
-    name: str, parts: list[str], files: Mapping[str, Path], expected: Expected
-) -> PackedTensor:
-    parameter, _ = expected[name]
-    packing, shape = parameter.tensor.packing, parameter.hub_shape
+def _is_packed(name: str, leaf: _Leaf, files: Mapping[str, Path]) -> bool:
+    """Whether the folder holds it packed.
+
+    A part with the tensor's own name does not show that, but the others do.
+    """
+    return any(part in files and part != name for part in leaf.parts(name))
+
+
+def _plain(name: str, stored: Any, files: Mapping[str, Path]) -> Any:
+    """A tensor that is stored whole."""
+    if stored.get_dtype() in PACKED_DTYPES:
+        problem = f"{name} is stored as {stored.get_dtype()}"
+        raise UserError(f"{files[name]}: {problem}, but it is no part of a packed tensor")
+    return stored
+
+
+def _packed_tensor(name: str, leaf: _Leaf, files: Mapping[str, Path]) -> PackedTensor:
+    packing, parts = leaf.packing, leaf.parts(name)
     assert packing is not None
     stored = tuple(stored_tensor(files[part], part, WHOLE_OR_PACKED) for part in parts)
-    for part, one, wanted in zip(parts, stored, packing.shapes(shape), strict=True):
-        if one.get_shape() != list(wanted) or one.get_dtype() not in PACKED_DTYPES:
-            found = f"{one.get_shape()} of {one.get_dtype()}"
-            raise UserError(
-                f"{files[part]}: {part} is {found}, but config.json requires {list(wanted)} of U8"
-            )
-    return PackedTensor(packing, shape, stored)
+    for part, one, wanted, dtype in zip(
+        parts, stored, packing.shapes(leaf.shape), packing.dtypes, strict=True
+    ):
+        found, required = (one.get_shape(), one.get_dtype()), (list(wanted), dtype)
+        if found != required:
+            problem = "{} is {} of {}, but config.json requires {} of {}"
+            raise UserError(f"{files[part]}: {problem.format(part, *found, *required)}")
+    return PackedTensor(packing, leaf.shape, stored)
+
+
+def _check_shape(name: str, stored: Any, leaf: _Leaf, files: Mapping[str, Path]) -> None:
+    found, wanted = stored.get_shape(), list(leaf.shape)
+    if found != wanted:
+        raise UserError(
+            f"{files[name]}: {name} has shape {found}, but config.json requires {wanted}"
+        )

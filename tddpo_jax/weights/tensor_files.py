@@ -20,12 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.system.json_files import read_object
+from tddpo_jax.weights.float8 import FLOAT8, Float8Tensor
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 # Our names of the dtypes that may be stored -> safetensors' names.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Dtypes of the parts of packed tensors, which are only read.
-PACKED_DTYPES = ("U8",)
+PACKED_DTYPES = ("U8", FLOAT8)
 WHOLE_OR_PACKED = (*DTYPES.values(), *PACKED_DTYPES)
 ALIGNMENT = 8  # bytes; spaces pad the header to a multiple of it
 
@@ -109,7 +110,7 @@ def stored_tensor(file: Path, name: str, dtypes: Collection[str] = tuple(DTYPES.
         raise UserError(
             f"{file}: {name} is stored as {dtype}, but must be one of {', '.join(DTYPES)}"
         )
-    return stored
+    return Float8Tensor(file, name, tuple(stored.get_shape())) if dtype == FLOAT8 else stored
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:

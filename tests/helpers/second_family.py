@@ -58,6 +58,7 @@ class ZebraConfig:
     layers: int = 5
     derived: tuple[str, ...] = ("stripes",)
     carried: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     not_text: tuple[int, ...] = ()
     embedding_scale: float = 1.0
 

@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import AutoConfig
 
 from tddpo_jax.batches.layout import Batch, Example
@@ -31,6 +32,7 @@ from tddpo_jax.models.decoder import Decoder, Remat
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.scoring.forward import view_of
+from tddpo_jax.weights.float8 import FLOAT8, Float8Tensor
 from tddpo_jax.weights.hugging_face import load as load_checkpoint
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 
@@ -138,7 +140,15 @@ def load_from(model: PreTrainedModel) -> Decoder:
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of every safetensors file of a folder."""
-    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+    found: dict[str, np.ndarray] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  It is no dictionary.
+                stored = tensors.get_slice(name)
+                if stored.get_dtype() == FLOAT8:
+                    stored = Float8Tensor(file, name, tuple(stored.get_shape()))
+                found[name] = stored[:]
+    return found
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -194,6 +204,7 @@ def dense_attention(
     window: int | None = None,
     chunk: int | None = None,
     scale: float | None = None,
+    allowed: jax.Array | None = None,
 ) -> jax.Array:
     """Attention with an explicit mask of queries and keys. A query without keys gets zeros."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
@@ -204,6 +215,8 @@ def dense_attention(
         seen &= view.position[:, :, None] - view.position[:, None] < window
     if chunk is not None:
         seen &= view.position[:, :, None] // chunk <= view.position[:, None] // chunk
+    if allowed is not None:
+        seen &= allowed
     seen = seen[:, None]
     largest = jnp.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e30)
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores - largest, 0)), 0)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from tddpo_jax.batches.layout import Row, Shape
 from tddpo_jax.batches.packing import pack
+from tddpo_jax.models.attention.choice import Choice
+from tddpo_jax.models.attention.kernels import check_choice
 from tddpo_jax.models.attention.mask import BLOCK
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
@@ -149,6 +151,55 @@ def test_blocks_before_a_window_are_not_visited():
     expected = value_and_gradients(attend, q, k, v, d_out, view)
     for got, wanted in zip(found[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(got[:, far], wanted[:, far])
+
+
+def best_keys(choice, view):
+    """The keys that remain, query by query. Keys that no head likes have equal scores of zero."""
+    rows, length = view.key_start.shape
+    products = np.einsum("BTIf,BSf->BTIS", choice.queries, np.asarray(choice.keys)[:, :, 0])
+    scores = np.einsum("BTIS,BTI->BTS", np.maximum(products, 0), choice.weights)
+    remain = np.zeros((rows, length, length), bool)
+    for row, query in np.ndindex(rows, length):
+        seen = np.arange(view.key_start[row, query], view.key_end[row, query])
+        own = scores[row, query, seen]
+        last = np.sort(own)[-choice.most :][:1]
+        remain[row, query, seen] = own >= last if len(own) else False
+    return remain
+
+
+def choice_of(shape, most):
+    rng = np.random.default_rng(7)
+    rows, length = shape[:2]
+    sizes = (rows, length, 5, 6), (rows, length, 1, 6), (rows, length, 5)
+    return Choice(*(jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes), most)
+
+
+def test_an_indexer_leaves_the_best_keys():
+    """Expected: as above, with a mask that is made query by query; and for an indexer that leaves
+    as many keys as a query sees at most, the same bits as without one."""
+    shape = SHAPES["grouped, three blocks"]
+    arrays, view = heads(shape, value_size=7), ranges(*shape[:2], seed=1)
+    choice = choice_of(shape, 9)
+    remain = jnp.asarray(best_keys(choice, view))
+    found = value_and_gradients(functools.partial(attention, choice=choice), *arrays, view)
+    dense = functools.partial(tiny_models.dense_attention, allowed=remain)
+    for got, wanted in zip(found, value_and_gradients(dense, *arrays, view), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+    few = View(jnp.maximum(view.key_start, view.key_end - 9), view.key_end, view.position)
+    found = value_and_gradients(functools.partial(attention, choice=choice), *arrays, few)
+    plain = value_and_gradients(attention, *arrays, few)
+    for got, wanted in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_kernel_is_refused_only_where_an_indexer_would_choose():
+    check_choice("cudnn", 2048, 2048)
+    check_choice("xla", 2048, 2049)
+    check_choice("cudnn", None, 10**6)
+    with pytest.raises(
+        ValueError, match=r"model.attention: cudnn cannot choose keys, .* 2048 to a"
+    ):
+        check_choice("cudnn", 2048, 2112)
 
 
 def test_a_query_without_keys_gets_zeros_and_gives_no_gradient():

@@ -17,7 +17,7 @@ BYTES = np.zeros((6, 96, 2), np.uint8)
 
 REFUSED = {
     "a part is missing": ({SCALES: None}, f"tensor {SCALES} is missing"),
-    "the first part is missing": ({BLOCKS: None}, f"tensor {DOWN} is missing"),
+    "the first part is missing": ({BLOCKS: None}, f"tensor {BLOCKS} is missing"),
     "a part has another shape": (
         {SCALES: BYTES[:, :, :1]},
         rf"{SCALES} is \[6, 96, 1\] of U8, but config.json requires \[6, 96, 2\] of U8",

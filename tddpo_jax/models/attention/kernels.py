@@ -115,6 +115,30 @@ def check_shape(attention: str, shape: AttentionShape, kind: str) -> None:
         )
 
 
+def widest(rows: Sequence[CausalRows]) -> int:
+    """The most tokens that a branch may have in these causal rows."""
+    return max((one.position.shape[-1] for one in rows), default=0)
+
+
+def check_choice(attention: str, most: int | None, longest: int) -> None:
+    """Refuses branches in which a model chooses among keys, which no kernel can do.
+
+    Args:
+        attention: the back-end's name; one that is not in `KERNELS` computes everything.
+        most: number of keys that the model leaves to a token at most; None: all.
+        longest: tokens of the longest branch.
+
+    Raises:
+        UserError: the back-end is a kernel, and a token of the longest branch sees more keys.
+    """
+    if attention in KERNELS and most is not None and longest > most:
+        raise UserError(
+            f"model.attention: {attention} cannot choose keys, but this model leaves {most} to a "
+            f"token, and branches have up to {longest} tokens; choose xla, or a data.max_length "
+            f"of {most}"
+        )
+
+
 def _check_dtype(kernel: Kernel, dtype: Any) -> None:
     if dtype != jnp.bfloat16:
         raise ValueError(f"{kernel} computes in bfloat16, not {dtype}")

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from tddpo_jax.models.attention.choice import Choice, chosen_keys, in_ranges
 from tddpo_jax.models.attention.view import View, oldest_position
 
 Carry = TypeVar("Carry")
@@ -42,6 +43,8 @@ class Seen(NamedTuple):
     start: Int[Array, "N B Q"]  # first stream position that a query sees
     end: Int[Array, "N B Q"]  # one past the last stream position that a query sees
     window: Window | None
+    # Which keys of the whole stream an indexer leaves to a query; None: all.
+    chosen: Bool[Array, "N B Q S"] | None = None
 
 
 def seen_keys(
@@ -97,7 +100,7 @@ def block_at(blocks: Array, j: Array) -> Array:
 
 def visit_blocks(seen: Seen, visit: Callable[[Array, Carry], Carry], carry: Carry) -> Carry:
     """Calls `visit` for every key block that one block of queries needs, over all rows."""
-    start, end, window = seen
+    start, end, window, _ = seen
     if window is not None:
         return jax.lax.fori_loop(
             jnp.zeros_like(window.visits),
@@ -120,9 +123,33 @@ def visible_keys(
         position: positions of all keys, if these limit what is seen.
         j: number of the block of keys.
     """
-    start, end, window = seen
+    start, end, window, chosen = seen
     key = (j * BLOCK + jnp.arange(BLOCK))[None, None]
     visible = (start[:, :, None] <= key) & (key < end[:, :, None])
     if window is not None and position is not None:
         visible &= window.oldest[:, :, None] <= block_at(position, j)[:, None]
+    if chosen is not None:
+        visible &= jax.lax.dynamic_slice_in_dim(chosen, j * BLOCK, BLOCK, axis=2)
     return visible
+
+
+def with_choice(seen: Seen, choice: Choice, view: View, shared: int) -> Seen:
+    """Leaves out what an indexer does not choose.
+
+    Choosing takes time, so it is left out if no token sees more keys than the indexer leaves.
+
+    Args:
+        seen: what the queries see without the indexer.
+        choice: what the indexer makes of every token.
+        view: as for `seen_keys`.
+        shared: as for `seen_keys`.
+    """
+    rows, length = view.key_start.shape
+    if length <= choice.most:
+        return seen
+    beyond = jnp.any(view.key_end - view.key_start > choice.most)
+    chosen = jax.lax.cond(beyond, chosen_keys, lambda _, view: in_ranges(view), choice, view)
+    more = -length % BLOCK
+    chosen = jnp.pad(chosen, ((0, 0), (0, more), (0, more)))
+    blocks = chosen.reshape(rows, -1, BLOCK, length + more).swapaxes(0, 1)
+    return seen._replace(chosen=jnp.tile(blocks, (1, 1, shared, 1)))

@@ -23,7 +23,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.attention.kernels import KERNELS, NO_SINKS, causal_rows_attention
+from tddpo_jax.models.attention.choice import Choice
+from tddpo_jax.models.attention.kernels import (
+    KERNELS,
+    NO_SINKS,
+    causal_rows_attention,
+    check_choice,
+    widest,
+)
 from tddpo_jax.models.attention.mask import (
     BLOCK,
     Seen,
@@ -31,6 +38,7 @@ from tddpo_jax.models.attention.mask import (
     seen_keys,
     visible_keys,
     visit_blocks,
+    with_choice,
 )
 from tddpo_jax.models.attention.view import View
 
@@ -49,6 +57,7 @@ def attention(
     chunk: int | None = None,
     scale: float | None = None,
     sinks: Float[Array, " H"] | None = None,
+    choice: Choice | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "B T H value_size"]:
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
@@ -67,18 +76,23 @@ def attention(
         scale: factor of the scores; None: 1/sqrt(size).
         sinks: a score of each head that takes part in the softmax without a value; only `xla`
             supports it.
+        choice: what an indexer makes of every token, if it chooses among the keys that are seen;
+            the kernels support it only for branches that are so short that it leaves all keys.
         implementation: `xla`, `cudnn` or `tokamax`; none of them ever replaces another.
 
     Returns:
         The attended values of every query, in the dtype of `q`.
 
     Raises:
-        UserError: the implementation does not support this head size, this window or sinks.
+        UserError: the implementation does not support this head size, this window, sinks or the
+            choice of keys.
         ValueError: the implementation is unknown, or it does not support this dtype or view.
     """
     if implementation in KERNELS:
         if sinks is not None:
             raise UserError(NO_SINKS.format(implementation))
+        if choice is not None:
+            check_choice(implementation, choice.most, widest(view.causal_rows))
         return causal_rows_attention(
             q,
             k,
@@ -96,6 +110,8 @@ def attention(
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
     seen, position = seen_keys(view, window, chunk, shared)
+    if choice is not None:
+        seen = with_choice(seen, choice, view, shared)
     # Adding an empty sum over the queries lets the sinks vary over the same mesh axes.
     sink = None if sinks is None else _of_queries(sinks, k.shape[2]) + jnp.sum(q[:0, :0, 0, 0, 0])
     out = _ranged(q, k, v, seen, position, sink).reshape(

@@ -36,6 +36,9 @@ class AttentionShape(NamedTuple):
     sinks: bool = False  # whether every head has a score that takes weight away from the keys
     # Positions are cut into chunks of this size, and a token sees only its own chunk; None: all.
     chunk: int | None = None
+    # How many numbers a cache holds for a token in place of its keys and values; None: these.
+    cached: int | None = None
+    most_keys: int | None = None  # number of keys that an indexer leaves to a token; None: all
 
     @property
     def axes(self) -> dict[str, int]:
@@ -47,6 +50,12 @@ class AttentionShape(NamedTuple):
             "attended": self.heads * self.value_size,
             "head": self.size,
         }
+
+    @property
+    def cached_numbers(self) -> int:
+        """How many numbers a cache holds for a token."""
+        keys_values = self.key_value_heads * (self.size + self.value_size)
+        return keys_values if self.cached is None else self.cached
 
 
 def oldest_position(

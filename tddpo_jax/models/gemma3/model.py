@@ -65,6 +65,7 @@ class Gemma3Config:
 
     tied = True
     derived = ()
+    dropped = ()
 
     @property
     def has_vision(self) -> bool:

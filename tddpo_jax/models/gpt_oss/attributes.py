@@ -13,6 +13,7 @@ from tddpo_jax.models.attribute_values import (
     positive_number,
     rope_attributes,
     whole_number,
+    yarn_attributes,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.gpt_oss.model import SHARPNESS, GptOssConfig
@@ -112,10 +113,4 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, Yarn | None]:
         raise UserError(
             f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
         )
-    factor, fast, slow = (
-        positive_number(scaling[name], name, path) for name in ("factor", "beta_fast", "beta_slow")
-    )
-    context = whole_number(scaling[fields[1]], fields[1], path)
-    if slow >= fast:
-        raise UserError(f"{path}: beta_slow must be less than beta_fast")
-    return theta, Yarn(factor, context, fast, slow, bool(scaling["truncate"]))
+    return theta, yarn_attributes(scaling, bool(scaling["truncate"]), path)

@@ -75,6 +75,7 @@ class GptOssConfig:
     tied = False
     embedding_scale = 1.0
     carried = ()
+    dropped = ()
     not_text = ()
     derived = ()
 

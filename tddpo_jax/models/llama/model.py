@@ -66,6 +66,7 @@ class LlamaConfig:
 
     embedding_scale = 1.0
     carried = ()
+    dropped = ()
     not_text = ()
     derived = tensors.DERIVED
 

@@ -94,6 +94,7 @@ class Llama4Config:
     tied = False
     embedding_scale = 1.0
     derived = ()
+    dropped = ()
 
     @property
     def layers(self) -> int:
