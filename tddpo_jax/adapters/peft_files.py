@@ -24,8 +24,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from qwix import QArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
@@ -42,7 +40,7 @@ from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
-from tddpo_jax.weights.tensor_files import write_tensors
+from tddpo_jax.weights.tensor_files import read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
@@ -118,12 +116,8 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
             f"{folder}: holds {OLD_WEIGHTS_FILE}, but only {WEIGHTS_FILE} is read; load the "
             f"adapter with a current version of PEFT, and save it again with save_pretrained"
         )
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
     weights = linear_parameters(model.config.parameters)
-    tensors = _by_module(stored, path, weights)
+    tensors = _by_module(read_tensors(path), path, weights)
     targets = _targets(tensors, path, weights)
     shapes = {
         name: shape for weight in targets for name, shape in _expected(weight, config.rank).items()

@@ -210,8 +210,14 @@ SPOILED = {
         {A.replace("1", "3"): np.zeros((3, 24), np.float32)},
         "layers.3.* is unknown",
     ),
-    "unknown kind": ({A.replace("lora_A", "magnitude"): np.zeros(3)}, "magnitude.* is unknown"),
-    "unknown target": ({A.replace("q_proj", "lm_head"): np.zeros(3)}, "lm_head.* is unknown"),
+    "unknown kind": (
+        {A.replace("lora_A", "magnitude"): np.zeros(3, np.float32)},
+        "magnitude.* is unknown",
+    ),
+    "unknown target": (
+        {A.replace("q_proj", "lm_head"): np.zeros(3, np.float32)},
+        "lm_head.* is unknown",
+    ),
     "wrong rank": (
         {A: np.zeros((2, 24), np.float32)},
         r"shape \[2, 24\], .* require \[3, 24\]",
