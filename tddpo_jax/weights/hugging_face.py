@@ -28,7 +28,7 @@ from safetensors import safe_open
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models import families
-from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors
 from tddpo_jax.placement.mesh import check_mesh
@@ -75,20 +75,6 @@ def checkpoint_dtype(folder: Path) -> np.dtype:
     return stored_dtype(folder, embedding.tensor.hub_name)
 
 
-def _check_experts(folder: Path, config: DecoderConfig, mesh: Mesh) -> None:
-    """Refuses experts on several devices of a CPU.
-
-    On several devices of a CPU, the gradient of experts may never end: two collectives of XLA wait
-    for each other.
-    """
-    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    if several and any(layer.experts is not None for _, layer in kinds_of_layers(config)):
-        raise UserError(
-            f"mesh: {folder} has routed experts, which run on one device of a CPU only, "
-            f"not on {mesh.size}"
-        )
-
-
 def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Decoder:
     """Loads a model, sharded over the mesh.
 
@@ -105,7 +91,6 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     """
     config = read_config(folder)
     check_mesh(mesh, config)
-    _check_experts(folder, config, mesh)
     expected = hub_tensors(config.parameters)
     stored_files = weight_files(folder)
     files = whole_tensors(stored_files, expected)
