@@ -285,6 +285,11 @@ class TrainConfig(Section):
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
 
+    @property
+    def trains_routers(self) -> bool:
+        """Whether the routers of a model with experts are trained."""
+        return self.mode == "full" and self.router == "trained"
+
     def steps(self, examples: int) -> int:
         """The optimiser steps of a run on this number of training examples."""
         return self.max_steps or self.epochs * self.steps_per_epoch(examples)

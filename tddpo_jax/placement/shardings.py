@@ -42,7 +42,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # MIRRORS: the parts of the training state whose leaves mirror parameters. COUNTS: the parts that
 # every device holds whole.
 MIRRORS = ("trainable", "optimizer", "gradients", "mu", "nu")
-COUNTS = ("count", "alive", "metrics")
+COUNTS = ("count", "alive", "metrics", "choices")
 
 
 def axis_devices(parameter: Parameter) -> list[tuple[str, ...]]:

@@ -29,7 +29,7 @@ from tddpo_jax.placement.shardings import (
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
 from tddpo_jax.training.step import Program, StepSetting, make_program
-from tddpo_jax.training.trained_part import trained_part
+from tddpo_jax.training.trained_part import router_loss, trained_part
 
 
 class Step(NamedTuple):
@@ -119,7 +119,10 @@ def abstract_step(
     experts = expert_implementation(dtype, mesh)
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh), experts)
     optimizer = make_optimizer(config.train, model_config)
-    setting = StepSetting(graphdef, model_config, objective, optimizer, how, shape.responses)
+    routers = router_loss(config, model_config)
+    setting = StepSetting(
+        graphdef, model_config, objective, optimizer, how, shape.responses, routers
+    )
     program = make_program(setting, trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)

@@ -160,6 +160,6 @@ def test_groups_choose_before_experts():
 def test_the_load_counts_tokens_that_are_real():
     """Three real tokens with two choices each, of four experts: 3, 2, 1, 0; the mean is 1.5."""
     expert = jnp.array([[0, 1], [0, 1], [0, 2], [3, 3]])
-    counts = choices_of_experts(expert, jnp.array([True, True, True, False]), 4)
+    counts = choices_of_experts(expert, jnp.array([1.0, 1.0, 1.0, 0.0]), 4)
     np.testing.assert_array_equal(counts, [3, 2, 1, 0])
     assert load(counts) == 2
