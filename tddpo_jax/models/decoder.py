@@ -7,7 +7,7 @@ the entries of a cache: its `attend` returns that beside attention's output. Tra
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tddpo_jax.models.architecture import DecoderConfig, Layer, Stack, stacks
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
-from tddpo_jax.models.experts.experts import routed_sum
+from tddpo_jax.models.experts.experts import ExpertLinear, routed_sum
 from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.models.linear import Linear
-from tddpo_jax.models.tensor_table import linear_parameters
+from tddpo_jax.models.tensor_table import Parameter, adaptable_parameters, linear_parameters
 
 Remat = Literal["none", "full", "dots"]
 
@@ -223,8 +223,15 @@ class Decoder(nnx.Module):
 
 def linear_layers(model: Decoder) -> dict[str, Linear]:
     """The stacked linear layers of the model's blocks, by their paths."""
-    paths = [weight.module for weight in linear_parameters(model.config.parameters)]
-    found: dict[str, Any] = {
-        path: functools.reduce(getattr, path.split("."), model) for path in paths
-    }
-    return found
+    return _modules_of(model, linear_parameters(model.config.parameters))
+
+
+def adaptable_layers(model: Decoder) -> dict[str, Linear | ExpertLinear]:
+    """The stacked linear layers by their paths, and behind them the products of all experts."""
+    weights = adaptable_parameters(model.config.parameters)
+    return _modules_of(model, sorted(weights, key=lambda weight: weight.tensor.kind == "experts"))
+
+
+def _modules_of(model: Decoder, weights: Iterable[Parameter]) -> dict[str, Any]:
+    paths = [weight.module for weight in weights]
+    return {path: functools.reduce(getattr, path.split("."), model) for path in paths}

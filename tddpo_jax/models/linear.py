@@ -85,6 +85,14 @@ class Adapter(nnx.Module):
             down = down * self.gate[...][:, None].astype(x.dtype)
         return linear(self.scale * down, self.b[...])
 
+    def factors(self) -> tuple[Array, Array]:
+        """A, and B with the scale in it."""
+        return self.a[...], self.scale * self.b[...]
+
+    def gate_of_ranks(self) -> Float[Array, "B R"] | None:
+        """The factor of each rank in each row, if rows have different adapters."""
+        return None if self.gate is None else self.gate[...]
+
 
 class Linear(nnx.Module):
     """`x W^T`, computed in the dtype of x, plus a bias and the output of its adapter, if any.

@@ -54,7 +54,8 @@ def experts_over(
                 weight = gather(weight)
                 weight, expert = jax.lax.optimization_barrier((weight, expert))
                 expert = gather(expert)
-            first = jax.lax.axis_index("fsdp") * len(banks.down.weight)
+                banks = Banks(*(_with_gate(bank, gather) for bank in banks))
+            first = jax.lax.axis_index("fsdp") * banks.down.weight.shape[0]
             out = routed_sum(
                 x, Route(expert, weight), banks, shape, implementation=implementation, first=first
             )
@@ -62,11 +63,11 @@ def experts_over(
                 out = jax.lax.psum_scatter(out, "fsdp", scatter_dimension=0, tiled=True)
             return jax.lax.psum(out, [name for name in summed if mesh.shape[name] > 1])
 
-        held = Banks(
-            _present(banks.gate_up, (HIDDEN, HIDDEN, EXPERTS, HIDDEN)),
-            _present(banks.down, (HIDDEN, HIDDEN, HIDDEN, EXPERTS)),
-        )
         tokens = PartitionSpec(rows)
+        held = Banks(
+            _present(banks.gate_up, (HIDDEN, HIDDEN, EXPERTS, HIDDEN, tokens)),
+            _present(banks.down, (HIDDEN, HIDDEN, HIDDEN, EXPERTS, tokens)),
+        )
         over_mesh: Callable[..., Array] = jax.shard_map(
             on_each,
             mesh=mesh,
@@ -78,6 +79,10 @@ def experts_over(
         return over_mesh(x, route.expert, route.weight, banks)
 
     return run
+
+
+def _with_gate(bank: Bank, gather: Callable[[Array], Array]) -> Bank:
+    return bank if bank.gate is None else bank._replace(gate=gather(bank.gate))
 
 
 def _present(bank: Bank, places: tuple[PartitionSpec, ...]) -> Any:

@@ -23,7 +23,7 @@ SIZES = {
     "num_hidden_layers": 1,
     "layer_types": ["sliding_attention"],
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 4,
     "head_dim": 16,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
