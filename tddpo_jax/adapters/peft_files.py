@@ -42,7 +42,6 @@ from tddpo_jax.system.agreement import is_first
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
-from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 from tddpo_jax.weights.tensor_files import write_tensors
 
@@ -147,20 +146,6 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
 def has_quantized_base(adapter: Path | None) -> bool:
     """Whether the adapter in a PEFT folder was trained on a base in four bits; False for None."""
     return adapter is not None and (adapter / QUANTIZED_FILE).is_file()
-
-
-def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
-    """The dtype in which to load a base under these adapters.
-
-    If an adapter was trained on a quantised base, this is the checkpoint's own dtype. Then every
-    load gets the same four bits as the training. Otherwise it is `dtype`.
-
-    Args:
-        base: the Hugging Face folder of the base.
-        adapters: PEFT folders; None for the base alone.
-        dtype: dtype of the computation.
-    """
-    return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
 
 
 def export_adapter(

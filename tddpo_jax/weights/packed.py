@@ -34,6 +34,12 @@ class PackedTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.packing.load(*(part[:] for part in self.parts))[index]
 
+    def four_bits(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The values in four bits and their scales, if the packing has this form."""
+        if self.packing.four_bits is None:
+            return None
+        return self.packing.four_bits(*(part[:] for part in self.parts))
+
 
 def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Path]:
     """The names of a folder's tensors and their files, with one name for all parts of a tensor.
