@@ -194,7 +194,9 @@ class LoraConfig(Section):
         0.0, description="share of the adapters' inputs that training sets to zero"
     )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="names of the linear layers that get adapters; default: all of a block"
+        None,
+        description="names of the linear layers and experts that get adapters; default: all linear "
+        "layers of a block",
     )
 
     @property

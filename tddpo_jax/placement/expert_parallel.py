@@ -3,6 +3,10 @@
 The devices of an fsdp group gather their tokens, and each computes the choices of the experts that
 it holds. Their sums then go back to the devices of the tokens. No device ever holds all experts of
 a layer. `tensor` devices share the hidden features of every expert.
+
+Each device loops over its own tiles, without a collective inside. Left to the compiler, these loops
+would hold collectives. Two of them may run side by side, and on a CPU two devices have then waited
+for ever, each in the loop that the other had not reached.
 """
 
 from __future__ import annotations

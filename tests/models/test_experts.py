@@ -106,15 +106,16 @@ def test_rows_of_a_batch_may_use_other_ranks_of_an_adapter(numbers):
     """A gate scales the three ranks of one product's adapter in each of three rows. Expected: each
     row alone, with a factor that has its gate in it."""
     x, router, banks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numbers)
-    shape = ExpertsShape(EXPERTS, 3, WIDTH, INNER, gated)
+    run = tiny_models.quick_jit(
+        functools.partial(routed_sum, shape=ExpertsShape(EXPERTS, 3, WIDTH, INNER, gated))
+    )
     gate = jnp.array([[0.0, 0, 0], [1, 0, 2], [0, -1, 0]])
-    gated_banks = banks._replace(gate_up=banks.gate_up._replace(gate=gate))
-    found = routed_sum(x, softmax_of_best(router_logits(x, router), 3), gated_banks, shape)
+    route = softmax_of_best(router_logits(x, router), 3)
+    found = run(x, route, banks._replace(gate_up=banks.gate_up._replace(gate=gate)))
     for row in range(3):
         own = banks.gate_up._replace(b=banks.gate_up.b * gate[row][None, None, None])
-        one = x[row : row + 1]
-        route = softmax_of_best(router_logits(one, router), 3)
-        wanted = dense_sum(one, route, banks._replace(gate_up=own), shape)
+        one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], (x, route))
+        wanted = run(*one, banks._replace(gate_up=own))
         np.testing.assert_allclose(found[row], wanted[0], atol=1e-5 * np.abs(wanted).max())
 
 
