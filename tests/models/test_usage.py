@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_models
 import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from tddpo_jax.models.experts.routing import softmax_of_best
-from tddpo_jax.models.experts.usage import balance_loss, usage
+from tddpo_jax.models.experts.usage import Balance, balance_loss, usage
 
 EXPERTS, CHOSEN, LAYERS = 5, 2, 3
 
@@ -26,21 +27,21 @@ def test_the_loss_is_that_of_transformers_on_separate_rows():
         stacked = jax.tree.map(lambda *each: jnp.stack(each), *layers)
         return balance_loss(stacked.balance, CHOSEN), stacked.choices
 
-    gradient, choices = jax.grad(ours, has_aux=True)(jnp.asarray(logits))
+    both = tiny_models.quick_jit(jax.value_and_grad(ours, has_aux=True))
+    (value, choices), gradient = both(jnp.asarray(logits))
     given = torch.from_numpy(logits).requires_grad_()
     branches = torch.tensor([[2, 3, 4, 1, 0], [2, 3, 4, 5, 6]])
     rows = tuple(layer[0, branches].reshape(-1, EXPERTS) for layer in given)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
     wanted = load_balancing_loss_func(rows, EXPERTS, CHOSEN, mask)
     wanted.backward()
-    np.testing.assert_allclose(ours(jnp.asarray(logits))[0], wanted.item(), rtol=1e-6)
+    np.testing.assert_allclose(value, wanted.item(), rtol=1e-6)
     np.testing.assert_allclose(gradient, given.grad.numpy(), atol=1e-7)
     # Six tokens are real, and each of them chooses twice.
     np.testing.assert_array_equal(choices.sum(axis=1), [12.0] * LAYERS)
 
 
-def test_experts_that_are_used_equally_often_have_the_least_loss():
-    """Four tokens choose each of four experts once, all with equal probability: 1 of 1 choices."""
-    logits = 1e-4 * jnp.eye(4)[None]
-    used = usage(softmax_of_best(logits, 1), jnp.ones((1, 4), int), with_balance=True)
-    np.testing.assert_allclose(balance_loss(used.balance, 1), 1.0, rtol=1e-6)
+def test_the_loss_of_an_even_use_is_the_number_of_chosen_experts():
+    """Four tokens choose two of four experts each, with equal probabilities."""
+    even = Balance(jnp.full((1, 4), 2.0), jnp.full((1, 4), 1.0))
+    assert balance_loss(even, 2) == 2
