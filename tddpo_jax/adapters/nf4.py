@@ -6,8 +6,6 @@ References:
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import qwix
 from flax import nnx
@@ -39,8 +37,7 @@ def quantize(model: Decoder) -> None:
 def nf4(weight: Array, name: str) -> qwix.QArray:
     """The weight in four bits, with one scale per 64 inputs.
 
-    Values and scales have the weight's sharding. Without this, the compiler would hold them whole
-    on every device.
+    Each device quantises its own part, so values and scales have the weight's sharding.
 
     Args:
         weight: a weight, with its inputs on the last axis; a stack of weights has further axes.
@@ -54,18 +51,23 @@ def nf4(weight: Array, name: str) -> qwix.QArray:
         raise UserError(
             f"train.mode qlora: {name} has {inputs} inputs, not a multiple of {NF4_BLOCK}"
         )
-    last = weight.ndim - 1
-    quantized = functools.partial(
-        qwix.quantize, qtype="nf4", channelwise_axes=range(last), tiled_axes={last: NF4_BLOCK}
-    )
     place = getattr(weight, "sharding", None)
     if not isinstance(place, NamedSharding):
-        return jax.jit(quantized)(weight)
+        return jax.jit(_quantized)(weight)
+    last = weight.ndim - 1
     # If the devices that share the inputs cannot share the blocks evenly, each holds all blocks.
     sharing_inputs = inputs // place.shard_shape(weight.shape)[last]
-    whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:last]))
-    places = jax.tree.map(
-        lambda part: whole if part.shape[last] % sharing_inputs else place,
-        jax.eval_shape(quantized, weight),
+    if inputs // NF4_BLOCK % sharing_inputs:
+        whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:last]))
+        return jax.jit(_quantized, out_shardings=qwix.QArray(place, whole, qtype="nf4"))(weight)
+    on_each = jax.shard_map(
+        _quantized, mesh=place.mesh, in_specs=place.spec, out_specs=place.spec, check_vma=False
     )
-    return jax.jit(quantized, out_shardings=places)(weight)
+    return jax.jit(on_each)(weight)
+
+
+def _quantized(weight: Array) -> qwix.QArray:
+    last = weight.ndim - 1
+    return qwix.quantize(
+        weight, qtype="nf4", channelwise_axes=range(last), tiled_axes={last: NF4_BLOCK}
+    )
