@@ -37,9 +37,9 @@ class Packing(NamedTuple):
     # From the shape of the checkpoint's own tensor to those of the parts.
     shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...], ...]]
     load: Callable[..., np.ndarray]  # from the parts to the checkpoint's own tensor
-    # From the parts to values in four bits and their scales, both with the axes of that tensor;
-    # one of them has fewer places. None: there is no such form.
-    four_bits: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
+    # From the parts to values in few bits and their scales, both with the axes of that tensor. A
+    # scale belongs to a block of values. None: there is no such form.
+    quantized: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
 
 
 class TargetParameter(NamedTuple):

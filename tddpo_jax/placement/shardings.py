@@ -139,7 +139,8 @@ def bytes_of_device(tree: Any) -> int:
 
     def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
         assert leaf.sharding is not None
-        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
+        small = leaf.dtype.name.endswith(("int4", "float4_e2m1fn"))
+        bits = 4 if small else 8 * leaf.dtype.itemsize
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
 
     return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))

@@ -93,7 +93,7 @@ def load(
         dtype: dtype of the loaded weights; default: the checkpoint's own.
         quantize: takes a weight of a linear layer or of experts with the layer's name, and gives
             what the model holds in its place. It gets each tensor as it is read, so no unquantised
-            model is ever in memory. Tensors that are stored in four bits keep them instead.
+            model is ever in memory. Packed tensors keep the values and scales that are stored.
 
     Returns:
         The model with the folder's weights.
@@ -174,8 +174,8 @@ def _spans(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
 def _quantized(
     stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: Any, quantize: Quantize
 ) -> Any:
-    """A weight in four bits: as it is stored if it is packed, or else quantised."""
-    parts = stored.four_bits() if isinstance(stored, PackedTensor) else None
+    """A weight in few bits: as it is stored if it is packed, or else quantised."""
+    parts = stored.quantized() if isinstance(stored, PackedTensor) else None
     if parts is None:
         found = quantize(_placed(stored, parameter, sharding, dtype), parameter.name)
         _check_blocks(parameter, found.scale.shape[-1], sharding)

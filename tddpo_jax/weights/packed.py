@@ -34,11 +34,11 @@ class PackedTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.packing.load(*(part[:] for part in self.parts))[index]
 
-    def four_bits(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The values in four bits and their scales, if the packing has this form."""
-        if self.packing.four_bits is None:
+    def quantized(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The values in few bits and their scales, if the packing has this form."""
+        if self.packing.quantized is None:
             return None
-        return self.packing.four_bits(*(part[:] for part in self.parts))
+        return self.packing.quantized(*(part[:] for part in self.parts))
 
 
 def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Path]:
