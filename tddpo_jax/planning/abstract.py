@@ -82,7 +82,7 @@ def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | Abstrac
         name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
         spec = specs[name]
         # Too few scales of blocks cannot be shared evenly. `nf4.quantize` keeps them whole too.
-        if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
+        if len(spec) == leaf.ndim and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
             spec = PartitionSpec(*spec[:-1])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
