@@ -19,7 +19,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum
+from tddpo_jax.models.experts.chunks import in_parts
+from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape
 from tddpo_jax.models.experts.grouped import Implementation
 from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.placement.shardings import ROWS
@@ -60,7 +61,7 @@ def experts_over(
                 expert = gather(expert)
                 banks = Banks(*(_with_gate(bank, gather) for bank in banks))
             first = jax.lax.axis_index("fsdp") * banks.down.weight.shape[0]
-            out = routed_sum(
+            out = in_parts(
                 x, Route(expert, weight), banks, shape, implementation=implementation, first=first
             )
             if spread:
