@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.decoder import Decoder, adaptable_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
 from tddpo_jax.placement.shardings import ROWS, place
 
@@ -29,7 +29,7 @@ class AdapterSet:
 
     model: Decoder
     count: int  # number of adapters, N
-    # Gates `[N + 1, R]` by the path of the linear layer. The last row is zero, for the base alone.
+    # Gates `[N + 1, R]` by the path of the layer. The last row is zero, for the base alone.
     gates: dict[str, Float[np.ndarray, "N R"]]
 
     def for_rows(self, index: Sequence[int], mesh: Mesh) -> Decoder:
@@ -40,7 +40,7 @@ class AdapterSet:
             mesh: the devices over which the rows are spread.
         """
         model = nnx.clone(self.model)
-        linears = linear_layers(model)
+        linears = adaptable_layers(model)
         sharding = NamedSharding(mesh, PartitionSpec(None, ROWS))
         for path, gates in self.gates.items():
             rows, adapter = gates[np.asarray(index)], linears[path].adapter
@@ -56,9 +56,9 @@ def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
     The base of the first model serves for all.
     """
     model = nnx.clone(models[0])
-    linears_of_each = [linear_layers(other) for other in models]
+    linears_of_each = [adaptable_layers(other) for other in models]
     gates = {}
-    for path, linear in linear_layers(model).items():
+    for path, linear in adaptable_layers(model).items():
         adapters = [linears[path].adapter for linears in linears_of_each]
         if any(adapters):
             gates[path] = _gates(adapters)
@@ -67,7 +67,7 @@ def adapter_set(models: Sequence[Decoder]) -> AdapterSet:
 
 
 def _gates(adapters: Sequence[Adapter | None]) -> Float[np.ndarray, "N R"]:
-    ranks = [0 if adapter is None else adapter.a.shape[1] for adapter in adapters]
+    ranks = [0 if adapter is None else adapter.a.shape[-2] for adapter in adapters]
     gates = np.zeros((len(adapters) + 1, sum(ranks)), np.float32)
     for number, (adapter, end) in enumerate(zip(adapters, np.cumsum(ranks), strict=True)):
         if adapter is not None:
@@ -77,7 +77,7 @@ def _gates(adapters: Sequence[Adapter | None]) -> Float[np.ndarray, "N R"]:
 
 def _side_by_side(adapters: Sequence[Adapter]) -> Adapter:
     joined = nnx.clone(adapters[0])
-    joined.a = LoraParam(jnp.concatenate([adapter.a[...] for adapter in adapters], axis=1))
-    joined.b = LoraParam(jnp.concatenate([adapter.b[...] for adapter in adapters], axis=2))
+    joined.a = LoraParam(jnp.concatenate([adapter.a[...] for adapter in adapters], axis=-2))
+    joined.b = LoraParam(jnp.concatenate([adapter.b[...] for adapter in adapters], axis=-1))
     joined.scale = 1.0
     return joined

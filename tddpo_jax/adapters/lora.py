@@ -11,23 +11,25 @@ References:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.buffer import with_weights_in
-from tddpo_jax.models.decoder import Decoder, linear_layers
-from tddpo_jax.models.linear import Adapter, LoraParam, dense
-from tddpo_jax.models.tensor_table import linear_parameters
-from tddpo_jax.placement.shardings import replicated
+from tddpo_jax.models.decoder import Decoder, adaptable_layers
+from tddpo_jax.models.experts.experts import ExpertLinear
+from tddpo_jax.models.linear import Adapter, Linear, LoraParam, dense
+from tddpo_jax.models.tensor_table import adaptable_parameters, linear_parameters
+from tddpo_jax.placement.shardings import parameter_specs, path_name
 
 
 class SecondAdapter(Adapter):
@@ -58,20 +60,27 @@ class SecondAdapter(Adapter):
 
 
 def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
-    """The paths of the linear layers that get adapters.
+    """The paths of the linear layers and experts that get adapters.
+
+    By default these are all linear layers, and no experts.
 
     Raises:
-        UserError: `lora.targets` has a name that is not a linear layer of the model.
+        UserError: `lora.targets` has a name that is no linear layer or product of experts of the
+            model, or experts are to have dropout.
     """
-    weights = linear_parameters(model.parameters)
+    weights = adaptable_parameters(model.parameters)
     names = list(dict.fromkeys(weight.name for weight in weights))
     for target in config.targets or ():
         if target not in names:
             raise UserError(
                 f"lora.targets: the model has no linear layer {target!r}, only {', '.join(names)}"
             )
-    targets = names if config.targets is None else config.targets
-    return [weight.module for weight in weights if weight.name in targets]
+    if config.targets is None:
+        return [weight.module for weight in linear_parameters(weights)]
+    chosen = [weight for weight in weights if weight.name in config.targets]
+    if config.dropout and any(weight.tensor.kind == "experts" for weight in chosen):
+        raise UserError("lora.dropout: must be 0 for adapters of experts")
+    return [weight.module for weight in chosen]
 
 
 def add_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> None:
@@ -83,12 +92,21 @@ def add_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> N
         model: changed in place.
         config: rank, scale, dropout, targets.
         seed: seed of the random factor A.
-        mesh: the devices; each holds the adapters whole.
+        mesh: the devices; each holds the adapters whole, except those of other devices' experts.
 
     Raises:
-        UserError: `lora.targets` has a name that is not a linear layer of the model.
+        UserError: as for `target_paths`.
     """
-    place = functools.partial(jax.jit, out_shardings=replicated(mesh))
+    specs = parameter_specs(model.config)
+
+    def sharding(path: Any, _: Any) -> NamedSharding:
+        module, _, factor = path_name(path).rpartition(".")
+        return NamedSharding(mesh, specs[f"{module}.adapter.{factor}"])
+
+    def place(make: Callable) -> Callable:
+        made = jax.eval_shape(make, jax.random.key(seed))
+        return jax.jit(make, out_shardings=jax.tree_util.tree_map_with_path(sharding, made))
+
     attach(model, config, jax.random.key(seed), place)
     check_fresh(model)
 
@@ -113,18 +131,26 @@ def attach(
         for number, (path, linear) in enumerate(linears.items()):
             if path not in targets:
                 continue
-            layers, outputs, inputs = linear.weight.shape
-            keys = jax.random.split(jax.random.fold_in(key, number), layers)
-            fresh = functools.partial(
-                Adapter, inputs, outputs, config.rank, config.scale, config.dropout
-            )
-            adapters[path] = jax.vmap(fresh)(keys)
+            adapters[path] = _fresh(linear, config, jax.random.fold_in(key, number))
         return adapters
 
-    linears, targets = linear_layers(model), target_paths(config, model.config)
+    linears, targets = adaptable_layers(model), target_paths(config, model.config)
     first = frozen_adapters(model)
     for path, own in place(make)(key).items():
         linears[path].adapter = SecondAdapter(first[path], own) if path in first else own
+
+
+def _fresh(linear: Linear | ExpertLinear, config: LoraConfig, key: PRNGKeyArray) -> Adapter:
+    """A fresh adapter of every layer, and of every expert of it."""
+    depth, shape = 1 if isinstance(linear, Linear) else 2, linear.weight.shape
+    stacked, outputs, inputs = shape[:depth], shape[depth:-1], shape[-1]
+    sizes = inputs, math.prod(outputs), config.rank, config.scale, config.dropout
+    make: Any = functools.partial(Adapter, *sizes)
+    for _ in stacked:
+        make = jax.vmap(make)
+    adapter = make(jax.random.split(key, stacked))
+    adapter.b = LoraParam(adapter.b[...].reshape(*stacked, *outputs, config.rank))
+    return adapter
 
 
 def freeze_adapters(model: Decoder) -> None:
@@ -144,7 +170,7 @@ def frozen_adapters(model: Decoder) -> dict[str, Adapter]:
 
 
 def whole_adapters(model: Decoder) -> dict[str, Adapter]:
-    """For each adapted linear layer, by its path, one adapter that adds the same as all of its own.
+    """For each adapted layer, by its path, one adapter that adds the same as all of its own.
 
     A first and a second adapter become one, side by side on the rank axis, with their scales
     multiplied into B. All layers get the same rank, so zeros pad those that have only one adapter.
@@ -152,27 +178,22 @@ def whole_adapters(model: Decoder) -> dict[str, Adapter]:
     adapters = _adapters(model)
     if not frozen_adapters(model):
         return adapters
-    parts = {
-        path: [adapter.first, adapter] if isinstance(adapter, SecondAdapter) else [adapter]
-        for path, adapter in adapters.items()
-    }
-    rank = max(sum(part.a.shape[1] for part in layer) for layer in parts.values())
-    return {path: _side_by_side(layer, rank) for path, layer in parts.items()}
+    rank = max(adapter.factors()[0].shape[-2] for adapter in adapters.values())
+    return {path: _of_rank(adapter, rank) for path, adapter in adapters.items()}
 
 
-def _side_by_side(parts: Sequence[Adapter], rank: int) -> Adapter:
-    a = jnp.concatenate([part.a[...] for part in parts], axis=1)
-    b = jnp.concatenate([part.scale * part.b[...] for part in parts], axis=2)
-    missing = rank - a.shape[1]
-    sizes = a.shape[2], b.shape[1], rank, 1.0, parts[-1].dropout
-    adapter = jax.eval_shape(lambda key: Adapter(*sizes, key), jax.random.key(0))
-    adapter.a = LoraParam(jnp.pad(a, ((0, 0), (0, missing), (0, 0))))
-    adapter.b = LoraParam(jnp.pad(b, ((0, 0), (0, 0), (0, missing))))
-    return adapter
+def _of_rank(adapter: Adapter, rank: int) -> Adapter:
+    a, b = adapter.factors()
+    missing = rank - a.shape[-2]
+    sizes = a.shape[-1], b.shape[-2], rank, 1.0, adapter.dropout
+    padded = jax.eval_shape(lambda key: Adapter(*sizes, key), jax.random.key(0))
+    padded.a = LoraParam(jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, missing), (0, 0)]))
+    padded.b = LoraParam(jnp.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)]))
+    return padded
 
 
 def _adapters(model: Decoder) -> dict[str, Adapter]:
-    linears = linear_layers(model)
+    linears = adaptable_layers(model)
     return {path: linear.adapter for path, linear in linears.items() if linear.adapter is not None}
 
 
@@ -203,16 +224,20 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
     """
     copy = nnx.clone(model)
     adapters = whole_adapters(copy)
-    for path, linear in linear_layers(copy).items():
+    for path, linear in adaptable_layers(copy).items():
         weight = dense(linear.weight.get_value())
         if path in adapters:
-            adapter = adapters[path]
-            a, b = adapter.a[...], adapter.b[...]
-            change = adapter.scale * jnp.einsum("LOR,LRI->LOI", b, a)
-            weight = weight.astype(jnp.float32) + change
+            weight = weight.astype(jnp.float32) + _change(adapters[path]).reshape(weight.shape)
         linear.weight, linear.adapter = nnx.Param(weight.astype(dtype)), None
     merged_model: Decoder = with_weights_in(copy, dtype)
     return merged_model
+
+
+def _change(adapter: Adapter) -> Float[Array, "*stacked O I"]:
+    """What an adapter adds to the weights, with their outputs on one axis."""
+    a, b = adapter.a[...], adapter.b[...]
+    b = b.reshape(*a.shape[:-2], -1, b.shape[-1])
+    return adapter.scale * jnp.einsum("...OR,...RI->...OI", b, a)
 
 
 def fresh_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:

@@ -1,12 +1,10 @@
-"""Linear layers in four bits (NF4).
+"""Linear layers and experts in four bits (NF4).
 
 References:
     Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023); NF4 in appendix E.
 """
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import qwix
@@ -15,49 +13,61 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from tddpo_jax.errors import UserError
-from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.decoder import Decoder, adaptable_layers
 
 NF4_BLOCK = 64
 
 
 def quantize(model: Decoder) -> None:
-    """Stores the linear layers of the blocks as NF4, in place: 4 bits, one scale per 64 inputs.
+    """Stores the linear layers and experts of the blocks as NF4, in place.
 
-    Layers that are already in NF4 stay as they are. The weights must have the checkpoint's own
+    Those that are already in four bits stay as they are. The weights must have the checkpoint's own
     dtype. Weights that were rounded to another dtype would get other codes (see
-    `adapters.peft_files.base_dtype`).
+    `adapters.load.load_base`).
 
     Raises:
-        UserError: a layer's inputs are not a multiple of the block size.
+        UserError: as for `nf4`.
     """
-    for path, linear in linear_layers(model).items():
-        if isinstance(linear.weight.get_value(), qwix.QArray):
-            continue
-        inputs = linear.weight.shape[-1]
-        if inputs % NF4_BLOCK:
-            name = path.rpartition(".")[2]
-            raise UserError(
-                f"train.mode qlora: {name} has {inputs} inputs, not a multiple of {NF4_BLOCK}"
-            )
-        linear.weight = nnx.Param(_nf4(linear.weight.get_value()))
+    for path, layer in adaptable_layers(model).items():
+        weight = layer.weight.get_value()
+        if not isinstance(weight, qwix.QArray):
+            layer.weight = nnx.Param(nf4(weight, path.rpartition(".")[2]))
 
 
-def _nf4(weight: Array) -> qwix.QArray:
-    """The weight in four bits; values and scales have the weight's sharding.
+def nf4(weight: Array, name: str) -> qwix.QArray:
+    """The weight in four bits, with one scale per 64 inputs.
 
-    Without this, the compiler would hold them whole on every device.
+    Each device quantises its own part, so values and scales have the weight's sharding.
+
+    Args:
+        weight: a weight, with its inputs on the last axis; a stack of weights has further axes.
+        name: of the layer, for messages.
+
+    Raises:
+        UserError: the layer's inputs are not a multiple of the block size.
     """
-    quantized = functools.partial(
-        qwix.quantize, qtype="nf4", channelwise_axes=(0, 1), tiled_axes={2: NF4_BLOCK}
-    )
+    inputs = weight.shape[-1]
+    if inputs % NF4_BLOCK:
+        raise UserError(
+            f"train.mode qlora: {name} has {inputs} inputs, not a multiple of {NF4_BLOCK}"
+        )
     place = getattr(weight, "sharding", None)
     if not isinstance(place, NamedSharding):
-        return jax.jit(quantized)(weight)
+        return jax.jit(_quantized)(weight)
+    last = weight.ndim - 1
     # If the devices that share the inputs cannot share the blocks evenly, each holds all blocks.
-    sharing_inputs = weight.shape[2] // place.shard_shape(weight.shape)[2]
-    whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:2]))
-    places = jax.tree.map(
-        lambda part: whole if part.shape[2] % sharing_inputs else place,
-        jax.eval_shape(quantized, weight),
+    sharing_inputs = inputs // place.shard_shape(weight.shape)[last]
+    if inputs // NF4_BLOCK % sharing_inputs:
+        whole = NamedSharding(place.mesh, PartitionSpec(*place.spec[:last]))
+        return jax.jit(_quantized, out_shardings=qwix.QArray(place, whole, qtype="nf4"))(weight)
+    on_each = jax.shard_map(
+        _quantized, mesh=place.mesh, in_specs=place.spec, out_specs=place.spec, check_vma=False
     )
-    return jax.jit(quantized, out_shardings=places)(weight)
+    return jax.jit(on_each)(weight)
+
+
+def _quantized(weight: Array) -> qwix.QArray:
+    last = weight.ndim - 1
+    return qwix.quantize(
+        weight, qtype="nf4", channelwise_axes=range(last), tiled_axes={last: NF4_BLOCK}
+    )

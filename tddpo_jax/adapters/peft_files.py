@@ -2,7 +2,8 @@
 
 PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`, with one pair for
 each layer. Our factors are stacked on a leading axis. We support plain LoRA and rsLoRA on linear
-layers of all blocks. Everything else that PEFT supports (DoRA, biases, ranks by pattern, saved
+layers of all blocks, and on the experts of all blocks (`target_parameters`, see
+`expert_factors.py`). Everything else that PEFT supports (DoRA, biases, ranks by pattern, saved
 modules, new tokens) is refused by name. An adapter that was trained on a base in NF4 belongs to
 that base. PEFT cannot record this, so we write an additional file.
 
@@ -22,23 +23,23 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from qwix import QArray
 
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
+from tddpo_jax.adapters.peft_tensors import AdapterTensors, tensors_of
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import positive_number, whole_number
-from tddpo_jax.models.decoder import Decoder, linear_layers
+from tddpo_jax.models.decoder import Decoder, adaptable_layers
 from tddpo_jax.models.linear import Adapter, LoraParam
-from tddpo_jax.models.tensor_table import Parameter, linear_parameters
-from tddpo_jax.placement.shardings import replicated
+from tddpo_jax.models.tensor_table import Parameter, adaptable_parameters, linear_parameters
+from tddpo_jax.placement.shardings import adapter_specs, place
 from tddpo_jax.system.agreement import is_first
 from tddpo_jax.system.atomic import replace_folder
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
-from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 from tddpo_jax.weights.tensor_files import read_tensors, write_tensors
 
@@ -75,6 +76,7 @@ class PeftConfig(NamedTuple):
     rank: int
     scale: float
     dropout: float
+    parameters: tuple[str, ...]  # names of parameters of experts
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
@@ -85,8 +87,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
     """
     path = folder / ADAPTER_CONFIG
     attributes = read_object(path)
-    numbers = ("r", "lora_alpha", "lora_dropout", "use_rslora")
-    taken = {name: attributes.pop(name, None) for name in numbers}
+    names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_parameters")
+    taken = {name: attributes.pop(name, None) for name in names}
     for name, value in attributes.items():
         empty = value is None or value is False or value in ({}, [])
         if name in IGNORED_ATTRIBUTES or empty or value in UNDERSTOOD_VALUES.get(name, ()):
@@ -97,10 +99,13 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise UserError(f"{path}: lora_dropout must be a number in [0, 1), got {dropout!r}")
     if stabilised not in (True, False, None):
         raise UserError(f"{path}: use_rslora must be true or false, got {stabilised!r}")
+    parameters = taken["target_parameters"] or []
+    if not isinstance(parameters, list) or not all(isinstance(one, str) for one in parameters):
+        raise UserError(f"{path}: target_parameters must be a list of names, got {parameters!r}")
     rank = whole_number(taken["r"], "r", str(path))
     alpha = positive_number(taken["lora_alpha"], "lora_alpha", str(path))
     scale = LoraConfig(rank=rank, alpha=alpha, rslora=bool(stabilised)).scale
-    return PeftConfig(rank, scale, float(dropout))
+    return PeftConfig(rank, scale, float(dropout), tuple(parameters))
 
 
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
@@ -111,7 +116,7 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     Args:
         model: a model without an adapter; changed in place.
         folder: a folder as PEFT's `save_pretrained` writes it.
-        mesh: the devices; each holds the adapter whole.
+        mesh: the devices; each holds the adapter whole, except what belongs to others' experts.
 
     Raises:
         UserError: the folder's settings or tensors cannot be read; the message names the file.
@@ -123,45 +128,27 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
             f"{folder}: holds {OLD_WEIGHTS_FILE}, but only {WEIGHTS_FILE} is read; load the "
             f"adapter with a current version of PEFT, and save it again with save_pretrained"
         )
-    weights = linear_parameters(model.config.parameters)
-    tensors = _by_module(read_tensors(path), path, weights[0])
-    targets = _targets(tensors, path, weights)
-    shapes = {
-        name: shape for weight in targets for name, shape in _expected(weight, config.rank).items()
-    }
+    parameters = model.config.parameters
+    tensors = _by_module(read_tensors(path), path, linear_parameters(parameters)[0])
+    targets = _targets(tensors, path, parameters, config.parameters)
+    shapes = {name: shape for one in targets for name, shape in one.shapes(config.rank).items()}
     _check_tensors(path, tensors, shapes)
     if has_quantized_base(folder):
         quantize(model)
-    place = replicated(mesh)
-    linears = linear_layers(model)
-    for weight in targets:
-        outputs, inputs = weight.shape
+    layers = adaptable_layers(model)
+    for one in targets:
+        *_, outputs, inputs = one.weight.shape
         sizes = inputs, outputs, config.rank, config.scale, config.dropout
         adapter = Adapter(*sizes, jax.random.key(0))
-        for factor in ("a", "b"):
-            names = _names(weight, factor)
-            stacked = np.stack([tensors[name].astype(np.float32) for name in names])
-            setattr(adapter, factor, LoraParam(jax.device_put(stacked, place)))
-        linears[weight.module].adapter = adapter
+        stacked, specs = one.read(tensors), adapter_specs(one.weight)
+        for factor, array, spec in zip(("a", "b"), stacked, specs, strict=True):
+            setattr(adapter, factor, LoraParam(place(array, NamedSharding(mesh, spec))))
+        layers[one.weight.module].adapter = adapter
 
 
 def has_quantized_base(adapter: Path | None) -> bool:
     """Whether the adapter in a PEFT folder was trained on a base in four bits; False for None."""
     return adapter is not None and (adapter / QUANTIZED_FILE).is_file()
-
-
-def base_dtype(base: Path, adapters: Sequence[Path | None], dtype: Any) -> Any:
-    """The dtype in which to load a base under these adapters.
-
-    If an adapter was trained on a quantised base, this is the checkpoint's own dtype. Then every
-    load gets the same four bits as the training. Otherwise it is `dtype`.
-
-    Args:
-        base: the Hugging Face folder of the base.
-        adapters: PEFT folders; None for the base alone.
-        dtype: dtype of the computation.
-    """
-    return checkpoint_dtype(base) if any(map(has_quantized_base, adapters)) else dtype
 
 
 def export_adapter(
@@ -191,13 +178,12 @@ def export_adapter(
     adapters = whole_adapters(model)
     if not adapters:
         raise ValueError(f"{folder}: the model has no adapter to write")
-    weights = [one for one in linear_parameters(model.config.parameters) if one.module in adapters]
+    weights = adaptable_parameters(model.config.parameters)
+    weights = [weight for weight in weights if weight.module in adapters]
     tensors = {
-        name: np.ascontiguousarray(stacked[place])
-        for weight in weights
-        for factor in ("a", "b")
-        for stacked in [np.asarray(getattr(adapters[weight.module], factor)[...], np.float32)]
-        for place, name in enumerate(_names(weight, factor))
+        name: tensor
+        for one in tensors_of(weights)
+        for name, tensor in one.written(adapters[one.weight.module]).items()
     }
     if not is_first():
         return
@@ -215,7 +201,7 @@ def export_adapter(
         if base_fingerprint is not None:
             known_by = {"fingerprint": base_fingerprint}
             (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
-        stored = (linear.weight.get_value() for linear in linear_layers(model).values())
+        stored = (layer.weight.get_value() for layer in adaptable_layers(model).values())
         if any(isinstance(weight, QArray) for weight in stored):
             quantized = {"format": "nf4", "block_size": NF4_BLOCK}
             (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
@@ -237,9 +223,11 @@ def _target_attributes(
     }
     by_weight = [weight for weight in weights if weight.name in of_experts]
     modules = {"target_modules": _modules([each for each in weights if each not in by_weight])}
-    if not by_weight:
-        return modules
     names = {".".join(weight.tensor.hub_name.split(".")[-3:]) for weight in by_weight}
+    targets = [target for weight in weights if (target := weight.tensor.target)]
+    names |= {target.name.partition("{}.")[2] for target in targets}
+    if not names:
+        return modules
     return {**modules, "target_parameters": sorted(names), "lora_dropout": 0.0}
 
 
@@ -248,6 +236,7 @@ def _modules(weights: Sequence[Parameter]) -> list[str] | str:
 
     Beside a part that we do not train, names alone would also reach that part's layers.
     """
+    weights = linear_parameters(weights)
     names = sorted({weight.tensor.hub_name.split(".")[-2] for weight in weights})
     if all(weight.tensor.module_name is None for weight in weights):
         return names
@@ -257,7 +246,7 @@ def _modules(weights: Sequence[Parameter]) -> list[str] | str:
 
 
 def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any]:
-    rank = adapter.a.shape[1]
+    rank = adapter.a.shape[-2]
     unit = LoraConfig(rank=rank, alpha=1.0, rslora=rslora).scale
     return {
         "peft_type": "LORA",
@@ -273,14 +262,6 @@ def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any
         "use_dora": False,
         "inference_mode": True,
     }
-
-
-def _names(weight: Parameter, factor: str) -> list[str]:
-    """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
-    ending = f"lora_{factor.upper()}.weight"
-    return [
-        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
-    ]
 
 
 def _by_module(
@@ -308,29 +289,51 @@ def _by_module(
 
 
 def _targets(
-    tensors: dict[str, np.ndarray], path: Path, weights: Sequence[Parameter]
-) -> list[Parameter]:
-    """The weights of the linear layers that have adapters among these tensors."""
-    known = {
-        name: weight.name
-        for weight in weights
-        for factor in ("a", "b")
-        for name in _names(weight, factor)
-    }
+    tensors: dict[str, np.ndarray],
+    path: Path,
+    parameters: Sequence[Parameter],
+    named: Sequence[str],
+) -> list[AdapterTensors]:
+    """The tensors of the adapters in a file.
+
+    Args:
+        tensors: the content of the file.
+        path: the file, for messages.
+        parameters: those of the model.
+        named: the parameters of experts that the adapter adapts, by the ends of their names.
+    """
+    weights = [
+        *linear_parameters(parameters),
+        *(weight for name in named for weight in _named(name, parameters, path)),
+    ]
+    order = list(parameters)
+    candidates = tensors_of(sorted(weights, key=order.index))
+    known = {name: one.weight.name for one in candidates for pair in one.names() for name in pair}
     for name in tensors:
         if name not in known:
             raise UserError(f"{path}: tensor {name} is unknown")
     found = {known[name] for name in tensors}
     if not found:
         raise UserError(f"{path}: holds no tensor")
-    return [weight for weight in weights if weight.name in found]
+    return [one for one in candidates if one.target or one.weight.name in found]
 
 
-def _expected(weight: Parameter, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of the adapter beside a weight, by PEFT's names."""
-    outputs, inputs = weight.shape
-    shapes = {"a": (rank, inputs), "b": (outputs, rank)}
-    return {name: shape for factor, shape in shapes.items() for name in _names(weight, factor)}
+def _named(name: str, parameters: Sequence[Parameter], path: Path) -> list[Parameter]:
+    """The weights of experts that an entry of `target_parameters` names, in all layers.
+
+    An entry may also name the weight of a linear layer.
+    """
+    linear = linear_parameters(parameters)
+    if any(each.endswith(f".{name}") for weight in linear for each in weight.module_names()):
+        return []
+    found = [
+        weight
+        for weight in parameters
+        if (target := weight.tensor.target) and f".{target.name}".endswith(f".{name}")
+    ]
+    if not found:
+        raise UserError(f"{path}: target_parameters has {name}, which is no weight of experts")
+    return found
 
 
 def _check_tensors(

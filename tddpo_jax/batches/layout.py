@@ -74,6 +74,7 @@ class Batch(NamedTuple):
     positions: Int[Array, "B T"]  # rotary position of each token in its own branch
     key_start: Int[Array, "B T"]  # first stream position that a token sees, in [0, T)
     key_end: Int[Array, "B T"]  # one past the last stream position that a token sees, in [0, T]
+    uses: Int[Array, "B T"]  # number of branches that a token belongs to; 0 at padding
     score_position: Int[Array, "B S"]  # stream position that predicts a target, in [0, T)
     score_target: Int[Array, "B S"]  # token id to predict
     score_branch: Int[Array, "B S"]  # branch of each score, in [0, N * P]; N * P: an unused score
@@ -127,6 +128,7 @@ class Row:
         self.positions = np.zeros(shape.length, np.int32)
         # Padding sees the empty range [i, i). It costs no attention and widens no block's range.
         self.key_start, self.key_end = nothing.copy(), nothing.copy()
+        self.uses = np.zeros(shape.length, np.int32)
         self.score_position = np.zeros(shape.scores, np.int32)
         self.score_target = np.zeros(shape.scores, np.int32)
         self.score_branch = np.full(shape.scores, shape.responses * shape.examples, np.int32)
@@ -180,7 +182,7 @@ class Row:
         self.positions[at] = len(prompt) + np.arange(len(at))
         self.key_start[at], self.key_end[at] = at, prompt_end
         self._score(np.append(prompt_end - 1, at), response, scored, branch)
-        self.branches.append(np.concatenate([np.arange(prompt_start, prompt_end), at]))
+        self._use(np.concatenate([np.arange(prompt_start, prompt_end), at]))
         return prompt_start
 
     def _branch(
@@ -198,8 +200,13 @@ class Row:
         self.positions[at] = at - start
         self.key_start[at], self.key_end[at] = start, at + 1
         self._score(at[len(prompt) - 1 :], response, scored, branch)
-        self.branches.append(at)
+        self._use(at)
         return end
+
+    def _use(self, branch: np.ndarray) -> None:
+        """Notes a branch, given by the stream positions of its tokens in reading order."""
+        self.branches.append(branch)
+        self.uses[branch] += 1
 
     def _score(self, at: np.ndarray, targets: np.ndarray, scored: np.ndarray, branch: int) -> None:
         end = self.scored + int(scored.sum())

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.loss_section import ROUTER
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights
 from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import GROUPS, is_own, load_loss
@@ -109,17 +110,22 @@ def ignored_in(cells: Sequence[Config]) -> list[str]:
 
 
 def _cause(ignored: str, config: Config) -> str:
-    loss = config.loss.title
-    return f"loss.name={loss}" if ignored.startswith("loss.") else f"train.mode={config.train.mode}"
+    if ignored == f"loss.{ROUTER}" and config.train.mode == "full":
+        return f"train.router={config.train.router}"
+    is_of_loss = ignored.startswith("loss.") and ignored != f"loss.{ROUTER}"
+    return f"loss.name={config.loss.title}" if is_of_loss else f"train.mode={config.train.mode}"
 
 
 def ignored_settings(config: Config) -> list[str]:
     """Dotted names of the given settings that this configuration never reads."""
     names = [f"loss.{name}" for name in sorted(config.loss.model_fields_set - config.loss.read)]
-    if config.train.mode == "full":
+    train = config.train
+    if ROUTER in config.loss.model_fields_set and not train.trains_routers:
+        names.append(f"loss.{ROUTER}")
+    if train.mode == "full":
         return names + [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
     # Adapters leave routers frozen.
-    return names + (["train.router"] if config.train.router == "trained" else [])
+    return names + (["train.router"] if train.router == "trained" else [])
 
 
 def expand(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:

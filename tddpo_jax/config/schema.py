@@ -194,7 +194,9 @@ class LoraConfig(Section):
         0.0, description="share of the adapters' inputs that training sets to zero"
     )
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
-        None, description="names of the linear layers that get adapters; default: all of a block"
+        None,
+        description="names of the linear layers and experts that get adapters; default: all linear "
+        "layers of a block",
     )
 
     @property
@@ -284,6 +286,11 @@ class TrainConfig(Section):
         "most this many together",
     )
     wandb: bool = Field(False, description="also log to Weights & Biases (must be installed)")
+
+    @property
+    def trains_routers(self) -> bool:
+        """Whether the routers of a model with experts are trained."""
+        return self.mode == "full" and self.router == "trained"
 
     def steps(self, examples: int) -> int:
         """The optimiser steps of a run on this number of training examples."""

@@ -274,7 +274,7 @@ def _through_layers(
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
     products = expert_implementation(dtype, mesh)
-    x, kept = model.through_layers(
+    x, kept, _ = model.through_layers(
         tokens,
         positions,
         attend,

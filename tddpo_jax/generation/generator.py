@@ -21,7 +21,8 @@ from jaxtyping import Int, Int32
 from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.adapters.adapter_set import AdapterSet, adapter_set
-from tddpo_jax.adapters.peft_files import base_dtype, has_quantized_base, load_adapter
+from tddpo_jax.adapters.load import load_base
+from tddpo_jax.adapters.peft_files import has_quantized_base, load_adapter
 from tddpo_jax.config.schema import MeshConfig
 from tddpo_jax.data.chat_format import chat_format
 from tddpo_jax.data.templates import encode_prompt
@@ -33,7 +34,6 @@ from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.system.json_files import read_object
-from tddpo_jax.weights import hugging_face
 from tddpo_jax.weights.locate import ModelFiles, resolve
 
 # Every device holds all weights and takes its share of the rows. This is the fastest mesh if the
@@ -130,8 +130,8 @@ class Generator:
         adapters = [found.adapter for found in files]
         if len({has_quantized_base(adapter) for adapter in adapters}) > 1:
             raise UserError("model.path: some of the adapters need a base in NF4, others do not")
-        stored = base_dtype(files[0].base, adapters, compute)
-        base = hugging_face.load(files[0].base, devices, stored)
+        quantized = any(map(has_quantized_base, adapters))
+        base = load_base(files[0].base, devices, compute, quantized=quantized)
         models = [_with_adapter(base, adapter, devices) for adapter in adapters]
         return cls(
             adapter_set(models), tokenizer, stop_ids=sorted(stop_ids), mesh=devices, dtype=compute

@@ -151,6 +151,12 @@ def layer_parameters(segments: tuple[Segment, ...]) -> list[Parameter]:
     ]
 
 
+def expert_layers(config: DecoderConfig) -> tuple[int, ExpertsShape] | None:
+    """The number of layers with experts, and their settings; None if the model has none."""
+    found = [(count, one) for count, layer in kinds_of_layers(config) if (one := layer.experts)]
+    return (sum(count for count, _ in found), found[0][1]) if found else None
+
+
 def kinds_of_layers(config: DecoderConfig) -> Iterator[tuple[int, Layer]]:
     """Yields every kind of layer with the number of layers that have it."""
     for segment in config.segments:

@@ -7,7 +7,7 @@ the entries of a cache: its `attend` returns that beside attention's output. Tra
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,9 +19,10 @@ from tddpo_jax.models.architecture import DecoderConfig, Layer, Stack, stacks
 from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
-from tddpo_jax.models.experts.experts import routed_sum
+from tddpo_jax.models.experts.experts import ExpertLinear, routed_sum
+from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.models.linear import Linear
-from tddpo_jax.models.tensor_table import linear_parameters
+from tddpo_jax.models.tensor_table import Parameter, adaptable_parameters, linear_parameters
 
 Remat = Literal["none", "full", "dots"]
 
@@ -43,6 +44,10 @@ def _rematerialised(function: Callable, remat: Remat) -> Callable:
     }[remat]
     # A scan already keeps XLA from merging the two passes, so nothing else needs to prevent it.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def _nothing(_: Route) -> None:
+    """Notes nothing of a layer's routes."""
 
 
 def look_up(
@@ -113,7 +118,7 @@ class Decoder(nnx.Module):
         ) -> tuple[Array, None]:
             return attend(q, k, v, view, **settings), None  # only a cache needs the latent
 
-        x, _ = self.through_layers(
+        x, _, _ = self.through_layers(
             tokens,
             view.position,
             attend_and_forget,
@@ -135,10 +140,11 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype | type,
         embed: Callable[..., Array] = look_up,
         experts: Callable[..., Array] = routed_sum,
+        note: Callable[[Route], Any] = _nothing,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...], tuple[Any, ...]]:
         """Runs all layers, without the last norm.
 
         Args:
@@ -150,13 +156,15 @@ class Decoder(nnx.Module):
             dtype: as for `__call__`.
             embed: as for `__call__`.
             experts: as for `__call__`.
+            note: takes the route of a layer with experts and gives what to keep of it.
             remat: as for `__call__`.
             constrain: as for `__call__`.
             dropout_key: as for `__call__`.
 
         Returns:
-            The hidden states after the last layer, and what `attend` kept: one tree for each stack,
-            with its layers on the leading axis.
+            The hidden states after the last layer, what `attend` kept, and what `note` gave: one
+            tree for each stack, with its layers on the leading axis. Stacks without experts have
+            no note.
         """
         angles = self.config.angles(positions)
 
@@ -173,9 +181,15 @@ class Decoder(nnx.Module):
             own = functools.partial(
                 attend, where, window=shape.window, chunk=shape.chunk, scale=shape.scale
             )
-            more = () if kind.experts is None else (experts,)
+            notes = []
+
+            def noted(x: Array, route: Route, *rest: Any) -> Array:
+                notes.append(note(route))
+                return experts(x, route, *rest)
+
+            more = () if kind.experts is None else (noted,)
             x, kept = block(x, angles, own, key, *more)
-            return constrain(x), kept
+            return constrain(x), (kept, *notes)
 
         def period(
             segment: list[Stack], first: int, x: Array, one: tuple[Any, Array, Any]
@@ -195,7 +209,7 @@ class Decoder(nnx.Module):
         layer_keys = None
         if dropout_key is not None:
             layer_keys = jax.random.split(dropout_key, self.config.layers)
-        kept: tuple[Any, ...] = ()
+        found: tuple[Any, ...] = ()
         for segment in stacks(self.config.segments):
             blocks = tuple(getattr(self, stack.name) for stack in segment)
             keys = tuple(
@@ -204,16 +218,24 @@ class Decoder(nnx.Module):
             )
             places = jnp.arange(len(segment[0].numbers))
             x, of_segment = jax.lax.scan(
-                functools.partial(period, segment, len(kept)), x, (blocks, places, keys)
+                functools.partial(period, segment, len(found)), x, (blocks, places, keys)
             )
-            kept += of_segment
-        return x, kept
+            found += of_segment
+        notes = tuple(note for _, *of_stack in found for note in of_stack)
+        return x, tuple(kept for kept, *_ in found), notes
 
 
 def linear_layers(model: Decoder) -> dict[str, Linear]:
     """The stacked linear layers of the model's blocks, by their paths."""
-    paths = [weight.module for weight in linear_parameters(model.config.parameters)]
-    found: dict[str, Any] = {
-        path: functools.reduce(getattr, path.split("."), model) for path in paths
-    }
-    return found
+    return _modules_of(model, linear_parameters(model.config.parameters))
+
+
+def adaptable_layers(model: Decoder) -> dict[str, Linear | ExpertLinear]:
+    """The stacked linear layers by their paths, and behind them the products of all experts."""
+    weights = adaptable_parameters(model.config.parameters)
+    return _modules_of(model, sorted(weights, key=lambda weight: weight.tensor.kind == "experts"))
+
+
+def _modules_of(model: Decoder, weights: Iterable[Parameter]) -> dict[str, Any]:
+    paths = [weight.module for weight in weights]
+    return {path: functools.reduce(getattr, path.split("."), model) for path in paths}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from tddpo_jax.models.tensor_table import Packing
 
@@ -38,10 +38,24 @@ def unpacked(
     return numbers.reshape(experts, outputs, -1).swapaxes(1, 2)
 
 
+def four_bits(
+    blocks: UInt8[np.ndarray, "E O G 16"], scales: UInt8[np.ndarray, "E O G"]
+) -> tuple[Shaped[np.ndarray, "E I O"], Float[np.ndarray, "E G O"]]:
+    """The numbers before they are scaled, in four bits, and the scales in bfloat16.
+
+    Nothing is rounded. Arguments are as for `unpacked`.
+    """
+    codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:2], -1)
+    # The exponent's bits are those of bfloat16 behind the sign. 2^-127 has no exponent there.
+    bits = np.where(scales > 0, scales.astype(np.uint16) << 7, 0x40).astype(np.uint16)
+    values = codes.view(ml_dtypes.float4_e2m1fn), bits.view(ml_dtypes.bfloat16)
+    return values[0].swapaxes(1, 2), values[1].swapaxes(1, 2)
+
+
 def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     experts, inputs, outputs = shape
     scales = (experts, outputs, inputs // GROUP)
     return (*scales, BYTES), scales
 
 
-MXFP4 = Packing(("_blocks", "_scales"), ("U8", "U8"), _shapes, unpacked)
+MXFP4 = Packing(("_blocks", "_scales"), ("U8", "U8"), _shapes, unpacked, four_bits)

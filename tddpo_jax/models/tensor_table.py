@@ -40,6 +40,18 @@ class Packing(NamedTuple):
     # From the shape of the checkpoint's own tensor to those of the parts.
     shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...], ...]]
     load: Callable[..., np.ndarray]  # from the parts to the checkpoint's own tensor
+    # From the parts to values in few bits and their scales, both with the axes of that tensor. A
+    # scale belongs to a block of values. None: there is no such form.
+    quantized: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
+
+
+class TargetParameter(NamedTuple):
+    """How PEFT adapts a tensor of all experts, which it calls a target parameter."""
+
+    name: str  # of the parameter in transformers' own model; `{}` is replaced by the layer's number
+    # Between PEFT's outputs on the second axis and ours; None: they are equal.
+    outputs: Transform | None = None
+    swapped: bool = False  # whether PEFT takes the inputs for the outputs
 
 
 class Pieces(NamedTuple):
@@ -63,6 +75,7 @@ class Tensor(NamedTuple):
     packing: Packing | None = None  # None: the checkpoint always has it as one tensor
     # None: the checkpoint has it whole. If it has pieces, the packing is that of a piece.
     pieces: Pieces | None = None
+    target: TargetParameter | None = None  # None: PEFT adapts it as a module, or not at all
 
 
 class Parameter(NamedTuple):
@@ -92,8 +105,9 @@ class Parameter(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of that module within its layer, for example `q_proj`."""
-        return self.module.rpartition(".")[2]
+        """The name of that module within its layer, for example `q_proj` or `experts.down`."""
+        parts = 2 if self.tensor.kind == "experts" else 1
+        return ".".join(self.module.split(".")[-parts:])
 
     def hub_names(self) -> dict[str, int | None]:
         """Maps the names of its tensors in the checkpoint to their places on the stacked axis.
@@ -190,6 +204,11 @@ def stored_tensors_of(parameters: Iterable[Parameter]) -> dict[str, Stored]:
 def linear_parameters(parameters: Iterable[Parameter]) -> list[Parameter]:
     """The weights of all linear layers. They may get adapters or be quantised."""
     return [each for each in parameters if each.tensor.kind == "linear"]
+
+
+def adaptable_parameters(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """The weights of all linear layers and of all experts."""
+    return [each for each in parameters if each.tensor.kind in ("linear", "experts")]
 
 
 def adapter_paths(weight: Parameter) -> tuple[str, str]:

@@ -3,6 +3,10 @@
 The devices of an fsdp group gather their tokens, and each computes the choices of the experts that
 it holds. Their sums then go back to the devices of the tokens. No device ever holds all experts of
 a layer. `tensor` devices share the hidden features of every expert.
+
+Each device loops over its own tiles, without a collective inside. Left to the compiler, these loops
+would hold collectives. Two of them may run side by side, and on a CPU two devices have then waited
+for ever, each in the loop that the other had not reached.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum
+from tddpo_jax.models.experts.chunks import in_parts
+from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape
 from tddpo_jax.models.experts.grouped import Implementation
 from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.placement.shardings import ROWS
@@ -54,19 +59,20 @@ def experts_over(
                 weight = gather(weight)
                 weight, expert = jax.lax.optimization_barrier((weight, expert))
                 expert = gather(expert)
-            first = jax.lax.axis_index("fsdp") * len(banks.down.weight)
-            out = routed_sum(
+                banks = Banks(*(_with_gate(bank, gather) for bank in banks))
+            first = jax.lax.axis_index("fsdp") * banks.down.weight.shape[0]
+            out = in_parts(
                 x, Route(expert, weight), banks, shape, implementation=implementation, first=first
             )
             if spread:
                 out = jax.lax.psum_scatter(out, "fsdp", scatter_dimension=0, tiled=True)
             return jax.lax.psum(out, [name for name in summed if mesh.shape[name] > 1])
 
-        held = Banks(
-            _present(banks.gate_up, (HIDDEN, HIDDEN, EXPERTS, HIDDEN)),
-            _present(banks.down, (HIDDEN, HIDDEN, HIDDEN, EXPERTS)),
-        )
         tokens = PartitionSpec(rows)
+        held = Banks(
+            _present(banks.gate_up, (HIDDEN, HIDDEN, EXPERTS, HIDDEN, tokens)),
+            _present(banks.down, (HIDDEN, HIDDEN, HIDDEN, EXPERTS, tokens)),
+        )
         over_mesh: Callable[..., Array] = jax.shard_map(
             on_each,
             mesh=mesh,
@@ -78,6 +84,10 @@ def experts_over(
         return over_mesh(x, route.expert, route.weight, banks)
 
     return run
+
+
+def _with_gate(bank: Bank, gather: Callable[[Array], Array]) -> Bank:
+    return bank if bank.gate is None else bank._replace(gate=gather(bank.gate))
 
 
 def _present(bank: Bank, places: tuple[PartitionSpec, ...]) -> Any:

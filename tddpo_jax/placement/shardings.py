@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from tddpo_jax.models.architecture import DecoderConfig
-from tddpo_jax.models.tensor_table import Parameter, adapter_paths, linear_parameters
+from tddpo_jax.models.tensor_table import Parameter, adaptable_parameters, adapter_paths
 
 ROWS = ("data", "fsdp")
 VECTOR_OF_HEADS = PartitionSpec("tensor")
@@ -51,7 +51,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # MIRRORS: the parts of the training state whose leaves mirror parameters. COUNTS: the parts that
 # every device holds whole.
 MIRRORS = ("trainable", "optimizer", "gradients", "mu", "nu")
-COUNTS = ("count", "alive", "metrics")
+COUNTS = ("count", "alive", "metrics", "choices")
 
 
 def axis_devices(parameter: Parameter) -> list[tuple[str, ...]]:
@@ -65,25 +65,42 @@ def axis_devices(parameter: Parameter) -> list[tuple[str, ...]]:
 
 def parameter_spec(parameter: Parameter) -> PartitionSpec:
     """The placement of a parameter. The axis of stacked layers is never shared."""
-    devices = axis_devices(parameter)
-    entries: list[Any] = [names[0] if len(names) == 1 else names or None for names in devices]
+    entries = _entries(parameter)
     while entries and entries[-1] is None:
         entries.pop()
     stacked = entries and parameter.layers is not None
     return PartitionSpec(*([None] if stacked else []), *entries)
 
 
+def _entries(parameter: Parameter) -> list[Any]:
+    """The entry of a `PartitionSpec` for each axis of one layer's tensor."""
+    devices = axis_devices(parameter)
+    return [names[0] if len(names) == 1 else names or None for names in devices]
+
+
 def parameter_specs(config: DecoderConfig) -> dict[str, PartitionSpec]:
     """The placements of all parameters of a model and of adapters on its linear layers, by path."""
     return {
         **{each.path: parameter_spec(each) for each in config.parameters},
-        # Adapters are small, so every device holds them whole.
         **{
-            path: PartitionSpec()
-            for weight in linear_parameters(config.parameters)
-            for path in adapter_paths(weight)
+            path: spec
+            for weight in adaptable_parameters(config.parameters)
+            for path, spec in zip(adapter_paths(weight), adapter_specs(weight), strict=True)
         },
     }
+
+
+def adapter_specs(weight: Parameter) -> tuple[PartitionSpec, PartitionSpec]:
+    """The placements of both factors of an adapter beside this weight.
+
+    Those of linear layers are small, so every device holds them whole. Those of experts lie beside
+    the experts.
+    """
+    if weight.tensor.kind != "experts":
+        return PartitionSpec(), PartitionSpec()
+    experts, *outputs, inputs = _entries(weight)
+    a, b = (experts, None, inputs), (experts, *outputs, None)
+    return PartitionSpec(None, *a), PartitionSpec(None, *b)
 
 
 def tree_shardings(tree: Any, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> Any:
@@ -131,7 +148,8 @@ def bytes_of_device(tree: Any) -> int:
 
     def size(leaf: jax.ShapeDtypeStruct | jax.Array) -> float:
         assert leaf.sharding is not None
-        bits = 4 if leaf.dtype.name.endswith("int4") else 8 * leaf.dtype.itemsize
+        small = leaf.dtype.name.endswith(("int4", "float4_e2m1fn"))
+        bits = 4 if small else 8 * leaf.dtype.itemsize
         return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits / 8
 
     return round(sum(size(leaf) for leaf in jax.tree.leaves(tree)))

@@ -30,7 +30,7 @@ from tddpo_jax.placement.shardings import (
 from tddpo_jax.training.optimizer import make_optimizer
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, stacked
 from tddpo_jax.training.step import Program, StepSetting, make_program
-from tddpo_jax.training.trained_part import trained_part
+from tddpo_jax.training.trained_part import router_loss, trained_part
 
 
 class Step(NamedTuple):
@@ -83,7 +83,7 @@ def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | Abstrac
         name = path_name(path).removesuffix(".qvalue").removesuffix(".scale")
         spec = specs[name]
         # Too few scales of blocks cannot be shared evenly. `nf4.quantize` keeps them whole too.
-        if spec and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
+        if len(spec) == leaf.ndim and leaf.shape[-1] % mesh.shape.get(spec[-1], 1):
             spec = PartitionSpec(*spec[:-1])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
@@ -120,7 +120,10 @@ def abstract_step(
     experts = expert_implementation(dtype, mesh)
     how = Computation(dtype, attention, config.model.remat, row_sharding(mesh), experts)
     optimizer = make_optimizer(config.train, model_config)
-    setting = StepSetting(graphdef, model_config, objective, optimizer, how, shape.responses)
+    routers = router_loss(config, model_config)
+    setting = StepSetting(
+        graphdef, model_config, objective, optimizer, how, shape.responses, routers
+    )
     program = make_program(setting, trainable, members)
     state = jax.eval_shape(lambda one: program.start(stacked([one] * members)), trainable)
     sums = jax.eval_shape(program.zeros, state)

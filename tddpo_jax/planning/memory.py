@@ -12,6 +12,7 @@ from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
+from tddpo_jax.models.experts.chunks import choices_of_part
 from tddpo_jax.models.flops import layer_weights
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import row_devices
@@ -36,6 +37,7 @@ class Memory:
     optimizer: int  # the optimiser's moments
     sums: int  # sums of gradients
     gathered: int  # layers in use, gathered or copied, the head, and logits
+    experts: int  # a part of the choices of tokens, where experts are at work
     activations: int  # activations of a micro-batch
 
     @property
@@ -47,7 +49,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """Bytes in use while gradients are computed."""
-        return self.resident + self.gathered + self.activations
+        return self.resident + self.gathered + self.experts + self.activations
 
 
 def usable(device: Device) -> int:
@@ -90,6 +92,7 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
         optimizer=members * bytes_of_device(on(moments, tree_shardings(moments, model, mesh))),
         sums=members * trained_bytes,
         gathered=_gathered(config, model, members) + gradients,
+        experts=members * _experts_at_work(config, model, tokens),
         activations=members * tokens * activations_of_token(config, model),
     )
 
@@ -123,8 +126,8 @@ def activations_of_token(config: Config, model: DecoderConfig) -> int:
     everything, including the causal rows of attention, which is about 17/4 of what `dots` keeps.
     The layer whose gradients are being computed holds about twenty arrays of the width, including
     norms, causal rows and cotangents, and four arrays of the feed-forward. These numbers are fitted
-    to XLA's reports for all modes on 1 and 8 GPUs. Experts are not fitted: those
-    that a token chooses count like one feed-forward of their sizes together.
+    to XLA's reports for all modes on 1 and 8 GPUs. Before experts, a device gathers the tokens of
+    its fsdp group, and holds them about four and a half times (see `_experts_at_work`).
     """
     shared, kinds = config.mesh.tensor, list(kinds_of_layers(model))
 
@@ -133,7 +136,12 @@ def activations_of_token(config: Config, model: DecoderConfig) -> int:
         return {"full": 0, "dots": products, "none": 17 * products // 4}[config.model.remat]
 
     values = sum(count * (model.width + kept(layer)) for count, layer in kinds)
-    at_work = 20 * model.width + max(4 * _feed_forward(layer) // shared for _, layer in kinds)
+
+    def used(layer: Layer) -> int:
+        gathered = 0 if layer.experts is None else 9 * model.width * config.mesh.fsdp // 2
+        return gathered + 4 * _feed_forward(layer) // shared
+
+    at_work = 20 * model.width + max(used(layer) for _, layer in kinds)
     return planned_dtype(config).itemsize * (values + at_work)
 
 
@@ -149,11 +157,30 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    """Hidden features of a token: those of its experts, and of feed-forwards of all tokens."""
-    outputs = [t.axes[0] for t in layer.tensors if t.kind == "linear"]
-    chosen = 0 if layer.experts is None else layer.experts.chosen
-    shared = layer.sizes.get("shared_feed_forward", 0)
-    return (chosen + ("feed_forward" in outputs)) * layer.sizes.get("feed_forward", 0) + shared
+    """Hidden features of a token in the feed-forwards that all tokens use."""
+    outputs = {t.axes[0] for t in layer.tensors if t.kind == "linear"}
+    names = outputs & {"feed_forward", "shared_feed_forward"}
+    return sum(layer.sizes[name] for name in names)
+
+
+def _experts_at_work(config: Config, model: DecoderConfig, tokens: int) -> int:
+    """Bytes of the choices of tokens that a device computes at once, with their gradients.
+
+    These are about nine arrays of the experts' hidden features. That is fitted to XLA's reports for
+    gpt-oss-20b on CPUs, in float32.
+
+    Args:
+        config: settings of the run.
+        model: the model's shape.
+        tokens: number of tokens of a micro-batch on each device.
+    """
+    mesh, sizes = config.mesh, [0]
+    for _, layer in kinds_of_layers(model):
+        if (experts := layer.experts) is not None:
+            choices = tokens * mesh.fsdp * experts.chosen
+            rows = min(choices, choices_of_part(experts.experts))
+            sizes.append(9 * rows * experts.feed_forward // mesh.tensor)
+    return planned_dtype(config).itemsize * max(sizes)
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:

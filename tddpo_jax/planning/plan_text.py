@@ -143,6 +143,7 @@ def _table(plan: Plan) -> Iterator[str]:
         "optimiser": memory.optimizer,
         "sums of gradients": memory.sums,
         "layers and head in use, logits": memory.gathered,
+        "experts in use": memory.experts,
         "activations": memory.activations,
     }
     for label, size in parts.items():

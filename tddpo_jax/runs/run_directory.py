@@ -26,10 +26,11 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
+from tddpo_jax.config.loss_section import ROUTER, LossConfig
 from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import LOSS_FILE, is_own
 from tddpo_jax.config.reading import read_yaml
-from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, ModelConfig
+from tddpo_jax.config.schema import Config, DataConfig, LoraConfig, ModelConfig, TrainConfig
 from tddpo_jax.errors import UserError
 from tddpo_jax.losses.catalogue import LOSSES
 from tddpo_jax.losses.weighted_sum import is_mixture
@@ -359,6 +360,7 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     for name, section in (
         ("model", ModelConfig()),
         ("data", DataConfig()),
+        ("train", TrainConfig()),
         ("lora", LoraConfig()),
     ):
         if isinstance(computed.get(name), dict):
@@ -369,8 +371,9 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
         # A setting that the loss does not read does not count. Later versions may have more of
         # them, and of those that it reads: earlier runs had the defaults.
         groups = (["set"] if loss.source else []) + (["mix"] if is_mixture(loss.name) else [])
-        read = {"name", *loss.settings, *groups}
-        defaults = {name: setting.default for name, setting in loss.settings.items()}
+        router = {ROUTER: LossConfig().router_aux}
+        read = {"name", *loss.settings, *groups, *router}
+        defaults = router | {name: setting.default for name, setting in loss.settings.items()}
         given = {**defaults, **computed["loss"]}
         own = {name: value for name, value in given.items() if name in read}
         computed = {**computed, "loss": own}

@@ -13,7 +13,8 @@ from tddpo_jax.batches.layout import Batch
 from tddpo_jax.models.attention.choice import Choice
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
-from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.decoder import Decoder, Where
+from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.embedding import embed_over
 from tddpo_jax.placement.expert_parallel import experts_over
@@ -79,14 +80,45 @@ def hidden_states(
     Returns:
         The hidden states, in the dtype of `how`.
     """
-    return model(
+    return states_and_notes(model, batch, how, lambda _: None, dropout_key)[0]
+
+
+def states_and_notes(
+    model: Decoder,
+    batch: Batch,
+    how: Computation,
+    note: Callable[[Route], Any],
+    dropout_key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    """`hidden_states`, and notes on the experts that the tokens choose.
+
+    Args:
+        model: as for `hidden_states`.
+        batch: as for `hidden_states`.
+        how: as for `hidden_states`.
+        note: takes the route of a layer with experts and gives what to keep of it.
+        dropout_key: as for `hidden_states`.
+
+    Returns:
+        The hidden states, and the notes of every stack of layers that have experts.
+    """
+    attend, view = attention_over(how), view_of(batch)
+
+    def attend_and_forget(
+        _: Where, q: Array, k: Array, v: Array, **settings: Any
+    ) -> tuple[Array, None]:
+        return attend(q, k, v, view, **settings), None
+
+    x, _, notes = model.through_layers(
         batch.tokens,
-        view_of(batch),
+        view.position,
+        attend_and_forget,
         dtype=how.dtype,
-        attend=attention_over(how),
         embed=functools.partial(embed_over, how.rows.mesh),
         experts=experts_over(how.rows.mesh, how.experts),
+        note=note,
         remat=how.remat,
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,
     )
+    return model.norm(x), notes

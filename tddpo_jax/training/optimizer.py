@@ -15,7 +15,7 @@ import optax
 
 from tddpo_jax.config.schema import TrainConfig
 from tddpo_jax.models.architecture import DecoderConfig
-from tddpo_jax.models.tensor_table import adapter_paths, linear_parameters
+from tddpo_jax.models.tensor_table import adaptable_parameters, adapter_paths
 from tddpo_jax.placement.shardings import path_name
 
 
@@ -32,7 +32,7 @@ def _decayed(params: Any, model: DecoderConfig) -> Any:
         each.path: each.tensor.kind not in ("norm", "bias") and len(each.shape) > 1
         for each in model.parameters
     }
-    for weight in linear_parameters(model.parameters):
+    for weight in adaptable_parameters(model.parameters):
         decayed |= dict.fromkeys(adapter_paths(weight), True)
     return jax.tree_util.tree_map_with_path(lambda path, _: decayed[path_name(path)], params)
 

@@ -13,14 +13,12 @@ from jax.sharding import Mesh
 
 from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.load import load_model, load_unmerged
-from tddpo_jax.adapters.nf4 import quantize
 from tddpo_jax.config.schema import Config
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.linear import LoraParam
 from tddpo_jax.training.shared import Shared
 from tddpo_jax.training.state import Frozen
 from tddpo_jax.training.trained_part import trained_part
-from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ModelFiles
 
 
@@ -98,12 +96,8 @@ def load_parts(
         # The master weights are float32 for every dtype of the computation.
         model = load_model(files, mesh, jnp.float32)
         return split_model(model, trained_part(config.train, model.config))
-    quantized = config.train.mode == "qlora"
-    stored = checkpoint_dtype(files.base) if quantized else dtype
-    model = load_unmerged(files, mesh, stored)
+    model = load_unmerged(files, mesh, dtype, quantized=config.train.mode == "qlora")
     lora.freeze_adapters(model)
-    if quantized:
-        quantize(model)
     lora.add_adapters(model, config.lora, config.seed, mesh)
     return split_model(model, LoraParam)
 

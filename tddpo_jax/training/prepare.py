@@ -23,6 +23,7 @@ from tddpo_jax.training.policy import Policy, load_policy
 from tddpo_jax.training.separate_reference import separate_log_probs
 from tddpo_jax.training.shared import Shared, load_shared
 from tddpo_jax.training.step import FORWARD, Programs, StepSetting
+from tddpo_jax.training.trained_part import router_loss
 
 
 class Reference(NamedTuple):
@@ -70,6 +71,7 @@ def prepare(
         optimizer,
         shared.how,
         shared.dataset.responses,
+        router_loss(shared.config, shared.model_config),
     )
     programs = Programs(setting, policy.trainable)
     reference = separate or Reference(

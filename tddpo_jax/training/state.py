@@ -47,6 +47,8 @@ class Sums(NamedTuple):
 
     gradients: nnx.State
     metrics: dict[str, Float[Array, ""]]
+    # How often tokens choose each expert of each layer; None for a model without experts.
+    choices: Float[Array, "layers experts"] | None = None
 
 
 class Totals(NamedTuple):

@@ -26,10 +26,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.losses.logprobs import branch_kl, branch_logps
+from tddpo_jax.losses.metric_names import EXPERT_LOAD, ROUTER_LOSS
 from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
-from tddpo_jax.models.architecture import DecoderConfig
+from tddpo_jax.models.architecture import DecoderConfig, expert_layers
 from tddpo_jax.models.decoder import Decoder
+from tddpo_jax.models.experts.experts import ExpertsShape
+from tddpo_jax.models.experts.routing import Route, load
+from tddpo_jax.models.experts.usage import Usage, balance_loss, usage
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import (
     head_sharding,
@@ -37,7 +41,7 @@ from tddpo_jax.placement.shardings import (
     replicated,
     tree_shardings,
 )
-from tddpo_jax.scoring.forward import hidden_states
+from tddpo_jax.scoring.forward import hidden_states, states_and_notes
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training.state import Frozen, Knobs, Sums, Totals, TrainState, member, stacked
 
@@ -56,6 +60,7 @@ class StepSetting:
     optimizer: optax.GradientTransformationExtraArgs
     how: Computation
     responses: int = 2  # number of responses per example
+    router_loss: float = 0.0  # weight of the loss of trained routers
 
     @property
     def mesh(self) -> Mesh:
@@ -91,15 +96,32 @@ def log_probs(
         batch: a packed micro-batch.
         key: random key of the adapters' dropout; None for no dropout.
     """
+    return log_probs_and_usage(setting, trained, frozen, batch, key)[:2]
+
+
+def log_probs_and_usage(
+    setting: StepSetting,
+    trained: nnx.State,
+    frozen: Frozen,
+    batch: Batch,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "B P values"], Float[Array, "B P N"], Usage | None]:
+    """`log_probs`, and what the tokens do with the experts of all layers; None without experts."""
+
+    def note(route: Route) -> Usage:
+        return usage(route, batch.uses, with_balance=setting.router_loss > 0)
+
     model = nnx.merge(setting.graphdef, trained, frozen.base)
-    states = hidden_states(model, batch, setting.how, key)
+    states, notes = states_and_notes(model, batch, setting.how, note, key)
+    used = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *notes) if notes else None
     head = gathered_head(setting, model)
     logps = branch_logps(states, head, batch, with_tails=setting.objective.decoupled)
     if not setting.objective.exact_kl:
-        return logps, jnp.zeros_like(batch.lengths)
+        return logps, jnp.zeros_like(batch.lengths), used
     reference = nnx.merge(setting.graphdef, frozen.reference, frozen.base)
     ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, setting.how))
-    return logps, branch_kl(states, head, ref_states, gathered_head(setting, reference), batch)
+    kl = branch_kl(states, head, ref_states, gathered_head(setting, reference), batch)
+    return logps, kl, used
 
 
 def log_probs_of_one(
@@ -139,14 +161,31 @@ def loss_and_metrics(
     batch: Batch,
     totals: Totals,
     key: PRNGKeyArray | None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """A micro-batch's part of the step's loss, and the sums of its metrics over examples."""
-    logps, kl = log_probs(setting, trained, frozen, batch, key)
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "layers E"] | None]]:
+    """A micro-batch's part of the step's loss, and what it adds to `Sums`.
+
+    That is the sums of its metrics over examples, and the choices of its tokens. The loss of the
+    routers counts as much as the examples of the micro-batch.
+    """
+    logps, kl, used = log_probs_and_usage(setting, trained, frozen, batch, key)
     with jax.named_scope("loss"):
         pairs = _pair_logps(logps, kl, batch)
         sums = _metric_sums(setting, knobs, pairs, batch.weight.reshape(-1), totals)
         loss = sums["loss"] / totals.examples
-    return loss, {**sums, "loss": loss}
+    if used is None:
+        return loss, ({**sums, "loss": loss}, None)
+    if used.balance is not None:
+        with jax.named_scope("router_loss"):
+            _, shape = _experts(setting)
+            sums[ROUTER_LOSS] = jnp.sum(batch.weight) * balance_loss(used.balance, shape.chosen)
+            loss += setting.router_loss * sums[ROUTER_LOSS] / totals.examples
+    return loss, ({**sums, "loss": loss}, used.choices)
+
+
+def _experts(setting: StepSetting) -> tuple[int, ExpertsShape]:
+    found = expert_layers(setting.model)
+    assert found is not None
+    return found
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:
@@ -163,8 +202,13 @@ def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, A
 def zeros(setting: StepSetting, state: TrainState) -> Sums:
     """The sums of a step before its first micro-batch."""
     names = setting.objective.metric_names(setting.responses)
-    metrics = {name: jnp.zeros(()) for name in names}
-    return Sums(jax.tree.map(jnp.zeros_like, state.trainable), metrics)
+    routers = (ROUTER_LOSS,) if setting.router_loss else ()
+    metrics = {name: jnp.zeros(()) for name in (*names, *routers)}
+    choices = None
+    if found := expert_layers(setting.model):
+        layers, shape = found
+        choices = jnp.zeros((layers, shape.experts))
+    return Sums(jax.tree.map(jnp.zeros_like, state.trainable), metrics, choices)
 
 
 def add_gradients(
@@ -186,18 +230,19 @@ def add_gradients(
     members. A population's gradients are those of adapters and therefore small.
     """
 
-    def loss(trained: nnx.State) -> tuple[Array, dict[str, Array]]:
+    def loss(trained: nnx.State) -> tuple[Array, tuple[dict[str, Array], Array | None]]:
         return loss_and_metrics(setting, trained, frozen, knobs, batch, totals, key)
 
     if not in_place:
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.trainable)
-        return jax.tree.map(jnp.add, sums, Sums(gradients, metrics))
-    value, backward, metrics = jax.vjp(loss, state.trainable, has_aux=True)
+        gradients, (metrics, choices) = jax.grad(loss, has_aux=True)(state.trainable)
+        return jax.tree.map(jnp.add, sums, Sums(gradients, metrics, choices))
+    value, backward, (metrics, choices) = jax.vjp(loss, state.trainable, has_aux=True)
     references = jax.tree.map(jax.new_ref, sums.gradients)
     backward.with_refs(references)(jnp.ones_like(value))  # type: ignore[attr-defined]
     return Sums(
         jax.tree.map(lambda reference: reference[...], references),
         jax.tree.map(jnp.add, sums.metrics, metrics),
+        jax.tree.map(jnp.add, sums.choices, choices),
     )
 
 
@@ -238,7 +283,8 @@ def update(
         name: value if name == "loss" else value / totals.examples
         for name, value in sums.metrics.items()
     }
-    metrics = {**means, "grad_norm": grad_norm, "alive": alive}
+    loads = {} if sums.choices is None else {EXPERT_LOAD: jnp.max(load(sums.choices))}
+    metrics = {**means, **loads, "grad_norm": grad_norm, "alive": alive}
     return kept, jax.tree.map(lambda x: x[None], metrics) if lone else metrics
 
 

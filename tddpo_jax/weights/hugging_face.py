@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
+from qwix import QArray
 from safetensors import safe_open
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models import families
-from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.architecture import DecoderConfig
 from tddpo_jax.models.buffer import Buffer
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.tensor_table import Parameter, Tensor, hub_tensors, stored_tensors_of
@@ -40,7 +41,13 @@ from tddpo_jax.system.atomic import replace_folder, write_json
 from tddpo_jax.system.foreign_code import not_run
 from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
-from tddpo_jax.weights.packed import PiecedTensor, stored_whole, whole_tensors, with_packed
+from tddpo_jax.weights.packed import (
+    PackedTensor,
+    PiecedTensor,
+    stored_whole,
+    whole_tensors,
+    with_packed,
+)
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
@@ -55,6 +62,8 @@ SHARD_BYTES = 5_000_000_000
 WEIGHTS = (nnx.Param, Buffer)  # the types of variables that a checkpoint fills
 # Shapes and dtypes of stored tensors, by name.
 Specs = dict[str, jax.ShapeDtypeStruct]
+# Takes a weight and its layer's name.
+Quantize = Callable[[jax.Array, str], Any]
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -78,27 +87,21 @@ def checkpoint_dtype(folder: Path) -> np.dtype:
     return stored_dtype(folder, embedding.tensor.hub_name)
 
 
-def _check_experts(folder: Path, config: DecoderConfig, mesh: Mesh) -> None:
-    """Refuses experts on several devices of a CPU.
-
-    On several devices of a CPU, the gradient of experts may never end: two collectives of XLA wait
-    for each other.
-    """
-    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    if several and any(layer.experts is not None for _, layer in kinds_of_layers(config)):
-        raise UserError(
-            f"mesh: {folder} has routed experts, which run on one device of a CPU only, "
-            f"not on {mesh.size}"
-        )
-
-
-def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Decoder:
+def load(
+    folder: Path,
+    mesh: Mesh,
+    dtype: jnp.dtype | type | None = None,
+    quantize: Quantize | None = None,
+) -> Decoder:
     """Loads a model, sharded over the mesh.
 
     Args:
         folder: Hugging Face folder with `config.json` and safetensors.
         mesh: where to place the weights.
         dtype: dtype of the loaded weights; default: the checkpoint's own.
+        quantize: takes a weight of a linear layer or of experts with the layer's name, and gives
+            what the model holds in its place. It gets each tensor as it is read, so no unquantised
+            model is ever in memory. Packed tensors keep the values and scales that are stored.
 
     Returns:
         The model with the folder's weights.
@@ -108,13 +111,12 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
     """
     config = read_config(folder)
     check_mesh(mesh, config)
-    _check_experts(folder, config, mesh)
     expected = hub_tensors(config.parameters)
     stored_files = weight_files(folder)
     files = whole_tensors(stored_files, expected)
     _check_names(folder, files, expected, config)
     _say_dropped(folder, files, config)
-    arrays: dict[str, jax.Array] = {}
+    arrays: dict[str, Any] = {}
     for name, stored in with_packed(stored_tensors(stored_files), stored_files, expected):
         if name not in expected:
             continue
@@ -130,10 +132,14 @@ def load(folder: Path, mesh: Mesh, dtype: jnp.dtype | type | None = None) -> Dec
             arrays[path] = _placed(stored, parameter, NamedSharding(mesh, spec), own_dtype)
             continue
         one_layer = NamedSharding(mesh, PartitionSpec(*spec[1:]))
-        tensor = _placed(stored, parameter, one_layer, own_dtype)
+        if quantize is None or parameter.tensor.kind not in ("linear", "experts"):
+            tensor: Any = _placed(stored, parameter, one_layer, own_dtype)
+        else:
+            tensor = _quantized(stored, parameter, one_layer, dtype, quantize)
         if path not in arrays:
-            stacked = NamedSharding(mesh, spec)
-            arrays[path] = _zeros(parameter.stacked_shape, tensor.dtype, stacked)
+            arrays[path] = jax.tree.map(
+                functools.partial(_zeros, len(parameter.layers or ())), tensor
+            )
         if tensor.dtype != arrays[path].dtype:
             raise UserError(
                 f"{files[name]}: {name} is {tensor.dtype}, "
@@ -178,13 +184,56 @@ def _spans(index: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
-    return jnp.zeros(shape, dtype, device=sharding)
+def _quantized(
+    stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: Any, quantize: Quantize
+) -> Any:
+    """A weight in few bits: as it is stored if it is packed, or else quantised."""
+    parts = stored.quantized() if isinstance(stored, PackedTensor) else None
+    if parts is None:
+        found = quantize(_placed(stored, parameter, sharding, dtype), parameter.name)
+        _check_blocks(parameter, found.scale.shape[-1], sharding)
+        return found
+    transform = parameter.tensor.transform
+    values, scales = parts if transform is None else map(transform.load, parts)
+    _check_blocks(parameter, scales.shape[-1], sharding)
+    return QArray(
+        *(
+            jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
+            for part in (values, scales)
+        )
+    )
+
+
+def _check_blocks(parameter: Parameter, blocks: int, sharding: NamedSharding) -> None:
+    """Refuses experts whose blocks of inputs the devices cannot share. Linear layers are gathered.
+
+    Args:
+        parameter: the weight.
+        blocks: number of blocks of its inputs.
+        sharding: of one layer's weight.
+    """
+    devices = parameter.shape[-1] // sharding.shard_shape(parameter.shape)[-1]
+    if parameter.tensor.kind == "experts" and blocks % devices:
+        raise UserError(
+            f"mesh.tensor: {devices} does not divide the {blocks} blocks of inputs of "
+            f"{parameter.name} in four bits"
+        )
+
+
+def _zeros(layers: int, layer: jax.Array) -> jax.Array:
+    """Room for a stack of such layers."""
+    assert isinstance(layer.sharding, NamedSharding)
+    stacked = NamedSharding(layer.sharding.mesh, PartitionSpec(None, *layer.sharding.spec))
+    return jnp.zeros((layers, *layer.shape), layer.dtype, device=stacked)
 
 
 @jax.jit(donate_argnums=0)
-def _with_layer(stacked: Array, layer: Array, number: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, layer, number, axis=0)
+def _with_layer(stacked: Any, layer: Any, number: Int[Array, ""]) -> Any:
+    return jax.tree.map(
+        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, number, axis=0),
+        stacked,
+        layer,
+    )
 
 
 def _check_names(

@@ -36,6 +36,12 @@ class PackedTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.packing.load(*(part[:] for part in self.parts))[index]
 
+    def quantized(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The values in few bits and their scales, if the packing has this form."""
+        if self.packing.quantized is None:
+            return None
+        return self.packing.quantized(*(part[:] for part in self.parts))
+
 
 @dataclasses.dataclass(frozen=True)
 class PiecedTensor:

@@ -51,6 +51,7 @@ def test_the_documented_example():
     assert row.positions.tolist() == [3, 2, 0, 1, 2]
     assert row.key_start.tolist() == [0, 1, 2, 2, 2]
     assert row.key_end.tolist() == [4, 4, 3, 4, 5]
+    assert row.uses.tolist() == [1, 1, 2, 2, 1]
     assert row.tokens[row.score_position].tolist() == [2, 11, 12, 2, 21]
     assert row.score_target.tolist() == [11, 12, 13, 21, 22]
     assert row.score_branch.tolist() == [0, 0, 0, 1, 1]
@@ -65,6 +66,7 @@ def test_one_response_follows_its_prompt_and_a_third_brings_a_prompt_of_its_own(
     assert row.positions.tolist() == [0, 1, 2, 3, 0]
     assert row.key_start.tolist() == [0, 0, 0, 0, 4]
     assert row.key_end.tolist() == [1, 2, 3, 4, 4]
+    assert row.uses.tolist() == [1, 1, 1, 1, 0]
     assert row.score_branch.tolist() == [0, 0, 0, 1]
     row = Row(Shape(rows=1, length=7, scores=6, examples=1, responses=3))
     row.add(0, Example(0, np.array([1, 2]), tuple(np.array([n, n + 1]) for n in (11, 21, 31))))
@@ -72,6 +74,7 @@ def test_one_response_follows_its_prompt_and_a_third_brings_a_prompt_of_its_own(
     assert row.positions.tolist() == [2, 0, 1, 2, 0, 1, 2]
     assert row.key_start.tolist() == [0, 1, 1, 1, 4, 4, 4]
     assert row.key_end.tolist() == [3, 2, 3, 4, 5, 6, 7]
+    assert row.uses.tolist() == [1, 2, 2, 1, 1, 1, 1]
     assert row.score_branch.tolist() == [0, 0, 1, 1, 2, 2]
 
 

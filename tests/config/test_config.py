@@ -196,11 +196,12 @@ def test_each_loss_names_the_settings_it_reads():
     fields = [name for name, _ in setting_fields() if name.startswith("loss.")]
     read = {f"loss.{name}" for loss in LOSSES.values() for name in loss.settings}
     assert len(fields) == len(set(fields))
-    assert {"loss.name", "loss.set", "loss.mix", *read} == set(fields)
+    assert {"loss.name", "loss.set", "loss.mix", "loss.router_aux", *read} == set(fields)
     defaults = {
         name: setting.default for loss in LOSSES.values() for name, setting in loss.settings.items()
     }
-    assert dict(resolve({}).loss) == {"name": "td_dpo", "set": {}, "mix": {}, **defaults}
+    beside = {"name": "td_dpo", "set": {}, "mix": {}, "router_aux": 0.001}
+    assert dict(resolve({}).loss) == beside | defaults
     assert resolve({}).loss.settings == {"name": "td_dpo", **defaults}
 
 

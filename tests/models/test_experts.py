@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from tddpo_jax.models.experts import chunks
 from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum, router_logits
 from tddpo_jax.models.experts.grouped import tile_rows
 from tddpo_jax.models.experts.routing import (
@@ -102,6 +103,42 @@ def test_parts_of_the_experts_add_up(numbers, tokens):
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+def test_rows_of_a_batch_may_use_other_ranks_of_an_adapter(numbers):
+    """A gate scales the three ranks of one product's adapter in each of three rows. Expected: each
+    row alone, with a factor that has its gate in it."""
+    x, router, banks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numbers)
+    run = tiny_models.quick_jit(
+        functools.partial(routed_sum, shape=ExpertsShape(EXPERTS, 3, WIDTH, INNER, gated))
+    )
+    gate = jnp.array([[0.0, 0, 0], [1, 0, 2], [0, -1, 0]])
+    route = softmax_of_best(router_logits(x, router), 3)
+    found = run(x, route, banks._replace(gate_up=banks.gate_up._replace(gate=gate)))
+    for row in range(3):
+        own = banks.gate_up._replace(b=banks.gate_up.b * gate[row][None, None, None])
+        one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], (x, route))
+        wanted = run(*one, banks._replace(gate_up=own))
+        np.testing.assert_allclose(found[row], wanted[0], atol=1e-5 * np.abs(wanted).max())
+
+
+def test_parts_of_the_tokens_compute_what_all_do_at_once(numbers, monkeypatch):
+    """123 tokens of three choices each, in four parts of 31 tokens, with a gate for each row of the
+    batch. Values, and the gradients of tokens, router and weights."""
+    monkeypatch.setattr(chunks, "choices_of_part", lambda experts: 100)
+    x, router, banks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numbers)
+    gate = jnp.array([[0.5, 0, 1], [1, 0, 2], [0, -1, 0]])
+    banks = banks._replace(gate_up=banks.gate_up._replace(gate=gate))
+    shape = ExpertsShape(EXPERTS, 3, WIDTH, INNER, gated)
+
+    def value(x, router, banks, run):
+        y = run(x, softmax_of_best(router_logits(x, router), 3), banks, shape, first=1)
+        return jnp.sum(jnp.sin(y)), y
+
+    both = tiny_models.quick_jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
+    results = [both(x, router, banks, run) for run in (chunks.in_parts, routed_sum)]
+    for found, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 @jax.custom_vjp
 def nan_gradient(x, used):
     """x; the gradient of the rows that are not used is NaN."""
@@ -160,6 +197,6 @@ def test_groups_choose_before_experts():
 def test_the_load_counts_tokens_that_are_real():
     """Three real tokens with two choices each, of four experts: 3, 2, 1, 0; the mean is 1.5."""
     expert = jnp.array([[0, 1], [0, 1], [0, 2], [3, 3]])
-    counts = choices_of_experts(expert, jnp.array([True, True, True, False]), 4)
+    counts = choices_of_experts(expert, jnp.array([1.0, 1.0, 1.0, 0.0]), 4)
     np.testing.assert_array_equal(counts, [3, 2, 1, 0])
     assert load(counts) == 2

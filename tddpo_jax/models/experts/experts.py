@@ -47,6 +47,7 @@ class Bank(NamedTuple):
     bias: Array | None
     a: Array | None  # the factors of an adapter; the second has its scale in it
     b: Array | None
+    gate: Array | None = None  # `[B, R]`: factors of the adapter's ranks in each row of the batch
 
 
 class Banks(NamedTuple):
@@ -81,8 +82,7 @@ class ExpertLinear(nnx.Module):
         weight = self.weight.get_value()
         if self.adapter is None:
             return Bank(weight, bias, None, None)
-        scaled = self.adapter.scale * self.adapter.b[...]
-        return Bank(weight, bias, self.adapter.a[...], scaled)
+        return Bank(weight, bias, *self.adapter.factors(), self.adapter.gate_of_ranks())
 
 
 def routed_sum(
@@ -112,9 +112,10 @@ def routed_sum(
     inner = spread(tokens, rows)
     if shape.weighs_input:
         inner = inner * placed(weight, rows)[:, None].astype(inner.dtype)
-    gate_up = _product(inner, banks.gate_up, rows, tile, implementation)
+    length = x.shape[1]
+    gate_up = _product(inner, banks.gate_up, rows, length, tile, implementation)
     gate, up = jnp.split(gate_up, 2, axis=1)
-    y = _product(shape.activation(gate, up), banks.down, rows, tile, implementation)
+    y = _product(shape.activation(gate, up), banks.down, rows, length, tile, implementation)
     of_choices = collected(y, rows)
     if shape.weighs_input:
         out = jnp.sum(of_choices, axis=1)
@@ -125,7 +126,7 @@ def routed_sum(
 
 
 def _product(
-    x: Array, bank: Bank, rows: Rows, tile: int, implementation: Implementation
+    x: Array, bank: Bank, rows: Rows, length: int, tile: int, implementation: Implementation
 ) -> Float[Array, "R O"]:
     """The product with a bank's weights, plus what its adapter adds, plus its bias."""
 
@@ -135,7 +136,11 @@ def _product(
 
     y = times(x, bank.weight)
     if bank.a is not None:
-        y = y + times(times(x, bank.a), bank.b)
+        narrow = times(x, bank.a)
+        if bank.gate is not None:
+            of_tokens = jnp.repeat(bank.gate, length, axis=0)
+            narrow = narrow * spread(of_tokens, rows).astype(narrow.dtype)
+        y = y + times(narrow, bank.b)
     if bank.bias is None:
         return y
     return y + _bias_of_rows(bank.bias.reshape(len(bank.bias), -1), rows).astype(y.dtype)

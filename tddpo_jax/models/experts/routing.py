@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 SMALLEST_SUM = 1e-20  # added to the sum by which DeepSeek divides its weights
 
@@ -24,6 +24,7 @@ class Route(NamedTuple):
 
     expert: Int[Array, "*N K"]
     weight: Float[Array, "*N K"]  # float32
+    logits: Float[Array, "*N E"] | None = None  # of all experts, for the loss of the router
 
 
 def _best(scores: Float[Array, "*N E"], count: int) -> Int[Array, "*N K"]:
@@ -37,13 +38,13 @@ def _at(scores: Float[Array, "*N E"], expert: Int[Array, "*N K"]) -> Float[Array
 def softmax_of_best(logits: Float[Array, "*N E"], count: int) -> Route:
     """The best logits, with a softmax over these alone (gpt-oss)."""
     expert = _best(logits, count)
-    return Route(expert, jax.nn.softmax(_at(logits, expert), axis=-1))
+    return Route(expert, jax.nn.softmax(_at(logits, expert), axis=-1), logits)
 
 
 def sigmoid_of_best(logits: Float[Array, "*N E"], count: int) -> Route:
     """The best logits, each through a sigmoid of its own (Llama 4)."""
     expert = _best(logits, count)
-    return Route(expert, jax.nn.sigmoid(_at(logits, expert)))
+    return Route(expert, jax.nn.sigmoid(_at(logits, expert)), logits)
 
 
 def sigmoid_in_groups(
@@ -77,15 +78,15 @@ def sigmoid_in_groups(
     expert = _best(allowed, count)
     weight = _at(scores, expert)
     total = jnp.sum(weight, axis=-1, keepdims=True) + SMALLEST_SUM
-    return Route(expert, factor * weight / total)
+    return Route(expert, factor * weight / total, logits)
 
 
 def choices_of_experts(
-    expert: Int[Array, "*N K"], real: Bool[Array, "*N"], experts: int
+    expert: Int[Array, "*N K"], times: Float[Array, "*N"], experts: int
 ) -> Float[Array, " E"]:
-    """How often each expert is chosen by tokens that are not padding."""
-    counts = jnp.broadcast_to(real[..., None], expert.shape).astype(jnp.float32)
-    return jnp.zeros(experts).at[expert.reshape(-1)].add(counts.reshape(-1))
+    """How often each expert is chosen, where a token counts so many times; padding: 0."""
+    hot = jax.nn.one_hot(expert, experts, dtype=jnp.float32)
+    return jnp.sum(hot * times[..., None, None], axis=tuple(range(expert.ndim)))
 
 
 def load(choices: Float[Array, "*L E"]) -> Float[Array, "*L"]:

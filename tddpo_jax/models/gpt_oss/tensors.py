@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tddpo_jax.models.mxfp4 import MXFP4
-from tddpo_jax.models.tensor_table import Kind, Tensor, Transform
+from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform
 
 EMBED = Tensor("model.embed_tokens.weight", "embed", ("vocabulary", "width"), "embedding")
 NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
@@ -46,6 +46,10 @@ def _projection(name: str, outputs: str, inputs: str) -> tuple[Tensor, Tensor]:
     )
 
 
+def _target(name: str, outputs: Transform | None) -> TargetParameter:
+    return TargetParameter(f"model.layers.{{}}.mlp.experts.{name}", outputs)
+
+
 # The tensors of every layer.
 LAYER = (
     _row("input_layernorm.weight", "attention_norm.weight", "norm", "width"),
@@ -62,7 +66,7 @@ LAYER = (
         "experts.gate_up.weight",
         "experts",
         *("experts", "halves", "feed_forward", "width"),
-    )._replace(transform=GATE_UP, packing=MXFP4),
+    )._replace(transform=GATE_UP, packing=MXFP4, target=_target("gate_up_proj", BIASES)),
     _row(
         "mlp.experts.gate_up_proj_bias",
         "experts.gate_up.bias",
@@ -74,7 +78,7 @@ LAYER = (
         "experts.down.weight",
         "experts",
         *("experts", "width", "feed_forward"),
-    )._replace(transform=DOWN, packing=MXFP4),
+    )._replace(transform=DOWN, packing=MXFP4, target=_target("down_proj", None)),
     _row("mlp.experts.down_proj_bias", "experts.down.bias", "bias", "experts", "width"),
 )
 LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
