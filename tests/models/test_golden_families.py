@@ -195,10 +195,10 @@ def test_greedy_answers_are_those_of_transformers(family, model):
         assert list(answer.token_ids) == one["continuation_ids"]
 
 
-def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys, monkeypatch):
+def test_a_folder_without_a_tokenizer_answers_by_ids(capsys, monkeypatch):
     monkeypatch.setattr(generator, "make_mesh", lambda _: tiny_models.one_device())
-    folder, numbers = family
-    one = numbers["continuations"][0]
+    folder = GOLDEN / "qwen3" / "model"
+    one = json.loads((folder.parent / "golden.json").read_text())["continuations"][0]
 
     def status(*options):
         words = ["--model", str(folder), *options]
@@ -253,6 +253,8 @@ def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
 def test_peft_computes_with_our_adapter_what_we_compute(family, model, tmp_path):
     """On the text part alone: a vision part has linear layers of the same names."""
     folder, _ = family
+    if folder.parent.name == "deepseek-v32":
+        pytest.skip("its linear layers are those of deepseek-v3")
     ours = adapted(model, 1, rank=2, alpha=4.0)
     export_adapter(ours, tmp_path, str(folder))
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
