@@ -24,8 +24,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from qwix import QArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from tddpo_jax.adapters.lora import whole_adapters
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
@@ -42,7 +40,7 @@ from tddpo_jax.system.json_files import read_object
 from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.hugging_face import checkpoint_dtype
 from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
-from tddpo_jax.weights.tensor_files import write_tensors
+from tddpo_jax.weights.tensor_files import read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 QUANTIZED_FILE = "quantized_base.json"
@@ -125,11 +123,9 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
             f"{folder}: holds {OLD_WEIGHTS_FILE}, but only {WEIGHTS_FILE} is read; load the "
             f"adapter with a current version of PEFT, and save it again with save_pretrained"
         )
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
-    targets = _targets(tensors, path, linear_parameters(model.config.parameters))
+    weights = linear_parameters(model.config.parameters)
+    tensors = _by_module(read_tensors(path), path, weights)
+    targets = _targets(tensors, path, weights)
     shapes = {
         name: shape for weight in targets for name, shape in _expected(weight, config.rank).items()
     }
@@ -281,10 +277,32 @@ def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any
 
 def _names(weight: Parameter, factor: str) -> list[str]:
     """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
+    return [_name(each, factor) for each in weight.module_names()]
+
+
+def _name(weight: str, factor: str) -> str:
     ending = f"lora_{factor.upper()}.weight"
-    return [
-        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
-    ]
+    return f"base_model.model.{weight.removesuffix('weight')}{ending}"
+
+
+def _by_module(
+    tensors: dict[str, np.ndarray], path: Path, weights: Sequence[Parameter]
+) -> dict[str, np.ndarray]:
+    """The tensors under the names of `_names`, where the file may have those of the checkpoint.
+
+    transformers has two models of other modules for a Llama 4 with a vision part, and its older
+    versions have other modules for a Gemma 3.
+    """
+    ours = {
+        _name(hub_name, factor): _name(module_name, factor)
+        for weight in weights
+        for hub_name, module_name in zip(weight.hub_names(), weight.module_names(), strict=True)
+        for factor in ("a", "b")
+    }
+    for name in tensors:
+        if ours.get(name, name) != name and ours[name] in tensors:
+            raise UserError(f"{path}: tensor {name} is there twice, also as {ours[name]}")
+    return {ours.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _targets(

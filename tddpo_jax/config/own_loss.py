@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,12 @@ def _setting(name: str, keyword: inspect.Parameter) -> Setting:
     default = keyword.default
     if default is keyword.empty:
         return setting
-    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    is_number = isinstance(default, numbers.Real) and not isinstance(default, bool)
     if default not in setting.choices if setting.choices else not is_number:
         allowed = f"one of {', '.join(setting.choices)}" if setting.choices else "a number"
         raise UserError(
             f"{FIELD}: {name}: the default of {keyword.name} must be {allowed}, got {default!r}"
         )
-    return dataclasses.replace(setting, default=default)
+    # The files of a run hold Python's own numbers, no others such as NumPy's.
+    plain = default if isinstance(default, int | float | str) else float(default)
+    return dataclasses.replace(setting, default=plain)

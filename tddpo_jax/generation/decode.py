@@ -29,7 +29,7 @@ from tddpo_jax.generation.sampling import Sampler, next_token
 from tddpo_jax.models.attention.choice import Choice, best, scores
 from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import MASKED, attention
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import View, oldest_position
 from tddpo_jax.models.buffer import with_weights_in
 from tddpo_jax.models.decoder import Decoder, Where
 from tddpo_jax.placement.computation import expert_implementation
@@ -301,6 +301,7 @@ def _attend_cached(
     choice: Choice | None = None,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B 1 H value_size"]:
     """Attention of one new token over itself and over slots `[start, end)` of a layer's cache.
@@ -318,13 +319,13 @@ def _attend_cached(
         sinks: as for `attention`.
         choice: what an indexer makes of the new token, if it chooses among the slots.
         window: number of newest slots that the token sees, including its own; None: all.
+        chunk: size of the chunks into which a row's positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
     """
     rows, key_value_heads, _, size = own.keys.shape
     slots = cache.keys.shape[3]
     block = min(slots, _block())
-    if window is not None:
-        start = jnp.maximum(start, end + 1 - window)
+    start = start + oldest_position(end - start, window, chunk)
     chosen = None if choice is None else _chosen_slots(choice, cache, layer, start, end)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scaled = q * (size**-0.5 if scale is None else scale)

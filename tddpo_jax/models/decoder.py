@@ -145,8 +145,8 @@ class Decoder(nnx.Module):
             tokens: token ids.
             positions: rotary position of each token.
             attend: takes the layer's `Where`, queries, keys, values and, by keyword, the layer's
-                window and scale, and its sinks, `Latent` and `Choice` if it has them. It gives
-                attention's output and what to keep.
+                window, chunk and scale, and its sinks, `Latent` and `Choice` if it has them. It
+                gives attention's output and what to keep.
             dtype: as for `__call__`.
             embed: as for `__call__`.
             experts: as for `__call__`.
@@ -170,7 +170,9 @@ class Decoder(nnx.Module):
         ) -> tuple[Array, Any]:
             where = Where(stack, place)
             shape = kind.attention
-            own = functools.partial(attend, where, window=shape.window, scale=shape.scale)
+            own = functools.partial(
+                attend, where, window=shape.window, chunk=shape.chunk, scale=shape.scale
+            )
             more = () if kind.experts is None else (experts,)
             x, kept = block(x, angles, own, key, *more)
             return constrain(x), kept

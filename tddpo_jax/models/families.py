@@ -15,6 +15,8 @@ from tddpo_jax.models.gpt_oss import attributes as gpt_oss
 from tddpo_jax.models.gpt_oss import tensors as gpt_oss_tensors
 from tddpo_jax.models.llama import attributes as llama
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.models.llama4 import attributes as llama4
+from tddpo_jax.models.llama4 import tensors as llama4_tensors
 from tddpo_jax.system.foreign_code import not_run
 
 
@@ -24,16 +26,20 @@ class Family(NamedTuple):
     # Takes the attributes of a `config.json`, and the path of that file for error messages.
     read_config: Callable[[Mapping[str, Any], str], DecoderConfig]
     linear_names: tuple[str, ...]  # names of all linear layers of its blocks
+    # From the attributes of a `config.json` to those of an export, which transformers reads.
+    exported: Callable[[dict[str, Any]], dict[str, Any]] = lambda attributes: attributes
 
 
 LLAMA = Family(llama.read_config, LINEAR_NAMES)
 GEMMA3 = Family(gemma3.read_config, gemma3_tensors.LINEAR_NAMES)
 GPT_OSS = Family(gpt_oss.read_config, gpt_oss_tensors.LINEAR_NAMES)
-DEEPSEEK = Family(deepseek.read_config, deepseek_tensors.LINEAR_NAMES)
+LLAMA4 = Family(llama4.read_config, llama4_tensors.LINEAR_NAMES, llama4.exported)
+DEEPSEEK = Family(deepseek.read_config, deepseek_tensors.LINEAR_NAMES, deepseek.exported)
 FAMILIES = {
     **dict.fromkeys(llama.MODEL_TYPES, LLAMA),
     **dict.fromkeys(gemma3.MODEL_TYPES, GEMMA3),
     **dict.fromkeys(gpt_oss.MODEL_TYPES, GPT_OSS),
+    **dict.fromkeys(llama4.MODEL_TYPES, LLAMA4),
     **dict.fromkeys(deepseek.MODEL_TYPES, DEEPSEEK),
 }
 
@@ -62,6 +68,17 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DecoderConfig:
             + (f"; {code}" if code else "")
         )
     return FAMILIES[model_type].read_config(attributes, path)
+
+
+def exported_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an export of a folder whose `config.json` has these.
+
+    Exports are never packed, so they have no `quantization_config`.
+    """
+    whole = dict(attributes)
+    if whole.get("quantization_config") is not None:
+        del whole["quantization_config"]
+    return FAMILIES[whole["model_type"]].exported(whole)
 
 
 def are_all_linear_layers(names: Collection[str]) -> bool:

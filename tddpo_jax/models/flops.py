@@ -54,19 +54,25 @@ def distinct_tokens(example: Example) -> int:
     return len(example.prompt) + sum(map(len, example.responses)) - len(example.responses)
 
 
-def attended_keys(example: Example, window: int | None = None) -> int:
+def attended_keys(example: Example, window: int | None = None, chunk: int | None = None) -> int:
     """Number of pairs of a token of `distinct_tokens` and a key that it sees.
 
     Args:
         example: the tokens.
         window: newest positions that a token sees; None: all.
+        chunk: size of the chunks into which positions are cut; None: one chunk.
     """
     prompt = len(example.prompt)
 
-    def seen_by_first(tokens: int) -> int:
-        """Keys that the first tokens of a branch see; each sees one more, up to the window."""
+    def seen_in_chunk(tokens: int) -> int:
+        """Keys that the first tokens of a chunk see; each sees one more, up to the window."""
         growing = tokens if window is None else min(tokens, window)
         return growing * (growing + 1) // 2 + (tokens - growing) * growing
+
+    def seen_by_first(tokens: int) -> int:
+        """Keys that the first tokens of a branch see, a positive number of them."""
+        size = tokens if chunk is None else chunk
+        return tokens // size * seen_in_chunk(size) + seen_in_chunk(tokens % size)
 
     own = (
         seen_by_first(prompt + len(ids) - 1) - seen_by_first(prompt) for ids in example.responses
@@ -93,10 +99,14 @@ def _products(config: DecoderConfig, example: Example) -> int:
 
 def _attention(config: DecoderConfig, example: Example) -> int:
     """Operations of attention's two products: the scores, and the weighted sum of values."""
-    shapes = [(count, layer.attention) for count, layer in kinds_of_layers(config)]
     return sum(
-        2 * count * one.heads * (one.size + one.value_size) * attended_keys(example, one.window)
-        for count, one in shapes
+        2
+        * count
+        * one.heads
+        * (one.size + one.value_size)
+        * attended_keys(example, one.window, one.chunk)
+        for count, layer in kinds_of_layers(config)
+        for one in [layer.attention]
     )
 
 

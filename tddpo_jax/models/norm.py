@@ -26,7 +26,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
-        return _normed(x, self.epsilon).astype(x.dtype) * _like(x, self.weight[...].astype(x.dtype))
+        return normalised(x, self.epsilon) * _like(x, self.weight[...].astype(x.dtype))
 
 
 class ZeroCentredRMSNorm(nnx.Module):
@@ -49,6 +49,16 @@ class ZeroCentredRMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         factor = 1.0 + _like(x, self.weight[...].astype(jnp.float32))
         return (_normed(x, self.epsilon) * factor).astype(x.dtype)
+
+
+def normalised(x: Float[Array, "*any D"], epsilon: float) -> Float[Array, "*any D"]:
+    """The input over its root mean square, without a weight, in the dtype of the input.
+
+    Args:
+        x: any array; its last axis is normalised.
+        epsilon: added to the mean square before the root.
+    """
+    return _normed(x, epsilon).astype(x.dtype)
 
 
 def _like(x: Float[Array, "*any D"], weight: Float[Array, " D"]) -> Float[Array, "*ones D"]:

@@ -35,6 +35,7 @@ class Work:
     micro_batches: float  # mean number of micro-batches in a step
     padding: float  # share of stream positions that hold no token
     forward: float  # mean operations of a forward pass over an example
+    reference: float  # mean operations of the reference's pass over an example
     flops: float  # mean useful operations of training one policy on an example
     members: int  # number of policies in one program
 
@@ -52,6 +53,7 @@ class Time:
 def work_of(
     config: Config,
     model: DecoderConfig,
+    reference: DecoderConfig,
     examples: list[Example],
     shapes: Sequence[Shape],
     members: int,
@@ -61,6 +63,7 @@ def work_of(
     Args:
         config: settings of the run.
         model: the model's shape.
+        reference: shape of the reference, which `model.reference` may name.
         examples: the training examples.
         shapes: shapes of micro-batches, longest first.
         members: number of policies that train in one program.
@@ -79,6 +82,7 @@ def work_of(
         micro_batches=float(np.mean([len(batches) for batches in steps])),
         padding=padding_share([batch for batches in steps for batch in batches]),
         forward=forward,
+        reference=float(np.mean([forward_flops(reference, each) for each in examples])),
         # For the exact KL, each step also computes the reference's logits.
         flops=flops + (forward if config.loss.exact_kl else 0.0),
         members=members,
@@ -104,7 +108,7 @@ def expected_time(
     rate = devices * device.rate * (FLOAT32_SHARE if itemsize == 4 else 1)
     trained_on = work.members * order.total_steps * order.examples / order.steps_per_epoch
     recomputed = work.forward if config.model.remat == "full" else 0.0
-    reference = work.forward * order.examples
+    reference = work.reference * order.examples
     training = (work.flops + recomputed) * trained_on / (1 - work.padding)
     through_memory = _traffic(config, model, memory, work) * order.total_steps / device.bandwidth
     # A layer is gathered in the forward and in the backward pass. With full training, its gradients

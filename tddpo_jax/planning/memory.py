@@ -94,6 +94,22 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
     )
 
 
+def separate_reference_bytes(config: Config, reference: DecoderConfig) -> int:
+    """Bytes on one device while the model of `model.reference` scores the data.
+
+    That is before the policy is loaded. Its weights are frozen, as under adapters.
+
+    Args:
+        config: settings of the run.
+        reference: the shape of that model.
+    """
+    train = config.train.model_copy(update={"mode": "lora"})
+    frozen = config.model_copy(update={"train": train})
+    weights = abstract_weights(frozen, reference, planned_dtype(config))[2]
+    of_device = bytes_of_device(placed(weights, reference, abstract_mesh(config.mesh)))
+    return of_device + _gathered(frozen, reference, members=1)
+
+
 def planned_dtype(config: Config) -> Any:
     """The dtype of the computation. All devices in `DEVICES` are accelerators."""
     return compute_dtype(config.model.dtype, on_cpu=False)
@@ -133,9 +149,11 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    used = 1 if layer.experts is None else layer.experts.chosen
-    shared = layer.sizes.get("shared_feed_forward", 0)
-    return used * layer.sizes.get("feed_forward", 0) + shared
+    """Hidden features of a token: those of its experts, and of a feed-forward of all tokens."""
+    outputs = [t.axes[0] for t in layer.tensors if t.kind == "linear"]
+    chosen = 0 if layer.experts is None else layer.experts.chosen
+    own = (chosen + ("feed_forward" in outputs)) * layer.sizes.get("feed_forward", 0)
+    return own + layer.sizes.get("shared_feed_forward", 0)
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:

@@ -33,6 +33,7 @@ from tddpo_jax.planning.memory import (
     arithmetic,
     longest_row,
     planned_dtype,
+    separate_reference_bytes,
     usable,
 )
 from tddpo_jax.system.devices import Device, find_device
@@ -61,16 +62,19 @@ class Plan:
     shapes: tuple[Shape, ...]
     work: Work
     memory: Memory  # estimate by arithmetic
+    separate: int  # bytes while the model of `model.reference` scores the data; 0 without one
     time: Time
     compiled: dict[str, Report]  # reports by the compiler's name
     failed: dict[str, str]  # reasons of compilers that gave no report
 
     @property
     def peak(self) -> int:
-        """Bytes at the peak, by the CUDA compiler if it gave a report, else by arithmetic."""
-        if XLA_CUDA in self.compiled:
-            return self.compiled[XLA_CUDA].peak
-        return self.memory.peak
+        """Bytes at the peak, by the CUDA compiler if it gave a report, else by arithmetic.
+
+        A separate reference is gone before the policy is loaded, so the larger of both counts.
+        """
+        step = self.compiled.get(XLA_CUDA, self.memory)
+        return max(step.peak, self.separate)
 
     @property
     def fits(self) -> bool:
@@ -116,7 +120,9 @@ def make_plan(
     folder = model_folder(config.model.path)
     model = read_config(folder)
     attention = attention_implementation(config.model, sheet.kind, model)
-    for _, layer in kinds_of_layers(model):
+    separate = config.model.reference
+    reference = model if separate is None else read_config(model_folder(separate))
+    for _, layer in (*kinds_of_layers(model), *kinds_of_layers(reference)):
         check_shape(attention, layer.attention, sheet.kind)
     asked = config.mesh.model_dump()
     sizes = {axis: max(1, size) for axis, size in asked.items()}
@@ -124,6 +130,7 @@ def make_plan(
     hosts_of(math.prod(sizes.values()))
     mesh = abstract_mesh(config.mesh)
     check_mesh(mesh, model)
+    check_mesh(mesh, reference)
     dataset, lengths = dataset_or_stated(config, model)
     check_loss(config, dataset)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
@@ -134,7 +141,7 @@ def make_plan(
     fits = memory.resident <= usable(sheet)
     compilers = _start_compilers(config, folder, sheet, job) if fits else {}
     parameters, trained = parameter_counts(config, model)
-    work = work_of(config, model, dataset.train, shapes, members)
+    work = work_of(config, model, reference, dataset.train, shapes, members)
     time = expected_time(config, model, sheet, work, memory)
     compiled, failed = _reports(compilers)
     return Plan(
@@ -152,6 +159,7 @@ def make_plan(
         shapes=shapes,
         work=work,
         memory=memory,
+        separate=0 if separate is None else separate_reference_bytes(config, reference),
         time=time,
         compiled=compiled,
         failed=failed,

@@ -43,6 +43,7 @@ def as_json(plan: Plan, cells: int) -> dict[str, Any]:
         "row_length": plan.shapes[0].length,
         "padding": plan.work.padding,
         "flops_per_example": plan.work.flops,
+        "separate_reference": plan.separate,
         "arithmetic": {**dataclasses.asdict(plan.memory), "peak": plan.memory.peak},
         "compiled": {
             name: {**dataclasses.asdict(report), "peak": report.peak}
@@ -95,6 +96,11 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
         yield f"           ({left}; use --mesh.{axis} N to plan for N)"
     yield ""
     yield from _table(plan)
+    if plan.separate:
+        yield (
+            f"reference  {config.model.reference} scores the data before the policy is loaded, in "
+            f"{plan.separate / GIB:.2f} GiB"
+        )
     yield ""
     time = plan.time
     yield (

@@ -53,9 +53,6 @@ from tddpo_jax.weights.tensor_files import (
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS = (nnx.Param, Buffer)  # the types of variables that a checkpoint fills
-# Attributes of a config: how weights are packed, and the number of layers that predict further
-# tokens.
-PACKED, FURTHER_LAYERS = "quantization_config", "num_nextn_predict_layers"
 # Shapes and dtypes of stored tensors, by name.
 Specs = dict[str, jax.ShapeDtypeStruct]
 
@@ -280,7 +277,7 @@ def export(
         if folder is not None:
             for companion in companion_files(source):
                 shutil.copyfile(companion, folder / companion.name)
-            _describe(folder / "config.json", model.config)
+            _describe(folder / "config.json")
             if companions is not None:
                 write_companions(companions, folder)
         for file, shard in zip(files, shards, strict=True):
@@ -291,14 +288,12 @@ def export(
             _write_index(folder / WEIGHT_FILES[1], files, shards)
 
 
-def _describe(path: Path, config: DecoderConfig) -> None:
-    """Makes `config.json` that of an export, which has nothing packed and nothing dropped."""
+def _describe(path: Path) -> None:
+    """Gives an export's `config.json` what differs from that of its source."""
     attributes = read_object(path)
-    changed = {name: each for name, each in attributes.items() if name != PACKED}
-    if config.dropped and FURTHER_LAYERS in changed:
-        changed[FURTHER_LAYERS] = 0
-    if changed != attributes:
-        write_json(path, changed)
+    exported = families.exported_attributes(attributes)
+    if exported != attributes:
+        write_json(path, exported)
 
 
 def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:

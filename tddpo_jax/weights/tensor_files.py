@@ -113,6 +113,15 @@ def stored_tensor(file: Path, name: str, dtypes: Collection[str] = tuple(DTYPES.
     return Float8Tensor(file, name, tuple(stored.get_shape())) if dtype == FLOAT8 else stored
 
 
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """All tensors of one small file, by name.
+
+    Raises:
+        UserError: the file is not whole, or a tensor is stored in a dtype that is not in `DTYPES`.
+    """
+    return {name: np.asarray(stored_tensor(file, name)[:]) for name in _names_in(file)}
+
+
 # ---- what a folder holds -------------------------------------------------------------------------
 
 

@@ -12,8 +12,10 @@ import pytest
 import tiny_models
 import tiny_runs
 import torch
+from places import ROOT
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tddpo_jax.adapters import load
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
@@ -30,6 +32,7 @@ NUMPY = {"float16": np.float16, "bfloat16": jnp.bfloat16}
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
+LLAMA_4 = ROOT / "tests" / "models" / "golden" / "llama4-maverick" / "model"
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)
 # Rank and alpha whose quotient is no float; all linear layers, or a few.
 ADAPTERS = {"all": LINEAR_NAMES, "some": ("q_proj", "o_proj", "down_proj")}
@@ -79,6 +82,40 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_
     ours = tiny_models.load(base)
     load_adapter(ours, tmp_path / "adapter", tiny_models.one_device())
     np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("of_text", [True, False])
+def test_names_of_both_models_of_transformers_are_read(of_text, tmp_path):
+    """PEFT names a Llama 4's tensors by the model of text, or by the one with a vision part."""
+    model = AutoModelForCausalLM if of_text else AutoModelForImageTextToText
+    pattern = r"(language_model\.)?model\.layers\..*(q_proj|gate_proj)"
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=pattern, init_lora_weights=False)
+    peft.get_peft_model(model.from_pretrained(LLAMA_4), config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    ours = tiny_models.load(LLAMA_4)
+    load_adapter(ours, tmp_path, tiny_models.one_device())
+    # A layer with experts and one without, each the second of its stack.
+    for layer, block in {5: ours.layers_0_1, 6: ours.layers_0_2}.items():
+        for linear, part in (
+            (block.q_proj, "q_proj"),
+            (block.feed_forward.gate_proj, "gate_proj"),
+        ):
+            wanted = next(
+                x for n, x in tensors.items() if f".{layer}." in n and f"{part}.lora_B" in n
+            )
+            np.testing.assert_array_equal(linear.adapter.b[...][1], wanted)
+    save_file({**tensors, **other_names(tensors)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"language_model.* is there twice, also as"):
+        load_adapter(tiny_models.load(LLAMA_4), tmp_path, tiny_models.one_device())
+
+
+def other_names(tensors):
+    """The tensors under the names of the other model."""
+    long, short = "base_model.model.language_model.model.", "base_model.model.model."
+    is_long = next(iter(tensors)).startswith(long)
+    here, there = (long, short) if is_long else (short, long)
+    return {name.replace(here, there): tensor for name, tensor in tensors.items()}
 
 
 def test_rslora_divides_by_the_root_of_the_rank(base, tmp_path):
@@ -173,8 +210,14 @@ SPOILED = {
         {A.replace("1", "3"): np.zeros((3, 24), np.float32)},
         "layers.3.* is unknown",
     ),
-    "unknown kind": ({A.replace("lora_A", "magnitude"): np.zeros(3)}, "magnitude.* is unknown"),
-    "unknown target": ({A.replace("q_proj", "lm_head"): np.zeros(3)}, "lm_head.* is unknown"),
+    "unknown kind": (
+        {A.replace("lora_A", "magnitude"): np.zeros(3, np.float32)},
+        "magnitude.* is unknown",
+    ),
+    "unknown target": (
+        {A.replace("q_proj", "lm_head"): np.zeros(3, np.float32)},
+        "lm_head.* is unknown",
+    ),
     "wrong rank": (
         {A: np.zeros((2, 24), np.float32)},
         r"shape \[2, 24\], .* require \[3, 24\]",

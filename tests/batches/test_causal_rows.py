@@ -118,6 +118,18 @@ def test_windows_scales_and_other_values(plain, value_size, settings_given):
             np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
+def test_chunks_are_rows_of_their_own():
+    """Of 20 positions, which divide no width; expected: attention over the packed row itself."""
+    (batch,) = batches(LENGTHS)
+    seen = view_of(batch), batch.causal_rows
+    expected, actual = (
+        value_and_gradients(functools.partial(attend, chunk=20, window=13), *arrays(batch), what)
+        for attend, what in zip((by_ranges, by_causal_rows), seen, strict=True)
+    )
+    for got, wanted in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
 def test_cudnn_is_given_the_window_and_the_scale(kernels_anywhere):
     """cuDNN counts the tokens to the left of a token: one fewer than the window."""
     (batch,) = batches(LENGTHS[3:])

@@ -43,6 +43,17 @@ def test_the_function_s_own_default_of_a_setting_of_ours_counts():
     assert cells(name=MINE)[0].loss.ld_alpha == 1.0
 
 
+def test_a_default_of_numpy_becomes_a_plain_number(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n\n\n"
+        "def f(pairs, *, a=np.float32(0.5), b=np.int64(2)):\n    return -pairs.logp_chosen\n"
+    )
+    (config,) = cells(name=f"{file}:f")
+    assert config.loss.set == {"a": 0.5, "b": 2.0}
+    assert {type(value) for value in config.loss.set.values()} == {float}
+
+
 def test_cells_are_named_by_the_function_and_by_the_numbers_that_vary():
     assert names(name=["dpo", MINE], beta=[0.1, 0.2], set={"margin_scale": 1}) == [
         "dpo-beta0.1-seed0",

@@ -202,6 +202,7 @@ def dense_attention(
     view: View,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
     allowed: jax.Array | None = None,
 ) -> jax.Array:
@@ -212,6 +213,8 @@ def dense_attention(
     seen = (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
     if window is not None:
         seen &= view.position[:, :, None] - view.position[:, None] < window
+    if chunk is not None:
+        seen &= view.position[:, :, None] // chunk <= view.position[:, None] // chunk
     if allowed is not None:
         seen &= allowed
     seen = seen[:, None]

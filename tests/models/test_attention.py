@@ -109,20 +109,25 @@ def test_windows_scales_and_other_values(name, value_size):
     assert_same(arrays, ranges(*shape[:2], seed=1), **SETTINGS[name])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+WINDOWS = ("one token", "a window within a block", "a window of more than a block", "both")
+PACKED = {**{name: SETTINGS[name] for name in WINDOWS}, "chunks": {"chunk": 29}}
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_windows_over_packed_rows(name):
     """A chosen token near the prompt sees two ranges: its newest neighbours, and the prompt's end.
 
-    Expected: every branch by itself, in reading order, where a window is a band."""
+    Expected: every branch by itself, in reading order, where a window is a band and chunks are
+    triangles."""
     row, arrays = Row(Shape(1, 470, 300, 3)), heads((1, 470, 4, 2), value_size=7)
     for number, pair in enumerate(
         tiny_models.random_examples([(150, 90, 4), (1, 33, 70), (40, 1, 66)])
     ):
         row.add(number, pair)
     view = View(*(jnp.asarray(x)[None] for x in (row.key_start, row.key_end, row.positions)))
-    assert_same(arrays, view, **SETTINGS[name])
-    found = jax.jit(functools.partial(attention, **SETTINGS[name]))(*arrays[:3], view)
-    alone = jax.jit(functools.partial(tiny_models.dense_attention, **SETTINGS[name]))
+    assert_same(arrays, view, **PACKED[name])
+    found = jax.jit(functools.partial(attention, **PACKED[name]))(*arrays[:3], view)
+    alone = jax.jit(functools.partial(tiny_models.dense_attention, **PACKED[name]))
     for branch in row.branches:
         own = [x[:, branch] for x in arrays[:3]]
         expected = alone(*own, tiny_models.reading_order(1, len(branch)))

@@ -66,6 +66,20 @@ def test_attended_keys_are_those_of_the_layout():
         assert attended_keys(example) == np.sum(row.key_end - row.key_start)
 
 
+@pytest.mark.parametrize("limits", [{"window": 4}, {"chunk": 4}, {"chunk": 6, "window": 4}])
+def test_attended_keys_within_a_window_or_a_chunk(limits):
+    """Expected: the keys of every token one by one, at positions 0 to 6 and behind them."""
+    window, chunk = limits.get("window", 99), limits.get("chunk", 99)
+    for example in (PAIR, SINGLE):
+        positions = [*range(7), *(7 + n for ids in example.responses for n in range(len(ids) - 1))]
+        seen = [
+            at - key < window and key // chunk == at // chunk
+            for at in positions
+            for key in range(at + 1)
+        ]
+        assert attended_keys(example, **limits) == sum(seen)
+
+
 def test_a_prompt_that_is_laid_twice_counts_once():
     """Of three responses the third costs what it adds to a pair of its prompt: its own tokens (all
     but the last), which see the prompt and those of their own before them, and its scores."""

@@ -171,6 +171,22 @@ def test_the_exact_kl_has_a_reference_and_its_logits(without_compilers):
     assert exact.time.expected > short.time.expected
 
 
+def test_a_separate_reference_is_gone_before_the_policy_comes(without_compilers):
+    """Its weights count in bfloat16, by the mesh of one device; the larger of both peaks counts."""
+    reference = {"model": {"reference": "Qwen/Qwen3-8B"}, "mesh": {"fsdp": 1}}
+    alone = planned("llama2_7b_qlora", mesh={"fsdp": 1})
+    beside = planned("llama2_7b_qlora", **reference)
+    head_and_logits = 151936 * 4096 * 2 + 3 * 4 * CHUNK * 151936
+    assert beside.separate == 8_190_735_360 * 2 + head_and_logits
+    assert alone.separate == 0
+    assert beside.memory == alone.memory
+    assert beside.peak == max(beside.separate, alone.peak)
+    as_policy = planned("llama2_7b_qlora", model={"path": "Qwen/Qwen3-8B"}, mesh={"fsdp": 1})
+    assert beside.work.reference == as_policy.work.forward > alone.work.reference
+    assert beside.time.floor > alone.time.floor
+    assert any(line.startswith("reference  Qwen/Qwen3-8B scores") for line in lines(beside, 1))
+
+
 def test_dtype_and_attention_are_those_asked_for(without_compilers):
     """float32: products at half the rate, activations of twice the bytes, and no cuDNN."""
     half = planned("llama2_7b")

@@ -3,6 +3,7 @@
 There are two kernels. cuDNN's is called through JAX's public function. tokamax's, for Hopper GPUs
 (Mosaic GPU), is called through its own. Both compute causal rows, so every branch becomes one (see
 `batches.causal_rows`). In a causal row a window is a plain sliding window, which cuDNN supports.
+Chunks of positions are parts of a causal row, and each part is a causal row itself.
 tokamax also takes ranges of keys and lengths of rows, but its backward pass then computes all
 queries against all keys. It skips the part above the diagonal only if rows are plainly causal. So
 we pass neither lengths nor windows to tokamax.
@@ -48,6 +49,7 @@ def causal_rows_attention(
     rows: Sequence[CausalRows],
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
     kernel: Kernel | Literal["xla"],
 ) -> Float[Array, "B T H value_size"]:
@@ -60,6 +62,7 @@ def causal_rows_attention(
         rows: the causal rows of each width; a token that is in none of them gets zeros.
         window: number of newest tokens of the branch that a token sees, including itself; None:
             all.
+        chunk: size of the chunks into which positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
         kernel: the kernel's name; `xla` is JAX's own implementation, for tests.
 
@@ -72,7 +75,8 @@ def causal_rows_attention(
     """
     if not rows:
         raise ValueError(f"{kernel} needs the causal rows of a packed batch")
-    shape = AttentionShape(q.shape[2], k.shape[2], q.shape[3], v.shape[3], window, scale)
+    heads, key_value_heads, sizes = q.shape[2], k.shape[2], (q.shape[3], v.shape[3])
+    shape = AttentionShape(heads, key_value_heads, *sizes, window, scale, chunk=chunk)
     if kernel != "xla":
         check_shape(kernel, shape, SINCE_HOPPER[0])  # the kind is checked before
         _check_dtype(kernel, q.dtype)
@@ -163,17 +167,26 @@ def _attended(
     shape: AttentionShape,
     kernel: Kernel | Literal["xla"],
 ) -> Float[Array, "B N W H value_size"]:
-    queries, keys, values = (spread(x, rows) for x in (q, k, v))
-    flat = [x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values)]
+    width = rows.position.shape[-1]
+    part = min(shape.chunk or width, width)
+    queries, keys, values = (_in_parts(spread(x, rows), part) for x in (q, k, v))
+    flat = [x.reshape(-1, *x.shape[3:]) for x in (queries, keys, values)]
     options: dict[str, Any] = {} if shape.scale is None else {"scale": shape.scale}
+
+    def whole(out: Array) -> Float[Array, "B N W H value_size"]:
+        joined = out.reshape(*rows.length.shape, -1, *out.shape[2:])
+        return joined[:, :, :width, :, : shape.value_size]
+
     if kernel == "tokamax":
-        return _tokamax(*flat, **options).reshape(queries.shape)[..., : shape.value_size]
+        return whole(_tokamax(*flat, **options))
     if shape.window is not None:
         # The numbers of tokens that a token sees to its left and to its right.
         options["local_window_size"] = (shape.window - 1, 0)
     # Under vmap over members, cuDNN needs lengths for every member. Adding an empty sum over the
     # queries gives the lengths the members' axis and changes no value.
-    length = rows.length.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
+    before = part * jnp.arange(queries.shape[2])
+    lengths = jnp.clip(rows.length[..., None] - before[None, None], 1, part)
+    length = lengths.reshape(-1) + jnp.sum(q[:0, 0, 0, 0]).astype(jnp.int32)
     out = jax.nn.dot_product_attention(
         *flat,
         is_causal=True,
@@ -182,7 +195,13 @@ def _attended(
         implementation=kernel,
         **options,
     )
-    return out.reshape(queries.shape)[..., : shape.value_size]
+    return whole(out)
+
+
+def _in_parts(x: Float[Array, "B N W H size"], part: int) -> Float[Array, "B N parts part H size"]:
+    """Cuts causal rows into parts of this width; zeros fill the last one."""
+    x = jnp.pad(x, (*[(0, 0)] * 2, (0, -x.shape[2] % part), *[(0, 0)] * 2))
+    return x.reshape(*x.shape[:2], -1, part, *x.shape[3:])
 
 
 def set_tokamax_flags() -> None:

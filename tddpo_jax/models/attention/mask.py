@@ -1,11 +1,12 @@
 """The mask of attention: which keys a query sees, and which blocks of keys hold any of them.
 
 A query sees the keys of its range, `key_start <= j < key_end`. With a window it sees only those of
-them whose position is less than `window` before its own. No other file defines what is seen.
+them whose position is less than `window` before its own, and with chunks only those of its own
+chunk of positions. No other file defines what is seen.
 
 A response that is stored reversed before its prompt sees two ranges of the stream if there is a
-window: its own newest tokens and the end of the prompt. So each block of queries then has a list of
-the key blocks that it visits.
+window: its own newest tokens and the end of the prompt. With chunks it is the same. So each block
+of queries then has a list of the key blocks that it visits.
 
 Letters: B rows, T stream positions, N blocks, C keys of a block, Q queries of a block. The queries
 of a block are those of all heads that share a key/value head, one head after the other.
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from tddpo_jax.models.attention.choice import Choice, chosen_keys, in_ranges
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import View, oldest_position
 
 Carry = TypeVar("Carry")
 
@@ -29,9 +30,9 @@ BLOCK = 64
 
 
 class Window(NamedTuple):
-    """The limits that a window adds to the ranges of every block of queries."""
+    """The limits that a window or chunks add to the ranges of every block of queries."""
 
-    above: Int[Array, "N B Q"]  # a query sees only keys with a position greater than this
+    oldest: Int[Array, "N B Q"]  # a query sees only keys with this position or a greater one
     blocks: Int[Array, "N N"]  # all key blocks; those in which a query may see a key come first
     visits: Int[Array, " N"]  # number of key blocks in which a query may see a key
 
@@ -47,9 +48,12 @@ class Seen(NamedTuple):
 
 
 def seen_keys(
-    view: View, window: int | None, shared: int
+    view: View, window: int | None, chunk: int | None, shared: int
 ) -> tuple[Seen, Int[Array, "N B C"] | None]:
-    """The keys that queries see, and the keys' own positions if there is a window."""
+    """The keys that queries see, and the keys' own positions if these limit what is seen.
+
+    No position reaches the length of the stream, so longer windows and chunks limit nothing.
+    """
     rows, length = view.key_start.shape
 
     def blocks(x: Int[Array, "B T"], beyond: int) -> Int[Array, "N B C"]:
@@ -60,33 +64,33 @@ def seen_keys(
         return jnp.tile(x, (1, 1, shared))
 
     start, end = blocks(view.key_start, length), blocks(view.key_end, length)
-    if window is None:
+    if min(window or length, chunk or length) >= length:
         return Seen(queries(start), queries(end), None), None
     position = blocks(view.position, 0)
-    above = position - window
-    visited = _may_see(start, end, above, position)
+    oldest = oldest_position(position, window, chunk)
+    visited = _may_see(start, end, oldest, position)
     order = jnp.argsort(~visited, axis=1, stable=True)
-    cut = Window(queries(above), order, jnp.sum(visited, axis=1))
+    cut = Window(queries(oldest), order, jnp.sum(visited, axis=1))
     return Seen(queries(start), queries(end), cut), position
 
 
 def _may_see(
     start: Int[Array, "N B C"],
     end: Int[Array, "N B C"],
-    above: Int[Array, "N B C"],
+    oldest: Int[Array, "N B C"],
     position: Int[Array, "N B C"],
 ) -> Bool[Array, "N N"]:
     """Whether a block of queries (first axis) may see a key of a block of keys, in any row.
 
     It may if its ranges together reach into the block of keys, and if that block holds a position
-    that is late enough for the earliest of its windows.
+    that is late enough for one of its queries.
     """
     live, far = end > start, jnp.iinfo(start.dtype).max
-    first, earliest = (jnp.min(jnp.where(live, x, far), axis=2)[:, None] for x in (start, above))
+    first, earliest = (jnp.min(jnp.where(live, x, far), axis=2)[:, None] for x in (start, oldest))
     last = jnp.max(jnp.where(live, end, 0), axis=2)[:, None]
     latest = jnp.max(position, axis=2)[None]
     key = BLOCK * jnp.arange(len(start))[None, :, None]
-    return jnp.any((first < key + BLOCK) & (key < last) & (earliest < latest), axis=2)
+    return jnp.any((first < key + BLOCK) & (key < last) & (earliest <= latest), axis=2)
 
 
 def block_at(blocks: Array, j: Array) -> Array:
@@ -116,14 +120,14 @@ def visible_keys(
 
     Args:
         seen: the limits of one block of queries.
-        position: positions of all keys, if there is a window.
+        position: positions of all keys, if these limit what is seen.
         j: number of the block of keys.
     """
     start, end, window, chosen = seen
     key = (j * BLOCK + jnp.arange(BLOCK))[None, None]
     visible = (start[:, :, None] <= key) & (key < end[:, :, None])
     if window is not None and position is not None:
-        visible &= window.above[:, :, None] < block_at(position, j)[:, None]
+        visible &= window.oldest[:, :, None] <= block_at(position, j)[:, None]
     if chosen is not None:
         visible &= jax.lax.dynamic_slice_in_dim(chosen, j * BLOCK, BLOCK, axis=2)
     return visible

@@ -54,6 +54,7 @@ def attention(
     view: View,
     *,
     window: int | None = None,
+    chunk: int | None = None,
     scale: float | None = None,
     sinks: Float[Array, " H"] | None = None,
     choice: Choice | None = None,
@@ -62,8 +63,8 @@ def attention(
     """Softmax attention of query i over keys `key_start[i] <= j < key_end[i]`.
 
     With a window, query i sees only those of these keys that have
-    `position[i] - position[j] < window`. A query that sees no key gets zeros. Statistics and sums
-    are float32.
+    `position[i] - position[j] < window`, and with chunks only those of its own chunk of positions.
+    A query that sees no key gets zeros. Statistics and sums are float32.
 
     Args:
         q: queries; head h reads key/value head `h // (H // K)`.
@@ -71,6 +72,7 @@ def attention(
         v: values.
         view: the keys that each query sees; `cudnn` and `tokamax` read its causal rows.
         window: number of newest positions that a query sees, including its own; None: all.
+        chunk: size of the chunks into which positions are cut; None: one chunk.
         scale: factor of the scores; None: 1/sqrt(size).
         sinks: a score of each head that takes part in the softmax without a value; only `xla`
             supports it.
@@ -92,7 +94,14 @@ def attention(
         if choice is not None:
             check_choice(implementation, choice.most, widest(view.causal_rows))
         return causal_rows_attention(
-            q, k, v, view.causal_rows, window=window, scale=scale, kernel=implementation
+            q,
+            k,
+            v,
+            view.causal_rows,
+            window=window,
+            chunk=chunk,
+            scale=scale,
+            kernel=implementation,
         )
     if implementation != "xla":
         raise ValueError(f"attention {implementation!r} is not available")
@@ -100,7 +109,7 @@ def attention(
     shared = heads // k.shape[2]
     q = _in_blocks(q * (size**-0.5 if scale is None else scale), k.shape[2])
     k, v = (_in_blocks(x, x.shape[2]) for x in (k, v))
-    seen, position = seen_keys(view, window, shared)
+    seen, position = seen_keys(view, window, chunk, shared)
     if choice is not None:
         seen = with_choice(seen, choice, view, shared)
     # Adding an empty sum over the queries lets the sinks vary over the same mesh axes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tddpo_jax.batches.causal_rows import CausalRows
@@ -13,12 +14,13 @@ class View(NamedTuple):
     """The keys that every token of a stream sees. All layers share it.
 
     A token sees a contiguous range of the stream. Within that range, positions give the reading
-    order. So a layer with a window can cut the range further by the positions alone.
+    order. So a layer with a window or with chunks can cut the range further by the positions alone.
     """
 
     key_start: Int[Array, "B T"]  # first stream position that a token sees, in [0, T)
     key_end: Int[Array, "B T"]  # one past the last stream position that a token sees, in [0, T]
-    position: Int[Array, "B T"]  # position of a token in its own branch; rope rotates by it
+    # Position of a token in its own branch, in [0, T); rope rotates by it.
+    position: Int[Array, "B T"]
     causal_rows: tuple[CausalRows, ...] = ()  # the branches for kernels that need causal rows
 
 
@@ -32,6 +34,8 @@ class AttentionShape(NamedTuple):
     window: int | None = None  # number of newest positions that a token sees, including its own
     scale: float | None = None  # factor of the scores; None: 1/sqrt(size)
     sinks: bool = False  # whether every head has a score that takes weight away from the keys
+    # Positions are cut into chunks of this size, and a token sees only its own chunk; None: all.
+    chunk: int | None = None
     # How many numbers a cache holds for a token in place of its keys and values; None: these.
     cached: int | None = None
     most_keys: int | None = None  # number of keys that an indexer leaves to a token; None: all
@@ -52,3 +56,21 @@ class AttentionShape(NamedTuple):
         """How many numbers a cache holds for a token."""
         keys_values = self.key_value_heads * (self.size + self.value_size)
         return keys_values if self.cached is None else self.cached
+
+
+def oldest_position(
+    position: Int[Array, "*any"], window: int | None, chunk: int | None
+) -> Int[Array, "*any"]:
+    """The earliest position of its branch that a token at `position` sees.
+
+    Args:
+        position: positions of tokens in their branches.
+        window: number of newest positions that a token sees, including its own; None: all.
+        chunk: size of the chunks into which positions are cut; None: one chunk.
+    """
+    oldest = jnp.zeros_like(position)
+    if window is not None:
+        oldest = jnp.maximum(oldest, position + 1 - window)
+    if chunk is not None:
+        oldest = jnp.maximum(oldest, position - position % chunk)
+    return oldest
