@@ -206,7 +206,8 @@ def test_greedy_answers_are_those_of_transformers(family, model):
         assert list(answer.token_ids) == one["continuation_ids"]
 
 
-def test_a_folder_without_a_tokenizer_answers_by_ids(capsys, monkeypatch):
+@pytest.mark.parametrize("family", ["gemma3"], indirect=True)
+def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys, monkeypatch):
     monkeypatch.setattr(generator, "make_mesh", lambda _: tiny_models.one_device())
     folder, numbers = family
     one = numbers["continuations"][0]
