@@ -124,7 +124,7 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
             f"adapter with a current version of PEFT, and save it again with save_pretrained"
         )
     weights = linear_parameters(model.config.parameters)
-    tensors = _by_module(read_tensors(path), path, weights)
+    tensors = _by_module(read_tensors(path), path, weights[0])
     targets = _targets(tensors, path, weights)
     shapes = {
         name: shape for weight in targets for name, shape in _expected(weight, config.rank).items()
@@ -277,32 +277,34 @@ def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any
 
 def _names(weight: Parameter, factor: str) -> list[str]:
     """PEFT's names for one factor of the adapter beside a weight, layer by layer."""
-    return [_name(each, factor) for each in weight.module_names()]
-
-
-def _name(weight: str, factor: str) -> str:
     ending = f"lora_{factor.upper()}.weight"
-    return f"base_model.model.{weight.removesuffix('weight')}{ending}"
+    return [
+        f"base_model.model.{name.removesuffix('weight')}{ending}" for name in weight.module_names()
+    ]
 
 
 def _by_module(
-    tensors: dict[str, np.ndarray], path: Path, weights: Sequence[Parameter]
+    tensors: dict[str, np.ndarray], path: Path, weight: Parameter
 ) -> dict[str, np.ndarray]:
-    """The tensors under the names of `_names`, where the file may have those of the checkpoint.
+    """The tensors of a file whose names may begin as those of the checkpoint.
 
     transformers has two models of other modules for a Llama 4 with a vision part, and its older
     versions have other modules for a Gemma 3.
+
+    Args:
+        tensors: the content of the file.
+        path: the file, for messages.
+        weight: any weight of a layer.
     """
-    ours = {
-        _name(hub_name, factor): _name(module_name, factor)
-        for weight in weights
-        for hub_name, module_name in zip(weight.hub_names(), weight.module_names(), strict=True)
-        for factor in ("a", "b")
-    }
-    for name in tensors:
-        if ours.get(name, name) != name and ours[name] in tensors:
-            raise UserError(f"{path}: tensor {name} is there twice, also as {ours[name]}")
-    return {ours.get(name, name): tensor for name, tensor in tensors.items()}
+    names = next(iter(weight.hub_names())), weight.module_names()[0]
+    theirs, ours = (f"base_model.model.{name.partition('layers.')[0]}" for name in names)
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        own = ours + name.removeprefix(theirs) if name.startswith(theirs) else name
+        if own in found:
+            raise UserError(f"{path}: tensor {own} is there twice, also as {name}")
+        found[own] = tensor
+    return found
 
 
 def _targets(

@@ -149,11 +149,11 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    """Hidden features of a token: those of its experts, and of a feed-forward of all tokens."""
+    """Hidden features of a token: those of its experts, and of feed-forwards of all tokens."""
     outputs = [t.axes[0] for t in layer.tensors if t.kind == "linear"]
     chosen = 0 if layer.experts is None else layer.experts.chosen
-    own = (chosen + ("feed_forward" in outputs)) * layer.sizes.get("feed_forward", 0)
-    return own + layer.sizes.get("shared_feed_forward", 0)
+    shared = layer.sizes.get("shared_feed_forward", 0)
+    return (chosen + ("feed_forward" in outputs)) * layer.sizes.get("feed_forward", 0) + shared
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:

@@ -4,10 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny_models
+from safetensors.numpy import save_file
 from transformers import AutoConfig
 
+from tddpo_jax.adapters.lora import target_paths
+from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.models.families import read_config
 from tddpo_jax.models.flops import matmul_parameters
 from tddpo_jax.models.tensor_table import parameter_count
@@ -116,6 +121,35 @@ def test_the_whole_of_text_and_vision_refuses_too():
         read_config({**SCOUT, "surprise": 1}, "config.json")
     with pytest.raises(ValueError, match="text_config is missing"):
         read_config({"model_type": "llama4"}, "config.json")
+
+
+def test_adapters_go_to_attention_and_to_feed_forwards_of_all_tokens():
+    """Maverick's period has a feed-forward in every layer, and experts beside every second one."""
+    config = read_folder(GOLDEN / "llama4-maverick" / "model")
+    paths = target_paths(LoraConfig(), config)
+    names = [
+        *(f"{name}_proj" for name in "qkvo"),
+        *(f"feed_forward.{name}_proj" for name in ("gate", "up", "down")),
+    ]
+    assert paths == [f"layers_0_{place}.{name}" for place in range(4) for name in names]
+    with pytest.raises(ValueError, match=r"lora\.targets: the model has no linear layer 'experts'"):
+        target_paths(LoraConfig(targets=("experts",)), config)
+
+
+def test_a_folder_of_text_alone_has_the_same_weights(tmp_path):
+    """transformers' causal language model drops the vision part, and the beginning of names."""
+    folder = GOLDEN / "llama4-scout" / "model"
+    (tmp_path / "config.json").write_text(json.dumps(TEXT))
+    tensors = {
+        name.removeprefix("language_model."): tensor
+        for name, tensor in tiny_models.tensors_of(folder).items()
+        if name.startswith("language_model.")
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    text, whole = (tiny_models.load(each) for each in (tmp_path, folder))
+    assert (text.config.image_token, whole.config.image_token) == (None, 330)
+    pairs = zip(jax.tree.leaves(text), jax.tree.leaves(whole), strict=True)
+    assert all(bool(jnp.all(found == wanted)) for found, wanted in pairs)
 
 
 def test_an_export_has_the_switch_that_transformers_reads(tmp_path):

@@ -124,7 +124,7 @@ def read_config(attributes: Mapping[str, Any], path: str) -> DeepseekConfig:
 
 def exported(attributes: dict[str, Any]) -> dict[str, Any]:
     """The attributes of an export, which has no layers that predict further tokens."""
-    return {**attributes, FURTHER: 0} if FURTHER in attributes else attributes
+    return attributes | ({FURTHER: 0} if FURTHER in attributes else {})
 
 
 def _check_packing(settings: Any, path: str) -> None:
