@@ -90,7 +90,7 @@ def rope_attributes(known: dict[str, Any], path: str) -> tuple[Any, float | None
     return kind, None if base is None else positive_number(base, "rope_theta", path), rest
 
 
-def stretched_rope(kind: str, scaling: Mapping[str, Any], path: str) -> RopeScaling | None:
+def stretched_rope(kind: Any, scaling: Mapping[str, Any], path: str) -> RopeScaling | None:
     """Llama-3's stretching of rope, or none.
 
     Args:

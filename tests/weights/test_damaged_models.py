@@ -1,6 +1,7 @@
 """Damaged files of a model's folder: the facts they hold, or one line that says what is wrong."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,17 @@ LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+DEEPSEEK = Path(__file__).parents[1] / "models" / "golden" / "deepseek-v32" / "model"
 TENSORS = {"a": np.ones((2, 3), np.float32), "b": np.ones(2, np.float16)}
 
 
-def test_config(tmp_path):
+@pytest.mark.parametrize("name", ["llama", "deepseek"])
+def test_config(tmp_path, name):
     """Whatever is taken for a shape lists its parameters."""
-    attributes = json.loads((EMBEDDED / "config.json").read_text()) | {"rope_parameters": LLAMA_3}
+    folder = EMBEDDED if name == "llama" else DEEPSEEK
+    attributes = json.loads((folder / "config.json").read_text())
+    if name == "llama":
+        attributes["rope_parameters"] = LLAMA_3
     file = tmp_path / "config.json"
     file.write_text(json.dumps(attributes))
     content = file.read_bytes()

@@ -198,8 +198,10 @@ def _rope(known: dict[str, Any], path: str) -> _Rope:
         positive_number(factor, name, path) if factor else 0.0
         for factor, name in zip(factors, MAGNITUDES, strict=True)
     )
-    yarn = yarn_attributes(scaling, whole_bounds, path)
+    yarn = yarn_attributes(scaling, bool(whole_bounds), path)
     rope_factor = yarn.attention_factor
     if rotated and scores:
         rope_factor = magnitude(yarn.factor, rotated) / magnitude(yarn.factor, scores)
-    return _Rope(theta, yarn, rope_factor, magnitude(yarn.factor, scores) ** 2)
+    of_scores = magnitude(yarn.factor, scores)
+    square = positive_number(of_scores * of_scores, MAGNITUDES[1], path)  # it may be infinite
+    return _Rope(theta, yarn, rope_factor, square)
