@@ -68,7 +68,11 @@ def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
         UserError: `lora.targets` has a name that is no linear layer or product of experts of the
             model, or experts are to have dropout.
     """
-    weights = adaptable_parameters(model.parameters)
+    weights = [
+        weight
+        for weight in adaptable_parameters(model.parameters)
+        if weight.tensor.kind == "linear" or weight.tensor.target is not None
+    ]
     names = list(dict.fromkeys(weight.name for weight in weights))
     for target in config.targets or ():
         if target not in names:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.models.attention.choice import Choice
+from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
 from tddpo_jax.models.decoder import Decoder, Where
@@ -105,9 +106,9 @@ def states_and_notes(
     attend, view = attention_over(how), view_of(batch)
 
     def attend_and_forget(
-        _: Where, q: Array, k: Array, v: Array, **settings: Any
+        _: Where, q: Array, k: Array, v: Array, *, latent: Latent | None = None, **settings: Any
     ) -> tuple[Array, None]:
-        return attend(q, k, v, view, **settings), None
+        return attend(q, k, v, view, **settings), None  # only a cache needs the latent
 
     x, _, notes = model.through_layers(
         batch.tokens,

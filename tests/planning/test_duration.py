@@ -27,7 +27,9 @@ def test_experts_are_read_where_they_are_and_never_move():
     config, device = config_of("llama2_7b", mesh={"fsdp": 8}), DEVICES["h100-80"]
     model = read_config(model_folder("openai/gpt-oss-20b"))
     order = make_order(config, 100)
-    work = Work(order, micro_batches=1.0, padding=0.0, forward=1.0, flops=1.0, members=1)
+    work = Work(
+        order, micro_batches=1.0, padding=0.0, forward=1.0, reference=1.0, flops=1.0, members=1
+    )
 
     def seconds_of_a_step(model):
         memory = arithmetic(config, model, Shape(8, 1024, 512, 4))

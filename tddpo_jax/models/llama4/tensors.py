@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tddpo_jax.models.tensor_table import Kind, Tensor, Transform
+from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform
 
 WITH_VISION = "language_model."
 # The tensors of the vision part. They are not trained, and an export copies them.
@@ -31,6 +31,17 @@ def _halves(x: np.ndarray) -> np.ndarray:
 def _side_by_side(x: np.ndarray) -> np.ndarray:
     """The inverse of `_halves`."""
     return _turned(x.reshape(len(x), -1, x.shape[3]))
+
+
+# PEFT's outputs of the gate and the up product, which stand on the second axis.
+OUTPUTS = Transform(
+    lambda x: x.reshape(len(x), 2, -1, x.shape[2]), lambda x: x.reshape(len(x), -1, x.shape[3])
+)
+
+
+def _target(name: str, outputs: Transform | None) -> TargetParameter:
+    """PEFT takes the inputs of these products for their outputs."""
+    return TargetParameter(f"model.layers.{{}}.feed_forward.experts.{name}", outputs, swapped=True)
 
 
 def _tensor(prefix: str, part: str, path: str, kind: Kind, *axes: str) -> Tensor:
@@ -81,10 +92,10 @@ def _experts(row: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     return (
         row("feed_forward.router.weight", "router.weight", "router", "routes", "routed"),
         row(f"{experts}.gate_up_proj", "experts.gate_up.weight", "experts", *gate_up)._replace(
-            transform=Transform(_halves, _side_by_side)
+            transform=Transform(_halves, _side_by_side), target=_target("gate_up_proj", OUTPUTS)
         ),
         row(f"{experts}.down_proj", "experts.down.weight", "experts", *down)._replace(
-            transform=Transform(_turned, _turned)
+            transform=Transform(_turned, _turned), target=_target("down_proj", None)
         ),
     )
 
