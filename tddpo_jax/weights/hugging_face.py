@@ -350,8 +350,10 @@ def _carried(source: Path, config: DecoderConfig) -> dict[str, Path]:
 
     Buffers are among them, unless the source holds them packed.
     """
-    files = weight_files(source)
     buffers = hub_tensors(each for each in config.parameters if each.tensor.kind == "buffer")
+    if not buffers and not config.carried:
+        return {}  # the source may be a config alone
+    files = weight_files(source)
     copied = stored_whole(files, buffers)
     return {
         name: file
