@@ -360,12 +360,14 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
     for name, section in (
         ("model", ModelConfig()),
         ("data", DataConfig()),
-        ("train", TrainConfig()),
         ("lora", LoraConfig()),
     ):
         if isinstance(computed.get(name), dict):
             defaults = section.model_dump(mode="json")
             computed = {**computed, name: {**defaults, **computed[name]}}
+    if isinstance(computed.get("train"), dict):
+        # No other setting of this section came later, and axes of a grid are not among them.
+        computed = {**computed, "train": {"router": TrainConfig().router, **computed["train"]}}
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of
