@@ -91,10 +91,11 @@ class Decoder(nnx.Module):
         attend: Callable[..., Array] = attention,
         embed: Callable[..., Array] = look_up,
         experts: Callable[..., Array] = routed_sum,
+        note: Callable[[Route], Any] = _nothing,
         remat: Remat = "none",
         constrain: Callable[[Array], Array] = lambda x: x,
         dropout_key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
         """The hidden state of every stream position, after the last norm.
 
         Args:
@@ -104,13 +105,15 @@ class Decoder(nnx.Module):
             attend: takes queries, keys, values, the view and a layer's settings, as `attention`.
             embed: takes the embedding's table, the tokens and `dtype`, as `look_up`.
             experts: computes a layer's experts, as `routed_sum`.
+            note: takes the route of a layer with experts and gives what to keep of it.
             remat: what the backward pass recomputes: "none", "full" (everything) or "dots"
                 (everything but large products and attention's output).
             constrain: applied to the hidden states between layers, to pin their sharding.
             dropout_key: random key for the adapters' dropout; None: no dropout.
 
         Returns:
-            The hidden states, in `dtype`.
+            The hidden states, in `dtype`, and what `note` gave: one tree for each stack of layers
+            with experts, with its layers on the leading axis.
         """
 
         def attend_and_forget(
@@ -118,18 +121,19 @@ class Decoder(nnx.Module):
         ) -> tuple[Array, None]:
             return attend(q, k, v, view, **settings), None  # only a cache needs the latent
 
-        x, _, _ = self.through_layers(
+        x, _, notes = self.through_layers(
             tokens,
             view.position,
             attend_and_forget,
             dtype=dtype,
             embed=embed,
             experts=experts,
+            note=note,
             remat=remat,
             constrain=constrain,
             dropout_key=dropout_key,
         )
-        return self.norm(x)
+        return self.norm(x), notes
 
     def through_layers(
         self,
@@ -156,7 +160,7 @@ class Decoder(nnx.Module):
             dtype: as for `__call__`.
             embed: as for `__call__`.
             experts: as for `__call__`.
-            note: takes the route of a layer with experts and gives what to keep of it.
+            note: as for `__call__`.
             remat: as for `__call__`.
             constrain: as for `__call__`.
             dropout_key: as for `__call__`.

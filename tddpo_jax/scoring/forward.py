@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from tddpo_jax.batches.layout import Batch
 from tddpo_jax.models.attention.choice import Choice
-from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import attention
 from tddpo_jax.models.attention.view import View
-from tddpo_jax.models.decoder import Decoder, Where
+from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.models.experts.routing import Route
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.embedding import embed_over
@@ -103,18 +102,11 @@ def states_and_notes(
     Returns:
         The hidden states, and the notes of every stack of layers that have experts.
     """
-    attend, view = attention_over(how), view_of(batch)
-
-    def attend_and_forget(
-        _: Where, q: Array, k: Array, v: Array, *, latent: Latent | None = None, **settings: Any
-    ) -> tuple[Array, None]:
-        return attend(q, k, v, view, **settings), None  # only a cache needs the latent
-
-    x, _, notes = model.through_layers(
+    return model(
         batch.tokens,
-        view.position,
-        attend_and_forget,
+        view_of(batch),
         dtype=how.dtype,
+        attend=attention_over(how),
         embed=functools.partial(embed_over, how.rows.mesh),
         experts=experts_over(how.rows.mesh, how.experts),
         note=note,
@@ -122,4 +114,3 @@ def states_and_notes(
         constrain=lambda x: jax.lax.with_sharding_constraint(x, how.rows),
         dropout_key=dropout_key,
     )
-    return model.norm(x), notes

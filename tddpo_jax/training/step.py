@@ -31,7 +31,6 @@ from tddpo_jax.losses.objective import Objective
 from tddpo_jax.losses.pair_logps import PairLogps, pair_logps
 from tddpo_jax.models.architecture import DecoderConfig, expert_layers
 from tddpo_jax.models.decoder import Decoder
-from tddpo_jax.models.experts.experts import ExpertsShape
 from tddpo_jax.models.experts.routing import Route, load
 from tddpo_jax.models.experts.usage import Usage, balance_loss, usage
 from tddpo_jax.placement.computation import Computation
@@ -113,7 +112,7 @@ def log_probs_and_usage(
 
     model = nnx.merge(setting.graphdef, trained, frozen.base)
     states, notes = states_and_notes(model, batch, setting.how, note, key)
-    used = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *notes) if notes else None
+    used = jax.tree.map(_of_layers, *notes) if notes else None
     head = gathered_head(setting, model)
     logps = branch_logps(states, head, batch, with_tails=setting.objective.decoupled)
     if not setting.objective.exact_kl:
@@ -122,6 +121,11 @@ def log_probs_and_usage(
     ref_states = jax.lax.stop_gradient(hidden_states(reference, batch, setting.how))
     kl = branch_kl(states, head, ref_states, gathered_head(setting, reference), batch)
     return logps, kl, used
+
+
+def _of_layers(*stacks: Float[Array, "layers B E"]) -> Float[Array, "all_layers E"]:
+    """The sums over rows, for the layers of all stacks."""
+    return jnp.sum(jnp.concatenate(stacks), axis=1)
 
 
 def log_probs_of_one(
@@ -161,7 +165,9 @@ def loss_and_metrics(
     batch: Batch,
     totals: Totals,
     key: PRNGKeyArray | None,
-) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "layers E"] | None]]:
+) -> tuple[
+    Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "layers experts"] | None]
+]:
     """A micro-batch's part of the step's loss, and what it adds to `Sums`.
 
     That is the sums of its metrics over examples, and the choices of its tokens. The loss of the
@@ -176,16 +182,9 @@ def loss_and_metrics(
         return loss, ({**sums, "loss": loss}, None)
     if used.balance is not None:
         with jax.named_scope("router_loss"):
-            _, shape = _experts(setting)
-            sums[ROUTER_LOSS] = jnp.sum(batch.weight) * balance_loss(used.balance, shape.chosen)
+            sums[ROUTER_LOSS] = jnp.sum(batch.weight) * balance_loss(used.balance)
             loss += setting.router_loss * sums[ROUTER_LOSS] / totals.examples
     return loss, ({**sums, "loss": loss}, used.choices)
-
-
-def _experts(setting: StepSetting) -> tuple[int, ExpertsShape]:
-    found = expert_layers(setting.model)
-    assert found is not None
-    return found
 
 
 def summary(setting: StepSetting, knobs: Knobs, pairs: PairLogps) -> dict[str, Array]:

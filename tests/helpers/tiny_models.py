@@ -184,7 +184,7 @@ def plain_states(
     model: Decoder, tokens: Any, dtype: Any = jnp.float32, remat: Remat = "none"
 ) -> jax.Array:
     """Hidden states of plain sequences."""
-    return model(tokens, reading_order(*tokens.shape), dtype=dtype, remat=remat)
+    return model(tokens, reading_order(*tokens.shape), dtype=dtype, remat=remat)[0]
 
 
 hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
@@ -192,7 +192,7 @@ hidden_states = quick_jit(plain_states, static_argnames=("dtype", "remat"))
 
 def run(model: Decoder, batch: Batch, **settings: Any) -> jax.Array:
     """Hidden states of packed rows."""
-    return model(batch.tokens, view_of(batch), **{"dtype": jnp.float32, **settings})
+    return model(batch.tokens, view_of(batch), **{"dtype": jnp.float32, **settings})[0]
 
 
 def dense_attention(

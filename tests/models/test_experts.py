@@ -12,8 +12,6 @@ from tddpo_jax.models.experts import chunks
 from tddpo_jax.models.experts.experts import Bank, Banks, ExpertsShape, routed_sum, router_logits
 from tddpo_jax.models.experts.grouped import tile_rows
 from tddpo_jax.models.experts.routing import (
-    choices_of_experts,
-    load,
     sigmoid_in_groups,
     sigmoid_of_best,
     softmax_of_best,
@@ -192,11 +190,3 @@ def test_groups_choose_before_experts():
     route = sigmoid_in_groups(logits, correction, 2, groups=2, kept_groups=1, factor=2.5)
     np.testing.assert_array_equal(route.expert, [[3, 5]])
     np.testing.assert_allclose(route.weight, [[2.5 * 0.6 / 1.05, 2.5 * 0.45 / 1.05]], rtol=1e-6)
-
-
-def test_the_load_counts_tokens_that_are_real():
-    """Three real tokens with two choices each, of four experts: 3, 2, 1, 0; the mean is 1.5."""
-    expert = jnp.array([[0, 1], [0, 1], [0, 2], [3, 3]])
-    counts = choices_of_experts(expert, jnp.array([1.0, 1.0, 1.0, 0.0]), 4)
-    np.testing.assert_array_equal(counts, [3, 2, 1, 0])
-    assert load(counts) == 2

@@ -1,13 +1,6 @@
-"""Tiny models of every family beside what transformers makes of them.
+"""Tiny models of every family beside what transformers makes of them."""
 
-`golden/FAMILY/model` has the hub's own layout. `golden/FAMILY/golden.json` holds the numbers of
-transformers 5.24 in float32 with eager attention. Its own error against float64 is below 1e-5. A
-mistake of a family's mathematics changes a log-prob by 1e-3 to 6."""
-
-import dataclasses
 import functools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +9,20 @@ import peft
 import pytest
 import tiny_models
 import torch
+from golden_families import FAMILIES, GOLDEN, largest_error, load, numbers_of, packed
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.__main__ import generate_command
 from tddpo_jax.adapters.adapter_set import adapter_set
 from tddpo_jax.adapters.peft_files import export_adapter
-from tddpo_jax.batches.layout import Example, Shape
-from tddpo_jax.batches.packing import pack
 from tddpo_jax.commands.exit_status import run_command
 from tddpo_jax.generation import generator
 from tddpo_jax.generation.batching import continue_prompts
 from tddpo_jax.generation.sampling import Sampling
 from tddpo_jax.losses.logprobs import branch_logps
-from tddpo_jax.models import rope
-from tddpo_jax.models.architecture import kinds_of_layers, stacks
-from tddpo_jax.models.attention import ranges
-from tddpo_jax.models.deepseek import indexer, latent_attention
-from tddpo_jax.models.deepseek import model as deepseek
-from tddpo_jax.models.experts import routing
+from tddpo_jax.models.architecture import kinds_of_layers
 from tddpo_jax.models.fp8 import FP8
-from tddpo_jax.models.gpt_oss import model as gpt_oss
-from tddpo_jax.models.llama.model import Block as LlamaBlock
-from tddpo_jax.models.llama4 import model as llama4
-from tddpo_jax.models.rope import Yarn, rotate
 from tddpo_jax.models.tensor_table import hub_tensors, parameter_count, stored_tensors_of
 from tddpo_jax.placement.computation import Computation
 from tddpo_jax.placement.shardings import path_name, place, row_sharding
@@ -49,47 +32,22 @@ from tddpo_jax.weights import hugging_face
 # A checkpoint may hold a layer that predicts further tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:.*predicts further tokens")
 
-GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir())
 # Maverick's layers are Scout's, and one without experts. What compiles long is tested on Scout.
 # Only Maverick has all names of adapters.
 COMPILED_LONG = [name for name in FAMILIES if name != "llama4-maverick"]
 ADAPTED = [name for name in FAMILIES if name != "llama4-scout"]
-RESPONSES = ("chosen", "rejected")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     """The folder of the model, and transformers' numbers."""
     folder = GOLDEN / request.param
-    return folder / "model", json.loads((folder / "golden.json").read_text())
-
-
-def load(name):
-    return hugging_face.load(GOLDEN / name / "model", tiny_models.one_device(), jnp.float32)
+    return folder / "model", numbers_of(request.param)
 
 
 @pytest.fixture(scope="module")
 def model(family):
     return load(family[0].parent.name)
-
-
-def examples_of(numbers):
-    return [
-        Example(
-            row,
-            np.array(pair["prompt_ids"], np.int32),
-            tuple(np.array(pair[f"{name}_ids"], np.int32) for name in RESPONSES),
-        )
-        for row, pair in enumerate(numbers["pairs"])
-    ]
-
-
-def packed(numbers, rows):
-    (batch,) = pack(
-        examples_of(numbers), [Shape(rows, max(512 // rows, 96), max(400 // rows, 80), 6)]
-    )
-    return batch
 
 
 def test_the_table_holds_the_model(family, model):
@@ -101,30 +59,6 @@ def test_the_table_holds_the_model(family, model):
 def test_two_loads_have_one_structure(family, model):
     """So no program is traced again for the second, and trees of both can be mapped together."""
     assert jax.tree.structure(load(family[0].parent.name)) == jax.tree.structure(model)
-
-
-@tiny_models.quick_jit
-def token_logps(model, batch):
-    """The log-prob of every target of one packed row."""
-    states = tiny_models.run(model, batch)[0, batch.score_position[0]]
-    log_probs = jax.nn.log_softmax(states @ model.head_weight.T)
-    return jnp.take_along_axis(log_probs, batch.score_target[0][:, None], axis=1)[:, 0]
-
-
-def largest_error(model, numbers):
-    """Of any token's log-prob, in nats, where both responses of a pair share their prompt."""
-    batch = packed(numbers, 1)
-    found = np.asarray(token_logps(model, jax.tree.map(jnp.asarray, batch)))
-    position, errors = batch.positions[0][batch.score_position[0]], []
-    for number, row in enumerate(batch.example[0]):
-        pair = numbers["pairs"][row]
-        for branch, name in enumerate(RESPONSES):
-            # The chosen response is stored reversed, and so are its scores.
-            own = batch.score_branch[0] == 2 * number + branch
-            order = np.argsort(position[own])
-            np.testing.assert_array_equal(batch.score_target[0][own][order], pair[f"{name}_ids"])
-            errors.append(np.abs(found[own][order] - pair[f"{name}_logps"]).max())
-    return max(errors)
 
 
 def test_every_token_has_the_log_prob_of_transformers(family, model):
@@ -275,218 +209,3 @@ def test_peft_computes_with_our_adapter_what_we_compute(family, model, tmp_path)
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
     adapted_modules = {name for name, _ in theirs.named_parameters() if "lora_" in name}
     assert not any("vision" in name for name in adapted_modules)
-
-
-# ---- mistakes ------------------------------------------------------------------------------------
-
-
-def with_config(**changes):
-    """A mistake in one number of the config."""
-
-    def change(model, patch):
-        model.config = dataclasses.replace(model.config, **changes)
-
-    return change
-
-
-def plain_norms(model, patch):
-    """`w` in place of `1 + w`."""
-    for each in model.config.parameters:
-        if each.tensor.kind == "norm":
-            weight = functools.reduce(getattr, each.path.split("."), model)
-            weight[...] = weight[...] - 1
-
-
-def no_head_norms(model, patch):
-    patch.setattr(LlamaBlock, "queries_keys_values", without_norms(LlamaBlock.queries_keys_values))
-
-
-def without_norms(method):
-    def plain(block, *args):
-        block.q_norm = block.k_norm = lambda x: x
-        return method(block, *args)
-
-    return plain
-
-
-def unscaled_embedding(model, patch):
-    patch.setattr(type(model.config), "embedding_scale", 1.0)
-
-
-def exact_gelu(model, patch):
-    gelu = jax.nn.gelu
-    patch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
-
-
-def without(path):
-    """A parameter of every layer is zero."""
-
-    def change(model, patch):
-        for each in model.config.parameters:
-            if each.tensor.path == path:
-                weight = functools.reduce(getattr, each.path.split("."), model)
-                weight[...] = jnp.zeros_like(weight[...])
-
-    return change
-
-
-def no_sinks(model, patch):
-    """A sink of minus infinity takes no weight; zero would take some."""
-    for each in model.config.parameters:
-        if each.tensor.path == "sinks":
-            weight = functools.reduce(getattr, each.path.split("."), model)
-            weight[...] = jnp.full_like(weight[...], -1e9)
-
-
-def with_yarn(model, patch):
-    yarn = dataclasses.replace(model.config.yarn, whole_bounds=True)
-    model.config = dataclasses.replace(model.config, yarn=yarn)
-    in_blocks(model)
-
-
-def in_blocks(model):
-    """The blocks have the config of the model."""
-    for block in blocks(model):
-        block.config = model.config
-
-
-def blocks(model):
-    """The blocks of all stacks of layers."""
-    found = stacks(model.config.segments)
-    return [getattr(model, stack.name) for segment in found for stack in segment]
-
-
-def no_attention_factor(model, patch):
-    patch.setattr(Yarn, "attention_factor", 1.0)
-
-
-def no_limit(model, patch):
-    with_experts(activation=gpt_oss.Clamped(1e9))(model, patch)
-
-
-def with_experts(**changes):
-    """A mistake in one setting of the experts."""
-
-    def change(model, patch):
-        for block in blocks(model):
-            block.experts.shape = dataclasses.replace(block.experts.shape, **changes)
-
-    return change
-
-
-def softmax_first(model, patch):
-    def route(logits, count):
-        expert = routing.softmax_of_best(logits, count).expert
-        return routing.Route(expert, jnp.take_along_axis(jax.nn.softmax(logits), expert, axis=-1))
-
-    patch.setattr(gpt_oss, "softmax_of_best", route)
-
-
-def halves_in_place_of_turns(model, patch):
-    for block in blocks(model):
-        gate_up = block.experts.gate_up
-        for part in (gate_up.weight, gate_up.bias):
-            turns = part[...].swapaxes(2, 3)
-            part[...] = turns.reshape(part.shape)
-
-
-def no_norms_of_local_heads(model, patch):
-    with_config(head_norms=False)(model, patch)
-    in_blocks(model)
-
-
-def rope_everywhere(model, patch):
-    for block in blocks(model):
-        block.is_local = True
-
-
-def halves_that_turn(model, patch):
-    patch.setattr(llama4, "rotate", lambda x, angle, pairs: rope.rotate(x, angle))
-
-
-def in_router(**changes):
-    """A mistake in one number of the routers."""
-
-    def change(model, patch):
-        router = model.layers_1_0.router
-        router.config = dataclasses.replace(router.config, **changes)
-
-    return change
-
-
-def not_normalised(model, patch):
-    def route(logits, correction, count, *, factor, **settings):
-        found = routing.sigmoid_in_groups(logits, correction, count, factor=factor, **settings)
-        scores = jnp.take_along_axis(jax.nn.sigmoid(logits), found.expert, axis=-1)
-        return routing.Route(found.expert, factor * scores)
-
-    patch.setattr(deepseek, "sigmoid_in_groups", route)
-
-
-def rope_of_halves(model, patch):
-    patch.setattr(latent_attention, "rotate", lambda x, angle, factor, _: rotate(x, angle, factor))
-
-
-def all_keys(model, patch):
-    patch.setattr(ranges, "with_choice", lambda seen, *_: seen)
-
-
-def one_key_more(model, patch):
-    for stack in ("layers_0_0", "layers_1_0"):
-        own = getattr(model, stack).attention.indexer
-        own.shape = dataclasses.replace(own.shape, most=own.shape.most + 1)
-
-
-def adjacent_rope_in_the_indexer(model, patch):
-    patch.setattr(indexer, "rotate", lambda *args: rotate(*args, "adjacent"))
-
-
-MISTAKES = {
-    "no chunks": ("llama4-scout", with_config(chunk=None)),
-    "no temperature": ("llama4-scout", with_config(temperature=None)),
-    "no norms of local heads": ("llama4-scout", no_norms_of_local_heads),
-    "rope everywhere": ("llama4-scout", rope_everywhere),
-    "no stretching of rope": ("llama4-scout", with_config(rope_scaling=None)),
-    "a score on the output": ("llama4-scout", with_experts(weighs_input=False)),
-    "halves that turn": ("llama4-scout", halves_that_turn),
-    "all keys": ("deepseek-v32", all_keys),
-    "one key more": ("deepseek-v32", one_key_more),
-    "adjacent rope in the indexer": ("deepseek-v32", adjacent_rope_in_the_indexer),
-    "no correction of the choice": ("deepseek-v3", without("router.correction")),
-    "no groups": ("deepseek-v3", in_router(kept_groups=4)),
-    "weights that are not normalised": ("deepseek-v3", not_normalised),
-    "no factor of the weights": ("deepseek-v3", in_router(route_factor=1.0)),
-    "no magnitude": ("deepseek-v3", with_config(score_factor=1.0)),
-    "rope of halves": ("deepseek-v3", rope_of_halves),
-    "no yarn": ("deepseek-v3", with_config(yarn=None)),
-    "no sinks": ("gpt-oss", no_sinks),
-    "no window in gpt-oss": ("gpt-oss", with_config(window=10**6)),
-    "no limit": ("gpt-oss", no_limit),
-    "a blunt activation": ("gpt-oss", lambda _, patch: patch.setattr(gpt_oss, "SHARPNESS", 1.0)),
-    "whole bounds": ("gpt-oss", with_yarn),
-    "no attention factor": ("gpt-oss", no_attention_factor),
-    "no bias of the router": ("gpt-oss", without("router.bias")),
-    "no bias of the experts": ("gpt-oss", without("experts.down.bias")),
-    "softmax before the choice": ("gpt-oss", softmax_first),
-    "halves in place of turns": ("gpt-oss", halves_in_place_of_turns),
-    "no window": ("gemma3-text", with_config(window=10**6)),
-    "a window of one more": ("gemma3-text", with_config(window=9)),
-    "one theta": ("gemma3-text", with_config(local_theta=1e6)),
-    "plain norms": ("gemma3-text", plain_norms),
-    "no embedding scale": ("gemma3-text", unscaled_embedding),
-    "exact gelu": ("gemma3-text", exact_gelu),
-    "no rope scaling": ("gemma3", with_config(rope_factor=1.0)),
-    "no norms of heads": ("qwen3", no_head_norms),
-    "another theta": ("qwen3", with_config(rope_theta=1e4)),
-    "scores by head size": ("gemma3", with_config(score_scalar=20.0)),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found(mistake, monkeypatch):
-    """Each changes some log-prob by ten times the bound of the test above, or more."""
-    name, make = MISTAKES[mistake]
-    model, numbers = load(name), json.loads((GOLDEN / name / "golden.json").read_text())
-    make(model, monkeypatch)
-    token_logps.clear_cache()
-    assert largest_error(model, numbers) > 1e-3

@@ -115,7 +115,7 @@ def test_positions_are_read_and_storage_order_is_free():
     model, length = tiny_models.llama(), TOKENS.shape[1]
     expected = tiny_models.hidden_states(model, TOKENS)
     stored = np.broadcast_to(np.arange(length), TOKENS.shape)
-    hidden = jax.jit(lambda model, *arguments: model(*arguments, dtype=jnp.float32))
+    hidden = jax.jit(lambda model, *arguments: model(*arguments, dtype=jnp.float32)[0])
     end = np.full_like(stored, length)
     backwards = hidden(model, TOKENS[:, ::-1], View(stored, end, stored[:, ::-1]))
     np.testing.assert_allclose(backwards[:, ::-1], expected, atol=1e-4)

@@ -81,14 +81,6 @@ def sigmoid_in_groups(
     return Route(expert, factor * weight / total, logits)
 
 
-def choices_of_experts(
-    expert: Int[Array, "*N K"], times: Float[Array, "*N"], experts: int
-) -> Float[Array, " E"]:
-    """How often each expert is chosen, where a token counts so many times; padding: 0."""
-    hot = jax.nn.one_hot(expert, experts, dtype=jnp.float32)
-    return jnp.sum(hot * times[..., None, None], axis=tuple(range(expert.ndim)))
-
-
 def load(choices: Float[Array, "*L E"]) -> Float[Array, "*L"]:
     """The largest share of an expert over the mean share: 1 if all are chosen equally often."""
     most, mean = jnp.max(choices, axis=-1), jnp.mean(choices, axis=-1)
