@@ -48,7 +48,7 @@ class Sums(NamedTuple):
     gradients: nnx.State
     metrics: dict[str, Float[Array, ""]]
     # How often tokens choose each expert of each layer; None for a model without experts.
-    choices: Float[Array, "layers experts"] | None = None
+    choices: Float[Array, "layers E"] | None = None
 
 
 class Totals(NamedTuple):

@@ -165,9 +165,7 @@ def loss_and_metrics(
     batch: Batch,
     totals: Totals,
     key: PRNGKeyArray | None,
-) -> tuple[
-    Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "layers experts"] | None]
-]:
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Float[Array, "layers E"] | None]]:
     """A micro-batch's part of the step's loss, and what it adds to `Sums`.
 
     That is the sums of its metrics over examples, and the choices of its tokens. The loss of the
