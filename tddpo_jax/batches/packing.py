@@ -56,7 +56,7 @@ def _sizes(examples: Sequence[Example], responses: int, plain: bool) -> _Sizes:
     )
 
 
-def _widths(shapes: Sequence[Shape]) -> list[int]:
+def widths_of(shapes: Sequence[Shape]) -> list[int]:
     """All widths of causal rows, widest first."""
     return sorted({width for shape in shapes for width, _ in shape.causal_rows}, reverse=True)
 
@@ -76,7 +76,7 @@ def _micro_batches(sizes: _Sizes, shapes: Sequence[Shape]) -> list[tuple[Shape, 
     Returns:
         For each micro-batch its shape, and for each of its rows the numbers of its examples.
     """
-    widths = _widths(shapes)
+    widths = widths_of(shapes)
     needs, capacities = sizes.needs(widths), [_capacities(shape, widths) for shape in shapes]
     # A unit is one micro-batch of the shortest shape. Each longer shape is worth two of the next.
     units = -(-int(needs[:, 0].sum()) // (shapes[-1].rows * shapes[-1].length))
@@ -143,7 +143,7 @@ def pack(
                 f"row {example.place} of the data needs {length} positions, "
                 f"but a packed row has {shapes[0].length}"
             )
-    widths = _widths(shapes)
+    widths = widths_of(shapes)
     assert (sizes.needs(widths) <= _capacities(shapes[0], widths)).all(), (
         "an example needs more scores or causal rows than a row of the first shape has"
     )

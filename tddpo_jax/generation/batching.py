@@ -216,8 +216,11 @@ def _rows_that_fit(config: DecoderConfig, slots: int, dtype: Any, mesh: Mesh) ->
     """The largest number of rows whose cache fits the devices, rounded as by `_row_bucket`."""
     row_bytes = cached_numbers(config) * slots * jnp.dtype(dtype).itemsize
     stats = mesh.local_devices[0].memory_stats()
+    # Every tensor device holds latents whole. Keys and values of heads are shared.
+    latent = any(layer.attention.cached is not None for _, layer in kinds_of_layers(config))
+    devices = row_devices(mesh) if latent else mesh.size
     free = CPU_CACHE_BYTES // mesh.size
     if stats is not None:
         free = int(CACHE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
-    rows = max(free * mesh.size // row_bytes, row_devices(mesh))
+    rows = max(free * devices // row_bytes, row_devices(mesh))
     return next(size for size in range(rows, 0, -1) if _row_bucket(size, mesh) <= rows)

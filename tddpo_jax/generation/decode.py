@@ -50,10 +50,13 @@ LATENT_SPEC = PartitionSpec(None, ROWS)  # all heads share a latent
 
 
 class Cache(NamedTuple):
-    """Rotated keys, and values, of every slot, for all layers of a stack or for one layer."""
+    """Rotated keys, and values, of every slot, for all layers of a stack or for one layer.
+
+    Where both are made of latents, it holds these in place of the keys.
+    """
 
     keys: Float[Array, "*L B K S size"]
-    values: Float[Array, "*L B K S value_size"] | None  # None: the keys are latents, and the values
+    values: Float[Array, "*L B K S value_size"] | None  # None: the keys are these too
     indexed: Float[Array, "*L B 1 S features"] | None = None  # keys of an indexer
 
     @property
@@ -381,9 +384,10 @@ def _chosen_slots(
     start: Int[Array, " B"],
     end: Int[Array, ""],
 ) -> Bool[Array, "B S"] | None:
-    """The slots that an indexer leaves to a new token, and last whether it leaves the token itself.
+    """The slots that an indexer leaves to a new token.
 
-    The arguments are those of `_attend_cached`. None: it leaves all of a cache of this size.
+    The last column says whether it leaves the token itself. The arguments are those of
+    `_attend_cached`. None: it leaves all of a cache of this size.
     """
     assert cache.indexed is not None
     index = jax.lax.dynamic_index_in_dim(cache.indexed, layer, keepdims=False)[:, 0]

@@ -25,9 +25,9 @@ SATURATED = "margins/saturated"
 # Those of examples of one response: there is no second one to compare it with.
 RESPONSE_METRICS = ("loss", "rewards/chosen", "logps/chosen", "kl")
 
-# Of models with experts, while they train: the largest share that an expert has of the tokens'
-# choices over the mean share, in the layer where it is largest, and the loss of trained routers.
-EXPERT_LOAD, ROUTER_LOSS = "experts/load", "aux_loss"
+# These two are metrics of training steps of models with experts.
+EXPERT_LOAD = "experts/load"  # largest share of an expert over the mean share, over all layers
+ROUTER_LOSS = "aux_loss"  # the loss of trained routers; `loss` has it times its weight
 
 # How fast a step was; these alone may differ between a run and its repetition.
 TIMING_METRICS = ("pairs_per_second", "examples_per_second", "mfu")

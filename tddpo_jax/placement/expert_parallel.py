@@ -11,7 +11,6 @@ for ever, each in the loop that the other had not reached.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,14 +51,10 @@ def experts_over(
             banks: Banks,
         ) -> Float[Array, "B T D"]:
             if spread:
-                gather = functools.partial(jax.lax.all_gather, axis_name="fsdp", tiled=True)
-                # In one order on every device: collectives may wait for each other on a CPU.
-                x = gather(x)
-                x, expert, weight = jax.lax.optimization_barrier((x, expert, weight))
-                weight = gather(weight)
-                weight, expert = jax.lax.optimization_barrier((weight, expert))
-                expert = gather(expert)
-                banks = Banks(*(_with_gate(bank, gather) for bank in banks))
+                gates = tuple(bank.gate for bank in banks)
+                x, weight, expert, gates = _gathered((x, weight, expert, gates))
+                pairs = zip(banks, gates, strict=True)
+                banks = Banks(*(bank._replace(gate=gate) for bank, gate in pairs))
             first = jax.lax.axis_index("fsdp") * banks.down.weight.shape[0]
             out = in_parts(
                 x, Route(expert, weight), banks, shape, implementation=implementation, first=first
@@ -86,8 +81,19 @@ def experts_over(
     return run
 
 
-def _with_gate(bank: Bank, gather: Callable[[Array], Array]) -> Bank:
-    return bank if bank.gate is None else bank._replace(gate=gather(bank.gate))
+def _gathered(rows: Any) -> Any:
+    """The rows of all devices of an fsdp group, for every array of a tree.
+
+    One array follows the other on every device. On a CPU, collectives without an order may wait for
+    each other.
+    """
+    leaves, structure = jax.tree.flatten(rows)
+    done: list[Array] = []
+    for leaf in leaves:
+        if done:
+            done[-1], leaf = jax.lax.optimization_barrier((done[-1], leaf))
+        done.append(jax.lax.all_gather(leaf, "fsdp", tiled=True))
+    return jax.tree.unflatten(structure, done)
 
 
 def _present(bank: Bank, places: tuple[PartitionSpec, ...]) -> Any:

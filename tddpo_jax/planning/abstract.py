@@ -75,6 +75,13 @@ def abstract_weights(
     )
 
 
+def abstract_model(model_config: DecoderConfig, dtype: Any) -> nnx.State:
+    """The shapes and dtypes of a model's weights, as they are loaded."""
+    return nnx.state(
+        jax.eval_shape(lambda: with_weights_in(Decoder(model_config, jax.random.key(0)), dtype))
+    )
+
+
 def placed(weights: nnx.State, model_config: DecoderConfig, mesh: Mesh | AbstractMesh) -> nnx.State:
     """Gives parameters, including quantised ones, the shardings of the model's table."""
     specs = parameter_specs(model_config)

@@ -11,7 +11,7 @@ import numpy as np
 from tddpo_jax.batches.layout import Example, Shape
 from tddpo_jax.batches.packing import pack, padding_share
 from tddpo_jax.config.schema import Config
-from tddpo_jax.models.architecture import DecoderConfig, kinds_of_layers
+from tddpo_jax.models.architecture import DecoderConfig, expert_layers, kinds_of_layers
 from tddpo_jax.models.flops import forward_flops, layer_weights, useful_flops
 from tddpo_jax.planning.compiler import DEVICES_OF_A_HOST
 from tddpo_jax.planning.memory import Memory, planned_dtype, weights_at_work
@@ -34,6 +34,7 @@ class Work:
     order: Order
     micro_batches: float  # mean number of micro-batches in a step
     padding: float  # share of stream positions that hold no token
+    positions: float  # mean number of stream positions in a step, padding included
     forward: float  # mean operations of a forward pass over an example
     reference: float  # mean operations of the reference's pass over an example
     flops: float  # mean useful operations of training one policy on an example
@@ -47,7 +48,8 @@ class Time:
     floor: float  # time of the useful operations at the data sheet's rate
     expected: float  # `memory`, plus all operations and padding at `EXPECTED_SHARE` of that rate
     memory: float  # time to read and write weights, sums and moments
-    moving: float  # time to move weights and gradients between devices, if nothing hides it
+    # Time to move weights, gradients and experts' tokens between devices, if nothing hides it.
+    moving: float
 
 
 def work_of(
@@ -75,14 +77,15 @@ def work_of(
     first_steps = range(min(4, order.total_steps))
     steps = [pack(order.examples_of(examples, step), shapes) for step in first_steps]
     frozen = config.train.mode != "full"
-    forward = float(np.mean([forward_flops(model, each) for each in examples]))
+    forward = _forward(model, examples)
     flops = float(np.mean([useful_flops(model, each, frozen_base=frozen) for each in examples]))
     return Work(
         order=order,
         micro_batches=float(np.mean([len(batches) for batches in steps])),
         padding=padding_share([batch for batches in steps for batch in batches]),
+        positions=float(np.mean([sum(each.tokens.size for each in step) for step in steps])),
         forward=forward,
-        reference=float(np.mean([forward_flops(reference, each) for each in examples])),
+        reference=forward if reference == model else _forward(reference, examples),
         # For the exact KL, each step also computes the reference's logits.
         flops=flops + (forward if config.loss.exact_kl else 0.0),
         members=members,
@@ -117,13 +120,34 @@ def expected_time(
     weights = itemsize * gathered / sizes["tensor"]
     trips = (3 if full else 2) if sizes["fsdp"] > 1 else 0
     moved = trips * weights * (sizes["fsdp"] - 1) / sizes["fsdp"]
+    moved = moved * work.micro_batches + _tokens_to_experts(config, model, work)
     link = device.link if devices <= DEVICES_OF_A_HOST else min(device.link, NETWORK)
     return Time(
         floor=(work.flops * trained_on + reference) / rate,
         expected=(training + reference) / (rate * EXPECTED_SHARE) + through_memory,
         memory=through_memory,
-        moving=moved * work.micro_batches * order.total_steps / link,
+        moving=moved * order.total_steps / link,
     )
+
+
+def _forward(model: DecoderConfig, examples: list[Example]) -> float:
+    """The mean operations of a forward pass."""
+    return float(np.mean([forward_flops(model, each) for each in examples]))
+
+
+def _tokens_to_experts(config: Config, model: DecoderConfig, work: Work) -> float:
+    """Bytes of tokens that reach a device in a step, to its experts and back.
+
+    The devices of an fsdp group gather their tokens before experts, and scatter the sums. The
+    backward pass does both again, and it gathers once more unless everything was kept.
+    """
+    found, mesh = expert_layers(model), config.mesh
+    if found is None:
+        return 0.0
+    layers, _ = found
+    trips = 4 if config.model.remat == "none" else 5
+    own = work.positions / (mesh.data * mesh.fsdp)
+    return trips * layers * own * (mesh.fsdp - 1) * model.width * planned_dtype(config).itemsize
 
 
 def _traffic(config: Config, model: DecoderConfig, memory: Memory, work: Work) -> float:

@@ -11,19 +11,19 @@ from jax.sharding import AbstractMesh, AxisType
 from tddpo_jax.batches.layout import Shape
 from tddpo_jax.config.schema import Config, MeshConfig
 from tddpo_jax.losses.logprobs import CHUNK
-from tddpo_jax.models.architecture import DecoderConfig, Layer, kinds_of_layers
+from tddpo_jax.models.architecture import DecoderConfig, Layer, expert_layers, kinds_of_layers
 from tddpo_jax.models.experts.chunks import choices_of_part
 from tddpo_jax.models.flops import layer_weights
 from tddpo_jax.placement.computation import compute_dtype
 from tddpo_jax.placement.mesh import row_devices
 from tddpo_jax.placement.shardings import bytes_of_device, on, tree_shardings
-from tddpo_jax.planning.abstract import abstract_weights, placed
+from tddpo_jax.planning.abstract import abstract_model, abstract_weights, placed
 from tddpo_jax.system.devices import Device
 from tddpo_jax.training.optimizer import make_optimizer
 
 # The share of memory for the CUDA context, NCCL, cuDNN's workspaces and fragmentation.
 SPARE_SHARE = 0.09
-ROW_STEP = 1024
+ROW_STEP, LONG_ROW = 1024, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Memory:
     optimizer: int  # the optimiser's moments
     sums: int  # sums of gradients
     gathered: int  # layers in use, gathered or copied, the head, and logits
-    experts: int  # a part of the choices of tokens, where experts are at work
+    experts: int  # what experts compute at once
     activations: int  # activations of a micro-batch
 
     @property
@@ -97,7 +97,7 @@ def arithmetic(config: Config, model: DecoderConfig, shape: Shape, members: int 
     )
 
 
-def separate_reference_bytes(config: Config, reference: DecoderConfig) -> int:
+def separate_reference_bytes(config: Config, reference: DecoderConfig, shape: Shape) -> int:
     """Bytes on one device while the model of `model.reference` scores the data.
 
     That is before the policy is loaded. Its weights are frozen, as under adapters.
@@ -105,12 +105,17 @@ def separate_reference_bytes(config: Config, reference: DecoderConfig) -> int:
     Args:
         config: settings of the run.
         reference: the shape of that model.
+        shape: shape of a micro-batch.
     """
-    train = config.train.model_copy(update={"mode": "lora"})
-    frozen = config.model_copy(update={"train": train})
-    weights = abstract_weights(frozen, reference, planned_dtype(config))[2]
-    of_device = bytes_of_device(placed(weights, reference, abstract_mesh(config.mesh)))
-    return of_device + _gathered(frozen, reference, members=1)
+    mesh, dtype = abstract_mesh(config.mesh), planned_dtype(config)
+    frozen = config.model_copy(update={"train": config.train.model_copy(update={"mode": "lora"})})
+    weights = abstract_model(reference, dtype)
+    tokens = shape.rows * shape.length // row_devices(mesh)
+    return (
+        bytes_of_device(placed(weights, reference, mesh))
+        + _gathered(frozen, reference, members=1)
+        + _experts_at_work(config, reference, tokens)
+    )
 
 
 def planned_dtype(config: Config) -> Any:
@@ -127,7 +132,9 @@ def activations_of_token(config: Config, model: DecoderConfig) -> int:
     The layer whose gradients are being computed holds about twenty arrays of the width, including
     norms, causal rows and cotangents, and four arrays of the feed-forward. These numbers are fitted
     to XLA's reports for all modes on 1 and 8 GPUs. Before experts, a device gathers the tokens of
-    its fsdp group, and holds them about four and a half times (see `_experts_at_work`).
+    its fsdp group, and holds them about four and a half times; this is fitted as in
+    `_experts_at_work`. The twenty arrays were fitted where attention is as wide as the hidden
+    states. DeepSeek's is more than three times as wide, which this leaves out.
     """
     shared, kinds = config.mesh.tensor, list(kinds_of_layers(model))
 
@@ -157,10 +164,13 @@ def _products_of_token(layer: Layer) -> int:
 
 
 def _feed_forward(layer: Layer) -> int:
-    """Hidden features of a token in the feed-forwards that all tokens use."""
-    outputs = {t.axes[0] for t in layer.tensors if t.kind == "linear"}
-    names = outputs & {"feed_forward", "shared_feed_forward"}
-    return sum(layer.sizes[name] for name in names)
+    """Hidden features of a token in the feed-forwards that all tokens use.
+
+    These are the inputs of linear layers that add to the hidden states, without attention's.
+    """
+    adding = [t.axes for t in layer.tensors if t.kind == "linear" and t.axes[0] == "width"]
+    attended = layer.attention.heads * layer.attention.value_size
+    return sum(layer.sizes[inputs] for _, inputs in adding) - attended
 
 
 def _experts_at_work(config: Config, model: DecoderConfig, tokens: int) -> int:
@@ -174,13 +184,12 @@ def _experts_at_work(config: Config, model: DecoderConfig, tokens: int) -> int:
         model: the model's shape.
         tokens: number of tokens of a micro-batch on each device.
     """
-    mesh, sizes = config.mesh, [0]
-    for _, layer in kinds_of_layers(model):
-        if (experts := layer.experts) is not None:
-            choices = tokens * mesh.fsdp * experts.chosen
-            rows = min(choices, choices_of_part(experts.experts))
-            sizes.append(9 * rows * experts.feed_forward // mesh.tensor)
-    return planned_dtype(config).itemsize * max(sizes)
+    found, mesh = expert_layers(model), config.mesh
+    if found is None:
+        return 0
+    _, experts = found
+    rows = min(tokens * mesh.fsdp * experts.chosen, choices_of_part(experts.experts))
+    return planned_dtype(config).itemsize * 9 * rows * experts.feed_forward // mesh.tensor
 
 
 def weights_at_work(layer: Layer, fsdp: int) -> int:
@@ -223,6 +232,8 @@ def longest_row(
         room: bytes of one device that the run may use.
         members: number of policies that train in one program.
     """
-    longer = arithmetic(config, model, dataclasses.replace(shape, length=ROW_STEP), members)
+    # In rows of this length, experts are at work on whole parts. Longer ones need no more for that.
+    steps = LONG_ROW // ROW_STEP
+    longer = arithmetic(config, model, dataclasses.replace(shape, length=LONG_ROW), members)
     fixed = longer.peak - longer.activations
-    return max(0, (room - fixed) // longer.activations) * ROW_STEP
+    return max(0, (room - fixed) * steps // longer.activations) * ROW_STEP

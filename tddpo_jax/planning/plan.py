@@ -8,6 +8,7 @@ otherwise those stated in `planning/lengths.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import subprocess
 from pathlib import Path
@@ -37,7 +38,12 @@ from tddpo_jax.planning.memory import (
     usable,
 )
 from tddpo_jax.system.devices import Device, find_device
-from tddpo_jax.training.shared import check_loss, check_own_losses, micro_batch_shapes
+from tddpo_jax.training.shared import (
+    check_keys,
+    check_loss,
+    check_own_losses,
+    micro_batch_shapes,
+)
 from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import model_folder
 
@@ -62,7 +68,7 @@ class Plan:
     shapes: tuple[Shape, ...]
     work: Work
     memory: Memory  # estimate by arithmetic
-    separate: int  # bytes while the model of `model.reference` scores the data; 0 without one
+    reference: DecoderConfig | None  # shape of the model of `model.reference`, if there is one
     time: Time
     compiled: dict[str, Report]  # reports by the compiler's name
     failed: dict[str, str]  # reasons of compilers that gave no report
@@ -73,8 +79,18 @@ class Plan:
 
         A separate reference is gone before the policy is loaded, so the larger of both counts.
         """
-        step = self.compiled.get(XLA_CUDA, self.memory)
-        return max(step.peak, self.separate)
+        return max(self._step, self.separate)
+
+    @property
+    def _step(self) -> int:
+        return self.compiled.get(XLA_CUDA, self.memory).peak
+
+    @functools.cached_property
+    def separate(self) -> int:
+        """Bytes while the model of `model.reference` scores the data; 0 without one."""
+        if self.reference is None:
+            return 0
+        return separate_reference_bytes(self.config, self.reference, self.shapes[0])
 
     @property
     def fits(self) -> bool:
@@ -87,7 +103,7 @@ class Plan:
 
         If the compiler needs more than arithmetic estimates, the difference is kept free.
         """
-        return usable(self.sheet) - max(0, self.peak - self.memory.peak)
+        return usable(self.sheet) - max(0, self._step - self.memory.peak)
 
     @property
     def longest_row(self) -> int:
@@ -134,6 +150,8 @@ def make_plan(
     dataset, lengths = dataset_or_stated(config, model)
     check_loss(config, dataset)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, attention)
+    for each in (model, reference):
+        check_keys(attention, each, shapes)
     job = {"attention": attention, "members": members, "shape": dataclasses.asdict(shapes[0])}
     memory = arithmetic(config, model, shapes[0], members)
     # A run that cannot fit is not compiled, because compiling may take more memory than this
@@ -159,7 +177,7 @@ def make_plan(
         shapes=shapes,
         work=work,
         memory=memory,
-        separate=0 if separate is None else separate_reference_bytes(config, reference),
+        reference=None if separate is None else reference,
         time=time,
         compiled=compiled,
         failed=failed,

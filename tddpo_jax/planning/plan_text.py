@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tddpo_jax.batches.layout import Shape
 from tddpo_jax.batches.packing import needed_length
 from tddpo_jax.config.schema import Config
 from tddpo_jax.planning.duration import EXPECTED_SHARE
-from tddpo_jax.planning.memory import longest_row, usable
+from tddpo_jax.planning.memory import longest_row, separate_reference_bytes, usable
 from tddpo_jax.planning.plan import XLA_CPUS, XLA_CUDA, Plan
 from tddpo_jax.system.devices import GIB
 
@@ -113,9 +114,10 @@ def lines(plan: Plan, cells: int) -> Iterator[str]:
         f"memory     {time.memory / 60:.1f} min of that reads and writes weights, sums and moments"
     )
     if time.moving:
+        share = "hidden behind" if time.moving < time.expected else "MORE THAN"
         yield (
-            f"moving     {time.moving / 60:.1f} min of weights and gradients between devices, "
-            f"{'hidden behind' if time.moving < time.expected else 'MORE THAN'} the computation"
+            f"moving     {time.moving / 60:.1f} min of weights, gradients and tokens between "
+            f"devices, {share} the computation"
         )
     yield from _verdict(plan)
 
@@ -170,7 +172,8 @@ def _table(plan: Plan) -> Iterator[str]:
 def _verdict(plan: Plan) -> Iterator[str]:
     device = plan.sheet
     room = f"{usable(device) / GIB:.0f} usable of {device.memory / GIB:.0f} GiB"
-    peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if XLA_CUDA in plan.compiled else 'arithmetic'}"
+    by_xla = XLA_CUDA in plan.compiled and plan.peak > plan.separate
+    peak = f"{plan.peak / GIB:.1f} GiB by {'XLA' if by_xla else 'arithmetic'}"
     per_row = plan.shapes[0].rows // (plan.config.mesh.data * plan.config.mesh.fsdp)
     longest = f"rows of up to {plan.longest_row:,} tokens fit, {per_row} on a device"
     if plan.fits:
@@ -189,7 +192,7 @@ def _changes(plan: Plan) -> Iterator[str]:
         members = plan.members if changed.train.population else 1
         wider = dataclasses.replace(shape, rows=rows)
         limit = longest_row(changed, plan.model, wider, plan.room, members)
-        if limit < longest:
+        if limit < longest or _reference_is_too_large(plan, changed, wider):
             continue
         yield option if limit >= shape.length else f"{option} --data.row-length {limit}".strip()
         found += 1
@@ -197,6 +200,13 @@ def _changes(plan: Plan) -> Iterator[str]:
             return
     if not found:
         yield "another device"
+
+
+def _reference_is_too_large(plan: Plan, changed: Config, shape: Shape) -> bool:
+    """Whether the model of `model.reference` does not fit, whatever the policy needs."""
+    if plan.reference is None:
+        return False
+    return separate_reference_bytes(changed, plan.reference, shape) > usable(plan.sheet)
 
 
 def _candidates(config: Config) -> Iterator[tuple[str, Config]]:

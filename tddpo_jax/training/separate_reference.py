@@ -42,7 +42,7 @@ class SeparateReference(NamedTuple):
     files: ModelFiles
     content: str  # hash of all files of the base
     adapter: str | None  # hash of the adapter on the base, if there is one
-    context: int  # most tokens of one branch
+    model: DecoderConfig
 
 
 def find_reference(
@@ -77,7 +77,7 @@ def find_reference(
         except UserError as error:
             raise UserError(f"{FIELD}: {path}: {error}") from None
     found = SeparateReference(
-        files, agree(lambda: content_hash(files.base)), adapter_hash(files), theirs.context
+        files, agree(lambda: content_hash(files.base)), adapter_hash(files), theirs
     )
     check_alike(
         FIELD,
@@ -104,15 +104,16 @@ def _check_losses(configs: Sequence[Config]) -> None:
 
 def check_context(reference: SeparateReference, dataset: Dataset) -> None:
     """Raises UserError if the longest branch of the data is beyond the reference's context."""
+    context = reference.model.context
     longest = max(
         len(example.prompt) + len(response)
         for example in (*dataset.train, *dataset.validation)
         for response in example.responses
     )
-    if longest > reference.context:
+    if longest > context:
         raise UserError(
-            f"{FIELD}: its context is {reference.context} tokens, and the data have a prompt and "
-            f"response of {longest}; give --data.max-length {reference.context}"
+            f"{FIELD}: its context is {context} tokens, and the data have a prompt and "
+            f"response of {longest}; give --data.max-length {context}"
         )
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tddpo_jax.adapters import lora
 from tddpo_jax.batches.layout import Shape
-from tddpo_jax.batches.packing import choose_shapes
+from tddpo_jax.batches.packing import choose_shapes, widths_of
 from tddpo_jax.config.cells import ignored_in
 from tddpo_jax.config.schema import Config
 from tddpo_jax.data.chat_format import ChatFormat, chat_format
@@ -102,9 +102,9 @@ def load_shared(configs: Sequence[Config], screen: Screen) -> Shared:
     if reference is not None:
         check_context(reference, dataset)
     shapes = micro_batch_shapes(config, row_devices(mesh), dataset, how.attention)
-    for _, layer in kinds_of_layers(model_config):
-        longest = max(width for shape in shapes for width, _ in (*shape.causal_rows, (0, 0)))
-        check_choice(how.attention, layer.attention.most_keys, longest)
+    check_keys(how.attention, model_config, shapes)
+    if reference is not None:
+        check_keys(how.attention, reference.model, shapes)
     return Shared(
         config=config,
         files=files,
@@ -197,6 +197,22 @@ def check_loss(config: Config, dataset: Dataset) -> None:
             f"loss.name: {config.loss.title} compares two responses, but {config.data.names} has "
             f"one per prompt; choose one of {', '.join(fitting)}"
         )
+
+
+def check_keys(attention: str, model: DecoderConfig, shapes: Sequence[Shape]) -> None:
+    """Refuses a back-end that cannot choose among as many keys as a branch may have.
+
+    Args:
+        attention: the name of the attention back-end.
+        model: the model's shape.
+        shapes: the shapes of micro-batches.
+
+    Raises:
+        UserError: as for `check_choice`.
+    """
+    longest = next(iter(widths_of(shapes)), 0)
+    for _, layer in kinds_of_layers(model):
+        check_choice(attention, layer.attention.most_keys, longest)
 
 
 def micro_batch_shapes(

@@ -23,14 +23,14 @@ SHAPE = ExpertsShape(8, 3, 12, 10, lambda gate, up: jax.nn.silu(gate) * up)
 )
 def test_a_mesh_computes_what_one_device_does(mesh, rows):
     """Values and the gradients of tokens, weights and everything else; 1e-5 in float32."""
-    keys = iter(jax.random.split(jax.random.key(0), 10))
+    keys = iter(jax.random.split(jax.random.key(0), 11))
 
     def normal(*shape):
         return 0.3 * jax.random.normal(next(keys), shape)
 
     adapter = normal(8, 2, 12), normal(8, 2, 10, 2), normal(8, 2)
     gate_up = Bank(normal(8, 2, 10, 12), normal(8, 2, 10), *adapter)
-    down = Bank(normal(8, 12, 10), None, normal(8, 2, 10), normal(8, 12, 2))
+    down = Bank(normal(8, 12, 10), None, normal(8, 2, 10), normal(8, 12, 2), normal(8, 2))
     inputs = normal(8, 15, 12), normal(8, 15, 8), Banks(gate_up, down)
 
     def value(run, x, logits, banks):

@@ -27,9 +27,8 @@ def test_experts_are_read_where_they_are_and_never_move():
     config, device = config_of("llama2_7b", mesh={"fsdp": 8}), DEVICES["h100-80"]
     model = read_config(model_folder("openai/gpt-oss-20b"))
     order = make_order(config, 100)
-    work = Work(
-        order, micro_batches=1.0, padding=0.0, forward=1.0, reference=1.0, flops=1.0, members=1
-    )
+    operations = {"forward": 1.0, "reference": 1.0, "flops": 1.0}
+    work = Work(order, micro_batches=1.0, padding=0.0, positions=0.0, members=1, **operations)
 
     def seconds_of_a_step(model):
         memory = arithmetic(config, model, Shape(8, 1024, 512, 4))
@@ -39,6 +38,14 @@ def test_experts_are_read_where_they_are_and_never_move():
     (few_read, few_moved), (many_read, many_moved) = (
         seconds_of_a_step(each) for each in (model, dataclasses.replace(model, experts=64))
     )
+    # Every layer's tokens go to experts and back, twice; remat gathers them a third time.
+    tokens_work = dataclasses.replace(work, positions=8 * 1000.0)
+    memory = arithmetic(config, model, Shape(8, 1024, 512, 4))
+    (without, with_tokens) = (
+        expected_time(config, model, device, each, memory).moving for each in (work, tokens_work)
+    )
+    moved = 5 * 24 * 7 * 1000 * 2880 * 2 * order.total_steps / device.link
+    assert with_tokens - without == pytest.approx(moved)
     linear, router = 2880 * 144 * 64, 32 * 2880
     of_weight = 3 * 2 * 7 / 8 / device.link
     assert few_moved == pytest.approx(24 * (linear + router) * of_weight)

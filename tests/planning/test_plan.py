@@ -14,14 +14,18 @@ from tddpo_jax.__main__ import plan_command
 from tddpo_jax.batches.layout import stream_length
 from tddpo_jax.config.cells import expand, populations
 from tddpo_jax.config.reading import resolve
+from tddpo_jax.errors import UserError
 from tddpo_jax.losses.logprobs import CHUNK
 from tddpo_jax.planning import compiler, duration, lengths, plan
 from tddpo_jax.planning.compiler import hosts_of
+from tddpo_jax.planning.memory import usable
 from tddpo_jax.planning.plan_text import as_json, lines
 from tddpo_jax.system import hub
 from tddpo_jax.system.devices import GIB
 from tddpo_jax.training.shared import micro_batch_shapes
 from tddpo_jax.weights import locate
+
+V32 = "deepseek-ai/DeepSeek-V3.2-Exp"
 
 # ---- the verdict ---------------------------------------------------------------------------------
 
@@ -185,6 +189,23 @@ def test_a_separate_reference_is_gone_before_the_policy_comes(without_compilers)
     assert beside.work.reference == as_policy.work.forward > alone.work.reference
     assert beside.time.floor > alone.time.floor
     assert any(line.startswith("reference  Qwen/Qwen3-8B scores") for line in lines(beside, 1))
+
+
+def test_a_separate_reference_has_other_layers_than_the_policy(without_compilers):
+    """No adapter of the policy is part of it. Its experts are at work on parts of the tokens."""
+    reference = {"model": {"reference": "openai/gpt-oss-20b", "attention": "xla"}}
+    made = planned("llama2_7b_qlora", lora={"targets": ["gate_proj"]}, **reference)
+    assert made.separate > 20_914_757_184 * 2 / 8
+    assert made.room == usable(made.sheet)
+    assert "by arithmetic" in list(lines(made, 1))[-1]
+
+
+def test_a_kernel_that_cannot_choose_keys_is_refused(without_compilers):
+    """For the policy and for a separate reference: the run would refuse it, too."""
+    long = {"data": {"max_length": 4096, "row_length": 8192}}
+    for model in ({"path": V32}, {"reference": V32}):
+        with pytest.raises(UserError, match="cannot choose keys"):
+            planned("llama2_7b_lora", model={**model, "attention": "cudnn"}, **long)
 
 
 def test_dtype_and_attention_are_those_asked_for(without_compilers):

@@ -48,7 +48,9 @@ def test_the_policy_begins_as_the_reference_and_then_learns(run):
     assert first["eval_logps/chosen"] != last["eval_logps/chosen"]
     steps = tiny_runs.training_lines(run)
     assert steps[0]["kl"] == 0
-    assert all(1 <= line[EXPERT_LOAD] <= tiny_gpt_oss.SIZES["num_local_experts"] for line in steps)
+    sizes = tiny_gpt_oss.SIZES
+    most = sizes["num_local_experts"] / sizes["num_experts_per_tok"]  # if all choose the same
+    assert all(1 < line[EXPERT_LOAD] <= most for line in steps)
 
 
 def test_the_adapters_of_experts_are_read_back(run):

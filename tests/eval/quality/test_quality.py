@@ -90,7 +90,8 @@ def test_a_model_beside_itself_wins_half_and_has_no_kl(tmp_path, monkeypatch, ca
     model = tmp_path / "model"
     model.mkdir()
     for file in EMBEDDED.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
+        if file.is_file():  # a run leaves a folder of compiled modules
+            (model / file.name).write_bytes(file.read_bytes())
     arguments = ["quality", str(model), "--base", "embedded", "--most", "8"]
     monkeypatch.setattr("sys.argv", arguments)
     assert main() == 0
