@@ -233,8 +233,7 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
         if path in adapters:
             weight = weight.astype(jnp.float32) + _change(adapters[path]).reshape(weight.shape)
         linear.weight, linear.adapter = nnx.Param(weight.astype(dtype)), None
-    merged_model: Decoder = with_weights_in(copy, dtype)
-    return merged_model
+    return with_weights_in(copy, dtype)
 
 
 def _change(adapter: Adapter) -> Float[Array, "*stacked O I"]:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from tddpo_jax.generation.sampling import Sampler, next_token
-from tddpo_jax.models.attention.choice import Choice, best, scores
+from tddpo_jax.models.attention.choice import Choice, best, index_scores
 from tddpo_jax.models.attention.latent import Latent
 from tddpo_jax.models.attention.ranges import MASKED, attention
 from tddpo_jax.models.attention.view import View, oldest_position
@@ -397,4 +397,4 @@ def _chosen_slots(
     slot = jnp.arange(slots + 1)[None]
     seen = (slot >= start[:, None]) & (slot < end) | (slot == slots)
     keys = jnp.concatenate([index, choice.keys[:, :, 0].astype(index.dtype)], axis=1)
-    return best(scores(choice.queries, choice.weights, keys)[:, 0], seen, choice.most)
+    return best(index_scores(choice.queries, choice.weights, keys)[:, 0], seen, choice.most)

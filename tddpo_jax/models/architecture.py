@@ -27,7 +27,10 @@ class Layer:
     Attributes:
         block: makes the module from a random key. The module takes the hidden states `[B, T, D]`,
             the config's angles, `attend` and a key for dropout (or None). It returns the new
-            hidden states and what `attend` keeps.
+            hidden states and what `attend` keeps. `attend` takes queries, keys and values and, by
+            keyword, what such a layer has of the following: `sinks` (a score of each head),
+            `latent` (a `Latent`) and `choice` (a `Choice`, or None). It gives attention's output
+            and what to keep.
         attention: sizes and settings of its attention.
         tensors: the rows of the family's table that describe its parameters.
         sizes: sizes of the axes of those tensors, by the axes' names.
@@ -107,7 +110,10 @@ class DecoderConfig(Protocol):
         """The norm after the last layer."""
 
     def angles(self, positions: Int[Array, "B T"]) -> Any:
-        """The rotations by position that the blocks read; they are computed once for all layers."""
+        """What the blocks read of the positions, such as rotations.
+
+        It is computed once for all layers.
+        """
 
 
 class Stack(NamedTuple):

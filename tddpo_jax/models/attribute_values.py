@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from tddpo_jax.errors import UserError
@@ -47,17 +47,86 @@ def positive_number(value: Any, name: str, path: str) -> float:
     return float(value)
 
 
-def check_values(
-    attributes: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], path: str
-) -> None:
-    """Refuses an attribute whose value is not among the understood ones.
+def unread(
+    attributes: Mapping[str, Any],
+    understood: Mapping[str, tuple[Any, ...]],
+    ignored: Collection[str],
+    path: str,
+) -> dict[str, Any]:
+    """The attributes that are still to be read.
+
+    Args:
+        attributes: all attributes.
+        understood: the only values that these attributes may have.
+        ignored: names of attributes that change nothing.
+        path: of the file.
 
     Raises:
-        UserError: there is such an attribute.
+        UserError: an attribute has a value that is not among the understood ones.
     """
     for name, values in understood.items():
         if name in attributes and attributes[name] not in values:
             raise UserError(f"{path}: {name} = {attributes[name]!r} is not supported")
+    done = (*understood, *ignored)
+    return {name: value for name, value in attributes.items() if name not in done}
+
+
+def take_numbers(
+    known: dict[str, Any], names: Mapping[str, str], check: Callable[..., Any], path: str
+) -> dict[str, Any]:
+    """Takes numbers that no file may lack out of `known`, and gives them by their fields.
+
+    Args:
+        known: the attributes that are not read yet; it loses these.
+        names: the fields of the config by the attributes' names.
+        check: `whole_number` or `positive_number`.
+        path: of the file.
+
+    Raises:
+        UserError: an attribute is missing, or `check` refuses it.
+    """
+    for name in names:
+        if known.get(name) is None:
+            raise UserError(f"{path}: {name} is missing")
+    return {field: check(known.pop(name), name, path) for name, field in names.items()}
+
+
+def check_all_read(known: Mapping[str, Any], path: str) -> None:
+    """Refuses attributes that nothing has read, because they may change the mathematics.
+
+    Raises:
+        UserError: there is such an attribute.
+    """
+    if known:
+        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+
+
+def text_part(
+    outer: dict[str, Any], ignored: Collection[str], default_token: int, path: str
+) -> tuple[Mapping[str, Any], int]:
+    """The attributes of the text part of a model that also has a vision part.
+
+    Args:
+        outer: the attributes of the whole that are not read yet.
+        ignored: names of those of them that do not concern the text.
+        default_token: the token id that stands for a part of an image if the file has none.
+        path: of the file.
+
+    Returns:
+        The attributes of the text part, and the token id that stands for a part of an image.
+
+    Raises:
+        UserError: there is no text part, or an attribute of the whole is wrong or unknown.
+    """
+    known = {name: value for name, value in outer.items() if name not in ignored}
+    text = known.pop("text_config", None)
+    if not isinstance(text, Mapping):
+        raise UserError(f"{path}: text_config is missing")
+    named = [known.pop(name, None) for name in ("image_token_index", "image_token_id")]
+    token = next((each for each in named if each is not None), default_token)
+    token = whole_number(token, "image_token_index", path)
+    check_all_read(known, path)
+    return text, token
 
 
 def rope_attributes(known: dict[str, Any], path: str) -> tuple[Any, float | None, dict[str, Any]]:
@@ -105,9 +174,7 @@ def stretched_rope(kind: Any, scaling: Mapping[str, Any], path: str) -> RopeScal
         return None
     fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind != "llama3" or set(scaling) != set(fields):
-        raise UserError(
-            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
-        )
+        raise _unsupported(kind, scaling, path)
     *factors, original_context = fields
     factor, low, high = (positive_number(scaling[field], field, path) for field in factors)
     if low > high:
@@ -129,22 +196,41 @@ def check_heads(heads: int, key_value_heads: int, size: int, path: str) -> None:
         )
 
 
-def yarn_attributes(scaling: Mapping[str, Any], whole_bounds: bool, path: str) -> Yarn:
-    """YaRN's stretching of rope.
+def yarn_attributes(
+    kind: Any, scaling: Mapping[str, Any], path: str, truncate: bool | None = None
+) -> Yarn | None:
+    """YaRN's stretching of rope, or none.
 
     Args:
-        scaling: the attributes of rope; those that are read are there.
-        whole_bounds: as in `Yarn`.
+        kind: of the stretching, as `rope_attributes` gives it.
+        scaling: its other attributes.
         path: of the file.
+        truncate: what `truncate` is in a file that leaves it out; None: no file may.
 
     Raises:
-        UserError: a number is not positive, or the bounds meet.
+        UserError: the kind is another one, an attribute is missing, wrong or unknown, or the bounds
+            meet.
     """
-    factor, fast, slow = (
-        positive_number(scaling[name], name, path) for name in ("factor", "beta_fast", "beta_slow")
-    )
-    name = "original_max_position_embeddings"
-    context = whole_number(scaling[name], name, path)
+    if kind == "default" and not scaling:
+        return None
+    given = {"truncate": truncate, **scaling}
+    factors = ("factor", "beta_fast", "beta_slow")
+    original_context = "original_max_position_embeddings"
+    whole_bounds = given.pop("truncate")
+    if (
+        kind != "yarn"
+        or set(given) != {*factors, original_context}
+        or whole_bounds not in (True, False)
+    ):
+        raise _unsupported(kind, scaling, path)
+    factor, fast, slow = (positive_number(given[name], name, path) for name in factors)
+    context = whole_number(given[original_context], original_context, path)
     if slow >= fast:
         raise UserError(f"{path}: beta_slow must be less than beta_fast")
-    return Yarn(factor, context, fast, slow, whole_bounds)
+    return Yarn(factor, context, fast, slow, bool(whole_bounds))
+
+
+def _unsupported(kind: Any, scaling: Mapping[str, Any], path: str) -> UserError:
+    return UserError(
+        f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array
 from qwix import QArray
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Buffer(nnx.Variable):
@@ -17,7 +19,7 @@ class Buffer(nnx.Variable):
     """
 
 
-def with_weights_in(model: nnx.Module, dtype: Any) -> Any:
+def with_weights_in(model: Model, dtype: Any) -> Model:
     """The model with all weights in this dtype. Quantised weights and buffers stay as they are."""
 
     def cast(weight: Array | QArray) -> Array | QArray:

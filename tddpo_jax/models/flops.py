@@ -2,7 +2,9 @@
 
 A weight costs two operations per parameter and token in the forward pass. The backward pass costs
 twice as much, or as much as the forward pass if the weight is frozen and needs no gradient. The
-head counts at scored positions only. Attention counts over the true key ranges.
+head counts at scored positions only. Attention counts over the true key ranges. If an indexer
+chooses keys, only the chosen ones count. The weights of the indexer count, but not the scores that
+it gives to all keys.
 """
 
 from __future__ import annotations
@@ -98,16 +100,17 @@ def _products(config: DecoderConfig, example: Example) -> int:
 
 
 def _attention(config: DecoderConfig, example: Example) -> int:
-    """Operations of attention's two products: the scores, and the weighted sum of values."""
-    return sum(
-        2
-        * count
-        * one.heads
-        * (one.size + one.value_size)
-        * attended_keys(example, one.window, one.chunk)
-        for count, layer in kinds_of_layers(config)
-        for one in [layer.attention]
-    )
+    """Operations of attention's two products: the scores, and the weighted sum of values.
+
+    A token whose keys an indexer chooses attends to as many as with a window of that size.
+    """
+    total = 0
+    for count, layer in kinds_of_layers(config):
+        shape = layer.attention
+        limits = [each for each in (shape.window, shape.most_keys) if each is not None]
+        keys = attended_keys(example, min(limits, default=None), shape.chunk)
+        total += 2 * count * shape.heads * (shape.size + shape.value_size) * keys
+    return total
 
 
 def matmul_rate(dtype: jnp.dtype | type) -> float:

@@ -11,7 +11,7 @@ import math
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # The features that are rotated together: i and i + size/2, or 2 i and 2 i + 1.
 Pairs = Literal["halves", "adjacent"]
@@ -88,7 +88,7 @@ def magnitude(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
 
 
-def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, " half"]:
+def yarn_frequencies(head_size: int, theta: float, yarn: Yarn | None) -> Float[Array, " half"]:
     """Radians per position of each rotated pair of features, stretched by YaRN.
 
     Between two bounds, the frequency goes linearly from its own value to the stretched one.
@@ -96,7 +96,7 @@ def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, "
     Args:
         head_size: features of a head, an even number.
         theta: base of the frequencies.
-        yarn: the stretching.
+        yarn: the stretching; None: no stretching.
 
     Returns:
         The frequencies, float32 `[head_size / 2]`.
@@ -105,6 +105,9 @@ def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, "
         Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models" (2023).
         huggingface/transformers, `modeling_rope_utils.py`, `_compute_yarn_parameters`.
     """
+    frequency = rope_frequencies(head_size, theta, None)
+    if yarn is None:
+        return frequency
 
     def pair_with(turns: float) -> float:
         """The pair, as a real number, that makes so many turns in the original context."""
@@ -117,8 +120,19 @@ def yarn_frequencies(head_size: int, theta: float, yarn: Yarn) -> Float[Array, "
     low, high = max(low, 0), min(high, head_size - 1)
     width = high - low if high != low else 0.001  # as in transformers
     stretched = jnp.clip((jnp.arange(head_size // 2) - low) / width, 0.0, 1.0)
-    frequency = rope_frequencies(head_size, theta, None)
     return frequency * (1 - stretched) + frequency / yarn.factor * stretched
+
+
+def rope_angles(
+    positions: Int[Array, "B T"], frequencies: Float[Array, " half"]
+) -> Float[Array, "B T half"]:
+    """Radians by which each pair of features is rotated.
+
+    Args:
+        positions: positions of tokens in their branches.
+        frequencies: radians per position of each pair.
+    """
+    return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
 
 
 def rotate(

@@ -3,9 +3,9 @@
 A family writes its rows as `Tensor`s. With the sizes of a model they become `Parameter`s, one for
 each array of our tree. Everything that handles weights reads this table:
 
-    conversion                   names and transforms
+    conversion                   names, transforms, packings and pieces
     placement                    axes
-    adapters and quantisation    which tensors are linear layers
+    adapters and quantisation    which tensors are linear layers or experts
     weight decay                 which tensors are norms and biases
     operations count and plan    shapes
 """
@@ -19,9 +19,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-# A linear layer can get an adapter and can be quantised. Norms and biases have no weight decay.
-# `experts` are the weights of all experts of a layer, and a `router` chooses among them. A `buffer`
-# is never trained and never rounded, so an export copies it.
+# `experts` are the weights of all experts of a layer, and a `router` chooses among them. Linear
+# layers and experts can get adapters and can be quantised. Norms and biases have no weight decay. A
+# `buffer` is never trained and never rounded. An export copies it, or writes it in float32 if the
+# source holds it packed.
 Kind = Literal["embedding", "linear", "norm", "bias", "experts", "router", "buffer"]
 
 
@@ -64,11 +65,14 @@ class Pieces(NamedTuple):
 class Tensor(NamedTuple):
     """A row of a family's table."""
 
-    hub_name: str  # name in a Hugging Face checkpoint; `{}` is replaced by the layer's number
+    # Name in a Hugging Face checkpoint; `{}` is replaced by the layer's number. If the checkpoint
+    # has pieces, this names the whole, and no file holds it.
+    hub_name: str
     path: str  # path in our tree; for a layer's tensor, the path within the layer
     axes: tuple[str, ...]  # name of each dimension of our array, outputs first
     kind: Kind
-    transform: Transform | None = None  # None: our array equals the checkpoint's tensor
+    # None: our array equals the checkpoint's tensor. A tensor in pieces has no transform.
+    transform: Transform | None = None
     repeated_as: str | None = None  # second name under which a checkpoint may repeat the tensor
     # The name in transformers' own model, where the checkpoint's differs.
     module_name: str | None = None
@@ -199,6 +203,11 @@ def stored_tensors_of(parameters: Iterable[Parameter]) -> dict[str, Stored]:
             pieces = each.pieces_at(place)
             found |= {piece: Stored(name, index) for index, piece in pieces.items()}
     return found
+
+
+def linear_names(rows: Iterable[Tensor]) -> tuple[str, ...]:
+    """The names of the linear layers among the modules that these rows belong to."""
+    return tuple(row.path.split(".")[-2] for row in rows if row.kind == "linear")
 
 
 def linear_parameters(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from tiny_adapters import adapted
-from tiny_gpt_oss import GOLDEN
+from tiny_gpt_oss import FOLDER
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.adapters.expert_factors import Factors, factors, stored
@@ -30,11 +30,11 @@ TARGETS = {"both and more": ("q_proj", *BOTH), "up": BOTH[:1], "down": BOTH[1:]}
 
 @pytest.fixture(scope="module")
 def base():
-    return tiny_models.load(GOLDEN, jnp.float32)
+    return tiny_models.load(FOLDER, jnp.float32)
 
 
 def transformers_model():
-    return AutoModelForCausalLM.from_pretrained(GOLDEN, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
 
 def our_logits(model):
@@ -54,13 +54,13 @@ def assert_close(found, wanted):
 def test_peft_computes_with_our_folder_what_we_compute(targets, base, tmp_path):
     """With the adapter beside the weights, and merged into them by PEFT and by us."""
     ours = adapted(base, 1, rank=3, alpha=7.0, targets=targets)
-    export_adapter(ours, tmp_path, str(GOLDEN))
+    export_adapter(ours, tmp_path, str(FOLDER))
     theirs = peft.PeftModel.from_pretrained(transformers_model(), tmp_path)
     found = our_logits(ours)
     assert_close(found, their_logits(theirs))
     assert_close(our_logits(merged(ours, jnp.float32)), their_logits(theirs.merge_and_unload()))
     assert np.abs(found - our_logits(base)).max() > 0.1
-    again = tiny_models.load(GOLDEN, jnp.float32)
+    again = tiny_models.load(FOLDER, jnp.float32)
     load_adapter(again, tmp_path, tiny_models.one_device())
     assert jax.tree.all(jax.tree.map(np.array_equal, again, ours))
 
@@ -78,7 +78,7 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(base, tmp_path):
     )
     theirs = peft.get_peft_model(transformers_model(), config).eval()
     theirs.save_pretrained(tmp_path)
-    ours = tiny_models.load(GOLDEN, jnp.float32)
+    ours = tiny_models.load(FOLDER, jnp.float32)
     load_adapter(ours, tmp_path, tiny_models.one_device())
     assert_close(our_logits(ours), their_logits(theirs))
     file = tmp_path / "adapter_config.json"
@@ -90,7 +90,7 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(base, tmp_path):
     ):
         file.write_text(json.dumps({**attributes, "target_parameters": given}))
         with pytest.raises(ValueError, match=message):
-            load_adapter(tiny_models.load(GOLDEN, jnp.float32), tmp_path, tiny_models.one_device())
+            load_adapter(tiny_models.load(FOLDER, jnp.float32), tmp_path, tiny_models.one_device())
 
 
 class Llama4Experts(torch.nn.Module):
@@ -128,7 +128,7 @@ def test_factors_trade_places_where_peft_takes_inputs_for_outputs():
 
 
 def test_experts_are_adapted_if_they_are_named():
-    config = read_config(GOLDEN)
+    config = read_config(FOLDER)
     assert not any("experts" in path for path in target_paths(LoraConfig(), config))
     assert target_paths(LoraConfig(targets=BOTH), config) == [
         f"layers_0_{stack}.experts.{name}" for stack in (0, 1) for name in ("gate_up", "down")

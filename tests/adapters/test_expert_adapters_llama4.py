@@ -9,14 +9,14 @@ import peft
 import pytest
 import tiny_models
 import torch
-from places import ROOT
+from places import GOLDEN
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM
 
 from tddpo_jax.adapters.lora import merged
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter
 
-MAVERICK = ROOT / "tests" / "models" / "golden" / "llama4-maverick" / "model"
+MAVERICK = GOLDEN / "llama4-maverick" / "model"
 TOKENS = np.random.default_rng(1).integers(3, 300, (2, 41), np.int32)
 # transformers warns that it leaves the vision part out.
 pytestmark = pytest.mark.filterwarnings("ignore")

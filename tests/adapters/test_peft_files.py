@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import tiny_runs
 import torch
-from places import ROOT
+from places import GOLDEN
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -32,7 +32,7 @@ NUMPY = {"float16": np.float16, "bfloat16": jnp.bfloat16}
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-LLAMA_4 = ROOT / "tests" / "models" / "golden" / "llama4-maverick" / "model"
+LLAMA_4 = GOLDEN / "llama4-maverick" / "model"
 TOKENS = np.random.default_rng(1).integers(0, tiny_models.CONFIG.vocabulary, (3, 37), np.int32)
 # Rank and alpha whose quotient is no float; all linear layers, or a few.
 ADAPTERS = {"all": LINEAR_NAMES, "some": ("q_proj", "o_proj", "down_proj")}

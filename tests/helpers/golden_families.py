@@ -8,20 +8,20 @@ numbers of transformers 5.24 in float32 with eager attention. Its own error agai
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny_models
-from places import ROOT
+from places import GOLDEN
 
 from tddpo_jax.batches.layout import Batch, Example, Shape
 from tddpo_jax.batches.packing import pack
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.weights import hugging_face
 
-GOLDEN = ROOT / "tests" / "models" / "golden"
 FAMILIES = sorted(folder.name for folder in GOLDEN.iterdir())
 RESPONSES = ("chosen", "rejected")
 
@@ -34,13 +34,18 @@ def numbers_of(name: str) -> Numbers:
     return numbers
 
 
+def folder_of(name: str) -> Path:
+    """The folder of a family's model."""
+    return GOLDEN / name / "model"
+
+
 def load(name: str) -> Decoder:
     """The model of a family, in float32."""
-    return hugging_face.load(GOLDEN / name / "model", tiny_models.one_device(), jnp.float32)
+    return hugging_face.load(folder_of(name), tiny_models.one_device(), jnp.float32)
 
 
 def examples_of(numbers: Numbers) -> list[Example]:
-    """Its pairs."""
+    """The pairs of a family."""
     return [
         Example(
             row,
@@ -52,7 +57,7 @@ def examples_of(numbers: Numbers) -> list[Example]:
 
 
 def packed(numbers: Numbers, rows: int) -> Batch:
-    """All its pairs in one micro-batch."""
+    """All pairs of a family in one micro-batch."""
     (batch,) = pack(
         examples_of(numbers), [Shape(rows, max(512 // rows, 96), max(400 // rows, 80), 6)]
     )
@@ -68,7 +73,10 @@ def token_logps(model: Decoder, batch: Batch) -> jax.Array:
 
 
 def largest_error(model: Decoder, numbers: Numbers) -> float:
-    """Of any token's log-prob, in nats, where both responses of a pair share their prompt."""
+    """The largest error of a token's log-prob, in nats.
+
+    Both responses of a pair share their prompt.
+    """
     batch = packed(numbers, 1)
     found = np.asarray(token_logps(model, jax.tree.map(jnp.asarray, batch)))
     position, errors = batch.positions[0][batch.score_position[0]], []

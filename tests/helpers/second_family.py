@@ -26,7 +26,7 @@ from tddpo_jax.models.attention.view import AttentionShape
 from tddpo_jax.models.families import Family
 from tddpo_jax.models.linear import Linear, dropout_keys
 from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import rope_frequencies, rotate
+from tddpo_jax.models.rope import rope_angles, rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, Tensor, Transform, hub_tensors, parameter
 
 NAMES = ("ask", "know", "tell", "mix", "grow", "shrink")
@@ -88,7 +88,7 @@ class ZebraConfig:
 
     def angles(self, positions: Int[Array, "B T"]) -> dict[int, Array]:
         return {
-            size: positions[:, :, None] * rope_frequencies(size, theta, None)[None, None]
+            size: rope_angles(positions, rope_frequencies(size, theta, None))
             for size, theta in THETAS.items()
         }
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from places import ROOT
+from places import GOLDEN
 from safetensors.numpy import save_file
 
 from tddpo_jax.models.families import read_config
 from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.weights.tensor_files import WEIGHT_FILES
 
-GOLDEN = ROOT / "tests" / "models" / "golden" / "gpt-oss" / "model"
+FOLDER = GOLDEN / "gpt-oss" / "model"
 # Four devices can share every matrix, and the inputs of every layer are whole blocks of 64.
 SIZES = {
     "vocab_size": 448,
@@ -34,7 +34,7 @@ SIZES = {
 def write(folder: Path) -> Path:
     """Writes the folder of a model."""
     rng = np.random.default_rng(0)
-    attributes = {**json.loads((GOLDEN / "config.json").read_text()), **SIZES}
+    attributes = {**json.loads((FOLDER / "config.json").read_text()), **SIZES}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(attributes))
     tensors: dict[str, np.ndarray] = {}

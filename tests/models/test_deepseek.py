@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -16,7 +16,7 @@ from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.weights.hugging_face import read_config as read_folder
 from tddpo_jax.weights.locate import model_folder
 
-FOLDER = Path(__file__).parent / "golden" / "deepseek-v3" / "model"
+FOLDER = GOLDEN / "deepseek-v3" / "model"
 GIVEN = json.loads((FOLDER / "config.json").read_text())
 YARN, PACKING = GIVEN["rope_scaling"], GIVEN["quantization_config"]
 
@@ -72,6 +72,14 @@ def test_the_published_sizes(name, parameters, active):
     config = read_folder(model_folder(f"deepseek-ai/DeepSeek-{name}"))
     assert parameter_count(config.parameters) == parameters
     assert matmul_parameters(config) + config.vocabulary * config.width == active
+
+
+def test_layers_have_one_type():
+    """V3 has no indexer, so all its layers see all keys."""
+    layers = GIVEN["num_hidden_layers"]
+    assert changed(layer_types=["full_attention"] * layers) == changed()
+    with pytest.raises(ValueError, match=r"layer_types = .* the others require .*'full_attention'"):
+        changed(layer_types=["indexed_attention"] * layers)
 
 
 def test_layers_that_predict_further_tokens_are_dropped():

@@ -1,5 +1,7 @@
 """Useful operations against a count token by token."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,23 @@ def test_a_token_uses_some_of_the_weights_that_are_there():
     expert = 3 * 2880 * 2880
     assert [layer_weights(layer) for _, layer in layers] == [(shared, 32 * expert)] * 2
     assert matmul_parameters(config) == 24 * (shared + 4 * expert)
+
+
+def test_a_token_attends_to_the_keys_that_an_indexer_leaves():
+    """DeepSeek V3.2 with 4 keys for a token. It has 61 layers of 128 heads, of 192 features for a
+    score and 128 for the mix. V3 attends to all keys and has no indexer. An indexer has 64 heads of
+    128 features from a latent of 1,536, and a key and 64 weights from a width of 7,168."""
+    sizes = model_folder("deepseek-ai/DeepSeek-V3.2-Exp"), model_folder("deepseek-ai/DeepSeek-V3")
+    chooses, sees_all = map(read_config, sizes)
+    assert chooses.indexer is not None
+    few = dataclasses.replace(chooses, indexer=dataclasses.replace(chooses.indexer, most=4))
+    positions = [*range(7), *(7 + n for ids in PAIR.responses for n in range(len(ids) - 1))]
+    fewer = sum(at + 1 - min(at + 1, 4) for at in positions)
+    indexers = 61 * 2 * len(positions) * (64 * 128 * 1536 + (128 + 64) * 7168)
+    left = forward_flops(sees_all, PAIR) + indexers - 61 * 2 * 128 * (192 + 128) * fewer
+    assert forward_flops(few, PAIR) == left
+    # As DeepSeek has it, all keys of such a short pair are left.
+    assert forward_flops(chooses, PAIR) == forward_flops(sees_all, PAIR) + indexers
 
 
 def test_a_rate_is_measured_where_no_data_sheet_gives_one(monkeypatch):

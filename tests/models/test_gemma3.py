@@ -2,11 +2,11 @@
 
 import copy
 import json
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import GOLDEN
 from transformers import AutoConfig
 
 from tddpo_jax.__main__ import logps_command
@@ -18,7 +18,6 @@ from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.weights.hugging_face import read_config as read_folder
 from tddpo_jax.weights.locate import model_folder
 
-GOLDEN = Path(__file__).parent / "golden"
 TEXT = json.loads((GOLDEN / "gemma3-text" / "model" / "config.json").read_text())
 WHOLE = json.loads((GOLDEN / "gemma3" / "model" / "config.json").read_text())
 

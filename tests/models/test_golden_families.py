@@ -9,7 +9,7 @@ import peft
 import pytest
 import tiny_models
 import torch
-from golden_families import FAMILIES, GOLDEN, largest_error, load, numbers_of, packed
+from golden_families import FAMILIES, folder_of, largest_error, load, numbers_of, packed
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM
 
@@ -32,37 +32,37 @@ from tddpo_jax.weights import hugging_face
 # A checkpoint may hold a layer that predicts further tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:.*predicts further tokens")
 
-# Maverick's layers are Scout's, and one without experts. What compiles long is tested on Scout.
-# Only Maverick has all names of adapters.
-COMPILED_LONG = [name for name in FAMILIES if name != "llama4-maverick"]
+# Maverick's layers are Scout's, and one without experts. So where one device is enough and a test
+# compiles long, Scout stands for both. Only Maverick has all names of adapters.
+NOT_MAVERICK = [name for name in FAMILIES if name != "llama4-maverick"]
 ADAPTED = [name for name in FAMILIES if name != "llama4-scout"]
+PACKED = ["deepseek-v3", "deepseek-v32", "gpt-oss"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
-    """The folder of the model, and transformers' numbers."""
-    folder = GOLDEN / request.param
-    return folder / "model", numbers_of(request.param)
+    """The name of a family."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
 def model(family):
-    return load(family[0].parent.name)
+    return load(family)
 
 
 def test_the_table_holds_the_model(family, model):
     """The correction of a router's choice is no parameter in transformers."""
     counted = (each for each in model.config.parameters if each.tensor.path != "router.correction")
-    assert parameter_count(counted) == family[1]["parameters"]
+    assert parameter_count(counted) == numbers_of(family)["parameters"]
 
 
 def test_two_loads_have_one_structure(family, model):
     """So no program is traced again for the second, and trees of both can be mapped together."""
-    assert jax.tree.structure(load(family[0].parent.name)) == jax.tree.structure(model)
+    assert jax.tree.structure(load(family)) == jax.tree.structure(model)
 
 
 def test_every_token_has_the_log_prob_of_transformers(family, model):
-    assert largest_error(model, family[1]) < 1e-4
+    assert largest_error(model, numbers_of(family)) < 1e-4
 
 
 def gradient_norms(model, batch, states=tiny_models.run):
@@ -99,15 +99,16 @@ def assert_norms(found, numbers):
         np.testing.assert_allclose(found[name], wanted, rtol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("family", COMPILED_LONG, indirect=True)
+@pytest.mark.parametrize("family", NOT_MAVERICK, indirect=True)
 def test_every_gradient_has_the_norm_of_transformers(family, model):
-    batch = jax.tree.map(jnp.asarray, packed(family[1], 1))
-    assert_norms(tiny_models.quick_jit(gradient_norms)(model, batch), family[1])
+    numbers = numbers_of(family)
+    batch = jax.tree.map(jnp.asarray, packed(numbers, 1))
+    assert_norms(tiny_models.quick_jit(gradient_norms)(model, batch), numbers)
 
 
 def test_eight_devices_have_the_same_gradients(family):
     """The vocabularies are odd, so no mesh has a tensor axis. Two devices can share six experts."""
-    folder, numbers = family
+    folder, numbers = folder_of(family), numbers_of(family)
     config = hugging_face.read_config(folder)
     routed = any(layer.experts is not None for _, layer in kinds_of_layers(config))
     mesh = tiny_models.mesh_of(*((4, 2, 1) if routed else (2, 4, 1)))
@@ -118,11 +119,10 @@ def test_eight_devices_have_the_same_gradients(family):
     assert_norms(tiny_models.quick_jit(norms)(model, batch), numbers)
 
 
-@pytest.mark.parametrize("family", COMPILED_LONG, indirect=True)
+@pytest.mark.parametrize("family", NOT_MAVERICK, indirect=True)
 def test_greedy_answers_are_those_of_transformers(family, model):
     """40 tokens with a cache, past any end of turn; no choice of transformers was close."""
-    _, numbers = family
-    wanted = numbers["continuations"]
+    wanted = numbers_of(family)["continuations"]
     found = continue_prompts(
         adapter_set([model]),
         [np.array(one["prompt_ids"], np.int32) for one in wanted],
@@ -141,8 +141,8 @@ def test_greedy_answers_are_those_of_transformers(family, model):
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)
 def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys, monkeypatch):
     monkeypatch.setattr(generator, "make_mesh", lambda _: tiny_models.one_device())
-    folder, numbers = family
-    one = numbers["continuations"][0]
+    folder = folder_of(family)
+    one = numbers_of(family)["continuations"][0]
 
     def status(*options):
         words = ["--model", str(folder), *options]
@@ -160,34 +160,56 @@ def test_a_folder_without_a_tokenizer_answers_by_ids(family, capsys, monkeypatch
     ]
 
 
-def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
-    """Every tensor comes back, also those of a part that is not trained. What was packed comes back
-    unpacked, and transformers reads it as it reads the folder."""
-    folder, _ = family
-    model = hugging_face.load(folder, tiny_models.one_device())
-    hugging_face.export(model, folder, tmp_path / "output")
-    written, stored = (tiny_models.tensors_of(each) for each in (tmp_path / "output", folder))
-    parameters = model.config.parameters
-    packed = [each for each in parameters if each.tensor.packing is not None]
-    if packed:
-        read, wanted = (
-            AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).state_dict()
-            for each in (tmp_path / "output", folder)
-        )
-        assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
-        assert read.keys() == wanted.keys()
-        for name, of in stored_tensors_of(packed).items():
-            packing = hub_tensors(packed)[of.whole][0].tensor.packing
-            assert written.pop(name).dtype == (jnp.float32 if packing is FP8 else jnp.bfloat16)
-            for ending in packing.endings:
-                del stored[name + ending]
-    for name in [name for name in stored if name.startswith(model.config.dropped)]:
-        del stored[name]
-    assert written.keys() == stored.keys()
-    for name, tensor in stored.items():
-        assert written[name].tobytes() == tensor.tobytes(), name
-    named = stored_tensors_of(parameters).keys() - stored_tensors_of(packed).keys()
-    assert named <= stored.keys()
+# ---- exports -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def export(family, tmp_path_factory):
+    """The folder of an export of the model."""
+    output = tmp_path_factory.mktemp("export") / "output"
+    model = hugging_face.load(folder_of(family), tiny_models.one_device())
+    hugging_face.export(model, folder_of(family), output)
+    return output
+
+
+def packings(model):
+    """The packings of the tensors that a folder may hold packed, by the tensors' names."""
+    parameters = [each for each in model.config.parameters if each.tensor.packing is not None]
+    whole, stored = hub_tensors(parameters), stored_tensors_of(parameters)
+    return {name: whole[of.whole][0].tensor.packing for name, of in stored.items()}
+
+
+def parts(packing_of):
+    return {name + ending for name, packing in packing_of.items() for ending in packing.endings}
+
+
+def test_an_export_is_the_folder_bit_for_bit(family, model, export):
+    """Every tensor comes back, also those of a part that is not trained. The next test looks at
+    tensors that were packed."""
+    written, stored = map(tiny_models.tensors_of, (export, folder_of(family)))
+    packing_of = packings(model)
+    dropped = {name for name in stored if name.startswith(model.config.dropped)}
+    whole = stored.keys() - parts(packing_of) - dropped
+    assert written.keys() - packing_of.keys() == whole
+    for name in whole:
+        assert written[name].tobytes() == stored[name].tobytes(), name
+    assert stored_tensors_of(model.config.parameters).keys() - packing_of.keys() <= whole
+
+
+@pytest.mark.parametrize("family", PACKED, indirect=True)
+def test_what_was_packed_comes_back_unpacked(family, model, export):
+    """transformers reads the export as it reads the folder."""
+    written, stored = map(tiny_models.tensors_of, (export, folder_of(family)))
+    packing_of = packings(model)
+    assert parts(packing_of) <= stored.keys()
+    for name, packing in packing_of.items():
+        assert written[name].dtype == (jnp.float32 if packing is FP8 else jnp.bfloat16)
+    read, wanted = (
+        AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).state_dict()
+        for each in (export, folder_of(family))
+    )
+    assert read.keys() == wanted.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
 
 
 # ---- adapters ------------------------------------------------------------------------------------
@@ -197,7 +219,7 @@ def test_an_export_is_the_folder_bit_for_bit(family, tmp_path):
 @pytest.mark.parametrize("family", ADAPTED, indirect=True)
 def test_peft_computes_with_our_adapter_what_we_compute(family, model, tmp_path):
     """On the text part alone: a vision part has linear layers of the same names."""
-    folder, _ = family
+    folder = folder_of(family)
     ours = adapted(model, 1, rank=2, alpha=4.0)
     export_adapter(ours, tmp_path, str(folder))
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

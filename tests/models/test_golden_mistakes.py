@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 from golden_families import largest_error, load, numbers_of, token_logps
 
-from tddpo_jax.models import rope
 from tddpo_jax.models.architecture import stacks
 from tddpo_jax.models.attention import ranges
 from tddpo_jax.models.deepseek import indexer, latent_attention
@@ -61,27 +60,19 @@ def exact_gelu(model, patch):
     patch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=False))
 
 
-def without(path):
-    """A parameter of every layer is zero."""
+def filled(path, value=0.0):
+    """A parameter of every layer has one value everywhere."""
 
     def change(model, patch):
         for each in model.config.parameters:
             if each.tensor.path == path:
                 weight = functools.reduce(getattr, each.path.split("."), model)
-                weight[...] = jnp.zeros_like(weight[...])
+                weight[...] = jnp.full_like(weight[...], value)
 
     return change
 
 
-def no_sinks(model, patch):
-    """A sink of minus infinity takes no weight; zero would take some."""
-    for each in model.config.parameters:
-        if each.tensor.path == "sinks":
-            weight = functools.reduce(getattr, each.path.split("."), model)
-            weight[...] = jnp.full_like(weight[...], -1e9)
-
-
-def with_yarn(model, patch):
+def whole_bounds(model, patch):
     yarn = dataclasses.replace(model.config.yarn, whole_bounds=True)
     model.config = dataclasses.replace(model.config, yarn=yarn)
     in_blocks(model)
@@ -143,8 +134,13 @@ def rope_everywhere(model, patch):
         block.is_local = True
 
 
-def halves_that_turn(model, patch):
-    patch.setattr(llama4, "rotate", lambda x, angle, pairs: rope.rotate(x, angle))
+def rope_of_halves(module):
+    """The module pairs features as halves in place of adjacent ones."""
+
+    def rotate_halves(x, angle, factor=1.0, pairs=None):
+        return rotate(x, angle, factor)
+
+    return lambda model, patch: patch.setattr(module, "rotate", rotate_halves)
 
 
 def in_router(**changes):
@@ -166,17 +162,13 @@ def not_normalised(model, patch):
     patch.setattr(deepseek, "sigmoid_in_groups", route)
 
 
-def rope_of_halves(model, patch):
-    patch.setattr(latent_attention, "rotate", lambda x, angle, factor, _: rotate(x, angle, factor))
-
-
 def all_keys(model, patch):
     patch.setattr(ranges, "with_choice", lambda seen, *_: seen)
 
 
 def one_key_more(model, patch):
-    for stack in ("layers_0_0", "layers_1_0"):
-        own = getattr(model, stack).attention.indexer
+    for block in blocks(model):
+        own = block.attention.indexer
         own.shape = dataclasses.replace(own.shape, most=own.shape.most + 1)
 
 
@@ -191,25 +183,26 @@ MISTAKES = {
     "rope everywhere": ("llama4-scout", rope_everywhere),
     "no stretching of rope": ("llama4-scout", with_config(rope_scaling=None)),
     "a score on the output": ("llama4-scout", with_experts(weighs_input=False)),
-    "halves that turn": ("llama4-scout", halves_that_turn),
+    "halves that turn": ("llama4-scout", rope_of_halves(llama4)),
     "all keys": ("deepseek-v32", all_keys),
     "one key more": ("deepseek-v32", one_key_more),
     "adjacent rope in the indexer": ("deepseek-v32", adjacent_rope_in_the_indexer),
-    "no correction of the choice": ("deepseek-v3", without("router.correction")),
+    "no correction of the choice": ("deepseek-v3", filled("router.correction")),
     "no groups": ("deepseek-v3", in_router(kept_groups=4)),
     "weights that are not normalised": ("deepseek-v3", not_normalised),
     "no factor of the weights": ("deepseek-v3", in_router(route_factor=1.0)),
     "no magnitude": ("deepseek-v3", with_config(score_factor=1.0)),
-    "rope of halves": ("deepseek-v3", rope_of_halves),
+    "rope of halves": ("deepseek-v3", rope_of_halves(latent_attention)),
     "no yarn": ("deepseek-v3", with_config(yarn=None)),
-    "no sinks": ("gpt-oss", no_sinks),
+    # A sink of minus infinity takes no weight; zero would take some.
+    "no sinks": ("gpt-oss", filled("sinks", -1e9)),
     "no window in gpt-oss": ("gpt-oss", with_config(window=10**6)),
     "no limit": ("gpt-oss", no_limit),
     "a blunt activation": ("gpt-oss", lambda _, patch: patch.setattr(gpt_oss, "SHARPNESS", 1.0)),
-    "whole bounds": ("gpt-oss", with_yarn),
+    "whole bounds": ("gpt-oss", whole_bounds),
     "no attention factor": ("gpt-oss", no_attention_factor),
-    "no bias of the router": ("gpt-oss", without("router.bias")),
-    "no bias of the experts": ("gpt-oss", without("experts.down.bias")),
+    "no bias of the router": ("gpt-oss", filled("router.bias")),
+    "no bias of the experts": ("gpt-oss", filled("experts.down.bias")),
     "softmax before the choice": ("gpt-oss", softmax_first),
     "halves in place of turns": ("gpt-oss", halves_in_place_of_turns),
     "no window": ("gemma3-text", with_config(window=10**6)),

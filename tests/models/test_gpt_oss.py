@@ -1,10 +1,10 @@
 """What a gpt-oss's `config.json` may say, and what is refused by name."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -12,7 +12,7 @@ from tddpo_jax.models.families import read_config
 from tddpo_jax.models.rope import yarn_frequencies
 from tddpo_jax.weights.hugging_face import read_config as read_folder
 
-FOLDER = Path(__file__).parent / "golden" / "gpt-oss" / "model"
+FOLDER = GOLDEN / "gpt-oss" / "model"
 GIVEN = json.loads((FOLDER / "config.json").read_text())
 YARN = GIVEN["rope_scaling"]
 

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny_models
+from places import GOLDEN
 from safetensors.numpy import save_file
 from transformers import AutoConfig
 
@@ -20,7 +20,6 @@ from tddpo_jax.weights.hugging_face import export, load
 from tddpo_jax.weights.hugging_face import read_config as read_folder
 from tddpo_jax.weights.locate import model_folder
 
-GOLDEN = Path(__file__).parent / "golden"
 SCOUT = json.loads((GOLDEN / "llama4-scout" / "model" / "config.json").read_text())
 TEXT = SCOUT["text_config"]
 

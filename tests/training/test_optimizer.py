@@ -1,7 +1,6 @@
 """AdamW against PyTorch's, and the learning rate of every step."""
 
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from places import GOLDEN
 
 from tddpo_jax.config.schema import TrainConfig
 from tddpo_jax.models.decoder import Decoder
@@ -20,7 +20,7 @@ from tddpo_jax.weights.hugging_face import read_config
 CONFIG = TrainConfig(
     weight_decay=0.3, max_grad_norm=0.7, adam_b1=0.8, adam_b2=0.95, adam_eps=1e-3, learning_rate=0.1
 )
-GPT_OSS = Path(__file__).parents[1] / "models" / "golden" / "gpt-oss" / "model"
+GPT_OSS = GOLDEN / "gpt-oss" / "model"
 RATES = (0.1, 0.03, 0.07)
 
 

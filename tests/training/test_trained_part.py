@@ -1,18 +1,15 @@
 """What full fine-tuning of a model with experts trains."""
 
-from pathlib import Path
-
 import jax
 import pytest
 from flax import nnx
+from places import GOLDEN
 
 from tddpo_jax.config.schema import TrainConfig
 from tddpo_jax.models.decoder import Decoder
 from tddpo_jax.placement.shardings import path_name
 from tddpo_jax.training.trained_part import trained_part
 from tddpo_jax.weights.hugging_face import read_config
-
-GOLDEN = Path(__file__).parents[1] / "models" / "golden"
 
 
 def left_out(family, router):

@@ -70,7 +70,7 @@ def test_the_loss_of_routers_counts_as_much_as_asked(tmp_path):
     ],
 )
 def test_routers_have_a_loss_only_if_they_are_trained(changes, wanted):
-    experts = read_config(tiny_gpt_oss.GOLDEN)
+    experts = read_config(tiny_gpt_oss.FOLDER)
     config = resolve({"train": changes})
     assert router_loss(config, experts) == wanted
     assert router_loss(config, tiny_models.CONFIG) == 0

@@ -1,11 +1,11 @@
 """Damaged files of a model's folder: the facts they hold, or one line that says what is wrong."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from damage import flips, odd_json, read_damaged, truncations
+from places import GOLDEN
 from safetensors.numpy import save_file
 
 from tddpo_jax.system.paths import EMBEDDED
@@ -20,7 +20,7 @@ LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-DEEPSEEK = Path(__file__).parents[1] / "models" / "golden" / "deepseek-v32" / "model"
+DEEPSEEK = GOLDEN / "deepseek-v32" / "model"
 TENSORS = {"a": np.ones((2, 3), np.float32), "b": np.ones(2, np.float16)}
 
 

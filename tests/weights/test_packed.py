@@ -1,14 +1,14 @@
 """What is refused of a folder with packed tensors, on copies of the golden gpt-oss."""
 
 import shutil
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tiny_models
+from places import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "models" / "golden" / "gpt-oss" / "model"
+FOLDER = GOLDEN / "gpt-oss" / "model"
 DOWN = "model.layers.1.mlp.experts.down_proj"
 BLOCKS, SCALES = f"{DOWN}_blocks", f"{DOWN}_scales"
 # The golden model has 6 experts with a width of 96 and 64 hidden features.
@@ -40,7 +40,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_folder_that_is_not_what_it_says_is_refused(name, tmp_path):
     changes, message = REFUSED[name]
-    folder = shutil.copytree(GOLDEN, tmp_path / "model")
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
     tiny_models.change_tensors(folder, **changes)
     with pytest.raises(ValueError, match=message):
         tiny_models.load(folder)
@@ -48,7 +48,7 @@ def test_a_folder_that_is_not_what_it_says_is_refused(name, tmp_path):
 
 def test_whole_experts_are_read_as_well(tmp_path):
     """The same folder with one tensor unpacked, here to zeros."""
-    folder = shutil.copytree(GOLDEN, tmp_path / "model")
+    folder = shutil.copytree(FOLDER, tmp_path / "model")
     changes = {BLOCKS: None, SCALES: None, DOWN: np.zeros(WHOLE, ml_dtypes.bfloat16)}
     tiny_models.change_tensors(folder, **changes)
     down = tiny_models.load(folder).layers_0_1.experts.down.weight[...]

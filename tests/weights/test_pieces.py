@@ -3,20 +3,20 @@ holds. The folders are copies of the golden DeepSeek."""
 
 import json
 import shutil
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from places import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from tddpo_jax.weights import hugging_face
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*predicts further tokens")
 
-GOLDEN = Path(__file__).parents[1] / "models" / "golden" / "deepseek-v3" / "model"
+FOLDER = GOLDEN / "deepseek-v3" / "model"
 UP = "model.layers.2.mlp.experts.5.up_proj.weight"
 SCALES = f"{UP}_scale_inv"
 QUERIES = "model.layers.0.self_attn.q_a_proj.weight"
@@ -24,7 +24,7 @@ QUERIES = "model.layers.0.self_attn.q_a_proj.weight"
 
 def changed(folder, changes):
     """A copy of the golden folder with these tensors; None removes one."""
-    shutil.copytree(GOLDEN, folder)
+    shutil.copytree(FOLDER, folder)
     tensors = {**load_file(folder / "model.safetensors"), **changes}
     kept = {name: each for name, each in tensors.items() if each is not None}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -70,10 +70,10 @@ def test_an_export_holds_rounded_pieces_and_copied_buffers(tmp_path):
     correction of a router's choice stays as it is. Nothing is said of packing, and no layer that
     predicts further tokens is counted. What is read from there is exported once more, bit for bit.
     """
-    model = tiny_models.load(GOLDEN, jnp.float32)
+    model = tiny_models.load(FOLDER, jnp.float32)
     first, second = tmp_path / "first", tmp_path / "second"
-    hugging_face.export(model, GOLDEN, first, jnp.bfloat16)
-    written, stored = (tiny_models.tensors_of(folder) for folder in (first, GOLDEN))
+    hugging_face.export(model, FOLDER, first, jnp.bfloat16)
+    written, stored = (tiny_models.tensors_of(folder) for folder in (first, FOLDER))
     kept = {name for name in stored if not name.startswith("model.layers.4.")}
     assert written.keys() == {name for name in kept if not name.endswith("_scale_inv")}
     for name, tensor in written.items():
@@ -98,4 +98,4 @@ def test_what_is_left_out_is_said():
     with pytest.warns(
         UserWarning, match=r"model\.layers\.4\.\* predicts further tokens; it is not"
     ):
-        tiny_models.load(GOLDEN)
+        tiny_models.load(FOLDER)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from tddpo_jax.models.attention.view import View
+from tddpo_jax.models.attention.view import View, in_range
 
 BLOCK = 64  # queries that are scored at once
 
@@ -38,7 +38,7 @@ class Choice:
     most: int  # number of keys that a query attends to at most
 
 
-def scores(
+def index_scores(
     queries: Float[Array, "B T I features"],
     weights: Float[Array, "B T I"],
     keys: Float[Array, "B S features"],
@@ -62,21 +62,14 @@ def best(
     return seen & (visible >= last)
 
 
-def in_ranges(view: View) -> Bool[Array, "B T T"]:
-    """The keys in every token's range."""
-    key = jnp.arange(view.key_start.shape[1])[None, None]
-    return (view.key_start[..., None] <= key) & (key < view.key_end[..., None])
-
-
 def chosen_keys(choice: Choice, view: View) -> Bool[Array, "B T T"]:
     """The keys that every token of a stream attends to. The stream is longer than `choice.most`."""
     rows, length = view.key_start.shape
-    key = jnp.arange(length)[None, None]
 
     def of_block(block: tuple[Array, ...]) -> Array:
         queries, weights, start, end = block
-        seen = (start[..., None] <= key) & (key < end[..., None])
-        return best(scores(queries, weights, choice.keys[:, :, 0]), seen, choice.most)
+        seen = in_range(start, end, 0, length)
+        return best(index_scores(queries, weights, choice.keys[:, :, 0]), seen, choice.most)
 
     def in_blocks(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -length % BLOCK), *[(0, 0)] * (x.ndim - 2)))

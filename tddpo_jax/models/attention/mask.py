@@ -2,7 +2,8 @@
 
 A query sees the keys of its range, `key_start <= j < key_end`. With a window it sees only those of
 them whose position is less than `window` before its own, and with chunks only those of its own
-chunk of positions. No other file defines what is seen.
+chunk of positions. If an indexer chooses, it sees only the best of these. `attention/view.py` has
+the tests of a range, a window and a chunk, and `attention/choice.py` has the choice.
 
 A response that is stored reversed before its prompt sees two ranges of the stream if there is a
 window: its own newest tokens and the end of the prompt. With chunks it is the same. So each block
@@ -21,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from tddpo_jax.models.attention.choice import Choice, chosen_keys, in_ranges
-from tddpo_jax.models.attention.view import View, oldest_position
+from tddpo_jax.models.attention.choice import Choice, chosen_keys
+from tddpo_jax.models.attention.view import View, in_range, oldest_position
 
 Carry = TypeVar("Carry")
 
@@ -124,8 +125,7 @@ def visible_keys(
         j: number of the block of keys.
     """
     start, end, window, chosen = seen
-    key = (j * BLOCK + jnp.arange(BLOCK))[None, None]
-    visible = (start[:, :, None] <= key) & (key < end[:, :, None])
+    visible = in_range(start, end, j * BLOCK, BLOCK)
     if window is not None and position is not None:
         visible &= window.oldest[:, :, None] <= block_at(position, j)[:, None]
     if chosen is not None:
@@ -148,7 +148,11 @@ def with_choice(seen: Seen, choice: Choice, view: View, shared: int) -> Seen:
     if length <= choice.most:
         return seen
     beyond = jnp.any(view.key_end - view.key_start > choice.most)
-    chosen = jax.lax.cond(beyond, chosen_keys, lambda _, view: in_ranges(view), choice, view)
+
+    def all_keys(_: Choice, view: View) -> Bool[Array, "B T T"]:
+        return in_range(view.key_start, view.key_end, 0, length)
+
+    chosen = jax.lax.cond(beyond, chosen_keys, all_keys, choice, view)
     more = -length % BLOCK
     chosen = jnp.pad(chosen, ((0, 0), (0, more), (0, more)))
     blocks = chosen.reshape(rows, -1, BLOCK, length + more).swapaxes(0, 1)

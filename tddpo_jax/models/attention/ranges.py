@@ -2,8 +2,9 @@
 
 The `xla` implementation costs only as much as the ranges. It computes queries in blocks. Each block
 visits only the key blocks that its own ranges reach (see `attention/mask.py`), with the running
-softmax of FlashAttention. So no `[T, T]` array exists on any device. On NVIDIA GPUs
-`attention/kernels.py` computes the same result branch by branch.
+softmax of FlashAttention. So no `[T, T]` array exists on any device, with one exception: the choice
+of an indexer is an array of booleans of this shape. On NVIDIA GPUs `attention/kernels.py` computes
+the same result branch by branch.
 
 Letters: B rows, T stream positions, H heads, K key/value heads, S features of a key, V features of
 a value, N blocks, C keys of a block, Q queries of a block. The queries of a block are those of all

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from tddpo_jax.batches.causal_rows import CausalRows
 
@@ -56,6 +56,21 @@ class AttentionShape(NamedTuple):
         """How many numbers a cache holds for a token."""
         keys_values = self.key_value_heads * (self.size + self.value_size)
         return keys_values if self.cached is None else self.cached
+
+
+def in_range(
+    start: Int[Array, "*queries"], end: Int[Array, "*queries"], first: Array | int, count: int
+) -> Bool[Array, "*queries count"]:
+    """Whether each of some keys is in the ranges of queries, `start <= key < end`.
+
+    Args:
+        start: first stream position of every query's range.
+        end: one past the last stream position of every query's range.
+        first: stream position of the first key.
+        count: number of keys; they follow each other in the stream.
+    """
+    key = jnp.expand_dims(first + jnp.arange(count), tuple(range(start.ndim)))
+    return (start[..., None] <= key) & (key < end[..., None])
 
 
 def oldest_position(

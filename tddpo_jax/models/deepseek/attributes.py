@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import (
     MOST_LAYERS,
-    check_values,
+    check_all_read,
     positive_number,
     rope_attributes,
+    take_numbers,
+    unread,
     whole_number,
     yarn_attributes,
 )
@@ -48,8 +50,7 @@ SIZES = {
 }
 REALS = {"rms_norm_eps": "norm_epsilon", "routed_scaling_factor": "route_factor"}
 DENSE_LAYERS, FURTHER = "first_k_dense_replace", "num_nextn_predict_layers"
-YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
-# Two attributes of YaRN here: they set the factor of rotated features and that of the scores.
+# Two more attributes of YaRN: they set the factor of rotated features and that of the scores.
 MAGNITUDES = ("mscale", "mscale_all_dim")
 # What packed weights must be.
 PACKING = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]}
@@ -76,35 +77,32 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 
 def read_config(attributes: Mapping[str, Any], path: str) -> DeepseekConfig:
     """The shape of a DeepSeek. `families.read_config` documents the arguments and the errors."""
-    check_values(attributes, REQUIRED_VALUES, path)
-    known = {
-        name: value
-        for name, value in attributes.items()
-        if name not in REQUIRED_VALUES and name not in IGNORED_ATTRIBUTES
-    }
+    known = unread(attributes, REQUIRED_VALUES, IGNORED_ATTRIBUTES, path)
     _check_packing(known.pop("quantization_config", None), path)
-
-    def numbers(names: Mapping[str, str], check: Callable[..., Any]) -> dict[str, Any]:
-        for name in names:
-            if known.get(name) is None:
-                raise UserError(f"{path}: {name} is missing")
-        return {field: check(known.pop(name), name, path) for name, field in names.items()}
-
-    attention = LatentShape(**numbers(ATTENTION_SIZES, whole_number))
+    attention = LatentShape(**take_numbers(known, ATTENTION_SIZES, whole_number, path))
     indexer = None
     if attributes["model_type"] == WITH_INDEXER:
-        indexer = IndexerShape(**numbers(INDEXER_SIZES, whole_number))
-    sizes = {**numbers(SIZES, whole_number), **numbers(REALS, positive_number)}
+        indexer = IndexerShape(**take_numbers(known, INDEXER_SIZES, whole_number, path))
+    sizes = {
+        **take_numbers(known, SIZES, whole_number, path),
+        **take_numbers(known, REALS, positive_number, path),
+    }
     layers = whole_number(sizes["layers"], "num_hidden_layers", path, MOST_LAYERS)
     dense = whole_number(known.pop(DENSE_LAYERS, None), DENSE_LAYERS, path, at_least=0)
     dense = min(dense, layers)
     # A checkpoint may hold such a layer although its config does not count it.
     further = max(1, whole_number(known.pop(FURTHER, 1), FURTHER, path, MOST_LAYERS, at_least=0))
     _check_groups(sizes, path)
-    _check_derived(known, attention, layers, dense, path)
+    derived = {
+        "num_key_value_heads": attention.heads,
+        "head_dim": attention.rotated_size,
+        "qk_head_dim": attention.size,
+        "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
+        "layer_types": ["full_attention" if indexer is None else "indexed_attention"] * layers,
+    }
+    _check_derived(known, derived, path)
     rope = _rope(known, path)
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    check_all_read(known, path)
     if indexer is not None and indexer.size < attention.rotated_size:
         raise UserError(
             f"{path}: index_head_dim ({indexer.size}) must be at least qk_rope_head_dim "
@@ -154,17 +152,8 @@ def _check_groups(sizes: Mapping[str, Any], path: str) -> None:
     whole_number(sizes["chosen"], "num_experts_per_tok", path, most)
 
 
-def _check_derived(
-    known: dict[str, Any], attention: LatentShape, layers: int, dense: int, path: str
-) -> None:
+def _check_derived(known: dict[str, Any], derived: Mapping[str, Any], path: str) -> None:
     """Takes out what follows from other attributes, and refuses what does not follow."""
-    derived = {
-        "num_key_value_heads": attention.heads,
-        "head_dim": attention.rotated_size,
-        "qk_head_dim": attention.size,
-        "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
-        "layer_types": ["indexed_attention"] * layers,
-    }
     for name, wanted in derived.items():
         value = known.pop(name, None)
         if value is not None and value != wanted:
@@ -186,19 +175,13 @@ def _rope(known: dict[str, Any], path: str) -> _Rope:
     kind, theta, scaling = rope_attributes(known, path)
     if theta is None:
         raise UserError(f"{path}: rope_theta is missing")
-    if kind == "default" and not scaling:
+    factors = {name: scaling.pop(name, None) for name in MAGNITUDES if kind == "yarn"}
+    yarn = yarn_attributes(kind, scaling, path, truncate=True)
+    if yarn is None:
         return _Rope(theta, None, 1.0, 1.0)
-    factors = [scaling.pop(name, None) for name in MAGNITUDES]
-    whole_bounds = scaling.pop("truncate", True)
-    if kind != "yarn" or set(scaling) != set(YARN) or whole_bounds not in (True, False):
-        raise UserError(
-            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
-        )
     rotated, scores = (
-        positive_number(factor, name, path) if factor else 0.0
-        for factor, name in zip(factors, MAGNITUDES, strict=True)
+        positive_number(factor, name, path) if factor else 0.0 for name, factor in factors.items()
     )
-    yarn = yarn_attributes(scaling, bool(whole_bounds), path)
     rope_factor = yarn.attention_factor
     if rotated and scores:
         rope_factor = magnitude(yarn.factor, rotated) / magnitude(yarn.factor, scores)

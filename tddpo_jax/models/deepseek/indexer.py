@@ -71,10 +71,8 @@ class Indexer(nnx.Module):
         queries = (shape.heads * shape.size, query_latent)
         self.queries = Buffer(0.02 * jax.random.normal(first, queries))
         self.keys = Buffer(0.02 * jax.random.normal(second, (shape.size, width)))
-        self.norm_weight, self.norm_bias = (
-            Buffer(jnp.ones(shape.size)),
-            Buffer(jnp.zeros(shape.size)),
-        )
+        self.norm_weight = Buffer(jnp.ones(shape.size))
+        self.norm_bias = Buffer(jnp.zeros(shape.size))
         self.weights = Buffer(0.02 * jax.random.normal(third, (shape.heads, width)))
 
     def __call__(

@@ -174,6 +174,8 @@ class LatentAttention(nnx.Module):
 
 def _factors(adapter: Adapter, dtype: Any) -> tuple[Array, Array, Float[Array, "B T H R"]]:
     """The factors of an adapter, and those of its ranks in the rows of a batch."""
-    (a, b), gate = adapter.factors(), adapter.gate_of_ranks()
-    gate = jnp.ones((1, a.shape[0])) if gate is None else gate
+    a, b = adapter.factors()
+    gate = adapter.gate_of_ranks()
+    if gate is None:
+        gate = jnp.ones((1, a.shape[0]))
     return a.astype(dtype), b.astype(dtype), gate.astype(dtype)[:, None, None]

@@ -27,15 +27,22 @@ from tddpo_jax.models.buffer import Buffer
 from tddpo_jax.models.deepseek import tensors
 from tddpo_jax.models.deepseek.indexer import IndexerShape
 from tddpo_jax.models.deepseek.latent_attention import LatentAttention, LatentShape
-from tddpo_jax.models.experts.experts import Experts, ExpertsShape, routed_sum, router_logits
+from tddpo_jax.models.experts.experts import (
+    Experts,
+    ExpertsShape,
+    routed_sum,
+    router_logits,
+    silu_gated,
+)
 from tddpo_jax.models.experts.routing import Route, sigmoid_in_groups
-from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, mark_product
+from tddpo_jax.models.feed_forward import FeedForward
+from tddpo_jax.models.linear import dropout_keys, mark_product
 from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import Yarn, rope_frequencies, yarn_frequencies
-from tddpo_jax.models.tensor_table import Parameter, parameter
+from tddpo_jax.models.rope import Yarn, rope_angles, yarn_frequencies
+from tddpo_jax.models.tensor_table import Parameter, linear_names, parameter
 
 # Numbers of linear layers of a layer, and of its attention.
-LINEARS, ATTENTION_LINEARS = len(tensors.LINEAR_NAMES), 5
+LINEARS, ATTENTION_LINEARS = len(tensors.LINEAR_NAMES), len(linear_names(tensors.ATTENTION))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +134,8 @@ class DeepseekConfig:
             (*attention, *tensors.MIXED),
             {
                 **self.sizes,
-                "feed_forward": self.expert_feed_forward,
+                **self.experts_shape.axes,
                 "shared_feed_forward": self.shared_feed_forward,
-                "experts": self.experts,
-                "halves": 2,
-                "routes": self.experts,
-                "routed": self.width,
             },
             self.experts_shape,
         )
@@ -155,31 +158,7 @@ class DeepseekConfig:
     def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
         """Radians by which each pair of features is rotated."""
         size = self.attention.rotated_size
-        frequencies = (
-            rope_frequencies(size, self.rope_theta, None)
-            if self.yarn is None
-            else yarn_frequencies(size, self.rope_theta, self.yarn)
-        )
-        return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
-
-
-def silu_gated(gate: Array, up: Array) -> Array:
-    """The hidden part of an expert."""
-    return jax.nn.silu(gate) * up
-
-
-class FeedForward(nnx.Module):
-    """A gated feed-forward."""
-
-    def __init__(self, width: int, inner: int, key: PRNGKeyArray) -> None:
-        keys = jax.random.split(key, 3)
-        self.gate_proj = Linear(width, inner, keys[0])
-        self.up_proj = Linear(width, inner, keys[1])
-        self.down_proj = Linear(inner, width, keys[2])
-
-    def __call__(self, x: Float[Array, "B T D"], keys: DropoutKeys) -> Float[Array, "B T D"]:
-        inner = gated(jax.nn.silu, self.gate_proj(x, keys[0]), self.up_proj(x, keys[1]))
-        return self.down_proj(inner, keys[2])
+        return rope_angles(positions, yarn_frequencies(size, self.rope_theta, self.yarn))
 
 
 class Router(nnx.Module):
@@ -204,7 +183,7 @@ class Router(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: latent attention, then a feed-forward or experts beside one.
+    """One layer: latent attention, then a feed-forward, with experts beside it in some layers.
 
     Each half has a norm in front of it and adds its output to the hidden states.
     """
@@ -212,25 +191,17 @@ class Block(nnx.Module):
     def __init__(self, config: DeepseekConfig, has_experts: bool, key: PRNGKeyArray) -> None:
         keys = jax.random.split(key, 4)
         width = config.width
+        inner = config.shared_feed_forward if has_experts else config.feed_forward
         self.has_experts = has_experts
         self.attention_norm = RMSNorm(width, config.norm_epsilon)
         self.attention = LatentAttention(
             config.attention, config.rope_factor, keys[0], config.indexer
         )
         self.mlp_norm = RMSNorm(width, config.norm_epsilon)
-        if not has_experts:
-            self.mlp = FeedForward(width, config.feed_forward, keys[1])
-            return
-        self.router = Router(config, keys[1])
-        self.experts = Experts(config.experts_shape, keys[2])
-        self.shared = FeedForward(width, config.shared_feed_forward, keys[3])
-
-    def feed_forward(
-        self, x: Float[Array, "B T D"], keys: DropoutKeys, experts: Callable[..., Array]
-    ) -> Float[Array, "B T D"]:
-        if not self.has_experts:
-            return self.mlp(x, keys)
-        return self.experts(x, self.router(x), experts) + self.shared(x, keys)
+        self.feed_forward = FeedForward(width, inner, keys[1])
+        if has_experts:
+            self.router = Router(config, keys[2])
+            self.experts = Experts(config.experts_shape, keys[3])
 
     def __call__(
         self,
@@ -240,24 +211,16 @@ class Block(nnx.Module):
         key: PRNGKeyArray | None = None,
         experts: Callable[..., Array] = routed_sum,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies the layer.
-
-        Args:
-            x: hidden states before this layer.
-            angle: rotation angles by position, from `config.angles`.
-            attend: takes queries, keys, values, their latent and the indexer's choice; gives
-                attention's output and what to keep.
-            key: random key for the adapters' dropout; None: no dropout.
-            experts: computes the experts, as `routed_sum`.
-
-        Returns:
-            The hidden states after this layer, and what `attend` kept.
-        """
+        """Applies the layer. `architecture.Layer` documents the arguments and the result."""
         keys = dropout_keys(key, LINEARS)
         with jax.named_scope("attention"):
             normed = self.attention_norm(x)
             attended, kept = self.attention(normed, angle, attend, keys[:ATTENTION_LINEARS])
             x = mark_product(x + attended)
+        normed = self.mlp_norm(x)
         with jax.named_scope("feed-forward"):
-            normed = self.mlp_norm(x)
-            return x + self.feed_forward(normed, keys[ATTENTION_LINEARS:], experts), kept
+            y = self.feed_forward(normed, keys[ATTENTION_LINEARS:])
+        if self.has_experts:
+            with jax.named_scope("experts"):
+                y = y + self.experts(normed, self.router(normed), experts)
+        return x + y, kept

@@ -7,7 +7,7 @@ stacked, and gate and up too. All linear layers but the router may be packed in 
 from __future__ import annotations
 
 from tddpo_jax.models.fp8 import FP8
-from tddpo_jax.models.tensor_table import Kind, Pieces, Tensor
+from tddpo_jax.models.tensor_table import Kind, Pieces, Tensor, linear_names
 
 EMBED = Tensor("model.embed_tokens.weight", "embed", ("vocabulary", "width"), "embedding")
 NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
@@ -23,11 +23,11 @@ def _linear(part: str, path: str, outputs: str, inputs: str) -> Tensor:
     return row._replace(packing=FP8)
 
 
-def _feed_forward(part: str, path: str, inner: str) -> tuple[Tensor, ...]:
+def _feed_forward(part: str, inner: str) -> tuple[Tensor, ...]:
     return (
-        _linear(f"{part}.gate_proj", f"{path}.gate_proj", inner, "width"),
-        _linear(f"{part}.up_proj", f"{path}.up_proj", inner, "width"),
-        _linear(f"{part}.down_proj", f"{path}.down_proj", "width", inner),
+        _linear(f"{part}.gate_proj", "feed_forward.gate_proj", inner, "width"),
+        _linear(f"{part}.up_proj", "feed_forward.up_proj", inner, "width"),
+        _linear(f"{part}.down_proj", "feed_forward.down_proj", "width", inner),
     )
 
 
@@ -71,7 +71,7 @@ INDEXER = (
         *("index_heads", "width"),
     ),
 )
-DENSE = _feed_forward("mlp", "mlp", "feed_forward")
+DENSE = _feed_forward("mlp", "feed_forward")
 MIXED = (
     _row("mlp.gate.weight", "router.weight", "router", "routes", "routed"),
     _row("mlp.gate.e_score_correction_bias", "router.correction", "buffer", "routes"),
@@ -82,8 +82,6 @@ MIXED = (
         *("halves", "feed_forward", "width"),
     ),
     _experts("down_proj", "down", ((),), "width", "feed_forward"),
-    *_feed_forward("mlp.shared_experts", "shared", "shared_feed_forward"),
+    *_feed_forward("mlp.shared_experts", "shared_feed_forward"),
 )
-LINEAR_NAMES = tuple(
-    row.path.split(".")[-2] for row in (*ATTENTION, *DENSE) if row.kind == "linear"
-)
+LINEAR_NAMES = linear_names((*ATTENTION, *DENSE))

@@ -27,6 +27,11 @@ from tddpo_jax.models.linear import Adapter
 Activation = Callable[[Array, Array], Array]
 
 
+def silu_gated(gate: Array, up: Array) -> Array:
+    """The hidden part of an expert whose gate is SiLU."""
+    return jax.nn.silu(gate) * up
+
+
 @dataclasses.dataclass(frozen=True)
 class ExpertsShape:
     """The sizes and settings of a layer's experts."""
@@ -38,6 +43,17 @@ class ExpertsShape:
     activation: Activation
     biases: bool = False
     weighs_input: bool = False  # whether a choice's weight scales what its expert reads
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The sizes of the axes of its weights, by the names that the tensor table has for them."""
+        return {
+            "experts": self.experts,
+            "halves": 2,  # gate and up
+            "feed_forward": self.feed_forward,
+            "routes": self.experts,
+            "routed": self.width,
+        }
 
 
 class Bank(NamedTuple):

@@ -12,14 +12,31 @@ from typing import Any
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import (
     MOST_LAYERS,
+    check_all_read,
     check_heads,
-    check_values,
     positive_number,
+    take_numbers,
+    text_part,
+    unread,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.gemma3.model import Gemma3Config
 
+# Whole numbers, and reals, of which no file may lack one that has no default.
+SIZES = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "key_value_heads",
+    "head_dim": "head_size",
+    "intermediate_size": "feed_forward",
+    "max_position_embeddings": "context",
+    "sliding_window": "window",
+    "sliding_window_pattern": "period",
+}
+REALS = {"query_pre_attn_scalar": "score_scalar", "rms_norm_eps": "norm_epsilon"}
 # The defaults of transformers, `Gemma3TextConfig`.
 DEFAULTS: dict[str, float] = {
     "vocab_size": 262208,
@@ -31,8 +48,6 @@ DEFAULTS: dict[str, float] = {
     "max_position_embeddings": 131072,
     "sliding_window_pattern": 6,
 }
-REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window")
-REALS = ("query_pre_attn_scalar", "rms_norm_eps")  # all other numbers are whole
 IMAGE_TOKEN = 262144  # the default of transformers, `Gemma3Config`
 TEXT_ALONE = "gemma3_text"
 MODEL_TYPES = (TEXT_ALONE, "gemma3")  # the second has a vision part too
@@ -67,63 +82,32 @@ def read_config(attributes: Mapping[str, Any], path: str) -> Gemma3Config:
     """
     if attributes["model_type"] == TEXT_ALONE:
         return _read_text(attributes, path, image_token=None)
-    outer = dict(attributes)
-    text = outer.pop("text_config", None)
-    if not isinstance(text, Mapping):
-        raise UserError(f"{path}: text_config is missing")
-    check_values(outer, REQUIRED_VALUES, path)
-    named = [outer.pop(name, None) for name in ("image_token_index", "image_token_id")]
-    image_token = next((each for each in named if each is not None), IMAGE_TOKEN)
-    image_token = whole_number(image_token, "image_token_index", path)
-    for name in (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES, *IGNORED_WITH_VISION):
-        outer.pop(name, None)
-    if outer:
-        raise UserError(f"{path}: {sorted(outer)[0]} is not understood")
+    outer = unread(attributes, REQUIRED_VALUES, IGNORED_ATTRIBUTES, path)
+    text, image_token = text_part(outer, IGNORED_WITH_VISION, IMAGE_TOKEN, path)
     return _read_text(text, f"{path}: text_config", image_token=image_token)
 
 
 def _read_text(
     attributes: Mapping[str, Any], path: str, *, image_token: int | None
 ) -> Gemma3Config:
-    check_values(attributes, REQUIRED_VALUES, path)
-    known = {
-        name: value
-        for name, value in attributes.items()
-        if name not in REQUIRED_VALUES and name not in IGNORED_ATTRIBUTES
+    known = unread(attributes, REQUIRED_VALUES, IGNORED_ATTRIBUTES, path)
+    known |= {name: value for name, value in DEFAULTS.items() if known.get(name) is None}
+    numbers = {
+        **take_numbers(known, SIZES, whole_number, path),
+        **take_numbers(known, REALS, positive_number, path),
     }
-    numbers: dict[str, Any] = {}
-    for name in (*REQUIRED, *DEFAULTS):
-        value = known.pop(name, None)
-        value = DEFAULTS.get(name) if value is None else value
-        if value is None:
-            raise UserError(f"{path}: {name} is missing")
-        check = positive_number if name in REALS else whole_number
-        numbers[name] = check(value, name, path)
-    layers, period = numbers["num_hidden_layers"], numbers["sliding_window_pattern"]
+    layers, period = numbers["layers"], numbers["period"]
     whole_number(layers, "num_hidden_layers", path, MOST_LAYERS)
     _check_layer_types(known.pop("layer_types", None), layers, period, path)
     local_theta, whole_theta, factor = _rope(known, path)
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
-    heads, key_value_heads = numbers["num_attention_heads"], numbers["num_key_value_heads"]
-    check_heads(heads, key_value_heads, numbers["head_dim"], path)
+    check_all_read(known, path)
+    check_heads(numbers["heads"], numbers["key_value_heads"], numbers["head_size"], path)
     return Gemma3Config(
-        vocabulary=numbers["vocab_size"],
-        width=numbers["hidden_size"],
-        layers=layers,
-        heads=heads,
-        key_value_heads=key_value_heads,
-        head_size=numbers["head_dim"],
-        feed_forward=numbers["intermediate_size"],
-        context=numbers["max_position_embeddings"],
-        window=numbers["sliding_window"],
-        period=period,
         local_theta=local_theta,
         whole_theta=whole_theta,
         rope_factor=factor,
-        score_scalar=numbers["query_pre_attn_scalar"],
-        norm_epsilon=numbers["rms_norm_eps"],
         image_token=image_token,
+        **numbers,
     )
 
 

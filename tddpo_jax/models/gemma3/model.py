@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -27,7 +26,7 @@ from tddpo_jax.models.gemma3 import tensors
 from tddpo_jax.models.gemma3.tensors import LINEAR_NAMES
 from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, mark_product
 from tddpo_jax.models.norm import ZeroCentredRMSNorm
-from tddpo_jax.models.rope import rope_frequencies, rotate
+from tddpo_jax.models.rope import rope_angles, rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, parameter
 
 
@@ -130,12 +129,13 @@ class Gemma3Config:
         return ZeroCentredRMSNorm(self.width, self.norm_epsilon)
 
     def angles(self, positions: Int[Array, "B T"]) -> Angles:
-        place = positions[:, :, None].astype(jnp.float32)
         local, whole = (
-            rope_frequencies(self.head_size, theta, None)[None, None]
+            rope_frequencies(self.head_size, theta, None)
             for theta in (self.local_theta, self.whole_theta)
         )
-        return Angles(place * local, place * (whole / self.rope_factor))
+        return Angles(
+            rope_angles(positions, local), rope_angles(positions, whole / self.rope_factor)
+        )
 
 
 class Block(nnx.Module):
@@ -191,17 +191,7 @@ class Block(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies the layer.
-
-        Args:
-            x: hidden states before this layer.
-            angles: rotation angles by position, from `config.angles`.
-            attend: takes queries, keys and values; gives attention's output and what to keep.
-            key: random key for the adapters' dropout; None: no dropout.
-
-        Returns:
-            The hidden states after this layer, and what `attend` kept.
-        """
+        """Applies the layer. `architecture.Layer` documents the arguments and the result."""
         keys = dropout_keys(key, len(LINEAR_NAMES))
         angle = angles.local if self.is_local else angles.whole
         with jax.named_scope("attention"):

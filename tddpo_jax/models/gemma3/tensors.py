@@ -6,7 +6,7 @@ gives the modules of such a model another name in memory, and PEFT's files follo
 
 from __future__ import annotations
 
-from tddpo_jax.models.tensor_table import Kind, Tensor
+from tddpo_jax.models.tensor_table import Kind, Tensor, linear_names
 
 WITH_VISION = "language_model."
 # The tensors of the vision part. They are not trained, and an export copies them.
@@ -51,4 +51,4 @@ def layer(prefix: str) -> tuple[Tensor, ...]:
     )
 
 
-LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in layer("") if row.kind == "linear")
+LINEAR_NAMES = linear_names(layer(""))

@@ -8,10 +8,12 @@ from typing import Any
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import (
     MOST_LAYERS,
+    check_all_read,
     check_heads,
-    check_values,
     positive_number,
     rope_attributes,
+    take_numbers,
+    unread,
     whole_number,
     yarn_attributes,
 )
@@ -55,30 +57,22 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 
 def read_config(attributes: Mapping[str, Any], path: str) -> GptOssConfig:
     """The shape of a gpt-oss. `families.read_config` documents the arguments and the errors."""
-    check_values(attributes, REQUIRED_VALUES, path)
-    known = {
-        name: value
-        for name, value in attributes.items()
-        if name not in REQUIRED_VALUES and name not in IGNORED_ATTRIBUTES
-    }
+    known = unread(attributes, REQUIRED_VALUES, IGNORED_ATTRIBUTES, path)
     _check_packing(known.pop("quantization_config", None), path)
     known.setdefault("swiglu_limit", DEFAULT_LIMIT)
     # An older name of the same number.
     known.setdefault("num_experts_per_tok", known.get("experts_per_token"))
     if known.pop("experts_per_token", known["num_experts_per_tok"]) != known["num_experts_per_tok"]:
         raise UserError(f"{path}: experts_per_token and num_experts_per_tok differ")
-    numbers: dict[str, Any] = {}
-    for name, field in {**SIZES, **REALS}.items():
-        if known.get(name) is None:
-            raise UserError(f"{path}: {name} is missing")
-        check = positive_number if name in REALS else whole_number
-        numbers[field] = check(known.pop(name), name, path)
+    numbers = {
+        **take_numbers(known, SIZES, whole_number, path),
+        **take_numbers(known, REALS, positive_number, path),
+    }
     whole_number(numbers["layers"], "num_hidden_layers", path, MOST_LAYERS)
     whole_number(numbers["chosen"], "num_experts_per_tok", path, numbers["experts"])
     _check_layer_types(known.pop("layer_types", None), numbers["layers"], path)
     theta, yarn = _rope(known, path)
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    check_all_read(known, path)
     check_heads(numbers["heads"], numbers["key_value_heads"], numbers["head_size"], path)
     return GptOssConfig(rope_theta=theta, yarn=yarn, **numbers)
 
@@ -106,11 +100,4 @@ def _rope(known: dict[str, Any], path: str) -> tuple[float, Yarn | None]:
     kind, theta, scaling = rope_attributes(known, path)
     if theta is None:
         raise UserError(f"{path}: rope_theta is missing")
-    if kind == "default" and not scaling:
-        return theta, None
-    fields = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate")
-    if kind != "yarn" or set(scaling) != set(fields) or scaling["truncate"] not in (True, False):
-        raise UserError(
-            f"{path}: rope_scaling of type {kind!r} with {sorted(scaling)} is not supported"
-        )
-    return theta, yarn_attributes(scaling, bool(scaling["truncate"]), path)
+    return theta, yarn_attributes(kind, scaling, path)

@@ -29,7 +29,7 @@ from tddpo_jax.models.gpt_oss import tensors
 from tddpo_jax.models.gpt_oss.tensors import LINEAR_NAMES
 from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, mark_product
 from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import Yarn, rope_frequencies, rotate, yarn_frequencies
+from tddpo_jax.models.rope import Yarn, rope_angles, rotate, yarn_frequencies
 from tddpo_jax.models.tensor_table import Parameter, parameter
 
 SHARPNESS = 1.702  # of the sigmoid in the activation
@@ -85,13 +85,9 @@ class GptOssConfig:
         return {
             "vocabulary": self.vocabulary,
             "width": self.width,
-            "feed_forward": self.feed_forward,
-            "experts": self.experts,
-            "halves": 2,
-            "routes": self.experts,
-            "routed": self.width,
             "heads": self.heads,
             **self._attention(None).axes,
+            **self.experts_shape.axes,
         }
 
     @property
@@ -140,16 +136,12 @@ class GptOssConfig:
 
     def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
         """Radians by which each pair of features is rotated."""
-        frequencies = (
-            rope_frequencies(self.head_size, self.rope_theta, None)
-            if self.yarn is None
-            else yarn_frequencies(self.head_size, self.rope_theta, self.yarn)
-        )
-        return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
+        frequencies = yarn_frequencies(self.head_size, self.rope_theta, self.yarn)
+        return rope_angles(positions, frequencies)
 
 
 class Router(nnx.Module):
-    """Chooses the experts of every token."""
+    """Scores all experts for every token."""
 
     def __init__(self, experts: int, width: int, key: PRNGKeyArray) -> None:
         self.weight = nnx.Param(0.02 * jax.random.normal(key, (experts, width)))
@@ -200,19 +192,7 @@ class Block(nnx.Module):
         key: PRNGKeyArray | None = None,
         experts: Callable[..., Array] = routed_sum,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies the layer.
-
-        Args:
-            x: hidden states before this layer.
-            angle: rotation angles by position, from `config.angles`.
-            attend: takes queries, keys, values and sinks; gives attention's output and what to
-                keep.
-            key: random key for the adapters' dropout; None: no dropout.
-            experts: computes the experts, as `routed_sum`.
-
-        Returns:
-            The hidden states after this layer, and what `attend` kept.
-        """
+        """Applies the layer. `architecture.Layer` documents the arguments and the result."""
         keys = dropout_keys(key, len(LINEAR_NAMES))
         with jax.named_scope("attention"):
             q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tddpo_jax.models.mxfp4 import MXFP4
-from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform
+from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform, linear_names
 
 EMBED = Tensor("model.embed_tokens.weight", "embed", ("vocabulary", "width"), "embedding")
 NORM = Tensor("model.norm.weight", "norm.weight", ("width",), "norm")
@@ -81,4 +81,4 @@ LAYER = (
     )._replace(transform=DOWN, packing=MXFP4, target=_target("down_proj", None)),
     _row("mlp.experts.down_proj_bias", "experts.down.bias", "bias", "experts", "width"),
 )
-LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
+LINEAR_NAMES = linear_names(LAYER)

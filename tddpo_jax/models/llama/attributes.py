@@ -10,19 +10,30 @@ from typing import Any, NamedTuple
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import (
-    LARGEST,
     MOST_LAYERS,
+    check_all_read,
     check_heads,
-    check_values,
     positive_number,
     rope_attributes,
     stretched_rope,
+    take_numbers,
+    unread,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.models.rope import RopeScaling
 
+# Whole numbers, and reals, of which no file may lack one.
+SIZES = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "feed_forward",
+    "max_position_embeddings": "context",
+}
+REALS = {"rms_norm_eps": "norm_epsilon"}
 # These attributes would change the mathematics. Only the values that switch them off are accepted.
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -63,50 +74,42 @@ def read_config(attributes: Mapping[str, Any], path: str) -> LlamaConfig:
     """The shape of a model. `families.read_config` documents the arguments and the errors."""
     of_type = MODEL_TYPES[attributes["model_type"]]
     required = {**REQUIRED_VALUES, **of_type.required}
-    check_values(attributes, required, path)
-    known = dict(attributes)
-    for name in (*required, *BOOKKEEPING, *of_type.ignored):
-        known.pop(name, None)
+    known = unread(attributes, required, (*BOOKKEEPING, *of_type.ignored), path)
     kinds = known.pop("layer_types", None) or []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind != "full_attention":
             raise UserError(f"{path}: layer_types = {kind!r} is not supported")
 
-    def count(name: str, default: int | None = None, at_most: int = LARGEST) -> int:
-        if name not in known and default is None:
-            raise UserError(f"{path}: {name} is missing")
-        value = known.pop(name, None)
-        return whole_number(default if value is None else value, name, path, at_most)
+    numbers = {
+        **take_numbers(known, SIZES, whole_number, path),
+        **take_numbers(known, REALS, positive_number, path),
+    }
+    whole_number(numbers["layers"], "num_hidden_layers", path, MOST_LAYERS)
+    heads, width = numbers["heads"], numbers["width"]
 
-    heads, width = count("num_attention_heads"), count("hidden_size")
+    def count(name: str, default: int) -> int:
+        value = known.pop(name, None)
+        return whole_number(default if value is None else value, name, path)
+
     window = known.pop("sliding_window", of_type.window)
     theta, scaling = _rope(path, known)
-    if "rms_norm_eps" not in known:
-        raise UserError(f"{path}: rms_norm_eps is missing")
     tied = known.pop("tie_word_embeddings", None)
     if tied not in (True, False, None):
         raise UserError(f"{path}: tie_word_embeddings = {tied!r} is neither true nor false")
     config = LlamaConfig(
-        vocabulary=count("vocab_size"),
-        width=width,
-        layers=count("num_hidden_layers", at_most=MOST_LAYERS),
-        heads=heads,
         # The defaults are those of transformers: one key/value head for each head, and heads that
         # divide the width evenly, or Qwen3's heads of 128.
         key_value_heads=count("num_key_value_heads", heads),
         head_size=count("head_dim", of_type.head_size or width // heads),
-        feed_forward=count("intermediate_size"),
-        context=count("max_position_embeddings"),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_epsilon=positive_number(known.pop("rms_norm_eps"), "rms_norm_eps", path),
         tied=bool(tied),
         biases=of_type.biases,
         head_norms=of_type.head_norms,
         window=None if window is None else whole_number(window, "sliding_window", path),
+        **numbers,
     )
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    check_all_read(known, path)
     check_heads(heads, config.key_value_heads, config.head_size, path)
     return config
 

@@ -27,7 +27,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -37,7 +36,7 @@ from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, ma
 from tddpo_jax.models.llama import tensors
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
 from tddpo_jax.models.norm import RMSNorm
-from tddpo_jax.models.rope import RopeScaling, rope_frequencies, rotate
+from tddpo_jax.models.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, parameter
 
 
@@ -115,7 +114,7 @@ class LlamaConfig:
     def angles(self, positions: Int[Array, "B T"]) -> Float[Array, "B T half"]:
         """Radians by which each pair of features is rotated."""
         frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
-        return positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
+        return rope_angles(positions, frequencies)
 
 
 class Block(nnx.Module):
@@ -164,17 +163,7 @@ class Block(nnx.Module):
         attend: Callable[..., tuple[Array, Any]],
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies the layer.
-
-        Args:
-            x: hidden states before this layer.
-            angle: rotation angles by position, from `config.angles`.
-            attend: takes queries, keys and values; gives attention's output and what to keep.
-            key: random key for the adapters' dropout; None: no dropout.
-
-        Returns:
-            The hidden states after this layer, and what `attend` kept.
-        """
+        """Applies the layer. `architecture.Layer` documents the arguments and the result."""
         keys = dropout_keys(key, len(LINEAR_NAMES))
         with jax.named_scope("attention"):
             q, k, v = self.queries_keys_values(self.attention_norm(x), angle, keys)

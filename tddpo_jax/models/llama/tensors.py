@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tddpo_jax.models.tensor_table import Tensor
+from tddpo_jax.models.tensor_table import Tensor, linear_names
 
 # A tied checkpoint either has no head or repeats the embedding under the head's name.
 HEAD = Tensor("lm_head.weight", "head", ("vocabulary", "width"), "embedding")
@@ -43,6 +43,6 @@ HEAD_NORMS = (
     _norm("self_attn.q_norm", "q_norm", "head"),
     _norm("self_attn.k_norm", "k_norm", "head"),
 )
-LINEAR_NAMES = tuple(row.path.removesuffix(".weight") for row in LAYER if row.kind == "linear")
+LINEAR_NAMES = linear_names(LAYER)
 # Older checkpoints hold this buffer. We compute the frequencies from the config instead.
 DERIVED = ("self_attn.rotary_emb.inv_freq",)

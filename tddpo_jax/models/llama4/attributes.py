@@ -11,11 +11,14 @@ from typing import Any
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.attribute_values import (
     MOST_LAYERS,
+    check_all_read,
     check_heads,
-    check_values,
     positive_number,
     rope_attributes,
     stretched_rope,
+    take_numbers,
+    text_part,
+    unread,
     whole_number,
 )
 from tddpo_jax.models.bookkeeping import BOOKKEEPING
@@ -68,17 +71,8 @@ def read_config(attributes: Mapping[str, Any], path: str) -> Llama4Config:
     """
     if attributes["model_type"] == TEXT_ALONE:
         return _read_text(attributes, path, image_token=None)
-    outer = _checked(attributes, path)
-    text = outer.pop("text_config", None)
-    if not isinstance(text, Mapping):
-        raise UserError(f"{path}: text_config is missing")
-    named = [outer.pop(name, None) for name in ("image_token_index", "image_token_id")]
-    image_token = next((each for each in named if each is not None), IMAGE_TOKEN)
-    image_token = whole_number(image_token, "image_token_index", path)
-    for name in IGNORED_WITH_VISION:
-        outer.pop(name, None)
-    if outer:
-        raise UserError(f"{path}: {sorted(outer)[0]} is not understood")
+    outer = _unread(attributes, path)
+    text, image_token = text_part(outer, IGNORED_WITH_VISION, IMAGE_TOKEN, path)
     return _read_text(text, f"{path}: text_config", image_token=image_token)
 
 
@@ -91,28 +85,25 @@ def exported(attributes: dict[str, Any]) -> dict[str, Any]:
     return {**attributes, TUNING: bool(attributes[TUNING])}
 
 
-def _checked(attributes: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The attributes that are still to be read."""
-    check_values(attributes, REQUIRED_VALUES, path)
-    if attributes.get("quantization_config") is not None:
+def _unread(attributes: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The attributes that are still to be read, if the weights are not packed."""
+    known = unread(attributes, REQUIRED_VALUES, IGNORED_ATTRIBUTES, path)
+    if known.pop("quantization_config", None) is not None:
         raise UserError(
             f"{path}: quantization_config is not supported for Llama 4; use the repository that "
             f"holds its weights in bfloat16"
         )
-    done = (*REQUIRED_VALUES, *IGNORED_ATTRIBUTES, "quantization_config")
-    return {name: value for name, value in attributes.items() if name not in done}
+    return known
 
 
 def _read_text(
     attributes: Mapping[str, Any], path: str, *, image_token: int | None
 ) -> Llama4Config:
-    known = _checked(attributes, path)
-    numbers: dict[str, Any] = {}
-    for name, field in {**SIZES, **REALS}.items():
-        if known.get(name) is None:
-            raise UserError(f"{path}: {name} is missing")
-        check = positive_number if name in REALS else whole_number
-        numbers[field] = check(known.pop(name), name, path)
+    known = _unread(attributes, path)
+    numbers = {
+        **take_numbers(known, SIZES, whole_number, path),
+        **take_numbers(known, REALS, positive_number, path),
+    }
     kind, theta, scaling = rope_attributes(known, path)
     chunk = known.pop("attention_chunk_size", CHUNK)
     config = Llama4Config(
@@ -129,8 +120,7 @@ def _read_text(
         **numbers,
     )
     _check_layer_types(known.pop("layer_types", None), config, path)
-    if known:
-        raise UserError(f"{path}: {sorted(known)[0]} is not understood")
+    check_all_read(known, path)
     check_heads(config.heads, config.key_value_heads, config.head_size, path)
     return config
 

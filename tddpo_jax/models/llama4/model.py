@@ -32,13 +32,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from tddpo_jax.models.architecture import Layer, Segment, layer_parameters
 from tddpo_jax.models.attention.view import AttentionShape
-from tddpo_jax.models.experts.experts import Experts, ExpertsShape, routed_sum, router_logits
+from tddpo_jax.models.experts.experts import (
+    Experts,
+    ExpertsShape,
+    routed_sum,
+    router_logits,
+    silu_gated,
+)
 from tddpo_jax.models.experts.routing import sigmoid_of_best
-from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, gated, mark_product
+from tddpo_jax.models.feed_forward import FeedForward
+from tddpo_jax.models.linear import DropoutKeys, Linear, dropout_keys, mark_product
 from tddpo_jax.models.llama4 import tensors
 from tddpo_jax.models.llama4.tensors import LINEAR_NAMES
 from tddpo_jax.models.norm import RMSNorm, normalised
-from tddpo_jax.models.rope import RopeScaling, rope_frequencies, rotate
+from tddpo_jax.models.rope import RopeScaling, rope_angles, rope_frequencies, rotate
 from tddpo_jax.models.tensor_table import Parameter, parameter
 
 
@@ -128,16 +135,13 @@ class Llama4Config:
 
     def _sizes(self, kind: Kind) -> dict[str, int]:
         """The sizes of the axes of a layer's tensors, by the axes' names."""
-        inner = self.expert_feed_forward if kind.has_experts else self.feed_forward
+        experts = self.experts_shape.axes if kind.has_experts else {}  # has `feed_forward` too
         return {
             "vocabulary": self.vocabulary,
             "width": self.width,
-            "feed_forward": inner,
-            "experts": self.experts,
-            "halves": 2,
-            "routes": self.experts,
-            "routed": self.width,
+            "feed_forward": self.feed_forward,
             **self._attention(kind).axes,
+            **experts,
         }
 
     def _attention(self, kind: Kind) -> AttentionShape:
@@ -178,38 +182,19 @@ class Llama4Config:
 
     def angles(self, positions: Int[Array, "B T"]) -> OfPositions:
         frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
-        angle = positions[:, :, None].astype(jnp.float32) * frequencies[None, None]
+        angle = rope_angles(positions, frequencies)
         temperature = self.temperature
         return OfPositions(angle, None if temperature is None else temperature.factor(positions))
 
 
-def silu_gated(gate: Array, up: Array) -> Array:
-    """The hidden part of an expert."""
-    return jax.nn.silu(gate) * up
-
-
 class Router(nnx.Module):
-    """Chooses the experts of every token."""
+    """Scores all experts for every token."""
 
     def __init__(self, experts: int, width: int, key: PRNGKeyArray) -> None:
         self.weight = nnx.Param(0.02 * jax.random.normal(key, (experts, width)))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
         return router_logits(x, self.weight[...])
-
-
-class FeedForward(nnx.Module):
-    """A gated feed-forward, of all tokens alike."""
-
-    def __init__(self, width: int, inner: int, key: PRNGKeyArray) -> None:
-        keys = jax.random.split(key, 3)
-        self.gate_proj = Linear(width, inner, keys[0])
-        self.up_proj = Linear(width, inner, keys[1])
-        self.down_proj = Linear(inner, width, keys[2])
-
-    def __call__(self, x: Float[Array, "B T D"], keys: DropoutKeys) -> Float[Array, "B T D"]:
-        inner = gated(jax.nn.silu, self.gate_proj(x, keys[0]), self.up_proj(x, keys[1]))
-        return self.down_proj(inner, keys[2])
 
 
 class Block(nnx.Module):
@@ -261,18 +246,7 @@ class Block(nnx.Module):
         key: PRNGKeyArray | None = None,
         experts: Callable[..., Array] = routed_sum,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies the layer.
-
-        Args:
-            x: hidden states before this layer.
-            of_positions: what follows from the positions, from `config.angles`.
-            attend: takes queries, keys and values; gives attention's output and what to keep.
-            key: random key for the adapters' dropout; None: no dropout.
-            experts: computes the experts, as `routed_sum`; a layer without experts does not use it.
-
-        Returns:
-            The hidden states after this layer, and what `attend` kept.
-        """
+        """Applies the layer. `architecture.Layer` documents the arguments and the result."""
         keys = dropout_keys(key, len(LINEAR_NAMES))
         with jax.named_scope("attention"):
             q, k, v = self.queries_keys_values(self.attention_norm(x), of_positions, keys)

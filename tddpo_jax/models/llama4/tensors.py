@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform
+from tddpo_jax.models.tensor_table import Kind, TargetParameter, Tensor, Transform, linear_names
 
 WITH_VISION = "language_model."
 # The tensors of the vision part. They are not trained, and an export copies them.
@@ -100,8 +100,4 @@ def _experts(row: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-LINEAR_NAMES = tuple(
-    row.path.removesuffix(".weight").rpartition(".")[2]
-    for row in layer("", has_experts=False)
-    if row.kind == "linear"
-)
+LINEAR_NAMES = linear_names(layer("", has_experts=False))
