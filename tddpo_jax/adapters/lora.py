@@ -257,6 +257,9 @@ def _whole(
     def of_layer(layer: Any) -> Array:
         weight, pair = layer
         weight = dense(weight)
+        # XLA would leave out the rounding to the weight's own dtype before a sum in float32.
+        own = jnp.finfo(weight.dtype)
+        weight = jax.lax.reduce_precision(weight, own.nexp, own.nmant)
         if factors is None:
             return weight.astype(dtype)
         a, b = pair

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import AutoConfig
 
@@ -36,7 +37,6 @@ from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     WHOLE_OR_PACKED,
     stored_tensor,
-    weight_files,
 )
 
 if TYPE_CHECKING:  # functions import it themselves, because not every test needs PyTorch
@@ -142,10 +142,13 @@ def load_from(model: PreTrainedModel) -> Decoder:
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a Hugging Face folder, also of a dtype that is refused."""
-    dtypes = (*WHOLE_OR_PACKED, "F64")
-    files = weight_files(folder)
-    return {name: stored_tensor(file, name, dtypes)[:] for name, file in files.items()}
+    """Every tensor of every safetensors file of a folder, also of a dtype that is refused."""
+    found: dict[str, np.ndarray] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as tensors:
+            names = list(tensors.keys())
+        found |= {name: stored_tensor(file, name, (*WHOLE_OR_PACKED, "F64"))[:] for name in names}
+    return found
 
 
 def change_config(folder: Path, **changes: Any) -> None:
