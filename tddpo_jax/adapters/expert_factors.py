@@ -27,25 +27,25 @@ class Factors(NamedTuple):
     b: Float[np.ndarray, "E *outputs R"]
 
 
-class Stored(NamedTuple):
+class PeftFactors(NamedTuple):
     """The factors as PEFT stores them. If it takes inputs for outputs, O and I trade places."""
 
     a: Float[np.ndarray, "ER I"]
     b: Float[np.ndarray, "O RE"]
 
 
-def stored(factors: Factors, target: TargetParameter) -> Stored:
+def stored(factors: Factors, target: TargetParameter) -> PeftFactors:
     """PEFT's form of the factors."""
     a, b = factors
     b = b if target.outputs is None else target.outputs.export(b)
     rows, columns = (b.swapaxes(1, 2), a.swapaxes(1, 2)) if target.swapped else (a, b)
-    return Stored(
+    return PeftFactors(
         rows.reshape(-1, rows.shape[2]),
         columns.transpose(1, 2, 0).reshape(columns.shape[1], -1),
     )
 
 
-def factors(stored: Stored, target: TargetParameter, experts: int) -> Factors:
+def factors(stored: PeftFactors, target: TargetParameter, experts: int) -> Factors:
     """The inverse of `stored`.
 
     Args:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
+from qwix import QArray
 
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
@@ -65,8 +66,8 @@ def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
     By default these are all linear layers, and no experts.
 
     Raises:
-        UserError: `lora.targets` has a name that is no linear layer or product of experts of the
-            model, or experts are to have dropout.
+        UserError: `lora.targets` has a name of nothing that can have an adapter, or experts are to
+            have dropout.
     """
     weights = [
         weight
@@ -77,7 +78,8 @@ def target_paths(config: LoraConfig, model: DecoderConfig) -> list[str]:
     for target in config.targets or ():
         if target not in names:
             raise UserError(
-                f"lora.targets: the model has no linear layer {target!r}, only {', '.join(names)}"
+                f"lora.targets: {target} names nothing that can have an adapter here, only "
+                f"{', '.join(names)}"
             )
     if config.targets is None:
         return [weight.module for weight in linear_parameters(weights)]
@@ -222,6 +224,8 @@ def check_fresh(model: Decoder) -> None:
 def merged(model: Decoder, dtype: Any) -> Decoder:
     """A copy of the model whose adapters are added into its (dequantised) weights.
 
+    Each weight of the copy is where that of the model is, and is computed layer by layer.
+
     Args:
         model: the model; it does not change.
         dtype: dtype of all weights of the copy.
@@ -229,18 +233,41 @@ def merged(model: Decoder, dtype: Any) -> Decoder:
     copy = nnx.clone(model)
     adapters = whole_adapters(copy)
     for path, linear in adaptable_layers(copy).items():
-        weight = dense(linear.weight.get_value())
-        if path in adapters:
-            weight = weight.astype(jnp.float32) + _change(adapters[path]).reshape(weight.shape)
-        linear.weight, linear.adapter = nnx.Param(weight.astype(dtype)), None
+        weight, adapter = linear.weight.get_value(), adapters.get(path)
+        if adapter is not None or isinstance(weight, QArray):
+            factors = None if adapter is None else (adapter.a[...], adapter.b[...], adapter.scale)
+            place = weight.qvalue.sharding if isinstance(weight, QArray) else weight.sharding
+            merge = jax.jit(_whole, static_argnames="dtype", out_shardings=place)
+            linear.weight, linear.adapter = nnx.Param(merge(weight, factors, dtype=dtype)), None
     return with_weights_in(copy, dtype)
 
 
-def _change(adapter: Adapter) -> Float[Array, "*stacked O I"]:
-    """What an adapter adds to the weights, with their outputs on one axis."""
-    a, b = adapter.a[...], adapter.b[...]
-    b = b.reshape(*a.shape[:-2], -1, b.shape[-1])
-    return adapter.scale * jnp.einsum("...OR,...RI->...OI", b, a)
+def _whole(
+    stacked: Array | QArray, factors: tuple[Array, Array, Array | float] | None, *, dtype: Any
+) -> Float[Array, "L *outputs I"]:
+    """The dequantised weights of all layers, with what their adapters add.
+
+    Args:
+        stacked: the weights.
+        factors: the adapters' factors and their scale.
+        dtype: dtype of the result.
+    """
+
+    def of_layer(layer: Any) -> Array:
+        weight, pair = layer
+        weight = dense(weight)
+        # XLA would leave out the rounding to the weight's own dtype before a sum in float32.
+        own = jnp.finfo(weight.dtype)
+        weight = jax.lax.reduce_precision(weight, own.nexp, own.nmant)
+        if factors is None:
+            return weight.astype(dtype)
+        a, b = pair
+        change = jnp.einsum("...OR,...RI->...OI", b.reshape(*a.shape[:-2], -1, b.shape[-1]), a)
+        change = factors[2] * change.reshape(weight.shape)
+        return (weight.astype(jnp.float32) + change).astype(dtype)
+
+    # On CPU, XLA makes no slices of bfloat16. It converts the stack of this weight before the loop.
+    return jax.lax.map(of_layer, (stacked, factors and factors[:2]))
 
 
 def fresh_adapters(model: Decoder, config: LoraConfig, seed: int, mesh: Mesh) -> nnx.State:

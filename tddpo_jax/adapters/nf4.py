@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from tddpo_jax.errors import UserError
 from tddpo_jax.models.decoder import Decoder, adaptable_layers
+from tddpo_jax.models.tensor_table import adaptable_parameters
 
 NF4_BLOCK = 64
 
@@ -28,10 +29,12 @@ def quantize(model: Decoder) -> None:
     Raises:
         UserError: as for `nf4`.
     """
-    for path, layer in adaptable_layers(model).items():
+    layers = adaptable_layers(model)
+    for each in adaptable_parameters(model.config.parameters):
+        layer = layers[each.module]
         weight = layer.weight.get_value()
         if not isinstance(weight, qwix.QArray):
-            layer.weight = nnx.Param(nf4(weight, path.rpartition(".")[2]))
+            layer.weight = nnx.Param(nf4(weight, each.name))
 
 
 def nf4(weight: Array, name: str) -> qwix.QArray:

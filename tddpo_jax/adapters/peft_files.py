@@ -4,8 +4,8 @@ PEFT's factors have our orientation, A `[rank, inputs]` and B `[outputs, rank]`,
 each layer. Our factors are stacked on a leading axis. We support plain LoRA and rsLoRA on linear
 layers of all blocks, and on the experts of all blocks (`target_parameters`, see
 `expert_factors.py`). Everything else that PEFT supports (DoRA, biases, ranks by pattern, saved
-modules, new tokens) is refused by name. An adapter that was trained on a base in NF4 belongs to
-that base. PEFT cannot record this, so we write an additional file.
+modules, new tokens) is refused by name. An adapter that was trained on a base in four bits belongs
+to that base. PEFT cannot record this, so we write an additional file, and that it is there says so.
 
 References:
     Mangrulkar et al., "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (2022),
@@ -27,7 +27,6 @@ from jax.sharding import Mesh, NamedSharding
 from qwix import QArray
 
 from tddpo_jax.adapters.lora import whole_adapters
-from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.adapters.peft_tensors import AdapterTensors, tensors_of
 from tddpo_jax.config.schema import LoraConfig
 from tddpo_jax.errors import UserError
@@ -44,20 +43,17 @@ from tddpo_jax.weights.locate import ADAPTER_CONFIG, BASE_FILE
 from tddpo_jax.weights.tensor_files import read_tensors, write_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-QUANTIZED_FILE = "quantized_base.json"
+QUANTIZED_FILE = "quantized_base.json"  # only whether it is there matters
+QUANTIZED_NOTE = (
+    "This adapter was trained beside a base in four bits. Linear layers and experts are in NF4, "
+    "except experts that the base itself stores in four bits."
+)
 OLD_WEIGHTS_FILE = "adapter_model.bin"  # a pickle, which can run any code when it is read
 
 # These attributes do not change the mathematics of a plain LoRA, or the tensors repeat them.
 IGNORED_ATTRIBUTES = (
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode"),
-    *(
-        "target_modules",
-        "target_parameters",
-        "exclude_modules",
-        "layers_pattern",
-        "runtime_config",
-        "megatron_core",
-    ),
+    *("target_modules", "exclude_modules", "layers_pattern", "runtime_config", "megatron_core"),
     *("qalora_group_size", "loftq_config"),
 )
 # These attributes would change the mathematics. Only these values and empty ones are accepted.
@@ -111,10 +107,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
 def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
     """Puts the adapter of a PEFT folder beside the weights of the model, in place, in float32.
 
-    If the adapter was trained on a base in NF4, the weights become NF4 too.
-
     Args:
-        model: a model without an adapter; changed in place.
+        model: a model without an adapter, in four bits if the adapter was trained beside such a
+            one; changed in place.
         folder: a folder as PEFT's `save_pretrained` writes it.
         mesh: the devices; each holds the adapter whole, except what belongs to others' experts.
 
@@ -130,11 +125,10 @@ def load_adapter(model: Decoder, folder: Path, mesh: Mesh) -> None:
         )
     parameters = model.config.parameters
     tensors = _by_module(read_tensors(path), path, linear_parameters(parameters)[0])
-    targets = _targets(tensors, path, parameters, config.parameters)
+    experts = _experts_named(config.parameters, parameters, folder / ADAPTER_CONFIG)
+    targets = _targets(tensors, path, parameters, experts)
     shapes = {name: shape for one in targets for name, shape in one.shapes(config.rank).items()}
     _check_tensors(path, tensors, shapes)
-    if has_quantized_base(folder):
-        quantize(model)
     layers = adaptable_layers(model)
     for one in targets:
         *_, outputs, inputs = one.weight.shape
@@ -203,8 +197,7 @@ def export_adapter(
             (partial / BASE_FILE).write_text(json.dumps(known_by) + "\n")
         stored = (layer.weight.get_value() for layer in adaptable_layers(model).values())
         if any(isinstance(weight, QArray) for weight in stored):
-            quantized = {"format": "nf4", "block_size": NF4_BLOCK}
-            (partial / QUANTIZED_FILE).write_text(json.dumps(quantized) + "\n")
+            (partial / QUANTIZED_FILE).write_text(json.dumps({"note": QUANTIZED_NOTE}) + "\n")
 
 
 def _target_attributes(
@@ -242,7 +235,7 @@ def _modules(weights: Sequence[Parameter]) -> list[str] | str:
         return names
     begins = {weight.module_names()[0].partition("layers.")[0] for weight in weights}
     alternatives = ("|".join(map(re.escape, sorted(each))) for each in (begins, names))
-    return r"(.*\.)?({})layers\..*\.({})".format(*alternatives)
+    return r"({})layers\..*\.({})".format(*alternatives)
 
 
 def _attributes(adapter: Adapter, base_name: str, rslora: bool) -> dict[str, Any]:
@@ -292,7 +285,7 @@ def _targets(
     tensors: dict[str, np.ndarray],
     path: Path,
     parameters: Sequence[Parameter],
-    named: Sequence[str],
+    experts: Sequence[Parameter],
 ) -> list[AdapterTensors]:
     """The tensors of the adapters in a file.
 
@@ -300,12 +293,9 @@ def _targets(
         tensors: the content of the file.
         path: the file, for messages.
         parameters: those of the model.
-        named: the parameters of experts that the adapter adapts, by the ends of their names.
+        experts: the weights of experts that the adapter adapts.
     """
-    weights = [
-        *linear_parameters(parameters),
-        *(weight for name in named for weight in _named(name, parameters, path)),
-    ]
+    weights = [*linear_parameters(parameters), *experts]
     order = list(parameters)
     candidates = tensors_of(sorted(weights, key=order.index))
     known = {name: one.weight.name for one in candidates for pair in one.names() for name in pair}
@@ -318,22 +308,51 @@ def _targets(
     return [one for one in candidates if one.target or one.weight.name in found]
 
 
-def _named(name: str, parameters: Sequence[Parameter], path: Path) -> list[Parameter]:
-    """The weights of experts that an entry of `target_parameters` names, in all layers.
+def _experts_named(
+    named: Sequence[str], parameters: Sequence[Parameter], path: Path
+) -> list[Parameter]:
+    """The weights of experts that `target_parameters` names, which must be so in all layers.
 
-    An entry may also name the weight of a linear layer.
+    An entry is the name of a parameter, or an end of it from a dot on. It may stand for one layer
+    or for several. It may also name the weights of linear layers, which their tensors show anyway.
+
+    Args:
+        named: the entries.
+        parameters: those of the model.
+        path: the file, for messages.
     """
-    linear = linear_parameters(parameters)
-    if any(each.endswith(f".{name}") for weight in linear for each in weight.module_names()):
-        return []
-    found = [
-        weight
-        for weight in parameters
-        if (target := weight.tensor.target) and f".{target.name}".endswith(f".{name}")
-    ]
-    if not found:
-        raise UserError(f"{path}: target_parameters has {name}, which is no weight of experts")
-    return found
+    ends = tuple(f".{name}" for name in named)
+    experts = [weight for weight in parameters if weight.tensor.target]
+    names = {
+        weight: _parameter_names(weight) for weight in (*linear_parameters(parameters), *experts)
+    }
+    everywhere = [each for of_layers in names.values() for layer in of_layers for each in layer]
+    for name, end in zip(named, ends, strict=True):
+        if not any(each.endswith(end) for each in everywhere):
+            raise UserError(
+                f"{path}: target_parameters has {name}, which names nothing that can have an "
+                "adapter here"
+            )
+    layers: dict[str, list[bool]] = {}  # whether it is named in each layer, by the weight's name
+    for weight in experts:
+        found = [any(each.endswith(ends) for each in layer) for layer in names[weight]]
+        layers.setdefault(weight.name, []).extend(found)
+    for name, found in layers.items():
+        if any(found) and not all(found):
+            raise UserError(
+                f"{path}: target_parameters names {name} in {sum(found)} of {len(found)} layers; "
+                "adapters of experts must be in all layers"
+            )
+    return [weight for weight in experts if all(layers[weight.name])]
+
+
+def _parameter_names(weight: Parameter) -> list[tuple[str, str]]:
+    """The names of its tensors in transformers' two models, layer by layer, after a dot."""
+    target = weight.tensor.target
+    ours = weight.module_names()
+    if target is not None:
+        ours = [target.name.format(layer) for layer in weight.layers or ()]
+    return [(f".{own}", f".{hub}") for own, hub in zip(ours, weight.hub_names(), strict=True)]
 
 
 def _check_tensors(

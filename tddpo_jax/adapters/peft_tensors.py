@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tddpo_jax.adapters.expert_factors import Factors, Stored, factors, stored, stored_shapes
+from tddpo_jax.adapters.expert_factors import Factors, PeftFactors, factors, stored, stored_shapes
 from tddpo_jax.models.linear import Adapter
 from tddpo_jax.models.tensor_table import Parameter, TargetParameter
 from tddpo_jax.system.agreement import whole
@@ -34,8 +34,7 @@ class AdapterTensors(NamedTuple):
         if self.target is None:
             modules = [name.rpartition(".")[0] for name in self.weight.module_names()]
         else:
-            module = self.target.name.rpartition(".")[0]
-            modules = [module.format(layer) for layer in self.weight.layers or ()]
+            modules = [self.target.module.format(layer) for layer in self.weight.layers or ()]
         inner = ".base_layer" * self.wrappers
         return [
             (f"{start}.lora_A.weight", f"{start}.lora_B.weight")
@@ -72,7 +71,7 @@ class AdapterTensors(NamedTuple):
         ]
         if self.target is not None:
             experts = self.weight.shape[0]
-            pairs = [factors(Stored(*pair), self.target, experts) for pair in pairs]
+            pairs = [factors(PeftFactors(*pair), self.target, experts) for pair in pairs]
         a, b = zip(*pairs, strict=True)
         return np.stack(a), np.stack(b)
 
@@ -85,14 +84,13 @@ def tensors_of(weights: Sequence[Parameter]) -> list[AdapterTensors]:
     found = []
     for number, weight in enumerate(weights):
         target, later = weight.tensor.target, weights[number + 1 :]
-        module = None if target is None else target.name.rpartition(".")[0]
         wrappers = [
             each
             for each in later
-            if module is not None
+            if target is not None
             and each.layers == weight.layers
             and each.tensor.target is not None
-            and each.tensor.target.name.rpartition(".")[0] == module
+            and each.tensor.target.module == target.module
         ]
         found.append(AdapterTensors(weight, len(wrappers)))
     return found

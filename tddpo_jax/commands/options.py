@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from tddpo_jax.config.cells import grid_axes
 from tddpo_jax.config.dotted import with_value
-from tddpo_jax.config.loss_section import ROUTER, loss_section
+from tddpo_jax.config.loss_section import loss_section
 from tddpo_jax.config.reading import read_yaml, resolve, setting_fields
 from tddpo_jax.config.schema import Config, DataSource, ModelConfig
 from tddpo_jax.config.spelling import did_you_mean
@@ -175,7 +175,7 @@ def add_loss_settings(parser: argparse.ArgumentParser) -> None:
     """Adds the loss as an argument, and an option for every setting of losses."""
     parser.add_argument("loss.name", metavar="LOSS", help="a name, or path/to/file.py:function")
     for name, field in setting_fields(loss_section(), "loss."):
-        if name not in ("loss.name", f"loss.{ROUTER}"):
+        if name != "loss.name":
             _add(parser, name, field)
     parser.set_defaults(config=None)
 

@@ -9,7 +9,6 @@ from operator import attrgetter
 from typing import Any
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.loss_section import ROUTER
 from tddpo_jax.config.mixed_loss import load_mixture, name_of_weights
 from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import GROUPS, is_own, load_loss
@@ -110,18 +109,19 @@ def ignored_in(cells: Sequence[Config]) -> list[str]:
 
 
 def _cause(ignored: str, config: Config) -> str:
-    if ignored == f"loss.{ROUTER}" and config.train.mode == "full":
-        return f"train.router={config.train.router}"
-    is_of_loss = ignored.startswith("loss.") and ignored != f"loss.{ROUTER}"
-    return f"loss.name={config.loss.title}" if is_of_loss else f"train.mode={config.train.mode}"
+    if ignored.startswith("loss."):
+        return f"loss.name={config.loss.title}"
+    if ignored == "train.router_aux" and config.train.mode == "full":
+        return "train.router=frozen"
+    return f"train.mode={config.train.mode}"
 
 
 def ignored_settings(config: Config) -> list[str]:
     """Dotted names of the given settings that this configuration never reads."""
     names = [f"loss.{name}" for name in sorted(config.loss.model_fields_set - config.loss.read)]
     train = config.train
-    if ROUTER in config.loss.model_fields_set and not train.trains_routers:
-        names.append(f"loss.{ROUTER}")
+    if "router_aux" in train.model_fields_set and not train.trains_routers:
+        names.append("train.router_aux")
     if train.mode == "full":
         return names + [f"lora.{name}" for name in sorted(config.lora.model_fields_set)]
     # Adapters leave routers frozen.

@@ -21,9 +21,6 @@ from tddpo_jax.losses.catalogue import DEFAULT_LOSS, LOSSES, all_settings, reade
 from tddpo_jax.losses.loss import Loss, Setting
 from tddpo_jax.losses.weighted_sum import JOINT, is_mixture
 
-# The field for the loss of routers, which is added to any loss.
-ROUTER = "router_aux"
-
 
 class LossConfig(Section):
     """The loss and its settings.
@@ -44,11 +41,6 @@ class LossConfig(Section):
     set: dict[str, Finite] = Field(
         default_factory=dict, description="numbers of your own loss, as margin_scale=2.0 gate=0.1"
     )
-    router_aux: NonNegative = Field(
-        0.001,
-        description="weight of the loss that keeps the experts of a model evenly used; read with "
-        "train.router trained",
-    )
 
     if TYPE_CHECKING:
 
@@ -58,13 +50,13 @@ class LossConfig(Section):
     @property
     def settings(self) -> dict[str, Any]:
         """The name, and the value of every setting by the keyword of the loss's function."""
-        plain = {name: value for name, value in self if name not in (*GROUPS, ROUTER)}
+        plain = {name: value for name, value in self if name not in GROUPS}
         return {**plain, **self.set, **self.mix}
 
     @property
     def read(self) -> Set[str]:
-        """The fields that the loss reads, and `router_aux`, which may be added to any loss."""
-        return {"name", *GROUPS, ROUTER, *LOSSES[self.name].settings}
+        """The fields that the loss reads."""
+        return {"name", *GROUPS, *LOSSES[self.name].settings}
 
     @property
     def title(self) -> str:

@@ -186,6 +186,6 @@ def _setting(name: str, keyword: inspect.Parameter) -> Setting:
         raise UserError(
             f"{FIELD}: {name}: the default of {keyword.name} must be {allowed}, got {default!r}"
         )
-    # The files of a run hold Python's own numbers, no others such as NumPy's.
-    plain = default if isinstance(default, int | float | str) else float(default)
+    # The files of a run hold Python's own numbers. NumPy's own float64 is a float too.
+    plain = default if isinstance(default, str) else float(default)
     return dataclasses.replace(setting, default=plain)

@@ -229,6 +229,11 @@ class TrainConfig(Section):
         description="routers of a model with experts in full fine-tuning; frozen: policy and "
         "reference keep nearly the same experts",
     )
+    router_aux: NonNegative = Field(
+        0.001,
+        description="weight of the loss that keeps the experts of a model evenly used, which is "
+        "added to any loss; read with train.router trained",
+    )
     learning_rate: NonNegative = Field(
         default_factory=_learning_rate,
         description="learning rate after the warm-up; a file may map each loss to its own rate; "

@@ -54,6 +54,11 @@ class TargetParameter(NamedTuple):
     outputs: Transform | None = None
     swapped: bool = False  # whether PEFT takes the inputs for the outputs
 
+    @property
+    def module(self) -> str:
+        """The name of the module that holds the parameter."""
+        return self.name.rpartition(".")[0]
+
 
 class Pieces(NamedTuple):
     """A form of a tensor in a checkpoint: a tensor of its own for every index of its first axes."""

@@ -50,6 +50,11 @@ FOUR_BITS = (
     "The adapter was trained beside a base in four bits (NF4), which PEFT does not know of. Load "
     'the base with `BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")`.'
 )
+# No setting of transformers gives experts the same four bits.
+FOUR_BITS_OF_EXPERTS = (
+    "The adapter was trained beside a base in four bits, which PEFT does not know of. Use the "
+    "merged export."
+)
 
 
 def model_card(run: Path, *, adapter: bool, step: int | None = None) -> str:
@@ -86,12 +91,17 @@ def model_card(run: Path, *, adapter: bool, step: int | None = None) -> str:
         *validation,
         "## How to load it",
         "`FOLDER` is this folder or its id on the hub.",
-        *([FOUR_BITS] if adapter and settings["train"]["mode"] == "qlora" else []),
+        *(_four_bits(facts) if adapter and settings["train"]["mode"] == "qlora" else []),
         f"```python\n{LOADING[library]}{_chatting(facts)}```",
         "## Versions",
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _four_bits(facts: dict[str, Any]) -> list[str]:
+    """The sentences on the base of an adapter."""
+    return [FOUR_BITS_OF_EXPERTS if facts["model"].get("has_experts") else FOUR_BITS]
 
 
 def _data_sets(settings: dict[str, Any], facts: dict[str, Any]) -> list[str]:

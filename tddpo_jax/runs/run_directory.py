@@ -26,7 +26,6 @@ import numpy as np
 import yaml
 
 from tddpo_jax.config.dotted import get, with_value, without_value
-from tddpo_jax.config.loss_section import ROUTER, LossConfig
 from tddpo_jax.config.own_function import function_name
 from tddpo_jax.config.own_loss import LOSS_FILE, is_own
 from tddpo_jax.config.reading import read_yaml
@@ -366,16 +365,18 @@ def identity(settings: dict[str, Any]) -> dict[str, Any]:
             defaults = section.model_dump(mode="json")
             computed = {**computed, name: {**defaults, **computed[name]}}
     if isinstance(computed.get("train"), dict):
-        # No other setting of this section came later, and axes of a grid are not among them.
-        computed = {**computed, "train": {"router": TrainConfig().router, **computed["train"]}}
+        # No other settings of this section came later, and axes of a grid are not among them.
+        later = TrainConfig().model_dump(include={"router", "router_aux"})
+        computed = {**computed, "train": {**later, **computed["train"]}}
+        if (get(computed, "train.mode"), get(computed, "train.router")) != ("full", "trained"):
+            computed = without_value(computed, "train.router_aux")
     loss = LOSSES.get(str(get(computed, "loss.name")))
     if loss is not None:
         # A setting that the loss does not read does not count. Later versions may have more of
         # them, and of those that it reads: earlier runs had the defaults.
         groups = (["set"] if loss.source else []) + (["mix"] if is_mixture(loss.name) else [])
-        router = {ROUTER: LossConfig().router_aux}
-        read = {"name", *loss.settings, *groups, *router}
-        defaults = router | {name: setting.default for name, setting in loss.settings.items()}
+        read = {"name", *loss.settings, *groups}
+        defaults = {name: setting.default for name, setting in loss.settings.items()}
         given = {**defaults, **computed["loss"]}
         own = {name: value for name, value in given.items() if name in read}
         computed = {**computed, "loss": own}

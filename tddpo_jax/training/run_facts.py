@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from tddpo_jax import __version__
+from tddpo_jax.models.architecture import expert_layers
 from tddpo_jax.models.tensor_table import parameter_count
 from tddpo_jax.runs.run_directory import EVEN_STEPS
 from tddpo_jax.system.source import git_commit
@@ -37,6 +38,7 @@ def facts(shared: Shared) -> dict[str, Any]:
             "reference_sha256": shared.reference and shared.reference.content,
             "reference_adapter_sha256": shared.reference and shared.reference.adapter,
             "parameters": parameter_count(shared.model_config.parameters),
+            "has_experts": expert_layers(shared.model_config) is not None,
         },
         "data": {
             "path": shared.config.data.names,

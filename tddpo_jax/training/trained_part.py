@@ -34,4 +34,4 @@ def trained_part(train: TrainConfig, model: DecoderConfig) -> type[nnx.Param] | 
 def router_loss(config: Config, model: DecoderConfig) -> float:
     """The weight of the loss of routers: 0 if they are frozen or the model has none."""
     has_experts = expert_layers(model) is not None
-    return config.loss.router_aux if config.train.trains_routers and has_experts else 0.0
+    return config.train.router_aux if config.train.trains_routers and has_experts else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,25 @@ class Float8Tensor:
         return FLOAT8
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        with self.file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            begin, _ = json.loads(stream.read(length))[self.name]["data_offsets"]
-        stored = np.memmap(self.file, ml_dtypes.float8_e4m3fn, "r", 8 + length + begin, self.shape)
+        begin = _starts(self.file, self.file.stat().st_mtime_ns)[self.name]
+        stored = np.memmap(self.file, ml_dtypes.float8_e4m3fn, "r", begin, self.shape)
         return np.array(stored[index])  # a copy, so that nothing stays mapped into memory
+
+
+# Many tensors are read from one file, one after the other.
+@functools.lru_cache(maxsize=1)
+def _starts(file: Path, changed: int) -> dict[str, int]:
+    """Where the bytes of each tensor start.
+
+    Args:
+        file: the file.
+        changed: when it was last written, so that nothing is known of an earlier content.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

@@ -1,6 +1,6 @@
-"""Converts a Hugging Face folder to our tree and back, bit for bit, by one table of tensors.
+"""Converts a Hugging Face folder to our tree and back, by one table of tensors.
 
-Tensors that the source holds packed are written unpacked, in the model's dtype.
+Every bit is kept, except of tensors that the folder holds packed: those are written unpacked.
 Tensors are read one by one from safetensors and placed straight onto their shardings. So host
 memory holds one tensor and never a whole model. Each of several hosts reads only the part that lies
 on its own devices. Unknown, missing and duplicate names are errors, and so are unknown config
@@ -44,16 +44,15 @@ from tddpo_jax.weights.companions import Companions, write_companions
 from tddpo_jax.weights.packed import (
     PackedTensor,
     PiecedTensor,
+    expected_tensors,
     stored_whole,
     whole_tensors,
-    with_packed,
 )
 from tddpo_jax.weights.tensor_files import (
     WEIGHT_FILES,
     stored_dtype,
     stored_spec,
     stored_tensor,
-    stored_tensors,
     weight_files,
     write_tensors,
 )
@@ -117,15 +116,8 @@ def load(
     _check_names(folder, files, expected, config)
     _say_dropped(folder, files, config)
     arrays: dict[str, Any] = {}
-    for name, stored in with_packed(stored_tensors(stored_files), stored_files, expected):
-        if name not in expected:
-            continue
+    for name, stored in expected_tensors(stored_files, expected):
         parameter, place = expected[name]
-        found, wanted = stored.get_shape(), list(parameter.hub_shape)
-        if found != wanted:
-            raise UserError(
-                f"{files[name]}: {name} has shape {found}, but config.json requires {wanted}"
-            )
         path, spec = parameter.path, parameter_spec(parameter)
         own_dtype = jnp.float32 if parameter.tensor.kind == "buffer" else dtype
         if place is None:
@@ -140,11 +132,9 @@ def load(
             arrays[path] = jax.tree.map(
                 functools.partial(_zeros, len(parameter.layers or ())), tensor
             )
-        if tensor.dtype != arrays[path].dtype:
-            raise UserError(
-                f"{files[name]}: {name} is {tensor.dtype}, "
-                f"but other layers are {arrays[path].dtype}"
-            )
+        found, others = _dtypes(tensor), _dtypes(arrays[path])
+        if found != others:
+            raise UserError(f"{files[name]}: {name} is {found}, but other layers are {others}")
         arrays[path] = _with_layer(arrays[path], tensor, place)
     repeated = [each.tensor for each in config.parameters if each.tensor.repeated_as in files]
     agree(lambda: _check_repeated(folder, files, repeated))
@@ -158,12 +148,15 @@ def _placed(stored: Any, parameter: Parameter, sharding: NamedSharding, dtype: A
     """Reads a tensor from its file onto its devices.
 
     Each host reads once the smallest block that covers the parts of all its devices. A tensor that
-    needs a transform is read whole. Of one in pieces, each device's part is read by itself.
+    needs a transform is read whole. Of one in pieces, each part is read once for all devices that
+    hold it.
     """
     shape, transform = parameter.shape, parameter.tensor.transform
     if isinstance(stored, PiecedTensor):
-        part_of = functools.partial(stored.part, dtype=dtype)
-        return jax.make_array_from_callback(shape, sharding, part_of)
+        read_once = functools.cache(functools.partial(stored.part, dtype=dtype))
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: read_once(*_spans(index, shape))
+        )
     parts = sharding.addressable_devices_indices_map(shape).values()
     bounds = [_spans(part, shape) for part in parts]
     first = [min(start for start, _ in axis) for axis in zip(*bounds, strict=True)]
@@ -220,6 +213,11 @@ def _check_blocks(parameter: Parameter, blocks: int, sharding: NamedSharding) ->
         )
 
 
+def _dtypes(tensor: jax.Array | QArray) -> str:
+    """The dtype, or those of values in few bits and of their scales."""
+    return " and ".join(str(leaf.dtype) for leaf in jax.tree.leaves(tensor))
+
+
 def _zeros(layers: int, layer: jax.Array) -> jax.Array:
     """Room for a stack of such layers."""
     assert isinstance(layer.sharding, NamedSharding)
@@ -247,6 +245,8 @@ def _check_names(
         not_read = name.endswith(config.derived) or name.startswith(config.carried + config.dropped)
         if name not in expected and name not in repeated and not not_read:
             raise UserError(f"{files[name]}: tensor {name} is unknown")
+        if name.startswith(config.carried):
+            stored_spec(files[name], name)  # an export could not hold another dtype
 
 
 def _say_dropped(folder: Path, files: Collection[str], config: DecoderConfig) -> None:
@@ -280,7 +280,7 @@ def export(
 ) -> None:
     """Writes a Hugging Face folder with our weights and copies of all else that `source` holds.
 
-    Tensors that the source holds packed are written unpacked, in the model's dtype.
+    Tensors that the source holds packed are written unpacked.
 
     Every host must call this function, and the first one writes. The folder appears whole or not at
     all. Each file holds at most `SHARD_BYTES` of tensors. Names and index are those of
@@ -290,7 +290,7 @@ def export(
         model: the weights.
         source: the Hugging Face folder from which the model was loaded.
         output: the folder to write; replaced if it exists.
-        dtype: dtype of the stored tensors; default: the model's own.
+        dtype: dtype of the stored tensors, except of buffers; default: the model's own.
         companions: what replaces files of `source`, and comes beside them.
     """
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, WEIGHTS))
@@ -308,7 +308,7 @@ def export(
         transform = parameter.tensor.transform
         return host if transform is None else transform.export(host)
 
-    # The pieces of a layer's two tensors take turns, so both stay on the host meanwhile.
+    # The pieces of a layer's two tensors take turns in a file, so both stay on the host meanwhile.
     in_pieces = functools.lru_cache(maxsize=2)(whole_tensor)
 
     def tensor(name: str) -> np.ndarray:
@@ -388,7 +388,8 @@ def _host(array: jax.Array, place: int | None, dtype: np.dtype) -> np.ndarray:
 
 def _spec(arrays: dict[str, jax.Array], parameter: Parameter, dtype: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a tensor, or of a piece of one, as the checkpoint stores it."""
-    stored = arrays[parameter.path].dtype if dtype is None else dtype
+    is_own = dtype is None or parameter.tensor.kind == "buffer"
+    stored = arrays[parameter.path].dtype if is_own else dtype
     return jax.ShapeDtypeStruct(parameter.piece_shape, stored)
 
 

@@ -54,19 +54,20 @@ class PiecedTensor:
     def get_shape(self) -> list[int]:
         return list(self.shape)
 
-    def part(self, index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """The part in a slice for each axis. Only one piece at a time has another dtype.
+    def part(self, *spans: tuple[int, int], dtype: Any) -> np.ndarray:
+        """The part in a span for each axis. Only one piece at a time has another dtype.
 
         Args:
-            index: the slices.
+            *spans: the (start, stop) along each axis.
             dtype: of the result; None: the pieces' own.
         """
-        axes = [range(*one.indices(size)) for one, size in zip(index, self.shape, strict=True)]
+        axes = [range(*span) for span in spans]
         first = len(next(iter(self.pieces)))
+        within = tuple(slice(*span) for span in spans[first:])
         names = [self.pieces[each] for each in itertools.product(*axes[:first])]
         found: np.ndarray | None = None
         for number, name in enumerate(names):
-            piece = self.read(name)[index[first:]]
+            piece = self.read(name)[within]
             if found is None:
                 found = np.empty((len(names), *piece.shape), dtype or piece.dtype)
             elif dtype is None and piece.dtype != found.dtype:
@@ -92,14 +93,12 @@ def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Pa
     """The names of a folder's tensors and their files, with one name for all parts or pieces.
 
     Raises:
-        UserError: a part or a piece is missing, or a packed tensor is also there whole.
+        UserError: a part or a piece is missing, or a tensor in parts or pieces is also there whole.
     """
     found, leaves = dict(files), _leaves(expected)
     pieces: dict[str, list[str]] = {}
     for name, leaf in leaves.items():
         if _is_packed(name, leaf, files):
-            if name in files and name not in leaf.parts(name):
-                raise UserError(f"{files[name]}: tensor {name} is there twice, whole and packed")
             _fold(found, name, leaf.parts(name))
         if name != leaf.owner:
             pieces.setdefault(leaf.owner, []).append(name)
@@ -111,6 +110,8 @@ def whole_tensors(files: Mapping[str, Path], expected: Expected) -> dict[str, Pa
 
 def _fold(found: dict[str, Path], name: str, members: list[str]) -> None:
     """Puts one name, with the file of its first member, in place of the names of its members."""
+    if name in found and name not in members:
+        raise UserError(f"{found[name]}: tensor {name} is there twice, whole and in parts")
     first = next(found[member] for member in members if member in found)
     for member in members:
         if member not in found:
@@ -126,22 +127,14 @@ def stored_whole(files: Mapping[str, Path], expected: Expected) -> set[str]:
     return {name for name, leaf in leaves if name in files and not _is_packed(name, leaf, files)}
 
 
-def with_packed(
-    tensors: Iterator[tuple[str, Any]], files: Mapping[str, Path], expected: Expected
-) -> Iterator[tuple[str, Any]]:
-    """Yields stored tensors, with one tensor in place of the first part or piece of each.
+def expected_tensors(files: Mapping[str, Path], expected: Expected) -> Iterator[tuple[str, Any]]:
+    """Yields the expected tensors that a folder holds, each with what reads it when it is indexed.
 
     Raises:
-        UserError: a part or a piece has another shape or dtype than its tensor requires, or a
-            tensor that is not packed has the dtype of parts.
+        UserError: a tensor, a part or a piece has another shape or dtype than is required, or a
+            tensor that is not packed has the dtype of parts; and as for `whole_tensors`.
     """
-    leaves, given = _leaves(expected), set()
-    owners: dict[str, str] = {}  # the tensors of parts and of pieces
-    for name, leaf in leaves.items():
-        if _is_packed(name, leaf, files):
-            owners |= dict.fromkeys(leaf.parts(name), leaf.owner)
-        elif name != leaf.owner:
-            owners[name] = leaf.owner
+    leaves = _leaves(expected)
 
     def read(name: str) -> Any:
         leaf = leaves[name]
@@ -151,13 +144,9 @@ def with_packed(
         _check_shape(name, stored, leaf, files)
         return stored
 
-    for name, stored in tensors:
-        owner = owners.get(name)
-        if owner is None:
-            yield name, _plain(name, stored, files) if name in expected else stored
-        elif owner not in given:
-            given.add(owner)
-            yield owner, _whole(owner, *expected[owner], read)
+    for name in whole_tensors(files, expected):
+        if name in expected:
+            yield name, _whole(name, *expected[name], read)
 
 
 def _whole(name: str, parameter: Parameter, place: int | None, read: Callable[[str], Any]) -> Any:

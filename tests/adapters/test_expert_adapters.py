@@ -9,6 +9,8 @@ import peft
 import pytest
 import tiny_models
 import torch
+from both_logits import our_logits, their_logits
+from flax import nnx
 from tiny_adapters import adapted
 from tiny_gpt_oss import FOLDER
 from transformers import AutoModelForCausalLM
@@ -23,6 +25,7 @@ from tddpo_jax.weights.hugging_face import read_config
 # PEFT asks transformers for an attribute that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
+LAYERS = read_config(FOLDER).layers
 TOKENS = np.random.default_rng(1).integers(3, 300, (2, 21), np.int32)
 BOTH = ("experts.gate_up", "experts.down")
 TARGETS = {"both and more": ("q_proj", *BOTH), "up": BOTH[:1], "down": BOTH[1:]}
@@ -37,15 +40,6 @@ def transformers_model():
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 
 
-def our_logits(model):
-    return np.asarray(tiny_models.hidden_states(model, TOKENS) @ model.head_weight.T)
-
-
-def their_logits(model):
-    with torch.no_grad():
-        return model(torch.from_numpy(TOKENS)).logits.numpy()
-
-
 def assert_close(found, wanted):
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
@@ -56,10 +50,13 @@ def test_peft_computes_with_our_folder_what_we_compute(targets, base, tmp_path):
     ours = adapted(base, 1, rank=3, alpha=7.0, targets=targets)
     export_adapter(ours, tmp_path, str(FOLDER))
     theirs = peft.PeftModel.from_pretrained(transformers_model(), tmp_path)
-    found = our_logits(ours)
-    assert_close(found, their_logits(theirs))
-    assert_close(our_logits(merged(ours, jnp.float32)), their_logits(theirs.merge_and_unload()))
-    assert np.abs(found - our_logits(base)).max() > 0.1
+    found = our_logits(ours, TOKENS)
+    assert_close(found, their_logits(theirs, TOKENS))
+    assert_close(
+        our_logits(merged(ours, jnp.float32), TOKENS),
+        their_logits(theirs.merge_and_unload(), TOKENS),
+    )
+    assert np.abs(found - our_logits(base, TOKENS)).max() > 0.1
     again = tiny_models.load(FOLDER, jnp.float32)
     load_adapter(again, tmp_path, tiny_models.one_device())
     assert jax.tree.all(jax.tree.map(np.array_equal, again, ours))
@@ -80,17 +77,42 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(base, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = tiny_models.load(FOLDER, jnp.float32)
     load_adapter(ours, tmp_path, tiny_models.one_device())
-    assert_close(our_logits(ours), their_logits(theirs))
+    assert_close(our_logits(ours, TOKENS), their_logits(theirs, TOKENS))
     file = tmp_path / "adapter_config.json"
     attributes = json.loads(file.read_text())
+
+    def read(given):
+        file.write_text(json.dumps({**attributes, "target_parameters": given}))
+        again = nnx.clone(base)
+        load_adapter(again, tmp_path, tiny_models.one_device())
+        return again
+
+    names = config.target_parameters
+    for given in (
+        [*names, "mlp.experts.gate_up_proj", "down_proj"],  # two or three for one weight
+        [*names, *(f"model.layers.{layer}.self_attn.v_proj.weight" for layer in range(LAYERS))],
+        [
+            *(f"{layer}.mlp.experts.down_proj" for layer in range(LAYERS)),
+            *(f"model.layers.{layer}.mlp.experts.gate_up_proj" for layer in range(LAYERS)),
+        ],
+    ):
+        assert jax.tree.all(jax.tree.map(np.array_equal, read(given), ours)), given
     for given, message in (
-        (["mlp.experts.side_proj"], "target_parameters has mlp.experts.side_proj, which is no wei"),
+        (["mlp.experts.side_proj"], "target_parameters has mlp.experts.side_proj, which names not"),
+        (
+            ["9.mlp.experts.down_proj"],
+            r"target_parameters has 9\.mlp\.experts\.down_proj, which nam",
+        ),
         ("mlp.experts.down_proj", "target_parameters must be a list of names"),
         (["mlp.experts.down_proj"], r"experts\.base_layer\.lora_A\.weight is unknown"),
+        (
+            [f"{layer}.mlp.experts.gate_up_proj" for layer in range(0, LAYERS, 2)],
+            rf"adapter_config\.json: target_parameters names experts\.gate_up in {LAYERS // 2} of "
+            rf"{LAYERS} layers; adapters of experts must be in all layers",
+        ),
     ):
-        file.write_text(json.dumps({**attributes, "target_parameters": given}))
         with pytest.raises(ValueError, match=message):
-            load_adapter(tiny_models.load(FOLDER, jnp.float32), tmp_path, tiny_models.one_device())
+            read(given)
 
 
 class Llama4Experts(torch.nn.Module):
@@ -137,3 +159,11 @@ def test_experts_are_adapted_if_they_are_named():
         target_paths(LoraConfig(targets=BOTH, dropout=0.1), config)
     with pytest.raises(ValueError, match=r"o_proj, experts\.gate_up, experts\.down"):
         target_paths(LoraConfig(targets=("gate_proj",)), config)
+
+
+@pytest.mark.parametrize("name", ["experts.gate_up", "experts.down"])
+def test_experts_that_peft_cannot_adapt_are_refused(name):
+    config = read_config(FOLDER.parents[1] / "deepseek-v3" / "model")
+    message = rf"lora\.targets: {name} names nothing that can have an adapter here, only q_a_proj, "
+    with pytest.raises(ValueError, match=message):
+        target_paths(LoraConfig(targets=("q_a_proj", name)), config)

@@ -8,6 +8,7 @@ import tiny_models
 from flax import nnx
 from qwix import QArray
 
+from tddpo_jax.adapters import lora
 from tddpo_jax.adapters.lora import add_adapters, check_fresh, fresh_adapters, merged
 from tddpo_jax.adapters.nf4 import NF4_BLOCK, quantize
 from tddpo_jax.config.schema import LoraConfig
@@ -134,6 +135,17 @@ def test_merged_is_the_same_model():
     actual = tiny_models.hidden_states(single, TOKENS)
     np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(tiny_models.hidden_states(model, TOKENS), expected)
+
+
+def test_merging_makes_one_layer_at_a_time():
+    """Of seven layers of experts. Expected: room for less than two of them in float32."""
+    weight, a, b = (
+        jax.ShapeDtypeStruct((7, 4, *shape), jnp.float32)
+        for shape in ((2, 32, 64), (3, 64), (2, 32, 3))
+    )
+    program = jax.jit(lora._whole, static_argnames="dtype")
+    used = program.lower(weight, (a, b, 2.0), dtype=jnp.bfloat16).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 2 * (4 * 2 * 32 * 64) * 4
 
 
 def test_merged_has_the_dtype_that_was_asked_for():
@@ -345,6 +357,8 @@ def test_a_quantised_model_keeps_its_places_and_its_numbers_on_a_mesh(quantized)
     np.testing.assert_allclose(hidden, expected_hidden, atol=1e-4)
     for got, wanted in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
+    held, whole = (each.layers.down_proj.weight for each in (model, merged(model, jnp.bfloat16)))
+    assert whole[...].sharding == held.get_value().qvalue.sharding
 
 
 def test_inputs_that_are_no_blocks_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -12,19 +13,22 @@ import pytest
 import tiny_models
 import tiny_runs
 import torch
+from both_logits import our_logits, their_logits
 from places import GOLDEN
 from safetensors.numpy import load_file, save_file
 from tiny_adapters import adapted
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tddpo_jax.adapters import load
+from tddpo_jax.adapters import load, peft_files
 from tddpo_jax.adapters.peft_files import export_adapter, load_adapter, read_peft_config
 from tddpo_jax.commands.export import export_run
 from tddpo_jax.config import reading
 from tddpo_jax.generation.generator import Generator
 from tddpo_jax.models.llama.tensors import LINEAR_NAMES
+from tddpo_jax.models.tensor_table import linear_parameters
 from tddpo_jax.system.console import Screen
 from tddpo_jax.training import prepare
+from tddpo_jax.weights.hugging_face import read_config
 from tddpo_jax.weights.locate import resolve
 
 NUMPY = {"float16": np.float16, "bfloat16": jnp.bfloat16}
@@ -41,15 +45,6 @@ ADAPTERS = {"all": LINEAR_NAMES, "some": ("q_proj", "o_proj", "down_proj")}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return tiny_models.save(tmp_path_factory.mktemp("base"), tiny_models.hugging_face())
-
-
-def our_logits(model) -> np.ndarray:
-    return np.asarray(tiny_models.hidden_states(model, TOKENS) @ model.head_weight.T)
-
-
-def their_logits(model) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.from_numpy(TOKENS)).logits.numpy()
 
 
 def pefts_model(targets, **settings):
@@ -71,8 +66,10 @@ def test_peft_computes_with_our_folder_what_we_compute(targets, base, tmp_path):
     ours = adapted(tiny_models.load(base), 1, rank=3, alpha=7.0, targets=targets)
     export_adapter(ours, tmp_path / "adapter", str(base))
     theirs = peft.PeftModel.from_pretrained(tiny_models.hugging_face(), tmp_path / "adapter")
-    np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
-    assert np.abs(our_logits(ours) - our_logits(tiny_models.load(base))).max() > 0.1
+    np.testing.assert_allclose(
+        our_logits(ours, TOKENS), their_logits(theirs, TOKENS), rtol=1e-4, atol=1e-4
+    )
+    assert np.abs(our_logits(ours, TOKENS) - our_logits(tiny_models.load(base), TOKENS)).max() > 0.1
 
 
 @pytest.mark.parametrize("targets", ADAPTERS.values(), ids=ADAPTERS)
@@ -81,7 +78,9 @@ def test_we_compute_with_a_folder_of_peft_what_peft_computes(targets, base, tmp_
     theirs.save_pretrained(tmp_path / "adapter")
     ours = tiny_models.load(base)
     load_adapter(ours, tmp_path / "adapter", tiny_models.one_device())
-    np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        our_logits(ours, TOKENS), their_logits(theirs, TOKENS), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("of_text", [True, False])
@@ -118,16 +117,34 @@ def other_names(tensors):
     return {name.replace(here, there): tensor for name, tensor in tensors.items()}
 
 
+@pytest.mark.parametrize("family", ["llama4-maverick", "gemma3"])
+def test_layers_of_a_vision_part_get_no_adapter(family):
+    """They have names such as `vision_model.model.layers.0.self_attn.q_proj`."""
+    config = read_config(GOLDEN / family / "model")
+    weights = linear_parameters(config.parameters)
+    pattern = peft_files._modules(weights)
+    names = {name.removesuffix(".weight") for each in weights for name in each.module_names()}
+    assert all(re.fullmatch(pattern, name) for name in names)
+    stored = tiny_models.tensors_of(GOLDEN / family / "model")
+    vision = {name.removesuffix(".weight") for name in stored if name.startswith(config.carried)}
+    assert any("q_proj" in name for name in vision)
+    assert not any(re.fullmatch(pattern, name) for name in vision)
+
+
 def test_rslora_divides_by_the_root_of_the_rank(base, tmp_path):
     """Both ways between PEFT and us, with scale 7 / sqrt(3); the folder still says rsLoRA."""
     theirs = pefts_model(["q_proj"], use_rslora=True)
     theirs.save_pretrained(tmp_path / "first")
     ours = tiny_models.load(base)
     load_adapter(ours, tmp_path / "first", tiny_models.one_device())
-    np.testing.assert_allclose(our_logits(ours), their_logits(theirs), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        our_logits(ours, TOKENS), their_logits(theirs, TOKENS), rtol=1e-4, atol=1e-4
+    )
     export_adapter(ours, tmp_path / "second", str(base), rslora=True)
     again = peft.PeftModel.from_pretrained(tiny_models.hugging_face(), tmp_path / "second")
-    np.testing.assert_allclose(their_logits(again), their_logits(theirs), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        their_logits(again, TOKENS), their_logits(theirs, TOKENS), rtol=1e-4, atol=1e-4
+    )
     written = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
     assert (written["use_rslora"], written["lora_alpha"]) == (True, 7.0)
 

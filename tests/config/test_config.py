@@ -196,11 +196,11 @@ def test_each_loss_names_the_settings_it_reads():
     fields = [name for name, _ in setting_fields() if name.startswith("loss.")]
     read = {f"loss.{name}" for loss in LOSSES.values() for name in loss.settings}
     assert len(fields) == len(set(fields))
-    assert {"loss.name", "loss.set", "loss.mix", "loss.router_aux", *read} == set(fields)
+    assert {"loss.name", "loss.set", "loss.mix", *read} == set(fields)
     defaults = {
         name: setting.default for loss in LOSSES.values() for name, setting in loss.settings.items()
     }
-    beside = {"name": "td_dpo", "set": {}, "mix": {}, "router_aux": 0.001}
+    beside = {"name": "td_dpo", "set": {}, "mix": {}}
     assert dict(resolve({}).loss) == beside | defaults
     assert resolve({}).loss.settings == {"name": "td_dpo", **defaults}
 
@@ -240,6 +240,8 @@ IGNORED = {
         {"train": {"mode": "lora", "router": "trained"}},
         ["train.router"],
     ),
+    "a weight for frozen routers": ({"train": {"router_aux": 0.1}}, ["train.router_aux"]),
+    "a weight for trained routers": ({"train": {"router": "trained", "router_aux": 0.1}}, []),
     "routers without adapters": ({"train": {"router": "trained"}}, []),
     "what td_dpo reads": ({"loss": {"beta": 1, "tau": 2, "margin": "log_ratio"}}, []),
 }

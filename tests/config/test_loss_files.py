@@ -47,11 +47,13 @@ def test_a_default_of_numpy_becomes_a_plain_number(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import numpy as np\n\n\n"
-        "def f(pairs, *, a=np.float32(0.5), b=np.int64(2)):\n    return -pairs.logp_chosen\n"
+        "def f(pairs, *, a=np.float32(0.5), b=np.int64(2), c=np.float64(3), beta=np.float64(4)):\n"
+        "    return -pairs.logp_chosen\n"
     )
     (config,) = cells(name=f"{file}:f")
-    assert config.loss.set == {"a": 0.5, "b": 2.0}
-    assert {type(value) for value in config.loss.set.values()} == {float}
+    assert config.loss.set == {"a": 0.5, "b": 2.0, "c": 3.0}
+    assert {type(value) for value in (*config.loss.set.values(), config.loss.beta)} == {float}
+    assert {type(each.default) for each in LOSSES[config.loss.name].settings.values()} == {float}
 
 
 def test_cells_are_named_by_the_function_and_by_the_numbers_that_vary():

@@ -37,9 +37,9 @@ class Recorded:
 def main() -> None:
     folder, coordinator, count, index = sys.argv[1:]
     hosts.join(HostsConfig(coordinator=coordinator, count=int(count), index=int(index)))
-    tensors = hugging_face.stored_tensors
-    hugging_face.stored_tensors = lambda files: (
-        (n, Recorded(n, stored)) for n, stored in tensors(files)
+    tensors = hugging_face.expected_tensors
+    hugging_face.expected_tensors = lambda files, expected: (
+        (n, Recorded(n, stored)) for n, stored in tensors(files, expected)
     )
     hugging_face.load(Path(folder), make_mesh(MeshConfig(fsdp=-1)))
     print(json.dumps(READ))

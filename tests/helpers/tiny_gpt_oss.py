@@ -20,8 +20,6 @@ SIZES = {
     "vocab_size": 448,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "layer_types": ["sliding_attention"],
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "head_dim": 16,
@@ -31,10 +29,17 @@ SIZES = {
 }
 
 
-def write(folder: Path) -> Path:
-    """Writes the folder of a model."""
+def write(folder: Path, layers: int = 1) -> Path:
+    """Writes the folder of a model.
+
+    Args:
+        folder: the folder.
+        layers: number of layers; the first has a window, and every other one.
+    """
     rng = np.random.default_rng(0)
-    attributes = {**json.loads((FOLDER / "config.json").read_text()), **SIZES}
+    types = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
+    depth = {"num_hidden_layers": layers, "layer_types": types}
+    attributes = {**json.loads((FOLDER / "config.json").read_text()), **SIZES, **depth}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(attributes))
     tensors: dict[str, np.ndarray] = {}

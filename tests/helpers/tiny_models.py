@@ -32,9 +32,12 @@ from tddpo_jax.models.decoder import Decoder, Remat
 from tddpo_jax.models.llama.model import LlamaConfig
 from tddpo_jax.placement.mesh import make_mesh
 from tddpo_jax.scoring.forward import view_of
-from tddpo_jax.weights.float8 import FLOAT8, Float8Tensor
 from tddpo_jax.weights.hugging_face import load as load_checkpoint
-from tddpo_jax.weights.tensor_files import WEIGHT_FILES
+from tddpo_jax.weights.tensor_files import (
+    WEIGHT_FILES,
+    WHOLE_OR_PACKED,
+    stored_tensor,
+)
 
 if TYPE_CHECKING:  # functions import it themselves, because not every test needs PyTorch
     import torch
@@ -139,15 +142,12 @@ def load_from(model: PreTrainedModel) -> Decoder:
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    """Every tensor of every safetensors file of a folder."""
+    """Every tensor of every safetensors file of a folder, also of a dtype that is refused."""
     found: dict[str, np.ndarray] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  It is no dictionary.
-                stored = tensors.get_slice(name)
-                if stored.get_dtype() == FLOAT8:
-                    stored = Float8Tensor(file, name, tuple(stored.get_shape()))
-                found[name] = stored[:]
+            names = list(tensors.keys())
+        found |= {name: stored_tensor(file, name, (*WHOLE_OR_PACKED, "F64"))[:] for name in names}
     return found
 
 

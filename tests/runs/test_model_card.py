@@ -53,6 +53,15 @@ def test_the_card_names_base_loss_data_and_metrics(run):
     assert "jax 1.2.3" in card.text
 
 
+def test_a_base_with_experts_has_four_bits_that_no_other_program_makes(run):
+    facts = {**FACTS, "model": {**FACTS["model"], "has_experts": True}}
+    (run / "run.json").write_text(json.dumps(facts))
+    card = model_card(run, adapter=True)
+    assert "beside a base in four bits, which PEFT does not know of. Use the merged export." in card
+    assert "BitsAndBytesConfig" not in card
+    assert "NF4" not in card
+
+
 def test_every_data_set_of_a_mixture_is_named(run):
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["data"]["path"] = [{"path": "/home/someone/a.jsonl"}, {"path": "owner/b"}]

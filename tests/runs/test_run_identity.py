@@ -24,6 +24,24 @@ def test_naming_all_linear_layers_is_the_default():
     assert identity(settings_with(LINEAR_NAMES[1:])) != default
 
 
+def test_the_weight_of_the_routers_loss_counts_where_routers_are_trained():
+    """Runs of earlier versions had neither setting."""
+
+    def of(**train):
+        return identity(resolve({"train": train}).model_dump(mode="json"))
+
+    settings = resolve({}).model_dump(mode="json")
+    early = {**settings, "train": dict(settings["train"])}
+    del early["train"]["router"], early["train"]["router_aux"]
+    assert identity(early) == of() == of(router_aux=0.5)
+    adapters = of(mode="lora", router="trained")
+    assert of(mode="lora", router="trained", router_aux=0.5) == adapters
+    trained = of(router="trained")
+    assert trained != of()
+    assert of(router="trained", router_aux=0.5) != trained
+    assert of(router="trained", router_aux=0.001) == trained
+
+
 @pytest.mark.parametrize(("batch_pairs", "refused"), [(64, True), (60, False)])
 def test_an_unfinished_run_with_steps_of_other_sizes_is_refused(batch_pairs, refused, tmp_path):
     """Earlier versions gave the last step of an epoch the remainder; 60 divides 900 pairs."""

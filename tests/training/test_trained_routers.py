@@ -78,5 +78,5 @@ def test_routers_have_a_loss_only_if_they_are_trained(changes, wanted):
 
 def test_a_weight_that_has_no_effect_is_named():
     for train, cause in (({}, "train.router=frozen"), ({"mode": "lora"}, "train.mode=lora")):
-        config = resolve({"train": train, "loss": {"router_aux": 0.5}})
-        assert f"loss.router_aux has no effect with {cause}" in ignored_in([config])
+        config = resolve({"train": {**train, "router_aux": 0.5}})
+        assert f"train.router_aux has no effect with {cause}" in ignored_in([config])

@@ -32,7 +32,7 @@ REFUSED = {
     ),
     "whole and packed": (
         {DOWN: np.zeros(WHOLE, ml_dtypes.bfloat16)},
-        f"tensor {DOWN} is there twice, whole and packed",
+        f"tensor {DOWN} is there twice, whole and in parts",
     ),
 }
 
@@ -54,3 +54,13 @@ def test_whole_experts_are_read_as_well(tmp_path):
     down = tiny_models.load(folder).layers_0_1.experts.down.weight[...]
     assert not np.any(down[0])
     assert np.all(np.any(down[1] != 0, axis=(1, 2)))
+
+
+def test_what_an_export_copies_must_have_a_dtype_that_it_can_hold(tmp_path):
+    """That is said before the training, not after it."""
+    folder = shutil.copytree(GOLDEN.parents[1] / "llama4-maverick" / "model", tmp_path / "model")
+    name = "vision_model.layernorm_pre.weight"
+    assert name in tiny_models.tensors_of(folder)
+    tiny_models.change_tensors(folder, **{name: np.zeros(32, np.uint8)})
+    with pytest.raises(ValueError, match=f"{name} is stored as U8, but must be one of float32"):
+        tiny_models.load(folder)

@@ -12,6 +12,7 @@ import torch
 from places import GOLDEN
 from safetensors.torch import load_file, save_file
 
+from tddpo_jax.models.tensor_table import hub_tensors
 from tddpo_jax.weights import hugging_face
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*predicts further tokens")
@@ -51,6 +52,10 @@ REFUSED = {
         {UP.replace("5", "8"): torch.zeros(64, 256)},
         "tensor model.layers.2.mlp.experts.8.up_proj.weight is unknown",
     ),
+    "whole and in pieces": (
+        {"model.layers.2.mlp.experts.down_proj": torch.zeros(8, 256, 64)},
+        "tensor model.layers.2.mlp.experts.down_proj is there twice, whole and in parts",
+    ),
     "a layer too many": (
         {"model.layers.5.enorm.weight": torch.ones(256)},
         "tensor model.layers.5.enorm.weight is unknown",
@@ -65,27 +70,35 @@ def test_a_folder_that_is_not_what_it_says_is_refused(name, tmp_path):
         tiny_models.load(changed(tmp_path / "model", changes))
 
 
-def test_an_export_holds_rounded_pieces_and_copied_buffers(tmp_path):
+@pytest.mark.parametrize("family", ["deepseek-v3", "deepseek-v32"])
+def test_an_export_holds_rounded_pieces_and_buffers_as_they_are(family, tmp_path):
     """In bfloat16, as a run exports: each expert's tensors are what the folder's mean, rounded. The
-    correction of a router's choice stays as it is. Nothing is said of packing, and no layer that
-    predicts further tokens is counted. What is read from there is exported once more, bit for bit.
+    correction of a router's choice, and what chooses keys, stay as they are. Nothing is said of
+    packing, and no layer that predicts further tokens is counted. What is read from there is
+    exported once more, bit for bit.
     """
-    model = tiny_models.load(FOLDER, jnp.float32)
+    folder = GOLDEN / family / "model"
+    model = tiny_models.load(folder, jnp.float32)
     first, second = tmp_path / "first", tmp_path / "second"
-    hugging_face.export(model, FOLDER, first, jnp.bfloat16)
-    written, stored = (tiny_models.tensors_of(folder) for folder in (first, FOLDER))
-    kept = {name for name in stored if not name.startswith("model.layers.4.")}
+    hugging_face.export(model, folder, first, jnp.bfloat16)
+    written, stored = (tiny_models.tensors_of(each) for each in (first, folder))
+    kept = {name for name in stored if not name.startswith(model.config.dropped)}
     assert written.keys() == {name for name in kept if not name.endswith("_scale_inv")}
+    buffers = {
+        name
+        for name, (each, _) in hub_tensors(model.config.parameters).items()
+        if each.tensor.kind == "buffer"
+    }
+    packed = {name for name in written if f"{name}_scale_inv" in stored}
+    assert bool(buffers & packed) == (family == "deepseek-v32")
     for name, tensor in written.items():
-        if name.endswith("e_score_correction_bias"):
-            assert tensor.dtype == np.float32
-            np.testing.assert_array_equal(tensor, stored[name])
-            continue
-        wanted = stored[name].astype(np.float32)
-        if f"{name}_scale_inv" in stored:
+        wanted = stored[name]
+        if name in packed:
             row, column = np.indices(wanted.shape) // 128
-            wanted = wanted * stored[f"{name}_scale_inv"][row, column]
-        np.testing.assert_array_equal(tensor, wanted.astype(jnp.bfloat16))
+            wanted = wanted.astype(np.float32) * stored[f"{name}_scale_inv"][row, column]
+        wanted = wanted if name in buffers else wanted.astype(jnp.bfloat16)
+        assert tensor.dtype == wanted.dtype
+        np.testing.assert_array_equal(tensor, wanted)
     config = json.loads((first / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["num_nextn_predict_layers"] == 0
