@@ -58,7 +58,7 @@ def test_whole_experts_are_read_as_well(tmp_path):
 
 def test_what_an_export_copies_must_have_a_dtype_that_it_can_hold(tmp_path):
     """That is said before the training, not after it."""
-    folder = shutil.copytree(GOLDEN.parents[1] / "llama4-maverick" / "model", tmp_path / "model")
+    folder = shutil.copytree(GOLDEN / "llama4-maverick" / "model", tmp_path / "model")
     name = "vision_model.layernorm_pre.weight"
     assert name in tiny_models.tensors_of(folder)
     tiny_models.change_tensors(folder, **{name: np.zeros(32, np.uint8)})
